@@ -1,0 +1,67 @@
+"""What every data set is to the rest of ccassets: named splits of rows, each with a key, a label and an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ccassets.progress import Progress
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split in the data set's own order, known without decoding an image.
+
+    `keys` say where a row came from: the path relative to the data set's root, or its index in the data set.
+    `labels` (n,) int64 are 0 where the data set has none. `groups` (patient, slide) and `label_matrix` (n, L)
+    uint8 are None where there are none. `fingerprints` change whenever the bytes behind a row may have changed
+    (for a file: size, mtime_ns, ctime_ns and inode).
+    """
+
+    keys: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    fingerprints: Sequence[str]
+    groups: Sequence[str] | None = None
+    label_matrix: npt.NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Dataset(Protocol):
+    """The contract. `name` and `version` go into the provenance; `classes` are label names, () when unknown.
+
+    `labelled` is False when the data set has no labels at all.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labelled(self) -> bool: ...
+
+    def fetch(self, progress: Progress) -> None:
+        """Make the data set readable: find it, or download, verify and unpack it where the study allows that.
+
+        Raises `DatasetError` saying what is missing and what to do.
+        """
+
+    def rows(self, split: str) -> Rows:
+        """The rows of a split; raises `DatasetError` when the split is not there."""
+
+    def read(self, split: str, row: int) -> Image.Image:
+        """The image of a row, decoded, as 8-bit RGB; safe in worker threads, flat in memory.
+
+        Raises `DatasetError` with the reason when it cannot be decoded.
+        """

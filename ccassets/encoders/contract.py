@@ -1,0 +1,113 @@
+"""What every encoder is to the rest of ccassets: an identity card, and images and texts turned into features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+EXTRACTION_VERSION = 1
+"""Raised on purpose when our own preprocessing, pooling or tokenization changes what an encoder gives."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """Everything about an encoder that determines numbers, known without building the model.
+
+    `weights_digest` and `tokenizer_digest` are SHA-256 (hex) of the files' bytes. `dim` is D, `token_count` is
+    T_img (0 without tokens). The four logit parameters are the model's own: the scales are natural logarithms.
+    `recorded` is told but not part of the identity (hub id, commit, number of parameters, …).
+    """
+
+    kind: str
+    weights_digest: str
+    architecture: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    text_pooling: str | None
+    tokenizer_digest: str | None
+    dim: int
+    token_count: int
+    image_size: int
+    dtype: str
+    stored_dtype: str = "float16"
+    extraction_version: int = EXTRACTION_VERSION
+    strict: Mapping[str, Any] | None = None
+    logit_scale: float | None = None
+    logit_bias: float | None = None
+    concept_logit_scale: float | None = None
+    concept_logit_bias: float | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_text(self) -> bool:
+        return self.text_pooling is not None
+
+    @property
+    def identity(self) -> str:
+        """32 hex digits: SHA-256 of the canonical JSON of every field but `recorded`, cut in half."""
+        fields = asdict(self)
+        del fields["recorded"]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+    def to_json(self) -> str:
+        return json.dumps({"identity": self.identity, **asdict(self)}, indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> EncoderCard:
+        fields = json.loads(text)
+        del fields["identity"]
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """`features` (B, D) float32, unit length; `tokens` (B, T_img, D) float32 or float16, row-major, or None."""
+
+    features: npt.NDArray[np.floating[Any]]
+    tokens: npt.NDArray[np.floating[Any]] | None
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """`features` (K, D) float32, unit length; `tokens` (K, T, D) float32 or None.
+
+    `input_ids` (K, T) int32 and `attention_mask` (K, T) uint8 are the tokens as encoded, `offsets` (K, T, 2)
+    int32 the half-open character range of the prompt that each token covers, (0, 0) for special tokens.
+    """
+
+    features: FloatArray
+    tokens: FloatArray | None
+    input_ids: npt.NDArray[np.int32]
+    attention_mask: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int32]
+
+
+class Encoder(Protocol):
+    """The contract. `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
+
+    Equal input gives equal bits on the same device kind, dtype and batch shape.
+    """
+
+    @property
+    def card(self) -> EncoderCard: ...
+
+    def preprocess(self, image: Image.Image) -> FloatArray:
+        """An RGB image as the model's input, (3, image_size, image_size) float32."""
+
+    def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
+        """Features of a batch of preprocessed images, (B, 3, image_size, image_size) float32."""
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
+        """Features of RGB images: `preprocess` and `encode_pixels` in one call."""
+
+    def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of prompts; raises `EncoderError` when the encoder has no text tower (`card.has_text`)."""

@@ -1,0 +1,25 @@
+"""The exceptions of ccassets: every message says what was expected, what was found, where, and what to do."""
+
+
+class CcassetsError(Exception):
+    """Base of all errors that ccassets raises for its user; its text is meant to be read as it is."""
+
+
+class StudyError(CcassetsError):
+    """A study file is missing, malformed, or asks for something that cannot be."""
+
+
+class DatasetError(CcassetsError):
+    """Images or labels of a data set are missing, unreadable, or not what the study says."""
+
+
+class EncoderError(CcassetsError):
+    """Weights, tokenizer or device of an encoder are missing or do not fit."""
+
+
+class DatabaseError(CcassetsError):
+    """A file is not the feature database, or the part of one, that was expected."""
+
+
+class StorageError(CcassetsError):
+    """The disk, a path or a lock does not allow what has to be done."""

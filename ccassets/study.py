@@ -1,0 +1,462 @@
+"""The study: one YAML file that says what to extract, as one typed model for Dagster and the library alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ccassets.errors import StudyError
+
+COMPONENT_TYPE = "ccassets.FeatureDatabase"
+SHIPPED_STUDIES = Path(__file__).parent / "defs"
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- data sets ---------------------------------------------------------------------------------------
+
+
+class _DatasetSection(_Section):
+    splits: tuple[Text, ...] = ("train", "val", "test")
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_names(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        if not splits:
+            raise ValueError("at least one split is needed")
+        if len(set(splits)) != len(splits):
+            raise ValueError("every split may be named once")
+        for split in splits:
+            if "/" in split or "\\" in split or split in {".", ".."} or split != split.strip():
+                raise ValueError(f"{split!r}: a split name has no slash, and no blanks around it")
+            if not split.isprintable() or "..." in split:
+                raise ValueError(f"{split!r}: a split name has no control characters and no '...'")
+        return splits
+
+
+class MedmnistConfig(_DatasetSection):
+    """A 2D set of the MedMNIST collection, at any of its sizes."""
+
+    kind: Literal["medmnist"]
+    name: Text
+    size: Literal[28, 64, 128, 224] = 28
+    root: Path | None = None
+    download: bool = False
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_exist(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [split for split in splits if split not in {"train", "val", "test"}]
+        if unknown:
+            raise ValueError(f"MedMNIST has the splits train, val and test; found {unknown}")
+        return splits
+
+
+class FolderConfig(_DatasetSection):
+    """Image files in `<root>/<split>/<class>/`; `classes` sets the order of the labels."""
+
+    kind: Literal["folder"]
+    root: Path
+    classes: tuple[Text, ...] | None = None
+
+
+class TableColumns(_Section):
+    """Which column of a table holds what."""
+
+    path: Text = "path"
+    label: Text = "label"
+    split: Text = "split"
+    group: Text | None = None
+
+
+class TableConfig(_DatasetSection):
+    """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
+
+    kind: Literal["table"]
+    file: Path
+    root: Path | None = None
+    columns: TableColumns = TableColumns()
+    classes: tuple[Text, ...] | None = None
+
+
+class PhantomDatasetConfig(_Section):
+    """Generated blood-smear cells: `rows` gives the number of images of every split, in order."""
+
+    kind: Literal["phantom"]
+    rows: dict[Text, Annotated[int, Field(ge=0)]] = {"train": 192, "val": 64, "test": 64}
+    size: Annotated[int, Field(ge=32, le=512)] = 96
+    seed: int = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.rows)
+
+    @field_validator("rows")
+    @classmethod
+    def _splits_are_names(cls, rows: dict[str, int]) -> dict[str, int]:
+        _DatasetSection(splits=tuple(rows))
+        return rows
+
+
+DatasetConfig = Annotated[
+    MedmnistConfig | FolderConfig | TableConfig | PhantomDatasetConfig, Field(discriminator="kind")
+]
+
+
+# --- encoders ----------------------------------------------------------------------------------------
+
+
+class _EncoderSection(_Section):
+    dtype: Dtype = "float32"
+    tokens: bool = True
+
+
+class ConceptClipConfig(_EncoderSection):
+    """ConceptCLIP: a hub id, a folder, or `random` weights drawn from `seed`.
+
+    `architecture` names a JSON file with other dimensions than the published ones, `tokenizer` a folder or
+    hub id to read the tokenizer from when it does not lie beside the weights.
+    """
+
+    kind: Literal["conceptclip"]
+    weights: Text = "JerrryNie/ConceptCLIP"
+    revision: Text = "main"
+    seed: int | None = None
+    architecture: Path | None = None
+    tokenizer: Text | None = None
+
+    @model_validator(mode="after")
+    def _random_weights_have_a_seed(self) -> ConceptClipConfig:
+        if self.weights == "random" and self.seed is None:
+            raise ValueError("weights: random needs a seed, for example `seed: 0`")
+        if self.weights != "random" and self.seed is not None:
+            raise ValueError("seed belongs to weights: random only")
+        if self.weights == "random" and self.tokenizer is None:
+            raise ValueError("weights: random brings no tokenizer: name a folder or hub id with `tokenizer`")
+        return self
+
+
+class TransformersConfig(_EncoderSection):
+    """Any dual encoder of the transformers library (CLIP, SigLIP, …), from the hub or a folder."""
+
+    kind: Literal["transformers"]
+    weights: Text
+    revision: Text = "main"
+
+
+class PythonEncoderConfig(_EncoderSection):
+    """A user's own encoder: `target` is `module:Class`, called with `options` as keyword arguments."""
+
+    kind: Literal["python"]
+    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    options: dict[str, Any] = {}
+
+
+class PhantomEncoderConfig(_EncoderSection):
+    """The small encoder of ConceptCLIP's architecture that ships with the project, for phantom cells."""
+
+    kind: Literal["phantom"]
+
+
+EncoderConfig = Annotated[
+    ConceptClipConfig | TransformersConfig | PythonEncoderConfig | PhantomEncoderConfig,
+    Field(discriminator="kind"),
+]
+
+
+# --- vocabulary --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A template filled with every word: prompts, and where in each prompt its word stands.
+
+    `subjects` holds half-open character ranges; a custom prompt has no inserted word and the range `(0, 0)`.
+    """
+
+    template_id: str
+    prompts: tuple[str, ...]
+    subjects: tuple[tuple[int, int], ...]
+
+    @property
+    def texts_hash(self) -> str:
+        """SHA-256 of every prompt's UTF-8 bytes, each followed by a zero byte (lower-case hex)."""
+        return texts_hash(self.prompts)
+
+
+def texts_hash(prompts: Sequence[str]) -> str:
+    """SHA-256 over every prompt's UTF-8 bytes, each followed by one zero byte, in order (lower-case hex)."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(prompt.encode("utf-8") + b"\0")
+    return digest.hexdigest()
+
+
+class Concept(_Section):
+    """A concept: its word, and optionally a group, a level and synonyms that are ensembled with it."""
+
+    word: Text
+    group: str | None = None
+    level: int | None = None
+    synonyms: tuple[Text, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.word, *self.synonyms)
+
+
+class _Words(_Section):
+    templates: tuple[Text, ...] = ()
+
+    @field_validator("templates")
+    @classmethod
+    def _one_slot_each(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r}: a template has exactly one {{}}, where the word goes")
+        return templates
+
+
+class LabelWords(_Words):
+    """Label words, in the order of the label numbers, and the templates they are put into."""
+
+    words: tuple[Text, ...] = ()
+
+
+class ConceptWords(_Words):
+    """Concepts and the templates they are put into."""
+
+    words: tuple[Concept, ...] = ()
+
+    @field_validator("words", mode="before")
+    @classmethod
+    def _a_string_is_a_word(cls, words: Any) -> Any:
+        if not isinstance(words, (list, tuple)):
+            return words
+        return [{"word": word} if isinstance(word, str) else word for word in words]
+
+    @field_validator("words")
+    @classmethod
+    def _words_are_distinct(cls, words: tuple[Concept, ...]) -> tuple[Concept, ...]:
+        texts = [text for concept in words for text in concept.texts]
+        twice = sorted({text for text in texts if texts.count(text) > 1})
+        if twice:
+            raise ValueError(f"every concept word and synonym may stand once; found twice: {twice}")
+        return words
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every word, each followed by its synonyms: the rows of a concept template."""
+        return tuple(text for concept in self.words for text in concept.texts)
+
+
+class Vocabulary(_Section):
+    """Concept words, label words, and the prompt templates of each."""
+
+    labels: LabelWords = LabelWords()
+    concepts: ConceptWords = ConceptWords()
+    custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], tuple[Text, ...]] = {}
+
+    @field_validator("custom")
+    @classmethod
+    def _custom_ids_are_their_own(cls, custom: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for template_id, prompts in custom.items():
+            if template_id.startswith(("concept_prompts_t", "label_prompts_t")):
+                raise ValueError(f"{template_id}: this id belongs to the numbered templates; choose another")
+            if not prompts:
+                raise ValueError(f"{template_id}: at least one prompt is needed")
+        return custom
+
+    def templates(self) -> dict[str, PromptTemplate]:
+        """Every template by id: concepts first, then labels, then custom ones."""
+        filled = [
+            *_fill("concept_prompts", self.concepts.templates, self.concepts.texts),
+            *_fill("label_prompts", self.labels.templates, self.labels.words),
+            *(
+                PromptTemplate(template_id, prompts, ((0, 0),) * len(prompts))
+                for template_id, prompts in self.custom.items()
+            ),
+        ]
+        return {template.template_id: template for template in filled}
+
+
+def _fill(prefix: str, templates: Sequence[str], words: Sequence[str]) -> Iterator[PromptTemplate]:
+    if not words:
+        return
+    for number, template in enumerate(templates, start=1):
+        start = template.index("{}")
+        yield PromptTemplate(
+            template_id=f"{prefix}_t{number:02d}",
+            prompts=tuple(template.replace("{}", word) for word in words),
+            subjects=tuple((start, start + len(word)) for word in words),
+        )
+
+
+# --- the study ---------------------------------------------------------------------------------------
+
+
+class ExtractionConfig(_Section):
+    """How images are encoded; `strict` makes batch, device kind and library versions part of the identity."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    rows_per_shard: Annotated[int, Field(ge=1)] = 128
+    limit: Annotated[int, Field(ge=1)] | None = None
+    on_bad_image: Literal["error", "skip", "blank"] = "error"
+    strict: bool = False
+    partitioned: bool | None = None
+
+    @model_validator(mode="after")
+    def _shards_are_whole_batches(self) -> ExtractionConfig:
+        if self.rows_per_shard % self.batch_size:
+            raise ValueError(
+                f"rows_per_shard ({self.rows_per_shard}) must be a multiple of batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class StorageConfig(_Section):
+    """What the database file is called, and whether image parts stay once it is assembled and validated."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.(h5|hdf5)$")] = "conceptclip_features.h5"
+    keep_parts: bool = True
+
+
+class StudyConfig(_Section):
+    """The `attributes` of a study file; every key and default is documented in `docs/study.md`."""
+
+    description: str = ""
+    dataset: DatasetConfig
+    encoder: EncoderConfig
+    vocabulary: Vocabulary = Vocabulary()
+    extraction: ExtractionConfig = ExtractionConfig()
+    storage: StorageConfig = StorageConfig()
+
+
+class Study(StudyConfig):
+    """A study with its name and the folder that relative paths in it start from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    folder: Path
+
+    @classmethod
+    def from_config(cls, config: StudyConfig, *, folder: Path) -> Study:
+        """The study that a folder's `defs.yaml` describes; its name is the folder's."""
+        name = folder.name
+        try:
+            return cls(
+                name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields}
+            )
+        except ValidationError as error:
+            raise StudyError(
+                f"The folder {name!r} cannot name a study: letters, digits and _ are expected. Rename the folder."
+            ) from error
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.dataset.splits
+
+    @property
+    def database_file(self) -> str:
+        """The database's file name; a study with a limit has one of its own, so it never replaces the whole."""
+        if self.extraction.limit is None:
+            return self.storage.file
+        stem, _, suffix = self.storage.file.rpartition(".")
+        return f"{stem}.limit-{self.extraction.limit}.{suffix}"
+
+    @property
+    def readme(self) -> str | None:
+        """The text of the study folder's README.md, if it has one."""
+        path = self.folder / "README.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the study file, made absolute: `~` is the home, a relative path starts at the study's folder."""
+        return (self.folder / Path(path).expanduser()).absolute()
+
+
+def load_study(name_or_path: str | os.PathLike[str]) -> Study:
+    """The study of that name (one that ships, or one under `CCASSETS_STUDIES`), or of a path to a `defs.yaml`.
+
+    Raises `StudyError` naming file, line and key of everything that is wrong in it.
+    """
+    path = find_study(name_or_path)
+    return Study.from_config(_read_config(path), folder=path.parent.absolute())
+
+
+def study_files() -> dict[str, Path]:
+    """Every study by name: those that ship, then those under `CCASSETS_STUDIES`, which win on equal names."""
+    roots = [SHIPPED_STUDIES]
+    own = os.environ.get("CCASSETS_STUDIES")
+    if own:
+        roots.append(Path(own).expanduser())
+    return {path.parent.name: path for root in roots for path in sorted(root.glob("*/defs.yaml"))}
+
+
+def find_study(name_or_path: str | os.PathLike[str]) -> Path:
+    """The path of a study's `defs.yaml`; raises `StudyError` with what there is to choose from."""
+    known = study_files()
+    text = os.fspath(name_or_path)
+    if text in known:
+        return known[text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path / "defs.yaml"
+    if path.is_file():
+        return path.absolute()
+    raise StudyError(
+        f"There is no study {text!r}. Known studies: {', '.join(known) or 'none'}. "
+        "Give one of these names or a path to a defs.yaml; your own studies are found under CCASSETS_STUDIES."
+    )
+
+
+def _read_config(path: Path) -> StudyConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict) or data.get("type") != COMPONENT_TYPE:
+        found = data.get("type") if isinstance(data, dict) else type(data).__name__
+        raise StudyError(f"{path}:1: a study starts with `type: {COMPONENT_TYPE}`; found {found!r}")
+    unknown = sorted(set(map(str, data)) - {"type", "attributes", "requirements", "post_processing"})
+    if unknown:
+        raise StudyError(f"{path}: unknown keys {unknown}; a study's own keys stand under `attributes`")
+    try:
+        return StudyConfig.model_validate(data.get("attributes") or {})
+    except ValidationError as error:
+        lines = [
+            f"{path}:{_line(root, ('attributes', *problem['loc']))}: "
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise StudyError("\n".join(lines)) from error
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """The line of the deepest node on the way to a location; union tags in it, which no key has, are passed over."""
+    line = 1
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(step):
+                    line, node = key.start_mark.line + 1, value
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+    return line
