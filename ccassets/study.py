@@ -355,9 +355,7 @@ class Study(StudyConfig):
         """The study that a folder's `defs.yaml` describes; its name is the folder's."""
         name = folder.name
         try:
-            return cls(
-                name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields}
-            )
+            return cls(name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields})
         except ValidationError as error:
             raise StudyError(
                 f"The folder {name!r} cannot name a study: letters, digits and _ are expected. Rename the folder."
