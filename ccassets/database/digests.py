@@ -1,0 +1,105 @@
+"""Digests of what came out: rows, splits, templates, databases. Dates and provenance are in none of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Array = npt.NDArray[Any]
+
+
+class TemplateLike(Protocol):
+    """What a template's digest is taken over; a stored template and one about to be written both are this."""
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+    @property
+    def text_features(self) -> Array: ...
+    @property
+    def text_token_features(self) -> Array | None: ...
+    @property
+    def input_ids(self) -> Array | None: ...
+    @property
+    def attention_mask(self) -> Array | None: ...
+    @property
+    def subject_span(self) -> Array | None: ...
+
+
+TEMPLATE_ARRAYS = ("text_features", "text_token_features", "input_ids", "attention_mask", "subject_span")
+
+
+def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uint8]:
+    """XXH3-128 of every row's stored bytes, `image_features` then `image_token_features`: (n, 16) uint8."""
+    digests = np.empty((len(features), 16), np.uint8)
+    for row in range(len(features)):
+        hasher = xxhash.xxh3_128(_bytes(features[row]))
+        if tokens is not None:
+            hasher.update(_bytes(tokens[row]))
+        digests[row] = np.frombuffer(hasher.digest(), np.uint8)
+    return digests
+
+
+def template_digest(template: TemplateLike) -> str:
+    """XXH3-128 (hex) over name, dtype, shape and bytes of a template's arrays and over its texts."""
+    hasher = xxhash.xxh3_128()
+    for name in TEMPLATE_ARRAYS:
+        array = getattr(template, name)
+        if array is not None:
+            little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            hasher.update(f"{name}|{little_endian.dtype.str}|{little_endian.shape}|".encode())
+            hasher.update(_bytes(little_endian))
+    _update_texts(hasher, "texts", template.texts)
+    return hasher.hexdigest()
+
+
+def split_digest(
+    feature_digest: Array,
+    *,
+    keys: Sequence[str],
+    labels: Array,
+    groups: Sequence[str] | None,
+    label_matrix: Array | None,
+) -> str:
+    """SHA-256 (hex) over a split's feature digests in order, and its keys, labels, groups and label matrix."""
+    hasher = hashlib.sha256()
+    hasher.update(f"rows {len(feature_digest)}|".encode())
+    hasher.update(_bytes(feature_digest))
+    hasher.update(_bytes(labels.astype("<i8", copy=False)))
+    _update_texts(hasher, "keys", keys)
+    if groups is not None:
+        _update_texts(hasher, "groups", groups)
+    if label_matrix is not None:
+        hasher.update(f"label_matrix {label_matrix.shape}|".encode())
+        hasher.update(_bytes(label_matrix))
+    return hasher.hexdigest()
+
+
+def database_digest(
+    splits: Mapping[str, str], templates: Mapping[str, str], vocabulary: Mapping[str, Sequence[str]]
+) -> str:
+    """SHA-256 (hex) over splits in order, templates by id, and the four word and template lists."""
+    content = {
+        "splits": list(splits.items()),
+        "templates": sorted(templates.items()),
+        "vocabulary": {name: list(words) for name, words in vocabulary.items()},
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _update_texts(hasher: Any, name: str, texts: Iterable[str]) -> None:
+    # Length first, so that no two lists of strings give the same bytes.
+    hasher.update(f"{name}|".encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogateescape")
+        hasher.update(len(data).to_bytes(8, "little") + data)
+
+
+def _bytes(array: Array) -> memoryview:
+    return np.ascontiguousarray(array).data

@@ -1,0 +1,27 @@
+"""The names, dtypes and constants of feature database format 1.0, and nothing that opens a file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+VERSION = "1.0"
+ALIGNMENT = 4096
+"""Image features and token features start at a multiple of this, so that file systems can share their blocks."""
+SMALL_ALIGNMENT = 64
+"""Every other numeric data set starts at a multiple of this, so that it can be mapped whatever D is."""
+
+Profile = Literal["database", "image-part", "template-part"]
+
+IMAGE_FEATURES = "image_features"
+IMAGE_TOKEN_FEATURES = "image_token_features"
+BULK = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES)
+
+STORED_IMAGE_DTYPE = np.dtype("<f2")
+STORED_TEXT_DTYPE = np.dtype("<f4")
+
+LOGIT_PARAMETERS = ("logit_scale", "logit_bias", "concept_logit_scale", "concept_logit_bias")
+LOGIT_SCALE_SPACE = "log"
+
+UNSPECIFIED_SPLIT = "unspecified"

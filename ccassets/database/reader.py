@@ -1,0 +1,560 @@
+"""The one reader: `open_database` gives any file of the format, ours or the original scripts', lazily and read-only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
+from ccassets.errors import DatabaseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = npt.NDArray[Any]
+Rows = slice | Sequence[int] | npt.NDArray[np.integer[Any]] | int | None
+
+_JSON_ATTRIBUTES = (
+    "split_counts",
+    "label_texts",
+    "prompt_temp_for_labels",
+    "concept_texts",
+    "prompt_temp_for_concepts",
+    "concepts",
+    "label_classes",
+    "provenance",
+    "dataset",
+)
+
+
+def open_database(path: str | os.PathLike[str]) -> FeatureDatabase:
+    """Open a feature database, or a part of one, for reading.
+
+    Contiguous arrays are mapped, not copied; chunked ones are read through h5py. A finished file is only ever
+    replaced, never changed: who holds the old one keeps it. Raises `DatabaseError` when there is
+    no such file or it is not HDF5.
+    """
+    return FeatureDatabase(Path(path))
+
+
+class FeatureDatabase:
+    """A feature database: image features of every row, templates, and what is known about both.
+
+    A context manager; it can be pickled (it is opened again on the other side) and so used in the workers of a
+    data loader.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._file = open_hdf5(self.path)
+
+    def __enter__(self) -> FeatureDatabase:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_database, (self.path,)
+
+    def __len__(self) -> int:
+        """N, the number of rows; 0 for a file without images."""
+        dataset = self._dataset(IMAGE_FEATURES)
+        return 0 if dataset is None else len(dataset)
+
+    def __repr__(self) -> str:
+        return f"FeatureDatabase({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
+
+    def close(self) -> None:
+        """Close the file; arrays that were mapped from it stay usable."""
+        self._file.close()
+
+    @property
+    def file(self) -> h5py.File:
+        """The open HDF5 file, for what this class does not offer."""
+        return self._file
+
+    # --- images ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def image_features(self) -> Array:
+        """(N, D) float16, unit length before the cast; mapped, or an h5py data set where the file is chunked."""
+        return self._rows_of(IMAGE_FEATURES)
+
+    @cached_property
+    def image_token_features(self) -> Array | None:
+        """(N, T_img, D) float16, row-major from the top left; None in a file without tokens."""
+        return None if self._dataset(IMAGE_TOKEN_FEATURES) is None else self._rows_of(IMAGE_TOKEN_FEATURES)
+
+    @property
+    def dim(self) -> int:
+        """D, the width of every feature; 0 in a file that holds none."""
+        dataset = self._dataset(IMAGE_FEATURES)
+        if dataset is not None and dataset.ndim == 2:
+            return int(dataset.shape[1])
+        return next((int(template.text_features.shape[1]) for template in self.templates.values()), 0)
+
+    @property
+    def token_count(self) -> int:
+        """T_img, the number of patches of an image; 0 without token features."""
+        dataset = self._dataset(IMAGE_TOKEN_FEATURES)
+        return int(dataset.shape[1]) if dataset is not None and dataset.ndim == 3 else 0
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, the rows' own numbers."""
+        return self._values("ids")
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, the data set's labels."""
+        return self._values("labels")
+
+    @cached_property
+    def split(self) -> npt.NDArray[np.object_]:
+        """(N,) str, the split of every row."""
+        return self._texts("split")
+
+    @cached_property
+    def keys(self) -> npt.NDArray[np.object_] | None:
+        """(N,) str, where every row came from; None in a file of the original scripts."""
+        return self._texts("keys") if "keys" in self._file else None
+
+    @cached_property
+    def groups(self) -> npt.NDArray[np.object_] | None:
+        """(N,) str, the patient or slide of every row; None where the data set has none."""
+        return self._texts("groups") if "groups" in self._file else None
+
+    @cached_property
+    def label_matrix(self) -> npt.NDArray[np.uint8] | None:
+        """(N, L) uint8 of a multi-label data set; None elsewhere."""
+        return self._values("label_matrix") if "label_matrix" in self._file else None
+
+    @cached_property
+    def image_digest(self) -> npt.NDArray[np.uint8] | None:
+        """(N, 32) uint8, SHA-256 of the pixels every row was computed from; None in a file that has none."""
+        return self._values("image_digest") if "image_digest" in self._file else None
+
+    @cached_property
+    def feature_digest(self) -> npt.NDArray[np.uint8] | None:
+        """(N, 16) uint8, XXH3-128 of every row's stored bytes; None in a file that has none."""
+        return self._values("feature_digest") if "feature_digest" in self._file else None
+
+    @cached_property
+    def splits(self) -> Mapping[str, slice]:
+        """Every split and the rows it takes, in file order.
+
+        Raises `DatabaseError` when the rows of a split do not stand together, as in a file with doubled rows.
+        """
+        names = self.split
+        if not len(names):
+            return MappingProxyType({name: slice(0, 0) for name in self.attributes.get("split_counts") or {}})
+        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+        ends = np.r_[starts[1:], len(names)]
+        splits = {}
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            if names[start] in splits:
+                raise DatabaseError(
+                    f"{self.path}: the rows of split {names[start]!r} do not stand together (again at row {start}). "
+                    "Run `ccassets validate` on the file to see what happened to it."
+                )
+            splits[names[start]] = slice(start, end)
+        return MappingProxyType(splits)
+
+    # --- attributes -----------------------------------------------------------------------------------
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Any]:
+        """Root attributes; JSON ones are decoded where the format says that they are JSON."""
+        return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._file.attrs.items()})
+
+    @property
+    def provenance(self) -> Mapping[str, Any] | None:
+        """How the file came to be; None in a file of the original scripts."""
+        found = self.attributes.get("provenance")
+        return MappingProxyType(found) if isinstance(found, dict) else None
+
+    @property
+    def profile(self) -> str:
+        """`database`, `image-part` or `template-part`."""
+        return str(self.attributes.get("profile", "database"))
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The stored parameter, a natural logarithm; `logit_multiplier` is what multiplies a cosine."""
+        return self._parameter("logit_scale")
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The stored parameter, added after the multiplication."""
+        return self._parameter("logit_bias")
+
+    @property
+    def concept_logit_scale(self) -> float | None:
+        """The stored parameter of patch-concept scores, a natural logarithm."""
+        return self._parameter("concept_logit_scale")
+
+    @property
+    def concept_logit_bias(self) -> float | None:
+        """The stored parameter of patch-concept scores, added after the multiplication."""
+        return self._parameter("concept_logit_bias")
+
+    @property
+    def logit_multiplier(self) -> float | None:
+        """exp(`logit_scale`): the factor to apply to the cosine of image and text features."""
+        return None if self.logit_scale is None else float(np.exp(self.logit_scale))
+
+    @property
+    def concept_logit_multiplier(self) -> float | None:
+        """exp(`concept_logit_scale`): the factor to apply to the cosine of a patch and a concept."""
+        return None if self.concept_logit_scale is None else float(np.exp(self.concept_logit_scale))
+
+    # --- templates ------------------------------------------------------------------------------------
+
+    @cached_property
+    def templates(self) -> Mapping[str, Template]:
+        """Every template by id, sorted by id."""
+        if "templates" not in self._file:
+            return MappingProxyType({})
+        group = self._file["templates"]
+        if not isinstance(group, h5py.Group):
+            raise DatabaseError(f"{self.path}: /templates is not a group")
+        return MappingProxyType({name: Template(self, name) for name in sorted(group)})
+
+    def concept_features(
+        self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """One vector per concept, (len(words), D) float32, unit length.
+
+        The mean of the normalised features over the templates (all concept templates by default) and over a
+        concept's synonyms, normalised again: prompt ensembling as in CLIP. `words` defaults to every concept.
+        """
+        concepts = self.attributes.get("concepts") or [{"word": word} for word in self._words("concept_texts")]
+        by_word = {concept["word"]: [concept["word"], *concept.get("synonyms", [])] for concept in concepts}
+        wanted = list(by_word) if words is None else list(words)
+        unknown = [word for word in wanted if word not in by_word]
+        if unknown:
+            raise DatabaseError(f"{self.path.name} has no concepts {unknown}; it has {list(by_word)}")
+        return self._ensemble([by_word[word] for word in wanted], "concept", "concept_texts", templates)
+
+    def label_features(
+        self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """One vector per label word, (len(words), D) float32, unit length; the mean over templates as for concepts."""
+        known = self._words("label_texts")
+        wanted = known if words is None else list(words)
+        unknown = [word for word in wanted if word not in known]
+        if unknown:
+            raise DatabaseError(f"{self.path.name} has no label words {unknown}; it has {known}")
+        return self._ensemble([[word] for word in wanted], "label", "label_texts", templates)
+
+    # --- selections -----------------------------------------------------------------------------------
+
+    def select(self, split: str | None = None, rows: Rows = None) -> Selection:
+        """Rows of a split (or of the file), in any order, with repeats and negative numbers, as numpy counts them."""
+        where = slice(0, len(self)) if split is None else self._split_slice(split)
+        numbers = np.arange(where.start, where.stop, dtype=np.int64)
+        if rows is None:
+            return Selection(self, numbers)
+        try:
+            return Selection(self, np.atleast_1d(numbers[np.asarray(rows) if not isinstance(rows, slice) else rows]))
+        except IndexError as error:
+            raise DatabaseError(f"{split or self.path.name!r} has {len(numbers)} rows: {error}") from error
+
+    def torch_dataset(self, split: str | None = None, tokens: bool = False) -> RowDataset:
+        """A map-style data set for `torch.utils.data.DataLoader`: (image features, [token features,] label)."""
+        if tokens and self.image_token_features is None:
+            raise DatabaseError(f"{self.path.name} was stored without token features")
+        return RowDataset(self.path, self.select(split).rows, tokens)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table of the rows without their features: id, key, split, label, group."""
+        import pandas as pd
+
+        columns = {"id": self.ids, "key": self.keys, "split": self.split, "label": self.labels, "group": self.groups}
+        table: pd.DataFrame = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+        return table
+
+    # --- inside ---------------------------------------------------------------------------------------
+
+    def byte_range(self, name: str) -> tuple[int, int]:
+        """Where a contiguous data set starts in the file, and the bytes of one of its rows."""
+        dataset = self._dataset(name)
+        if dataset is None or dataset.chunks is not None:
+            raise DatabaseError(f"{self.path}: /{name} is not a contiguous data set")
+        return int(dataset.id.get_offset() or 0), int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+
+    def _dataset(self, name: str) -> h5py.Dataset | None:
+        return safe_dataset(self._file, name)
+
+    def _rows_of(self, name: str) -> Array:
+        dataset = self._dataset(name)
+        if dataset is None:
+            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
+        offset = dataset.id.get_offset()
+        if dataset.chunks is not None or offset is None:
+            return cast(Array, dataset) if dataset.size else np.empty(dataset.shape, dataset.dtype)
+        return np.memmap(self.path, dataset.dtype, "r", offset, dataset.shape)
+
+    def _values(self, name: str) -> Array:
+        dataset = self._dataset(name)
+        if dataset is None:
+            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
+        return cast(Array, dataset[...])
+
+    def _texts(self, name: str) -> npt.NDArray[np.object_]:
+        dataset = self._dataset(name)
+        if dataset is None:
+            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
+        return read_texts(dataset)
+
+    def _parameter(self, name: str) -> float | None:
+        assert name in LOGIT_PARAMETERS
+        value = self.attributes.get(name)
+        return None if value is None else float(value)
+
+    def _words(self, attribute: str) -> list[str]:
+        words = self.attributes.get(attribute)
+        return list(words) if isinstance(words, list) else []
+
+    def _split_slice(self, split: str) -> slice:
+        if split not in self.splits:
+            raise DatabaseError(f"{self.path.name} has no split {split!r}; it has {list(self.splits)}")
+        return self.splits[split]
+
+    def _ensemble(
+        self, texts: Sequence[Sequence[str]], kind: str, attribute: str, templates: Sequence[str] | None
+    ) -> npt.NDArray[np.float32]:
+        if templates is None:
+            templates = [name for name in self.templates if name.startswith(f"{kind}_prompts_t")]
+        unknown = [name for name in templates if name not in self.templates]
+        if unknown or not templates:
+            raise DatabaseError(f"{self.path.name} has no templates {unknown or kind}; it has {list(self.templates)}")
+        row_of = {word: row for row, word in enumerate(self._words(attribute))}
+        features = np.stack([self._template_rows(name, len(row_of)) for name in templates])
+        means = np.stack([features[:, [row_of[text] for text in group]].mean(axis=(0, 1)) for group in texts])
+        unit: npt.NDArray[np.float32] = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        return unit
+
+    def _template_rows(self, name: str, words: int) -> Array:
+        features = np.asarray(self.templates[name].text_features, np.float64)
+        if len(features) != words:
+            raise DatabaseError(f"{self.path.name}: {name} holds {len(features)} prompts for {words} words")
+        return cast(Array, features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+class Template:
+    """A stored template; arrays are read when they are asked for."""
+
+    def __init__(self, database: FeatureDatabase, template_id: str) -> None:
+        self._group = database.file["templates"].get(template_id)
+        self.template_id = template_id
+        if not isinstance(self._group, h5py.Group):
+            raise DatabaseError(f"{database.path}: /templates/{template_id} is not a group")
+
+    def __repr__(self) -> str:
+        return f"Template({self.template_id!r}, K={len(self.texts)})"
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The K prompts."""
+        dataset = safe_dataset(self._group, "texts")
+        if dataset is None:
+            raise DatabaseError(f"/templates/{self.template_id}/texts was expected")
+        return list(read_texts(dataset))
+
+    @cached_property
+    def text_features(self) -> npt.NDArray[np.float32]:
+        """(K, D) float32, unit length."""
+        values = self._values("text_features")
+        if values is None:
+            raise DatabaseError(f"/templates/{self.template_id}/text_features was expected")
+        return values
+
+    @cached_property
+    def text_token_features(self) -> npt.NDArray[np.float32] | None:
+        """(K, T_txt, D) float32, not normalised; padding positions carry vectors too, see `attention_mask`."""
+        return self._values("text_token_features")
+
+    @cached_property
+    def input_ids(self) -> npt.NDArray[np.int32] | None:
+        """(K, T) int32, the tokens as encoded."""
+        return self._values("input_ids")
+
+    @cached_property
+    def attention_mask(self) -> npt.NDArray[np.uint8] | None:
+        """(K, T) uint8, 1 where a token is no padding."""
+        return self._values("attention_mask")
+
+    @cached_property
+    def subject_span(self) -> npt.NDArray[np.int32] | None:
+        """(K, 2) int32, the half-open range of token positions of the inserted word; (0, 0) without one."""
+        return self._values("subject_span")
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """`K`, `D`, `T_txt`, `texts_hash`, `digest`, `created_at`."""
+        return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._group.attrs.items()})
+
+    def _values(self, name: str) -> Array | None:
+        dataset = safe_dataset(self._group, name)
+        return None if dataset is None else cast(Array, dataset[...])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen rows of a database, in the order asked for; arrays are read when they are asked for."""
+
+    database: FeatureDatabase
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def image_features(self) -> npt.NDArray[np.float16]:
+        """(n, D) float16, a copy."""
+        return _take(self.database.image_features, self.rows)
+
+    @property
+    def image_token_features(self) -> npt.NDArray[np.float16] | None:
+        """(n, T_img, D) float16, a copy; choose few rows at a time, each is large. None without tokens."""
+        tokens = self.database.image_token_features
+        return None if tokens is None else _take(tokens, self.rows)
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        return self.database.ids[self.rows]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        return self.database.labels[self.rows]
+
+    @property
+    def split(self) -> npt.NDArray[np.object_]:
+        return self.database.split[self.rows]
+
+    @property
+    def keys(self) -> npt.NDArray[np.object_] | None:
+        return None if self.database.keys is None else self.database.keys[self.rows]
+
+    @property
+    def groups(self) -> npt.NDArray[np.object_] | None:
+        return None if self.database.groups is None else self.database.groups[self.rows]
+
+
+class RowDataset:
+    """A map-style data set over rows of a database; every worker process opens the file for itself."""
+
+    def __init__(self, path: Path, rows: npt.NDArray[np.int64], tokens: bool) -> None:
+        self._path = path
+        self._rows = rows
+        self._tokens = tokens
+        self._opened: tuple[int, FeatureDatabase] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        database = self._database()
+        row = self._rows[index]
+        features = np.array(database.image_features[row])
+        label = int(database.labels[row])
+        if self._tokens:
+            assert database.image_token_features is not None
+            return features, np.array(database.image_token_features[row]), label
+        return features, label
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _database(self) -> FeatureDatabase:
+        # An HDF5 handle does not survive a fork; the process that opened it is remembered with it.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), open_database(self._path)
+        return self._opened[1]
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """An HDF5 file opened read-only; `DatabaseError` when it is not there or is not one."""
+    if not path.is_file():
+        raise DatabaseError(f"{path} is not a file.")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DatabaseError(
+            f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
+        ) from error
+
+
+def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A data set whose bytes lie in the file itself; None when there is no such name.
+
+    Links and storage that lead out of the file are refused: a file must never make us open another one.
+    """
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    where = f"{group.name.rstrip('/')}/{name}"
+    if not isinstance(link, h5py.HardLink):
+        raise DatabaseError(f"{where} is a soft or external link; a data set of the file itself was expected")
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DatabaseError(f"{where} is not a data set")
+    if dataset.is_virtual or dataset.external:
+        raise DatabaseError(f"{where} keeps its data in other files; the bytes must lie in the file itself")
+    return dataset
+
+
+def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
+    """A string data set as an object array of `str`."""
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise DatabaseError(f"{dataset.name} has dtype {dataset.dtype}; strings were expected")
+    raw = np.asarray(dataset[...], object)
+    texts = np.empty(raw.shape, object)
+    for index, value in np.ndenumerate(raw):
+        texts[index] = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return texts
+
+
+def _take(values: Array, rows: npt.NDArray[np.int64]) -> Array:
+    if isinstance(values, np.ndarray):
+        return np.array(values[rows])
+    # h5py wants growing numbers without repeats, and is slow at them: one row at a time is exact and faster.
+    taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
+    for place, row in enumerate(rows.tolist()):
+        taken[place] = values[row]
+    return taken
+
+
+def _decode_attribute(name: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, str) and name in _JSON_ATTRIBUTES:
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def iter_blocks(values: Array, block_bytes: int = 64 << 20) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows of a large array in file order, each with its first row: flat memory, one pass."""
+    row_bytes = max(1, int(np.prod(values.shape[1:])) * values.dtype.itemsize)
+    step = max(1, block_bytes // row_bytes)
+    for first in range(0, len(values), step):
+        yield first, np.asarray(values[first : first + step])

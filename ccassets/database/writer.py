@@ -1,0 +1,294 @@
+"""The one writer of published files: image parts, template parts and databases are made here, and only here.
+
+A file is made as a temporary sibling: structure, strings and small arrays through h5py, then the rows as plain
+bytes at the places HDF5 allocated for them; it is synced and renamed. A file that exists is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.digests import TEMPLATE_ARRAYS, template_digest
+from ccassets.database.layout import (
+    ALIGNMENT,
+    IMAGE_FEATURES,
+    IMAGE_TOKEN_FEATURES,
+    SMALL_ALIGNMENT,
+    STORED_IMAGE_DTYPE,
+    VERSION,
+    Profile,
+)
+from ccassets.errors import DatabaseError, StorageError
+from ccassets.study import texts_hash
+
+TEMPORARY_SUFFIX = ".partial"
+_COPY_BLOCK = 8 << 20
+_TEMPLATE_DTYPES = {"input_ids": "<i4", "attention_mask": "u1", "subject_span": "<i4"}
+
+
+@dataclass(frozen=True)
+class TemplateContent:
+    """A template as it is written: texts (K,), features (K, D) float32 and what else the encoder gives."""
+
+    texts: Sequence[str]
+    text_features: npt.NDArray[np.float32]
+    text_token_features: npt.NDArray[np.float32] | None = None
+    input_ids: npt.NDArray[np.int32] | None = None
+    attention_mask: npt.NDArray[np.uint8] | None = None
+    subject_span: npt.NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class RowContent:
+    """What is known of every row besides its features; all of length N, in the order of the file."""
+
+    split: Sequence[str]
+    labels: npt.NDArray[np.int64]
+    keys: Sequence[str]
+    image_digest: npt.NDArray[np.uint8]
+    feature_digest: npt.NDArray[np.uint8]
+    groups: Sequence[str] | None = None
+    label_matrix: npt.NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """Everything of a file but the bytes of its image features, which are written afterwards.
+
+    `token_count` is T_img, 0 without tokens. `attributes` go to the root: numbers as they are, everything else
+    as JSON; strings and numbers named in the format (`profile`, `created_at`, …) are set by the writer.
+    """
+
+    profile: Profile
+    dim: int
+    token_count: int
+    rows: RowContent | None = None
+    templates: Mapping[str, TemplateContent] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RowBytes:
+    """Where the rows of an unpublished file go: by values, or copied from a range of another file."""
+
+    def __init__(self, fd: int, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
+        self._fd = fd
+        self._path = path
+        self._places = places
+
+    def write(self, name: str, first: int, values: npt.NDArray[Any]) -> None:
+        """Write `values` as the rows from `first` on."""
+        offset, row_bytes = self._places[name]
+        data = np.ascontiguousarray(values, STORED_IMAGE_DTYPE).reshape(-1).view(np.uint8).data
+        position = offset + first * row_bytes
+        while len(data):
+            written = os.pwrite(self._fd, data, position)
+            data, position = data[written:], position + written
+
+    def copy(self, name: str, first: int, source_fd: int, source_offset: int, count: int) -> None:
+        """Copy `count` rows from a byte range of another file; blocks are shared where the file system can."""
+        offset, row_bytes = self._places[name]
+        _copy_range(source_fd, source_offset, self._fd, offset + first * row_bytes, count * row_bytes)
+
+
+@contextmanager
+def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
+    """Make the file at `path`: the caller writes the rows, then it is synced and renamed into place.
+
+    Nothing is at `path`, or what was there before, until then. Raises `StorageError` when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    fd = -1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        places = _create(temporary, content)
+        fd = os.open(temporary, os.O_RDWR)
+        # Held until the process ends or the file is published: a temporary file nobody holds is a leftover.
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield RowBytes(fd, path, places)
+        os.fsync(fd)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files whose writer is gone."""
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        try:
+            fd = os.open(leftover, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """What the disk refused, as a sentence with the path and what to do."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
+    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        return StorageError(f"{path} may not be written ({error.strerror}): check the folder's owner and mode.")
+    return StorageError(f"{path} could not be written: {error.strerror or error}.")
+
+
+def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
+    """Create a file with everything but its rows; where each bulk data set starts, and the bytes of its rows."""
+    places = {}
+    with _open_aligned(path, "x", ALIGNMENT) as file:
+        if content.rows is not None:
+            places = _allocate_rows(file, content, len(content.rows))
+    with _open_aligned(path, "r+", SMALL_ALIGNMENT) as file:
+        _write_root_attributes(file, content)
+        if content.rows is not None:
+            _write_rows(file, content.rows)
+        if content.profile != "image-part":
+            file.create_group("templates")
+            for template_id, template in content.templates.items():
+                _write_template(file["templates"].create_group(template_id), template)
+    return places
+
+
+def _open_aligned(path: Path, mode: str, alignment: int) -> h5py.File:
+    # HDF5 aligns every object or none: rows and small arrays are therefore made in one opening each.
+    return h5py.File(path, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment)
+
+
+def _write_root_attributes(file: h5py.File, content: FileContent) -> None:
+    file.attrs["D"] = np.int64(content.dim)
+    file.attrs["T_img"] = np.int64(content.token_count or -1)
+    file.attrs["created_at"] = now()
+    file.attrs["version"] = VERSION
+    file.attrs["profile"] = content.profile
+    for name, value in content.attributes.items():
+        set_attribute(file, name, value)
+
+
+def set_attribute(file: h5py.Group, name: str, value: Any) -> None:
+    """Numbers and plain strings as they are, everything else as JSON text that keeps its characters."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        # A fixed-length string attribute fails above 64 KB; a variable-length one does not.
+        file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8"))
+    else:
+        file.attrs[name] = np.int64(value) if isinstance(value, int) else np.float64(value)
+
+
+def now() -> str:
+    """Local time as the format writes it."""
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _allocate_rows(file: h5py.File, content: FileContent, rows: int) -> dict[str, tuple[int, int]]:
+    shapes: dict[str, tuple[int, ...]] = {IMAGE_FEATURES: (rows, content.dim)}
+    if content.token_count:
+        shapes[IMAGE_TOKEN_FEATURES] = (rows, content.token_count, content.dim)
+    places = {}
+    for name, shape in shapes.items():
+        dataset = _contiguous(file, name, shape, STORED_IMAGE_DTYPE)
+        offset = dataset.id.get_offset()
+        if offset is None and rows:
+            raise DatabaseError(f"{name}: HDF5 allocated no space; a contiguous data set was expected")
+        places[name] = (offset or 0, int(np.prod(shape[1:])) * STORED_IMAGE_DTYPE.itemsize)
+    return places
+
+
+def _contiguous(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+    """A contiguous data set whose space is allocated now and filled with nothing."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    type_id = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), type_id, space, properties))
+
+
+def _write_array(group: h5py.Group, name: str, values: npt.NDArray[Any], dtype: Any) -> None:
+    dataset = _contiguous(group, name, values.shape, dtype)
+    if values.size:
+        dataset[...] = values
+
+
+def _write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+    group.create_dataset(
+        name, data=np.array(texts, dtype=object), dtype=h5py.string_dtype("utf-8"), shape=(len(texts),)
+    )
+
+
+def _write_rows(file: h5py.File, rows: RowContent) -> None:
+    _write_array(file, "ids", np.arange(len(rows)), "<i8")
+    _write_array(file, "labels", rows.labels, "<i8")
+    _write_array(file, "image_digest", rows.image_digest, "u1")
+    _write_array(file, "feature_digest", rows.feature_digest, "u1")
+    if rows.label_matrix is not None:
+        _write_array(file, "label_matrix", rows.label_matrix, "u1")
+    _write_texts(file, "split", rows.split)
+    _write_texts(file, "keys", rows.keys)
+    if rows.groups is not None:
+        _write_texts(file, "groups", rows.groups)
+
+
+def _write_template(group: h5py.Group, template: TemplateContent) -> None:
+    for name in TEMPLATE_ARRAYS:
+        values = getattr(template, name)
+        if values is not None:
+            _write_array(group, name, values, _TEMPLATE_DTYPES.get(name, "<f4"))
+    _write_texts(group, "texts", template.texts)
+    tokens = template.text_token_features
+    group.attrs["K"] = np.int64(len(template.texts))
+    group.attrs["D"] = np.int64(template.text_features.shape[1])
+    group.attrs["T_txt"] = np.int64(-1 if tokens is None else tokens.shape[1])
+    group.attrs["texts_hash"] = texts_hash(template.texts)
+    group.attrs["digest"] = template_digest(template)
+    group.attrs["created_at"] = now()
+
+
+def _copy_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, count: int) -> None:
+    while count:
+        try:
+            copied = os.copy_file_range(source_fd, target_fd, count, source_offset, target_offset)
+        except OSError as error:
+            # Another file system, or one that cannot: the same bytes go through memory, block by block.
+            if error.errno not in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+                raise
+            block = os.pread(source_fd, min(count, _COPY_BLOCK), source_offset)
+            copied = os.pwrite(target_fd, block, target_offset)
+        if not copied:
+            raise DatabaseError("a part ends before its rows do: it was truncated; build again with --fresh")
+        source_offset, target_offset, count = source_offset + copied, target_offset + copied, count - copied
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
