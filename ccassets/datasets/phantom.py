@@ -1,0 +1,93 @@
+"""The data set `phantom`: generated blood-smear cells with known concepts, for a demo and for tests of meaning."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ccassets.datasets.contract import Rows
+from ccassets.datasets.phantom_cells import CLASSES, Drawing, Morphology, concepts_of, draw, sample_morphology
+from ccassets.errors import DatasetError
+from ccassets.progress import Progress
+from ccassets.study import PhantomDatasetConfig
+
+GENERATOR = "1"
+"""Raised whenever a seed gives another picture or another truth than before."""
+
+
+@dataclass(frozen=True)
+class PhantomTruth:
+    """What is known about an image: every concept word's truth, and (H, W) masks of the central cell.
+
+    `nucleus` and `cytoplasm` do not overlap; the background is neither. A platelet has no nucleus.
+    """
+
+    concepts: dict[str, bool]
+    nucleus: npt.NDArray[np.bool_]
+    cytoplasm: npt.NDArray[np.bool_]
+
+
+class PhantomDataset:
+    """Every image is a function of (seed, size, split, row) alone, whatever the number of rows.
+
+    Each run of eight rows shows all eight classes, in an order of its own.
+    """
+
+    name = "phantom"
+    version = GENERATOR
+    classes = CLASSES
+    labelled = True
+
+    def __init__(self, config: PhantomDatasetConfig) -> None:
+        self._config = config
+
+    def fetch(self, progress: Progress) -> None:
+        """Nothing to fetch: images are drawn when they are read."""
+        total = sum(self._config.rows.values())
+        progress(total, total)
+
+    def rows(self, split: str) -> Rows:
+        count = self._count(split)
+        keys = [f"{split}/{row:05d}" for row in range(count)]
+        source = f"phantom {GENERATOR} seed {self._config.seed} size {self._config.size}"
+        return Rows(
+            keys=keys,
+            labels=np.array([self._label(split, row) for row in range(count)], np.int64),
+            fingerprints=[f"{source} {key}" for key in keys],
+        )
+
+    def read(self, split: str, row: int) -> Image.Image:
+        return self._draw(split, row)[1].image
+
+    def truth(self, split: str, row: int) -> PhantomTruth:
+        """What the image of a row shows; raises `DatasetError` when there is no such row."""
+        cell, drawing = self._draw(split, row)
+        return PhantomTruth(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
+
+    def _draw(self, split: str, row: int) -> tuple[Morphology, Drawing]:
+        if not 0 <= row < self._count(split):
+            raise DatasetError(
+                f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
+            )
+        rng = self._random(split, "row", row)
+        cell = sample_morphology(CLASSES[self._label(split, row)], rng)
+        return cell, draw(cell, rng, self._config.size)
+
+    def _label(self, split: str, row: int) -> int:
+        block, place = divmod(row, len(CLASSES))
+        return int(self._random(split, "block", block).permutation(len(CLASSES))[place])
+
+    def _random(self, split: str, what: str, number: int) -> np.random.Generator:
+        text = f"phantom {GENERATOR}\0{self._config.seed}\0{split}\0{what}\0{number}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest(), "little"))
+
+    def _count(self, split: str) -> int:
+        try:
+            return self._config.rows[split]
+        except KeyError:
+            known = ", ".join(self._config.rows)
+            raise DatasetError(f"The phantom data set has the splits {known}; {split!r} was asked for.") from None
