@@ -1,0 +1,80 @@
+"""Files of a data set: names that can be keys, fingerprints, and writing that leaves a whole file or none."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ccassets.errors import DatasetError
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+MISSING: Final = "missing"
+_NO_KEY = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def check_keys(keys: Iterable[str], *, where: str) -> None:
+    """Raise `DatasetError` for names that cannot be stored as UTF-8 text in one line."""
+    wrong = [key for key in keys if _NO_KEY.search(key)]
+    if wrong:
+        raise DatasetError(
+            f"{where}: file names must be UTF-8 without control characters or line breaks; rename "
+            f"{first_few([ascii(key) for key in wrong])}."
+        )
+
+
+def fingerprint(path: Path) -> str:
+    """Size, mtime_ns, ctime_ns and inode of a file, or `missing`."""
+    try:
+        status = path.stat()
+    except OSError:
+        return MISSING
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+
+
+def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
+    """A fingerprint for every key; single missing files are left to whoever reads them.
+
+    Raises `DatasetError` when not one of the files is there: then it is the folder that is wrong.
+    """
+    found = [fingerprint(root / key) for key in keys]
+    if found and all(one == MISSING for one in found):
+        raise DatasetError(
+            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. Correct root."
+        )
+    return found
+
+
+def first_few(items: Sequence[str], count: int = 10) -> str:
+    """The first items as text, and how many there are when these are not all."""
+    text = ", ".join(items[:count])
+    return text if len(items) <= count else f"{text}, … ({len(items)} in all)"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file or folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,149 @@
+"""The data set `folder`: image files in `<root>/<split>/<class>/`, sorted by key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ccassets.datasets.contract import Rows
+from ccassets.datasets.files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
+from ccassets.datasets.images import decode_image
+from ccassets.datasets.labels import class_order
+from ccassets.errors import DatasetError
+from ccassets.progress import Progress
+from ccassets.study import FolderConfig
+
+_FOUND_EVERYWHERE = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class FolderDataset:
+    """Files of known image suffixes are rows, in the byte order of their keys; folders below a class may nest.
+
+    Without a class folder in any split the data set is unlabelled and the images lie in the split's folder.
+    """
+
+    config: FolderConfig
+    root: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def version(self) -> None:
+        return None
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self._class_names)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        if not self.labelled:
+            return ()
+        return class_order(self._class_names, declared=self.config.classes, words=self.words)
+
+    def fetch(self, progress: Progress) -> None:
+        """Nothing is ever fetched: every split is listed, so that what is wrong is said at once."""
+        for number, split in enumerate(self.config.splits, start=1):
+            self._keys_of(split)
+            progress(number, len(self.config.splits))
+
+    def rows(self, split: str) -> Rows:
+        keys = self._keys_of(split)
+        labels = np.zeros(len(keys), np.int64)
+        if self.labelled:
+            numbers = {name: number for number, name in enumerate(self.classes)}
+            labels[:] = [numbers[key.split("/", 2)[1]] for key in keys]
+        return Rows(keys, labels, fingerprints(self.root, keys))
+
+    def read(self, split: str, row: int) -> Image.Image:
+        return decode_image(self.root / self._keys_of(split)[row])
+
+    def _keys_of(self, split: str) -> list[str]:
+        try:
+            return self._keys[split]
+        except KeyError:
+            raise DatasetError(f"The study has no split {split!r}, only {list(self._keys)}.") from None
+
+    @cached_property
+    def _class_names(self) -> frozenset[str]:
+        """The folders below the splits. A key knows its class, an empty class folder only shows here."""
+        folders = {
+            entry.name
+            for split in self.config.splits
+            for entry in self._entries(self._split_folder(split))
+            if entry.is_dir()
+        }
+        return frozenset(folders)
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        keys: dict[str, list[str]] = {}
+        strange: list[str] = []
+        for split in self.config.splits:
+            files = sorted(self._files(self._split_folder(split), split, frozenset()))
+            keys[split] = [key for key in files if PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES]
+            strange += sorted(set(files) - set(keys[split]))
+        check_keys((key for of_split in (*keys.values(), strange) for key in of_split), where=str(self.root))
+        if strange:
+            raise DatasetError(
+                f"{self.root} holds files that are no images by their suffix, and none may be lost unseen: "
+                f"{first_few(strange)}. Take them out or hide them (a name with a leading dot); images end in "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}."
+            )
+        loose = [key for of_split in keys.values() for key in of_split if key.count("/") == 1]
+        if loose and self._class_names:
+            raise DatasetError(
+                f"{self.root} has class folders ({first_few(sorted(self._class_names))}) and also images outside "
+                f"them: {first_few(loose)}. Put every image into a class folder, or none."
+            )
+        if loose and self.config.classes:
+            raise DatasetError(
+                f"dataset.classes names classes, but {self.root} has no class folders: put the images into "
+                "<split>/<class>/, or remove classes for a data set without labels."
+            )
+        return keys
+
+    def _split_folder(self, split: str) -> Path:
+        folder = self.root / split
+        if folder.is_dir():
+            return folder
+        if not self.root.is_dir():
+            raise DatasetError(f"The data set's folder {self.root} is not there; dataset.root names it.")
+        there = sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        raise DatasetError(
+            f"{self.root} has no folder for the split {split!r}; it has {there}. Create it, or correct dataset.splits."
+        )
+
+    def _files(self, folder: Path, key: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        """The keys of all visible files below a folder. Links are followed, but never in a circle."""
+        status = folder.stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise DatasetError(f"{folder} is a link to a folder that it lies in; remove it.")
+        for entry in self._entries(folder):
+            if entry.is_dir():
+                yield from self._files(folder / entry.name, f"{key}/{entry.name}", above | {here})
+            else:
+                yield f"{key}/{entry.name}"
+
+    @staticmethod
+    def _entries(folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return [
+                    entry
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.name.lower() not in _FOUND_EVERYWHERE
+                ]
+        except OSError as error:
+            raise DatasetError(f"{folder} cannot be listed: {error.strerror}") from error

@@ -1,0 +1,379 @@
+"""The manifest: the rows of a split in order, each image read once; what a database is assembled to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ccassets.datasets.contract import Dataset, Rows
+from ccassets.datasets.files import replacing
+from ccassets.datasets.images import DECODER, blank_image, image_digest
+from ccassets.errors import DatasetError
+from ccassets.findings import Finding
+from ccassets.progress import Progress, silent
+
+OnBadImage = Literal["error", "skip", "blank"]
+
+_Result = TypeVar("_Result")
+
+_FORMAT: Final = "ccassets manifest 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The n rows of one split in order, and what the images were when they were read.
+
+    `rows` (n,) int64 says where `Dataset.read` finds a row; `labels` (n,) int64; `groups` n names or None;
+    `label_matrix` (n, L) uint8 or None; `image_digest` (n, 32) uint8; `blank` (n,) bool marks rows whose image could
+    not be read and is the mid-grey stand-in. `skipped` holds key and reason of every image that was left out.
+    `source` is the digest of what the data set said without an image being decoded, `decoder` what decoded them.
+    """
+
+    split: str
+    keys: Sequence[str]
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    groups: Sequence[str] | None
+    label_matrix: npt.NDArray[np.uint8] | None
+    image_digest: npt.NDArray[np.uint8]
+    blank: npt.NDArray[np.bool_]
+    fingerprints: Sequence[str]
+    skipped: tuple[tuple[str, str], ...]
+    limit: int | None
+    classes: tuple[str, ...]
+    labelled: bool
+    source: str
+    decoder: str = DECODER
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over all of it that a database holds: split, keys, labels, groups, image digests, blanks.
+
+        Every part is preceded by its length. File times, limit and provenance are not in it.
+        """
+        digest = hashlib.sha256()
+        _update_texts(digest, [_FORMAT, self.split])
+        _update_texts(digest, self.keys)
+        _update_array(digest, self.labels.astype("<i8"))
+        _update_texts(digest, self.groups)
+        _update_array(digest, self.label_matrix)
+        _update_array(digest, self.image_digest)
+        _update_array(digest, self.blank.astype(np.uint8))
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as Parquet; the file appears as a whole or not at all."""
+        facts = {
+            "format": _FORMAT,
+            "split": self.split,
+            "skipped": self.skipped,
+            "limit": self.limit,
+            "classes": self.classes,
+            "labelled": self.labelled,
+            "source": self.source,
+            "decoder": self.decoder,
+        }
+        columns = {
+            "key": pa.array(self.keys, pa.string()),
+            "row": pa.array(self.rows),
+            "label": pa.array(self.labels),
+            "image_digest": _fixed_size_bytes(self.image_digest),
+            "blank": pa.array(self.blank),
+            "fingerprint": pa.array(self.fingerprints, pa.string()),
+        }
+        if self.groups is not None:
+            columns["group"] = pa.array(self.groups, pa.string())
+        if self.label_matrix is not None:
+            columns["label_matrix"] = _fixed_size_bytes(self.label_matrix)
+        table = pa.table(columns).replace_schema_metadata({"ccassets": json.dumps(facts)})
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest; raises `DatasetError` when there is none or it is not whole."""
+        if not path.is_file():
+            raise DatasetError(f"There is no manifest {path}; reading the images of the split writes it.")
+        try:
+            table = pq.ParquetFile(path).read()
+            facts = json.loads(table.schema.metadata[b"ccassets"])
+            if facts["format"] != _FORMAT:
+                raise ValueError(f"its format is {facts['format']!r}, expected is {_FORMAT!r}")
+            names = table.column_names
+            return cls(
+                split=facts["split"],
+                keys=table["key"].to_pylist(),
+                rows=table["row"].to_numpy(),
+                labels=table["label"].to_numpy(),
+                groups=table["group"].to_pylist() if "group" in names else None,
+                label_matrix=_bytes_matrix(table["label_matrix"]) if "label_matrix" in names else None,
+                image_digest=_bytes_matrix(table["image_digest"]),
+                blank=table["blank"].to_numpy(),
+                fingerprints=table["fingerprint"].to_pylist(),
+                skipped=tuple((key, reason) for key, reason in facts["skipped"]),
+                limit=facts["limit"],
+                classes=tuple(facts["classes"]),
+                labelled=facts["labelled"],
+                source=facts["source"],
+                decoder=facts["decoder"],
+            )
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{path} is not a manifest that can be read ({error}). Remove it and read the images again."
+            ) from error
+
+
+def read_manifest(
+    dataset: Dataset,
+    split: str,
+    *,
+    limit: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    previous: Manifest | None = None,
+    progress: Progress = silent,
+    workers: int | None = None,
+) -> Manifest:
+    """Decode every image of a split once and record what it was.
+
+    `limit` takes that many evenly spaced rows. Images that `previous` holds under the same key and fingerprint are
+    not decoded again. Images that cannot be read are all named in one `DatasetError`, left out (`skip`), or kept as
+    rows of a mid-grey stand-in (`blank`).
+    """
+    source = dataset.rows(split)
+    chosen = _evenly_spaced(len(source), limit)
+    digests, failures = _digests(dataset, split, source, chosen, previous, progress, workers)
+    reasons = [(source.keys[chosen[i]], reason) for i, reason in sorted(failures.items())]
+    if reasons and on_bad_image == "error":
+        listed = "\n".join(f"  {key}: {reason}" for key, reason in reasons)
+        raise DatasetError(
+            f"{len(reasons)} of {len(chosen)} images of the split {split!r} cannot be read:\n{listed}\n"
+            "Repair or remove them, or set extraction.on_bad_image to `skip` (leave them out) or `blank` (keep their rows)."
+        )
+    blank = np.zeros(len(chosen), np.bool_)
+    blank[list(failures)] = True
+    digests[blank] = np.frombuffer(image_digest(blank_image()), np.uint8)
+    kept = ~blank if on_bad_image == "skip" else np.ones(len(chosen), np.bool_)
+    rows = chosen[kept]
+    return Manifest(
+        split=split,
+        keys=_take(source.keys, rows),
+        rows=rows,
+        labels=source.labels[rows],
+        groups=None if source.groups is None else _take(source.groups, rows),
+        label_matrix=None if source.label_matrix is None else source.label_matrix[rows],
+        image_digest=digests[kept],
+        blank=blank[kept],
+        fingerprints=_take(source.fingerprints, rows),
+        skipped=tuple(reasons) if on_bad_image == "skip" else (),
+        limit=limit,
+        classes=dataset.classes,
+        labelled=dataset.labelled,
+        source=_source_digest(dataset, source, chosen),
+    )
+
+
+def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_bad_image: OnBadImage) -> bool:
+    """Whether reading the split again would give the same manifest, as far as keys, labels, groups and files tell.
+
+    No image is decoded. A data set that cannot be listed is not current: reading it says why.
+    """
+    if manifest.decoder != DECODER or manifest.limit != limit:
+        return False
+    if (manifest.skipped and on_bad_image != "skip") or (manifest.blank.any() and on_bad_image != "blank"):
+        return False
+    try:
+        source = dataset.rows(manifest.split)
+        return manifest.source == _source_digest(dataset, source, _evenly_spaced(len(source), limit))
+    except DatasetError:
+        return False
+
+
+def read_image(dataset: Dataset, manifest: Manifest, i: int) -> Image.Image:
+    """The image of row `i` of a manifest, 8-bit RGB; the stand-in where it is blank.
+
+    Raises `DatasetError` naming the key. Whether the image is still the one of the digest is for the caller to check.
+    """
+    if manifest.blank[i]:
+        return blank_image()
+    try:
+        return dataset.read(manifest.split, int(manifest.rows[i]))
+    except DatasetError as error:
+        raise DatasetError(f"Split {manifest.split!r}, image {manifest.keys[i]!r}: {error}.") from error
+
+
+def find_leaks(manifests: Sequence[Manifest]) -> list[Finding]:
+    """Warnings where equal images, or rows of one group, are in two splits. Blank rows are no images."""
+    findings = []
+    images = [
+        (manifest, np.flatnonzero(~manifest.blank), manifest.image_digest[~manifest.blank].view("S32").ravel())
+        for manifest in manifests
+    ]
+    groups = [
+        (manifest, np.arange(len(manifest)), np.array(manifest.groups, dtype=object))
+        for manifest in manifests
+        if manifest.groups is not None
+    ]
+    for check, what, values in (("image_in_two_splits", "image", images), ("group_in_two_splits", "group", groups)):
+        count, examples = _shared(values)
+        if count:
+            message = (
+                f"Every {what} should be in one split only; {count} are in more, for example {'; '.join(examples)}"
+            )
+            where = ", ".join(manifest.split for manifest, _, _ in values)
+            findings.append(Finding(check, "warning", message, where))
+    return findings
+
+
+def _shared(values: Sequence[tuple[Manifest, npt.NDArray[np.int64], npt.NDArray[Any]]]) -> tuple[int, list[str]]:
+    """How many values more than one split has; for the first few of them the first and the last row, as text."""
+    if not values:
+        return 0, []
+    part = np.repeat(np.arange(len(values)), [len(rows) for _, rows, _ in values])
+    row = np.concatenate([rows for _, rows, _ in values])
+    _, first, inverse = np.unique(
+        np.concatenate([of_split for _, _, of_split in values]), return_index=True, return_inverse=True
+    )
+    last = np.empty(len(first), np.int64)
+    last[inverse] = np.arange(len(row))
+    shared = sorted((first[i], last[i]) for i in np.flatnonzero(part[first] != part[last]))
+    examples = [
+        " = ".join(f"{values[part[i]][0].keys[row[i]]!r} ({values[part[i]][0].split})" for i in pair)
+        for pair in shared[:5]
+    ]
+    return len(shared), examples
+
+
+def _evenly_spaced(n: int, limit: int | None) -> npt.NDArray[np.int64]:
+    if limit is None or limit >= n:
+        return np.arange(n, dtype=np.int64)
+    spaced: npt.NDArray[np.int64] = np.linspace(0, n - 1, limit).round().astype(np.int64)
+    return spaced
+
+
+def _digests(
+    dataset: Dataset,
+    split: str,
+    source: Rows,
+    chosen: npt.NDArray[np.int64],
+    previous: Manifest | None,
+    progress: Progress,
+    workers: int | None,
+) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
+    """The image digests (n, 32) of the chosen rows, and why those that are missing are missing.
+
+    The images are decoded in threads (Pillow lets go of the interpreter), only so many ahead that memory stays flat.
+    """
+    digests = np.zeros((len(chosen), 32), np.uint8)
+    failures: dict[int, str] = {}
+    unread = _reuse(digests, source, chosen, previous)
+
+    def read(i: int) -> tuple[bytes | None, str]:
+        try:
+            return image_digest(dataset.read(split, int(chosen[i]))), ""
+        except DatasetError as error:
+            return None, str(error)
+
+    done = len(chosen) - len(unread)
+    workers = workers or min(16, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, "read") as pool:
+        for i, (digest, reason) in _in_order(pool, read, unread, ahead=4 * workers):
+            if digest is None:
+                failures[i] = reason
+            else:
+                digests[i] = np.frombuffer(digest, np.uint8)
+            done += 1
+            progress(done, len(chosen))
+    return digests, failures
+
+
+def _reuse(
+    digests: npt.NDArray[np.uint8], source: Rows, chosen: npt.NDArray[np.int64], previous: Manifest | None
+) -> list[int]:
+    """Fill in what the previous manifest knows of the same files; returns the places still to be read."""
+    if previous is None or previous.decoder != DECODER:
+        return list(range(len(chosen)))
+    known = {
+        (key, fingerprint): place
+        for place, (key, fingerprint) in enumerate(zip(previous.keys, previous.fingerprints, strict=True))
+        if not previous.blank[place]
+    }
+    unread = []
+    for i, row in enumerate(chosen):
+        place = known.get((source.keys[row], source.fingerprints[row]))
+        if place is None:
+            unread.append(i)
+        else:
+            digests[i] = previous.image_digest[place]
+    return unread
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[int], _Result], items: Iterable[int], *, ahead: int
+) -> Iterator[tuple[int, _Result]]:
+    """Results in the order of the items; at most `ahead` are under way or waiting."""
+    pending: deque[tuple[int, Future[_Result]]] = deque()
+    for item in items:
+        pending.append((item, pool.submit(function, item)))
+        if len(pending) == ahead:
+            first, future = pending.popleft()
+            yield first, future.result()
+    for item, future in pending:
+        yield item, future.result()
+
+
+def _source_digest(dataset: Dataset, source: Rows, chosen: npt.NDArray[np.int64]) -> str:
+    digest = hashlib.sha256()
+    _update_texts(digest, [_FORMAT, str(dataset.labelled), *dataset.classes])
+    _update_texts(digest, _take(source.keys, chosen))
+    _update_texts(digest, _take(source.fingerprints, chosen))
+    _update_array(digest, source.labels[chosen].astype("<i8"))
+    _update_texts(digest, None if source.groups is None else _take(source.groups, chosen))
+    _update_array(digest, None if source.label_matrix is None else source.label_matrix[chosen])
+    return digest.hexdigest()
+
+
+def _update_texts(digest: hashlib._Hash, texts: Sequence[str] | None) -> None:
+    if texts is None:
+        digest.update(b"-")
+        return
+    encoded = [text.encode() for text in texts]
+    _update_array(digest, np.array([len(text) for text in encoded], "<u8"))
+    digest.update(b"".join(encoded))
+
+
+def _update_array(digest: hashlib._Hash, array: npt.NDArray[Any] | None) -> None:
+    if array is None:
+        digest.update(b"-")
+        return
+    digest.update(struct.pack(f"<B{array.ndim}Q", array.ndim, *array.shape))
+    digest.update(np.ascontiguousarray(array).tobytes())
+
+
+def _take(texts: Sequence[str], rows: npt.NDArray[np.int64]) -> list[str]:
+    return [texts[row] for row in rows.tolist()]
+
+
+def _fixed_size_bytes(matrix: npt.NDArray[np.uint8]) -> Any:
+    n, width = matrix.shape
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), n, [None, pa.py_buffer(matrix.tobytes())])
+
+
+def _bytes_matrix(column: Any) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, column.type.byte_width)

@@ -1,0 +1,231 @@
+"""The data set `table`: a CSV or Parquet file with one image per row, in the order of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ccassets.datasets.contract import Rows
+from ccassets.datasets.files import check_keys, fingerprints, first_few
+from ccassets.datasets.images import decode_image
+from ccassets.datasets.labels import class_order
+from ccassets.errors import DatasetError
+from ccassets.progress import Progress
+from ccassets.study import TableConfig
+
+_ROW = "ccassets row"
+
+
+@dataclass(frozen=True)
+class TableDataset:
+    """Integer labels are label numbers as they are; any other label is a class name.
+
+    Rows of splits that the study does not name are passed over. Without a label column the data set is unlabelled.
+    """
+
+    config: TableConfig
+    file: Path
+    root: Path
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def version(self) -> None:
+        return None
+
+    @property
+    def labelled(self) -> bool:
+        return self.config.columns.label in self._table.column_names
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._labels[1]
+
+    def fetch(self, progress: Progress) -> None:
+        """Nothing is ever fetched: the table is read and checked."""
+        for number, split in enumerate(self.config.splits, start=1):
+            self._keys_of(split)
+            progress(number, len(self.config.splits))
+
+    def rows(self, split: str) -> Rows:
+        keys = self._keys_of(split)
+        chosen = self._chosen[split]
+        group = self.config.columns.group
+        groups = self._table[group].take(pa.array(chosen)).to_pylist() if group else None
+        return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys), groups)
+
+    def read(self, split: str, row: int) -> Image.Image:
+        return decode_image(self.root / self._keys_of(split)[row])
+
+    def _keys_of(self, split: str) -> list[str]:
+        try:
+            return self._keys[split]
+        except KeyError:
+            raise DatasetError(f"The study has no split {split!r}, only {list(self._keys)}.") from None
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        paths = self._table[self.config.columns.path]
+        return {
+            split: self._checked_keys(split, paths.take(pa.array(chosen)).to_pylist())
+            for split, chosen in self._chosen.items()
+        }
+
+    def _checked_keys(self, split: str, paths: Sequence[str]) -> list[str]:
+        keys = [self._key(path) for path in paths]
+        check_keys(keys, where=str(self.file))
+        if len(set(keys)) < len(keys):
+            seen: set[str] = set()
+            twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+            raise DatasetError(
+                f"{self.file}: split {split!r} names images twice: {first_few(twice)}. A key stands for one row of a "
+                "split; remove the repeated rows."
+            )
+        return keys
+
+    def _key(self, path: str) -> str:
+        pure = PurePosixPath(path)
+        if not pure.is_absolute():
+            return str(pure)
+        if pure.is_relative_to(self.root):
+            return str(pure.relative_to(self.root))
+        raise DatasetError(
+            f"{self.file}: {path!r} is absolute and not under {self.root}. Write paths relative to dataset.root, by "
+            "default the table's folder."
+        )
+
+    @cached_property
+    def _chosen(self) -> dict[str, npt.NDArray[np.int64]]:
+        """By split: which rows of the table are its rows."""
+        column = self._table[self.config.columns.split]
+        chosen = {split: np.flatnonzero(pc.equal(column, split).to_numpy()) for split in self.config.splits}
+        empty = [split for split, rows in chosen.items() if not len(rows)]
+        if empty:
+            raise DatasetError(
+                f"{self.file} has no rows for {empty} in column {self.config.columns.split!r}. Splits found there: "
+                f"{first_few(self._splits_found)}. Correct dataset.splits."
+            )
+        return chosen
+
+    @cached_property
+    def _labels(self) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+        """The label number of every row, and the class names."""
+        if not self.labelled:
+            return np.zeros(len(self._table), np.int64), ()
+        column = self._table[self.config.columns.label]
+        declared = self.config.classes
+        if pa.types.is_string(column.type):
+            classes = class_order(pc.unique(column).to_pylist(), declared=declared, words=self.words)
+            return pc.index_in(column, pa.array(classes)).to_numpy().astype(np.int64), classes
+        labels = column.to_numpy()
+        highest = np.iinfo(np.int64).max if declared is None else len(declared) - 1
+        wrong = np.flatnonzero((labels < 0) | (labels > highest))
+        if len(wrong):
+            first = wrong[0]
+            expected = (
+                "0 or more" if declared is None else f"0 to {highest}, as dataset.classes has {highest + 1} names"
+            )
+            raise DatasetError(
+                f"{self.file}: label numbers must be {expected}; row {self._table[_ROW][first]} has {labels[first]} "
+                f"({len(wrong)} such rows)."
+            )
+        return labels, declared or ()
+
+    @property
+    def _is_csv(self) -> bool:
+        return self.file.suffix.lower() == ".csv"
+
+    @property
+    def _splits_found(self) -> list[str]:
+        return sorted(map(str, pc.unique(self._whole[self.config.columns.split]).to_pylist()))
+
+    @cached_property
+    def _table(self) -> Any:
+        """The rows of the study's splits: text columns, an int64 or text label, and the number of the row."""
+        columns = self.config.columns
+        table = self._whole
+        self._refuse_empty_cells(table, columns.split)
+        table = table.filter(pc.is_in(table[columns.split], pa.array(self.config.splits)))
+        for column in table.column_names:
+            self._refuse_empty_cells(table, column)
+        return table
+
+    def _refuse_empty_cells(self, table: Any, column: str) -> None:
+        cells = table[column]
+        empty = pc.is_null(cells)
+        if pa.types.is_string(cells.type):
+            empty = pc.or_kleene(empty, pc.equal(cells, ""))
+        rows = table[_ROW].filter(pc.fill_null(empty, True)).to_pylist()
+        if rows:
+            raise DatasetError(
+                f"{self.file}: column {column!r} is empty in row {first_few([str(row) for row in rows])} (rows count "
+                "from 1 without the header). Fill the cells or remove the rows."
+            )
+
+    @cached_property
+    def _whole(self) -> Any:
+        columns = self.config.columns
+        wanted = [columns.path, columns.split, *([columns.group] if columns.group else [])]
+        try:
+            table = self._read(wanted, columns.label)
+            table = pa.table({name: self._typed(name, table[name]) for name in table.column_names})
+        except FileNotFoundError as error:
+            raise DatasetError(f"The table {self.file} is not there; dataset.file names it.") from error
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{self.file} cannot be read as a table: {error}") from error
+        return table.append_column(_ROW, pa.array(np.arange(1, len(table) + 1)))
+
+    def _read(self, wanted: list[str], label: str) -> Any:
+        """The wanted columns, and the label column if there is one, of a CSV file (all text) or a Parquet file."""
+        if self._is_csv:
+            parse = pa_csv.ParseOptions(newlines_in_values=True)
+            with pa_csv.open_csv(self.file, parse_options=parse) as reader:
+                names = self._present(reader.schema.names, wanted, label)
+            convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
+            return pa_csv.read_csv(self.file, parse_options=parse, convert_options=convert)
+        if self.file.suffix.lower() == ".parquet":
+            with pq.ParquetFile(self.file) as file:
+                return file.read(columns=self._present(file.schema_arrow.names, wanted, label))
+        raise DatasetError(f"{self.file}: a table is a .csv or a .parquet file.")
+
+    def _present(self, names: list[str], wanted: list[str], label: str) -> list[str]:
+        # A label column that the study names itself must be there; the default one may be absent.
+        needed = [*wanted, label] if label in names or "label" in self.config.columns.model_fields_set else wanted
+        if self.config.classes and label not in names:
+            needed = [*wanted, label]
+        wrong = [name for name in needed if names.count(name) != 1]
+        if wrong:
+            raise DatasetError(
+                f"{self.file}: the columns {wrong} must be there once. Columns found: {first_few(names, 30)}. "
+                "dataset.columns says which column holds what."
+            )
+        return list(dict.fromkeys(needed))
+
+    def _typed(self, name: str, column: Any) -> Any:
+        """A column as text, a label column of whole numbers as int64."""
+        label = name == self.config.columns.label
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        whole_numbers = pa.types.is_integer(column.type)
+        if not (whole_numbers or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise DatasetError(f"{self.file}: column {name!r} holds {column.type}; text or integers are expected.")
+        if label and whole_numbers:
+            return column.cast(pa.int64())
+        column = column.cast(pa.string())
+        if label and self._is_csv and pc.all(pc.match_substring_regex(column, r"^(-?\d+)?$")).as_py():
+            return pc.if_else(pc.equal(column, ""), None, column).cast(pa.int64())
+        return column
