@@ -1,1 +1,54 @@
-""""""
+"""Encoders: a study's model as an identity card, and as something that turns images and texts into features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
+from ccassets.encoders.spans import token_spans
+from ccassets.progress import Progress, silent
+from ccassets.study import Study
+
+__all__ = [
+    "Encoder",
+    "EncoderCard",
+    "ImageFeatures",
+    "TextFeatures",
+    "inspect_encoder",
+    "load_encoder",
+    "token_spans",
+]
+
+
+def inspect_encoder(
+    study: Study,
+    *,
+    device: str | None = None,
+    store_cache: Path | None = None,
+    hf_token: str | None = None,
+    progress: Progress = silent,
+) -> EncoderCard:
+    """The identity card of a study's encoder: its files found or fetched, verified and hashed, the model not built.
+
+    `store_cache` is a folder where file digests are kept between calls; `progress` counts hashed bytes; `device`
+    matters to a strict study alone. Raises `EncoderError`.
+    """
+    from ccassets.encoders import conceptclip
+
+    return conceptclip.inspect(study, device=device, store_cache=store_cache, hf_token=hf_token, progress=progress)
+
+
+def load_encoder(
+    study: Study,
+    *,
+    device: str | None = None,
+    store_cache: Path | None = None,
+    hf_token: str | None = None,
+) -> Encoder:
+    """A study's encoder, ready to work, with the card that `inspect_encoder` gives.
+
+    `device` is a torch device, by default CUDA where there is one, else the CPU. Raises `EncoderError`.
+    """
+    from ccassets.encoders import conceptclip
+
+    return conceptclip.load(study, device=device, store_cache=store_cache, hf_token=hf_token)

@@ -100,6 +100,10 @@ class Encoder(Protocol):
     @property
     def card(self) -> EncoderCard: ...
 
+    @property
+    def device(self) -> str:
+        """The kind of device it computes on, such as `cpu` or `cuda`: recorded in the provenance."""
+
     def preprocess(self, image: Image.Image) -> FloatArray:
         """An RGB image as the model's input, (3, image_size, image_size) float32."""
 

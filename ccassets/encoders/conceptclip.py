@@ -1,0 +1,235 @@
+"""The ConceptCLIP encoder: its identity card, its checkpoint, and images and texts encoded with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ccassets.encoders.checkpoint import (
+    LOGIT_PARAMETERS,
+    PUBLISHED,
+    RANDOM_LOGITS,
+    Architecture,
+    Fill,
+    match,
+    read_architecture,
+    read_headers,
+    read_scalar,
+)
+from ccassets.encoders.contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
+from ccassets.encoders.digests import digest_files
+from ccassets.encoders.preprocessing import PREPROCESSING, squash
+from ccassets.encoders.runtime import choose_device, exact_arithmetic, strict_facts
+from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
+from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files
+from ccassets.errors import EncoderError
+from ccassets.progress import Progress, silent
+from ccassets.study import ConceptClipConfig, PhantomEncoderConfig, Study
+
+if TYPE_CHECKING:
+    import torch
+
+    from ccassets.encoders.towers import ConceptClip
+
+__all__ = ["PUBLISHED", "ConceptClipEncoder", "inspect", "load", "load_checkpoint"]
+
+PHANTOM = Path(__file__).parent / "phantom"
+ARCHITECTURE_FILE = "architecture.json"
+
+_TEXT_BATCH = 32
+"""Prompts encoded at once: fixed, so that a template's numbers depend on nothing but its prompts."""
+
+_TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "tokenizer_config.json")
+_WEIGHTS_PATTERNS = ("*.safetensors", "*.safetensors.index.json", ARCHITECTURE_FILE, *_TOKENIZER_PATTERNS)
+
+
+def load_checkpoint(weights: str | PathLike[str], config: Mapping[str, Any]) -> ConceptClip:
+    """The model in float32 on the CPU, in evaluation mode, filled strictly by name from a safetensors file.
+
+    `config` has the keys of `PUBLISHED`. The module has `encode_image(pixel_values)` and
+    `encode_text(input_ids)`, both giving unit-length features and token features. Raises `EncoderError` listing
+    every tensor that does not fit.
+    """
+    from ccassets.encoders.towers import build, read_state
+
+    architecture = read_architecture(config)
+    return build(architecture, read_state(match(read_headers([Path(weights)]), architecture)))
+
+
+def inspect(
+    study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None, progress: Progress = silent
+) -> EncoderCard:
+    """The card of a `conceptclip` or `phantom` study, with weights and tokenizer verified."""
+    return _card(_find(study, hf_token), study, device, store_cache, progress)
+
+
+def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None) -> ConceptClipEncoder:
+    """The encoder of a `conceptclip` or `phantom` study."""
+    import torch
+
+    from ccassets.encoders.towers import build, random_state, read_state
+
+    place = choose_device(device)
+    source = _find(study, hf_token)
+    card = _card(source, study, device, store_cache, silent)
+    if source.fills is None:
+        assert source.seed is not None
+        state = random_state(source.architecture, source.seed)
+    else:
+        state = read_state(source.fills)
+    model = build(source.architecture, state, compute_dtype=getattr(torch, card.dtype))
+    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place)
+
+
+class ConceptClipEncoder:
+    """ConceptCLIP behind the encoder contract."""
+
+    def __init__(self, card: EncoderCard, model: ConceptClip, tokenizer: BertTokenizer, device: torch.device) -> None:
+        self.card = card
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+
+    def preprocess(self, image: Image.Image) -> FloatArray:
+        return squash(image, self.card.image_size)
+
+    def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
+        import torch
+
+        size = self.card.image_size
+        # The towers would take any size that has the same number of patches.
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or pixels.dtype != np.float32:
+            raise EncoderError(
+                f"Pixels (B, 3, {size}, {size}) float32 are expected; found {pixels.shape} {pixels.dtype}."
+            )
+        try:
+            with exact_arithmetic():
+                features, tokens = self._model.encode_image(torch.from_numpy(pixels).to(self._device))
+                if self._device.type != "cpu":
+                    # They are stored as float16: cast before the way through the bus, with the same rounding.
+                    tokens = tokens.half()
+                kept = tokens.cpu().numpy() if self.card.token_count else None
+                return ImageFeatures(features.cpu().numpy(), kept)
+        except torch.OutOfMemoryError as error:
+            raise EncoderError(
+                f"A batch of {len(pixels)} images does not fit into the memory of {self._device}; "
+                "set a smaller extraction.batch_size."
+            ) from error
+
+    def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
+        return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
+
+    def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
+        import torch
+
+        text = self._tokenizer(prompts)
+        features, tokens = [], []
+        with exact_arithmetic():
+            for start in range(0, len(prompts), _TEXT_BATCH):
+                ids = torch.from_numpy(text.input_ids[start : start + _TEXT_BATCH]).long().to(self._device)
+                batch = self._model.encode_text(ids)
+                features.append(batch[0].cpu().numpy())
+                tokens.append(batch[1].cpu().numpy())
+        return TextFeatures(
+            np.concatenate(features), np.concatenate(tokens), text.input_ids, text.attention_mask, text.offsets
+        )
+
+
+# --- finding and verifying ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A verified encoder before it is built; `fills` is None for random weights, drawn from `seed`."""
+
+    architecture: Architecture
+    tokenizer: BertTokenizer
+    tokenizer_file: Path
+    weights_files: list[Path]
+    fills: list[Fill] | None
+    seed: int | None
+    recorded: dict[str, Any]
+
+
+def _find(study: Study, hf_token: str | None) -> _Source:
+    config = study.encoder
+    if isinstance(config, PhantomEncoderConfig):
+        config = ConceptClipConfig(kind="conceptclip", weights=str(PHANTOM))
+    assert isinstance(config, ConceptClipConfig)
+    folder = None if config.weights == "random" else _folder(config.weights, config.revision, study, hf_token)
+    architecture = _architecture(config, folder, study)
+    recorded: dict[str, Any] = {"parameters": architecture.parameter_count}
+    if folder is None:
+        files, fills = [], None
+        recorded["weights"] = f"random, seed {config.seed}"
+    else:
+        files = safetensors_files(folder)
+        fills = match(read_headers(files), architecture)
+        recorded |= {"weights": folder.name, "commit": folder.commit}
+    if architecture.untrained:
+        recorded["untrained"] = True
+    text = folder
+    if config.tokenizer is not None:
+        text = _folder(config.tokenizer, "main", study, hf_token, _TOKENIZER_PATTERNS)
+        recorded |= {"tokenizer": text.name, "tokenizer_commit": text.commit}
+    assert text is not None  # the study's own rule: random weights name a tokenizer
+    file = tokenizer_file(text)
+    return _Source(architecture, BertTokenizer(file, architecture), file, files, fills, config.seed, recorded)
+
+
+def _folder(
+    reference: str, revision: str, study: Study, hf_token: str | None, patterns: Sequence[str] = _WEIGHTS_PATTERNS
+) -> ModelFolder:
+    return find_model(reference, study=study, revision=revision, patterns=patterns, hf_token=hf_token)
+
+
+def _architecture(config: ConceptClipConfig, folder: ModelFolder | None, study: Study) -> Architecture:
+    """The dimensions: of the file the study names, else of the one beside the weights, else the published ones."""
+    if config.architecture is not None:
+        file = study.resolve(config.architecture)
+    elif folder is not None and (folder.path / ARCHITECTURE_FILE).is_file():
+        file = folder.path / ARCHITECTURE_FILE
+    else:
+        return read_architecture(PUBLISHED)
+    try:
+        return read_architecture(json.loads(file.read_text(encoding="utf-8")), where=file.name)
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{file} cannot be read as JSON: {error}") from error
+
+
+def _card(
+    source: _Source, study: Study, device: str | None, store_cache: Path | None, progress: Progress
+) -> EncoderCard:
+    architecture = source.architecture
+    if source.fills is None:
+        # Said in the digest itself, so that nobody takes such features for a model's.
+        weights_digest, logits = f"random:{source.seed}", dict(RANDOM_LOGITS)
+    else:
+        weights_digest = digest_files(source.weights_files, cache=store_cache, progress=progress)
+        scalars = {fill.parameter.name: fill.tensors[0] for fill in source.fills}
+        logits = {name: read_scalar(scalars[name]) for name in LOGIT_PARAMETERS}
+    return EncoderCard(
+        kind=study.encoder.kind,
+        weights_digest=weights_digest,
+        architecture=architecture.model_dump(),
+        preprocessing=PREPROCESSING,
+        text_pooling=architecture.text.pooling,
+        tokenizer_digest=digest_files([source.tokenizer_file], cache=store_cache),
+        dim=architecture.embed_dim,
+        token_count=architecture.token_count if study.encoder.tokens else 0,
+        image_size=architecture.image_size,
+        dtype=study.encoder.dtype,
+        strict=strict_facts(study, device),
+        logit_scale=logits["logit_scale"],
+        logit_bias=logits["logit_bias"],
+        concept_logit_scale=logits["concept_logit_scale"],
+        concept_logit_bias=logits["concept_logit_bias"],
+        recorded=source.recorded,
+    )

@@ -1,0 +1,42 @@
+"""ConceptCLIP's image preprocessing: an RGB image becomes normalised pixels, with Pillow and NumPy alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ccassets.encoders.contract import FloatArray
+from ccassets.errors import EncoderError
+
+MEAN = STD = 0.5
+
+PREPROCESSING: dict[str, Any] = {
+    "resize": "squash",
+    "resample": "bicubic",
+    "antialias": True,
+    "backend": "pillow",
+    "mean": [MEAN] * 3,
+    "std": [STD] * 3,
+}
+"""What is done to an image, as it stands in the encoder's identity."""
+
+
+def require_rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB: grey becomes three equal channels, every other mode is refused.
+
+    What a transparent or a 16-bit pixel should become is for the data set to say, not for an encoder to guess.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "L":
+        return image.convert("RGB")
+    raise EncoderError(f"An image of mode RGB is expected; found {image.mode}. Convert it on purpose beforehand.")
+
+
+def squash(image: Image.Image, size: int) -> FloatArray:
+    """An image resized to size × size whatever its shape, as (3, size, size) float32 in -1…1."""
+    resized = require_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
+    return np.ascontiguousarray(((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1))

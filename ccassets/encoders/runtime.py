@@ -1,0 +1,66 @@
+"""What an encoder runs with: the device, the library versions, and float32 that stays float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ccassets.errors import EncoderError
+from ccassets.study import Study
+
+if TYPE_CHECKING:
+    import torch
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+
+
+def choose_device(requested: str | None) -> torch.device:
+    """The device asked for, else CUDA where there is one, else the CPU.
+
+    Raises `EncoderError` when the device asked for is not there: nothing falls back silently.
+    """
+    import torch
+
+    if requested is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        raise EncoderError(f"The device {requested!r} is not there; this machine has {', '.join(there)}.") from error
+    if device.type == "meta":
+        raise EncoderError("The device 'meta' computes nothing; name cpu, cuda or mps.")
+    return device
+
+
+def strict_facts(study: Study, device: str | None) -> dict[str, Any] | None:
+    """With `extraction.strict`, what also moves the last digits: batch size, device kind, library versions."""
+    if not study.extraction.strict:
+        return None
+    return {
+        "batch_size": study.extraction.batch_size,
+        "device": choose_device(device).type,
+        **{library: version(library) for library in LIBRARIES},
+    }
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """No gradients, and on CUDA no TensorFloat-32 and no algorithm chosen by timing, whatever the process has set."""
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

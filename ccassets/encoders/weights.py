@@ -1,0 +1,128 @@
+"""Where a model's files lie: in a folder, or on the hub at a revision. Nothing here looks into them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccassets.errors import EncoderError
+from ccassets.study import Study
+
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder with a model's files; `name` is what may be published, `commit` the hub's, None for a local folder."""
+
+    path: Path
+    name: str
+    commit: str | None = None
+
+
+def find_model(
+    reference: str, *, study: Study, revision: str, patterns: Sequence[str], hf_token: str | None
+) -> ModelFolder:
+    """The folder of that name as the study sees it, else the hub's files matching `patterns` at a revision.
+
+    A download goes through huggingface_hub: `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and, without `hf_token`,
+    `HF_TOKEN` hold as they do everywhere. Raises `EncoderError` saying what to do.
+    """
+    folder = study.resolve(reference)
+    if folder.is_dir():
+        return ModelFolder(folder, folder.name)
+    if folder.exists():
+        raise EncoderError(f"{reference} is a file; name the folder that holds it and the tokenizer.")
+    if reference.startswith((".", "/", "~")) or "\\" in reference or reference.count("/") > 1:
+        raise EncoderError(f"There is no folder {folder} (the study says {reference!r}).")
+    return _download(reference, revision, patterns, hf_token)
+
+
+def safetensors_files(folder: ModelFolder) -> list[Path]:
+    """The weights in a folder: the shards of an index, else model.safetensors, else the only safetensors file.
+
+    Raises `EncoderError` when there are none, several, or one of the index's shards is missing.
+    """
+    index = folder.path / INDEX
+    if index.is_file():
+        return _shards(index, folder)
+    single = folder.path / "model.safetensors"
+    if single.is_file():
+        return [single]
+    files = sorted(folder.path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if files:
+        raise EncoderError(
+            f"{folder.name} holds several safetensors files and none is called model.safetensors: "
+            f"{', '.join(file.name for file in files)}. Keep one, or add {INDEX}."
+        )
+    pickled = sorted(file.name for pattern in PICKLED for file in folder.path.glob(pattern))
+    found = f"only pickled weights ({', '.join(pickled)})" if pickled else "none"
+    raise EncoderError(
+        f"Weights in safetensors format are expected in {folder.name}; found {found}. "
+        "Pickled files can run code when they are read, so we never do; convert them with safetensors.torch.save_file."
+    )
+
+
+def _shards(index: Path, folder: ModelFolder) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise EncoderError(
+            f"{INDEX} of {folder.name} cannot be read: a JSON object with weight_map is expected."
+        ) from error
+    # An index lists files beside it; a path in it would lead out of the folder.
+    foreign = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if foreign or not names:
+        raise EncoderError(f"{INDEX} of {folder.name} must name files in its own folder; found {foreign or 'none'}.")
+    missing = [name for name in names if not (folder.path / name).is_file()]
+    if missing:
+        raise EncoderError(f"{folder.name} lacks files that its {INDEX} names: {', '.join(missing)}.")
+    return [folder.path / name for name in names]
+
+
+def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str | None) -> ModelFolder:
+    from huggingface_hub import constants, errors, snapshot_download
+
+    # Our own sentences throughout: a library's message may quote a request.
+    page = f"{constants.ENDPOINT}/{repo}"
+    try:
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=hf_token))
+    except errors.HFValidationError as error:
+        raise EncoderError(f"{repo!r} is neither a folder nor a hub id of the form owner/name.") from error
+    except errors.GatedRepoError as error:
+        raise EncoderError(
+            f"{repo} is gated: accept its terms at {page} with your account, then set HF_TOKEN to a token of that "
+            "account with read access. Access may have to be granted by the authors first."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise EncoderError(
+            f"There is no folder {repo!r}, and the hub shows no model of that name ({page}). "
+            "Check the spelling; a private or gated model needs HF_TOKEN set to a token that may read it."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise EncoderError(f"{repo} has no revision {revision!r}; see {page}/commits/main.") from error
+    except errors.LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            reason = "offline mode is on (HF_HUB_OFFLINE). Unset it once"
+        else:
+            reason = f"{constants.ENDPOINT} cannot be reached. Check the network, HF_ENDPOINT and proxies"
+        raise EncoderError(
+            f"{repo} at {revision!r} is not in the local cache, and {reason}, or name a local folder as weights."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "the token in HF_TOKEN is not valid for it" if status in (401, 403) else "try again later"
+        raise EncoderError(f"The hub answered {status} for {repo} at {revision!r}: {hint}.") from error
+    except OSError as error:
+        raise EncoderError(f"{repo} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}.") from error
+    except Exception as error:  # the transports (httpx, xet) share no base class
+        raise EncoderError(
+            f"The download of {repo} from {constants.ENDPOINT} broke off ({type(error).__name__}). "
+            "Start again: what is complete is kept."
+        ) from error
+    return ModelFolder(path, repo, path.name)
