@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Collection
 
 from ccassets.errors import DatasetError
+from ccassets.findings import Finding
+from ccassets.study import FolderConfig, Study, TableConfig
 
 
 def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -27,10 +29,32 @@ def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, wor
             )
         return declared
     by_word = {_fold(name): name for name in sorted(names)}
-    folded = [_fold(word) for word in words]
-    if len(by_word) == len(names) and set(by_word) <= set(folded):
-        return tuple(by_word.get(fold, word) for fold, word in zip(folded, words, strict=True))
+    if len(by_word) == len(names) and _all_are_words(names, words):
+        return tuple(by_word.get(_fold(word), word) for word in words)
     return tuple(sorted(names))
+
+
+def find_label_mismatch(study: Study, classes: tuple[str, ...]) -> list[Finding]:
+    """A warning where label numbers and label words may mean different classes.
+
+    That is when there are more or fewer words than classes, or when class names were ordered by the alphabet because
+    some of them are no label word.
+    """
+    words = study.vocabulary.labels.words
+    if not words or not classes:
+        return []
+    ordered_here = isinstance(study.dataset, FolderConfig | TableConfig) and study.dataset.classes is None
+    if len(words) == len(classes) and (not ordered_here or _all_are_words(classes, words)):
+        return []
+    message = (
+        f"Label words and classes should be the same things in the same order; the words are {list(words)}, the "
+        f"classes {list(classes)}. Set dataset.classes to the class names in the order of the words."
+    )
+    return [Finding("label_words_are_not_the_classes", "warning", message, "vocabulary.labels.words")]
+
+
+def _all_are_words(names: Collection[str], words: Collection[str]) -> bool:
+    return {_fold(name) for name in names} <= {_fold(word) for word in words}
 
 
 def _fold(name: str) -> str:

@@ -164,7 +164,7 @@ def read_manifest(
         listed = "\n".join(f"  {key}: {reason}" for key, reason in reasons)
         raise DatasetError(
             f"{len(reasons)} of {len(chosen)} images of the split {split!r} cannot be read:\n{listed}\n"
-            "Repair or remove them, or set extraction.on_bad_image to `skip` (leave them out) or `blank` (keep their rows)."
+            "Repair or remove them, or set extraction.on_bad_image to skip (leave them out) or blank (keep their rows)."
         )
     blank = np.zeros(len(chosen), np.bool_)
     blank[list(failures)] = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import urllib.request
@@ -11,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -33,25 +32,6 @@ _BLOCK: Final = 1 << 20
 _RECORD: Final = "record.json"
 
 _Array = npt.NDArray[Any]
-
-
-@cache
-def collection() -> dict[str, dict[str, Any]]:
-    """The `INFO` of the medmnist package: URL, MD5 and label names of every set.
-
-    Loaded as the plain module it is: importing the package itself brings torch, pandas and scikit-learn with it.
-    """
-    package = importlib.util.find_spec("medmnist")
-    if package is None or not package.submodule_search_locations:
-        raise DatasetError("The package medmnist is not installed; `pip install medmnist` brings the list of its sets.")
-    path = Path(package.submodule_search_locations[0]) / "info.py"
-    spec = importlib.util.spec_from_file_location("ccassets_medmnist_info", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    info: dict[str, dict[str, Any]] = module.INFO
-    return info
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,9 @@ class MedmnistDataset:
 
     @cached_property
     def _info(self) -> dict[str, Any]:
-        sets = {name: info for name, info in collection().items() if not name.endswith("3d")}
+        from medmnist import INFO  # brings torch and pandas with it
+
+        sets: dict[str, dict[str, Any]] = {name: info for name, info in INFO.items() if not name.endswith("3d")}
         if self.config.name not in sets:
             raise DatasetError(f"MedMNIST has no 2D set {self.config.name!r}; it has {', '.join(sets)}.")
         return sets[self.config.name]
@@ -168,23 +150,30 @@ class MedmnistDataset:
                 f"{self._archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
                 f"{url} and put it there."
             )
-        digest = hashlib.md5(usedforsecurity=False)
         try:
-            with replacing(self._archive) as temporary:
-                with urllib.request.urlopen(url, timeout=60) as response, temporary.open("wb") as file:
-                    for block in _blocks(response, int(response.headers.get("Content-Length") or 0), progress):
-                        digest.update(block)
-                        file.write(block)
-                if digest.hexdigest() != self._md5:
-                    raise DatasetError(
-                        f"The download from {url} has the MD5 {digest.hexdigest()}, published is {self._md5}; it was "
-                        f"not kept. Try again, or put the right file at {self._archive}."
-                    )
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{self._archive.name}.lock"):
+                for left_behind in self.root.glob(f".{self._archive.name}.*.partial"):
+                    left_behind.unlink()
+                self._download_from(url, progress)
         except (OSError, HTTPException) as error:
             raise DatasetError(
                 f"{url} could not be downloaded to {self._archive}: {error}. Try again, or get it in another way and "
                 "put it there."
             ) from error
+
+    def _download_from(self, url: str, progress: Progress) -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        with replacing(self._archive) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as response, temporary.open("wb") as file:
+                for block in _blocks(response, int(response.headers.get("Content-Length") or 0), progress):
+                    digest.update(block)
+                    file.write(block)
+            if digest.hexdigest() != self._md5:
+                raise DatasetError(
+                    f"The download from {url} has the MD5 {digest.hexdigest()}, published is {self._md5}; it was not "
+                    f"kept. Try again, or put the right file at {self._archive}."
+                )
 
     def _unpack(self, progress: Progress) -> None:
         """Unpack the arrays, block by block, to a folder that appears as a whole or not at all."""
@@ -240,18 +229,21 @@ class MedmnistDataset:
         size = self.config.size
         pixels = (size, size, 3) if self._info["n_channels"] == 3 else (size, size)
         width = len(self.classes) if self._multi_label else 1
-        for member, array, shape, sound in (
-            ("images", images, ("n", *pixels), images.dtype == np.uint8 and images.shape[1:] == pixels),
-            ("labels", labels, (len(images), width), labels.dtype.kind == "u" and labels.shape == (len(images), width)),
-        ):
-            if not sound:
-                raise DatasetError(
-                    f"{self._archive}: {split}_{member} must be unsigned integers of the shape "
-                    f"({', '.join(map(str, shape))}); found {array.dtype} {array.shape}."
-                )
+        if images.dtype != np.uint8 or images.shape[1:] != pixels:
+            raise DatasetError(
+                f"{self._archive}: {split}_images must be uint8 of the shape (n, {', '.join(map(str, pixels))}); found "
+                f"{images.dtype} {images.shape}."
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != (len(images), width):
+            raise DatasetError(
+                f"{self._archive}: {split}_labels must be integers of the shape ({len(images)}, {width}); found "
+                f"{labels.dtype} {labels.shape}."
+            )
         highest = 1 if self._multi_label else len(self.classes) - 1
-        if labels.size and labels.max() > highest:
-            raise DatasetError(f"{self._archive}: {split}_labels must be 0 to {highest}; found {labels.max()}.")
+        if labels.size and not 0 <= labels.min() <= labels.max() <= highest:
+            raise DatasetError(
+                f"{self._archive}: {split}_labels must be 0 to {highest}; found {labels.min()} to {labels.max()}."
+            )
         return images, labels
 
     def _map(self, folder: Path, member: str) -> _Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,9 +89,8 @@ class TableDataset:
     def _checked_keys(self, split: str, paths: Sequence[str]) -> list[str]:
         keys = [self._key(path) for path in paths]
         check_keys(keys, where=str(self.file))
-        if len(set(keys)) < len(keys):
-            seen: set[str] = set()
-            twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
             raise DatasetError(
                 f"{self.file}: split {split!r} names images twice: {first_few(twice)}. A key stands for one row of a "
                 "split; remove the repeated rows."
@@ -112,14 +112,7 @@ class TableDataset:
     def _chosen(self) -> dict[str, npt.NDArray[np.int64]]:
         """By split: which rows of the table are its rows."""
         column = self._table[self.config.columns.split]
-        chosen = {split: np.flatnonzero(pc.equal(column, split).to_numpy()) for split in self.config.splits}
-        empty = [split for split, rows in chosen.items() if not len(rows)]
-        if empty:
-            raise DatasetError(
-                f"{self.file} has no rows for {empty} in column {self.config.columns.split!r}. Splits found there: "
-                f"{first_few(self._splits_found)}. Correct dataset.splits."
-            )
-        return chosen
+        return {split: np.flatnonzero(pc.equal(column, split).to_numpy()) for split in self.config.splits}
 
     @cached_property
     def _labels(self) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
@@ -145,20 +138,19 @@ class TableDataset:
             )
         return labels, declared or ()
 
-    @property
-    def _is_csv(self) -> bool:
-        return self.file.suffix.lower() == ".csv"
-
-    @property
-    def _splits_found(self) -> list[str]:
-        return sorted(map(str, pc.unique(self._whole[self.config.columns.split]).to_pylist()))
-
     @cached_property
     def _table(self) -> Any:
         """The rows of the study's splits: text columns, an int64 or text label, and the number of the row."""
         columns = self.config.columns
-        table = self._whole
+        table = self._read()
         self._refuse_empty_cells(table, columns.split)
+        found = pc.unique(table[columns.split]).to_pylist()
+        absent = sorted(set(self.config.splits) - set(found))
+        if absent:
+            raise DatasetError(
+                f"{self.file} has no rows of the splits {absent}; column {columns.split!r} holds "
+                f"{first_few(sorted(found))}. Correct dataset.splits."
+            )
         table = table.filter(pc.is_in(table[columns.split], pa.array(self.config.splits)))
         for column in table.column_names:
             self._refuse_empty_cells(table, column)
@@ -176,12 +168,9 @@ class TableDataset:
                 "from 1 without the header). Fill the cells or remove the rows."
             )
 
-    @cached_property
-    def _whole(self) -> Any:
-        columns = self.config.columns
-        wanted = [columns.path, columns.split, *([columns.group] if columns.group else [])]
+    def _read(self) -> Any:
         try:
-            table = self._read(wanted, columns.label)
+            table = self._read_csv() if self._is_csv else self._read_parquet()
             table = pa.table({name: self._typed(name, table[name]) for name in table.column_names})
         except FileNotFoundError as error:
             raise DatasetError(f"The table {self.file} is not there; dataset.file names it.") from error
@@ -189,31 +178,37 @@ class TableDataset:
             raise DatasetError(f"{self.file} cannot be read as a table: {error}") from error
         return table.append_column(_ROW, pa.array(np.arange(1, len(table) + 1)))
 
-    def _read(self, wanted: list[str], label: str) -> Any:
-        """The wanted columns, and the label column if there is one, of a CSV file (all text) or a Parquet file."""
-        if self._is_csv:
-            parse = pa_csv.ParseOptions(newlines_in_values=True)
-            with pa_csv.open_csv(self.file, parse_options=parse) as reader:
-                names = self._present(reader.schema.names, wanted, label)
-            convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-            return pa_csv.read_csv(self.file, parse_options=parse, convert_options=convert)
-        if self.file.suffix.lower() == ".parquet":
-            with pq.ParquetFile(self.file) as file:
-                return file.read(columns=self._present(file.schema_arrow.names, wanted, label))
-        raise DatasetError(f"{self.file}: a table is a .csv or a .parquet file.")
+    def _read_csv(self) -> Any:
+        """The columns as text, so that a path `007` stays what it is."""
+        parse = pa_csv.ParseOptions(newlines_in_values=True)
+        with pa_csv.open_csv(self.file, parse_options=parse) as reader:
+            names = self._columns_to_read(reader.schema.names)
+        convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
+        return pa_csv.read_csv(self.file, parse_options=parse, convert_options=convert)
 
-    def _present(self, names: list[str], wanted: list[str], label: str) -> list[str]:
-        # A label column that the study names itself must be there; the default one may be absent.
-        needed = [*wanted, label] if label in names or "label" in self.config.columns.model_fields_set else wanted
-        if self.config.classes and label not in names:
-            needed = [*wanted, label]
-        wrong = [name for name in needed if names.count(name) != 1]
+    def _read_parquet(self) -> Any:
+        if self.file.suffix.lower() != ".parquet":
+            raise DatasetError(f"{self.file}: a table is a .csv or a .parquet file.")
+        with pq.ParquetFile(self.file) as file:
+            return file.read(columns=self._columns_to_read(file.schema_arrow.names))
+
+    @property
+    def _is_csv(self) -> bool:
+        return self.file.suffix.lower() == ".csv"
+
+    def _columns_to_read(self, there: list[str]) -> list[str]:
+        columns = self.config.columns
+        wanted = [columns.path, columns.split, *([columns.group] if columns.group else [])]
+        # Without a label column there are no labels, but not where the study speaks of labels itself.
+        if columns.label in there or "label" in columns.model_fields_set or self.config.classes:
+            wanted.append(columns.label)
+        wrong = [name for name in wanted if there.count(name) != 1]
         if wrong:
             raise DatasetError(
-                f"{self.file}: the columns {wrong} must be there once. Columns found: {first_few(names, 30)}. "
+                f"{self.file} must have each of the columns {wrong} once; it has {first_few(there, 30)}. "
                 "dataset.columns says which column holds what."
             )
-        return list(dict.fromkeys(needed))
+        return list(dict.fromkeys(wanted))
 
     def _typed(self, name: str, column: Any) -> Any:
         """A column as text, a label column of whole numbers as int64."""
