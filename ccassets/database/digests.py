@@ -45,6 +45,13 @@ def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uin
     return digests
 
 
+def rows_digest(image_digest: Array, feature_digest: Array) -> str:
+    """XXH3-128 (hex) over a file's image digests and feature digests: which row came out of which image."""
+    hasher = xxhash.xxh3_128(_bytes(image_digest))
+    hasher.update(_bytes(feature_digest))
+    return hasher.hexdigest()
+
+
 def template_digest(template: TemplateLike) -> str:
     """XXH3-128 (hex) over name, dtype, shape and bytes of a template's arrays and over its texts."""
     hasher = xxhash.xxh3_128()

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.digests import TEMPLATE_ARRAYS, template_digest
+from ccassets.database.digests import TEMPLATE_ARRAYS, rows_digest, template_digest
 from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
@@ -248,6 +248,7 @@ def _write_rows(file: h5py.File, rows: RowContent) -> None:
     _write_array(file, "labels", rows.labels, "<i8")
     _write_array(file, "image_digest", rows.image_digest, "u1")
     _write_array(file, "feature_digest", rows.feature_digest, "u1")
+    file.attrs["rows_digest"] = rows_digest(rows.image_digest, rows.feature_digest)
     if rows.label_matrix is not None:
         _write_array(file, "label_matrix", rows.label_matrix, "u1")
     _write_texts(file, "split", rows.split)

@@ -1,0 +1,74 @@
+"""The asset `image_features`: the images of a split, encoded into parts; each image once, whatever it is called."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ccassets.assets.common import (
+    GPU_POOL,
+    ExtractionRun,
+    asset_key,
+    code_version,
+    combined,
+    errors_as_sentences,
+    logged,
+    split_partitions,
+    splits_of,
+)
+from ccassets.extraction import extract_images
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.resources import EncoderResource, StoreResource
+from ccassets.study import Study
+
+
+def image_features(study: Study) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=asset_key(study, "image_features"),
+        deps=[asset_key(study, "images"), asset_key(study, "encoder")],
+        partitions_def=split_partitions(study),
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name=study.name,
+        kinds={"hdf5", "pytorch"},
+        pool=GPU_POOL,
+        code_version=code_version(),
+        description=(
+            "The global vector and the patch tokens of every image of a split. Only images that no part holds are "
+            "encoded; a run that was stopped goes on at the last finished shard."
+        ),
+    )
+    def _image_features(
+        context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
+    ) -> dg.MaterializeResult[None]:
+        place = store.of(study)
+        with errors_as_sentences():
+            card = recorded_card(study, place)
+            for split in splits_of(context, study):
+                recorded_manifest(study, split, place)
+            done = [
+                extract_images(
+                    study,
+                    split,
+                    encoder=lambda: encoder.load(study, card, place),
+                    store=place,
+                    fresh=config.fresh,
+                    progress=logged(context, f"encode images of {split}"),
+                )
+                for split in splits_of(context, study)
+            ]
+        for name in sorted({name for part in done for name in part.damaged}):
+            context.log.warning(f"The part {name} is not what was written; its images were encoded again.")
+        encoded = sum(part.encoded for part in done)
+        seconds = sum(part.seconds for part in done)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(combined({part.split: part.digest for part in done})),
+            metadata={
+                "dagster/row_count": sum(part.rows for part in done),
+                "encoded": encoded,
+                "seconds": round(seconds, 3),
+                "rows_per_second": round(encoded / seconds, 2) if encoded else 0.0,
+                "encoder_busy": round(sum(part.busy * part.seconds for part in done) / seconds, 3) if seconds else 0.0,
+                "bytes": encoded * 2 * card.dim * (1 + card.token_count),
+            },
+        )
+
+    return _image_features

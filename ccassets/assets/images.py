@@ -1,0 +1,55 @@
+"""The asset `images`: every image of a split read once, into a manifest of keys, labels, groups and image digests."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ccassets.assets.common import (
+    asset_key,
+    code_version,
+    combined,
+    errors_as_sentences,
+    logged,
+    split_partitions,
+    splits_of,
+)
+from ccassets.assets.pictures import contact_sheet
+from ccassets.extraction import read_images
+from ccassets.resources import StoreResource
+from ccassets.study import Study
+
+
+def images(study: Study) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=asset_key(study, "images"),
+        partitions_def=split_partitions(study),
+        group_name=study.name,
+        kinds={"parquet", study.dataset.kind},
+        code_version=code_version(study.dataset, study.extraction.limit, study.extraction.on_bad_image),
+        description=(
+            "Fetches or finds the images of a split and decodes each of them once: a manifest with key, label, "
+            "group and image digest of every row. Images that did not change since are not decoded again."
+        ),
+    )
+    def _images(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        place = store.of(study)
+        with errors_as_sentences():
+            manifests = {
+                split: read_images(study, split, store=place, progress=logged(context, f"read images of {split}"))
+                for split in splits_of(context, study)
+            }
+        samples = next(iter(manifests.values()))
+        skipped = [f"{key}: {reason}" for manifest in manifests.values() for key, reason in manifest.skipped]
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(combined({split: manifest.digest for split, manifest in manifests.items()})),
+            metadata={
+                "dagster/row_count": sum(len(manifest.keys) for manifest in manifests.values()),
+                "blank": sum(int(manifest.blank.sum()) for manifest in manifests.values()),
+                "skipped": len(skipped),
+                **({"skipped_images": skipped} if skipped else {}),
+                "manifest": store.of(study).relative(place.manifest(samples.split)),
+                "samples": dg.MetadataValue.md(contact_sheet(study, place, samples)),
+            },
+        )
+
+    return _images

@@ -1,0 +1,15 @@
+"""Automation: what runs by itself once its switch is turned on in the UI. Everything here ships switched off."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ccassets.study import Study
+
+
+def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
+    return []
+
+
+def study_sensors(study: Study) -> list[dg.SensorDefinition]:
+    return []

@@ -1,0 +1,45 @@
+"""FeatureDatabase, the Dagster component: what one study consists of, and nothing more."""
+
+from __future__ import annotations
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ccassets.assets import study_assets
+from ccassets.automation import study_schedules, study_sensors
+from ccassets.checks import study_checks
+from ccassets.jobs import study_jobs
+from ccassets.study import Study, StudyConfig
+
+
+class FeatureDatabase(dg.Component):
+    """A study in Dagster: images and encoder, features of templates and splits, the database and its report.
+
+    Its attributes are those of a study file. The location that loads it provides the resources `store` and
+    `encoder`, as `ccassets.definitions` does.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        return StudyConfig
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> FeatureDatabase:
+        assert isinstance(attributes, StudyConfig)
+        return cls(Study.from_config(attributes, folder=context.path))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        return self.definitions()
+
+    def definitions(self) -> dg.Definitions:
+        """Assets, checks, jobs, schedules and sensors of the study, without resources."""
+        return dg.Definitions(
+            assets=study_assets(self.study),
+            asset_checks=study_checks(self.study),
+            jobs=study_jobs(self.study),
+            schedules=study_schedules(self.study),
+            sensors=study_sensors(self.study),
+        )

@@ -1,0 +1,256 @@
+"""The database of a study: manifests say which rows, parts say where their bytes are, and a fresh file takes both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.assembly import assemble
+from ccassets.database.digests import database_digest, split_digest, template_digest
+from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
+from ccassets.database.reader import open_database
+from ccassets.database.validation import validate_database
+from ccassets.database.writer import FileContent, RowContent, TemplateContent, remove_leftovers
+from ccassets.datasets import open_dataset
+from ccassets.datasets.manifest import Manifest
+from ccassets.encoders.contract import EncoderCard
+from ccassets.errors import CcassetsError, DatabaseError, StorageError
+from ccassets.extraction.images import held_entries
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
+from ccassets.extraction.plan import row_bytes
+from ccassets.extraction.provenance import created, encoder_provenance, libraries
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.extraction.text import stored_template
+from ccassets.files import exclusive, require_space
+from ccassets.findings import has_errors
+from ccassets.progress import Progress, silent
+from ccassets.storage import Store
+from ccassets.study import Study
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What `assemble_database` did: the file, its digest, and whether it was there already (`unchanged`)."""
+
+    path: Path
+    digest: str
+    rows: int
+    bytes: int
+    seconds: float
+    unchanged: bool
+
+
+def assemble_database(
+    study: Study, *, store: Store | None = None, output: Path | None = None, progress: Progress = silent
+) -> Assembly:
+    """Assemble the database of a study from its parts; the file that was there stays readable until the end.
+
+    A database that already is what it should be is left as it is. Raises `StorageError` naming the split or the
+    template whose parts are missing.
+    """
+    store = store or Store.of(study)
+    path = output or store.database
+    started = time.perf_counter()
+    card = recorded_card(study, store)
+    manifests = [recorded_manifest(study, split, store) for split in study.splits]
+    templates = _templates(study, card, store)
+    with exclusive(store.folder):
+        remove_leftovers(path.parent)
+        index = held_rows(store, card.identity)
+        entries = np.concatenate([np.empty(0, np.int64), *(held_entries(manifest, index) for manifest in manifests)])
+        content = _content(study, store, card, manifests, templates, index, entries, started)
+        digest = content.attributes["provenance"]["digests"]["database"]
+        unchanged = _is_already(path, content)
+        if not unchanged:
+            require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
+            sources, source_of, row_in = _places(index, entries, path)
+            assemble(path, content, sources, source_of, row_in, progress)
+            VerifiedFiles(path.parent).add(path)
+        if not study.storage.keep_parts:
+            _drop_parts(study, path, index, entries)
+    return Assembly(path, digest, len(entries), path.stat().st_size, time.perf_counter() - started, unchanged)
+
+
+def _templates(study: Study, card: EncoderCard, store: Store) -> dict[str, TemplateContent]:
+    contents = {}
+    for template_id, template in study.vocabulary.templates().items():
+        content = stored_template(template, card, store)
+        if content is None:
+            raise StorageError(
+                f"Template {template_id!r} of {study.name} is not encoded yet. "
+                f"Materialize `{study.name}/template_features/{template_id}` first."
+            )
+        contents[template_id] = content
+    return contents
+
+
+def _content(
+    study: Study,
+    store: Store,
+    card: EncoderCard,
+    manifests: Sequence[Manifest],
+    templates: Mapping[str, TemplateContent],
+    index: RowIndex,
+    entries: npt.NDArray[np.int64],
+    started: float,
+) -> FileContent:
+    rows = _rows(manifests, index.feature_digest[entries])
+    vocabulary = _vocabulary(study)
+    splits = _split_digests(manifests, rows)
+    dataset = open_dataset(study, store)
+    provenance = {
+        "origin": "extracted",
+        "encoder": encoder_provenance(card),
+        "dataset": {
+            "kind": study.dataset.kind,
+            "name": dataset.name,
+            "version": dataset.version,
+            "labels": "present" if all(manifest.labelled for manifest in manifests) else "none",
+            "classes": list(manifests[0].classes),
+            "splits": _split_provenance(manifests),
+        },
+        "extraction": {
+            "batch_size": study.extraction.batch_size,
+            "rows_per_shard": study.extraction.rows_per_shard,
+            "on_bad_image": study.extraction.on_bad_image,
+        },
+        "libraries": libraries(),
+        "created": created(time.perf_counter() - started),
+        "parts": _part_provenance(index, entries),
+        "digests": {
+            "splits": splits,
+            "database": database_digest(
+                splits, {name: template_digest(template) for name, template in templates.items()}, vocabulary
+            ),
+        },
+    }
+    logit_parameters = {name: getattr(card, name) for name in LOGIT_PARAMETERS if getattr(card, name) is not None}
+    attributes: dict[str, Any] = {
+        "split_counts": {manifest.split: len(manifest.keys) for manifest in manifests},
+        **vocabulary,
+        "concepts": [concept.model_dump(mode="json") for concept in study.vocabulary.concepts.words],
+        "label_classes": list(manifests[0].classes),
+        **logit_parameters,
+        **({"logit_scale_space": LOGIT_SCALE_SPACE} if logit_parameters else {}),
+        **({"limit": study.extraction.limit} if study.extraction.limit else {}),
+        "dataset": dataset.name,
+        "provenance": provenance,
+    }
+    return FileContent("database", card.dim, card.token_count, rows, templates, attributes)
+
+
+def _rows(manifests: Sequence[Manifest], feature_digest: npt.NDArray[np.uint8]) -> RowContent:
+    grouped = [manifest.groups for manifest in manifests if manifest.groups is not None]
+    matrices = [manifest.label_matrix for manifest in manifests if manifest.label_matrix is not None]
+    return RowContent(
+        split=[manifest.split for manifest in manifests for _ in manifest.keys],
+        labels=np.concatenate([manifest.labels for manifest in manifests]),
+        keys=[key for manifest in manifests for key in manifest.keys],
+        image_digest=np.concatenate([manifest.image_digest for manifest in manifests]),
+        feature_digest=feature_digest,
+        groups=[group for groups in grouped for group in groups] if len(grouped) == len(manifests) else None,
+        label_matrix=np.concatenate(matrices) if len(matrices) == len(manifests) else None,
+    )
+
+
+def _vocabulary(study: Study) -> dict[str, list[str]]:
+    vocabulary = study.vocabulary
+    return {
+        "label_texts": list(vocabulary.labels.words),
+        "prompt_temp_for_labels": list(vocabulary.labels.templates),
+        "concept_texts": list(vocabulary.concepts.texts),
+        "prompt_temp_for_concepts": list(vocabulary.concepts.templates),
+    }
+
+
+def _split_digests(manifests: Sequence[Manifest], rows: RowContent) -> dict[str, str]:
+    digests = {}
+    first = 0
+    for manifest in manifests:
+        place = slice(first, first + len(manifest.keys))
+        digests[manifest.split] = split_digest(
+            rows.feature_digest[place],
+            keys=manifest.keys,
+            labels=manifest.labels,
+            groups=manifest.groups,
+            label_matrix=manifest.label_matrix,
+        )
+        first = place.stop
+    return digests
+
+
+def _split_provenance(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    splits = {}
+    first = 0
+    for manifest in manifests:
+        splits[manifest.split] = {
+            "rows": len(manifest.keys),
+            "images": manifest.digest,
+            "skipped": [{"key": key, "reason": reason} for key, reason in manifest.skipped],
+            "blank": (first + np.flatnonzero(manifest.blank)).tolist(),
+        }
+        first += len(manifest.keys)
+    return splits
+
+
+def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    numbers, counts = np.unique(index.source[entries], return_counts=True)
+    return [
+        {"name": index.sources[number].name, "rows": int(count)}
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def _is_already(path: Path, content: FileContent) -> bool:
+    """Whether the file at `path` holds the wanted rows, templates and attributes, and is untouched since."""
+    if not path.is_file() or not VerifiedFiles(path.parent).has(path):
+        return False
+    try:
+        with open_database(path) as database:
+            found, wanted = dict(database.attributes), dict(content.attributes)
+    except CcassetsError:
+        return False
+    return _timeless(found, wanted) == _timeless(wanted, wanted)
+
+
+def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """The named attributes without what differs between two assemblies of the same database."""
+    chosen = {name: attributes.get(name) for name in names}
+    provenance = dict(chosen["provenance"] or {})
+    for name in ("created", "parts", "libraries"):
+        provenance.pop(name, None)
+    return {**chosen, "provenance": provenance}
+
+
+def _places(
+    index: RowIndex, entries: npt.NDArray[np.int64], path: Path
+) -> tuple[Sequence[Path], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where to copy every row from: all of it from the old database where that holds just these rows, else the parts.
+
+    From file to file of equal layout the bytes lie equally aligned, and the file system can share them.
+    """
+    if path in index.sources:
+        number = list(index.sources).index(path)
+        inside = np.flatnonzero(index.source == number)
+        if len(inside) == len(entries) and np.array_equal(index.feature_digest[inside], index.feature_digest[entries]):
+            return [path], np.zeros(len(entries), np.int64), index.row[inside]
+    return index.sources, index.source[entries], index.row[entries]
+
+
+def _drop_parts(study: Study, path: Path, index: RowIndex, entries: npt.NDArray[np.int64]) -> None:
+    """Remove image parts whose every row is in the database, once the database is deeply valid."""
+    findings = validate_database(path, study=study, deep=True)
+    if has_errors(findings):
+        errors = "; ".join(finding.message for finding in findings if finding.severity == "error")
+        raise DatabaseError(f"{path.name} is not valid, its image parts are kept: {errors}")
+    in_database = set(index.feature_digest[entries].view("S16").ravel().tolist())
+    for number, part in enumerate(index.sources):
+        rows = index.feature_digest[index.source == number].view("S16").ravel().tolist()
+        if part.parent.name == "rows" and in_database.issuperset(rows):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,272 @@
+"""Image extraction: shards are decoded by workers, encoded in whole batches, and written as parts, all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.digests import feature_digests, split_digest
+from ccassets.database.layout import BULK, STORED_IMAGE_DTYPE
+from ccassets.database.writer import FileContent, RowContent, new_file, remove_leftovers
+from ccassets.datasets import open_dataset
+from ccassets.datasets.images import image_digest
+from ccassets.datasets.manifest import Manifest, read_image
+from ccassets.encoders import load_encoder
+from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray
+from ccassets.errors import DatasetError, EncoderError, StorageError
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
+from ccassets.extraction.plan import nothing_held, plan_images, row_bytes
+from ccassets.extraction.provenance import part_provenance
+from ccassets.extraction.sources import identify_encoder, read_images, recorded_card, recorded_manifest
+from ccassets.extraction.text import require_identity
+from ccassets.files import exclusive, require_space
+from ccassets.progress import Progress, silent
+from ccassets.storage import Store
+from ccassets.study import Study
+
+DECODERS = max(1, min(8, (os.cpu_count() or 1)))
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ImageExtraction:
+    """What `extract_images` did for a split.
+
+    `digest` is the split's: features, keys, labels and groups of all its rows, encoded now or before. `busy` is
+    the share of the time in which the encoder was at work, the rest it waited for decoding or writing.
+    """
+
+    split: str
+    rows: int
+    encoded: int
+    digest: str
+    seconds: float
+    busy: float
+    damaged: Sequence[str]
+    """Parts that were not what was written; their rows were encoded again."""
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.encoded / self.seconds if self.seconds and self.encoded else 0.0
+
+
+def extract_images(
+    study: Study,
+    split: str,
+    *,
+    encoder: Callable[[], Encoder] | None = None,
+    store: Store | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> ImageExtraction:
+    """Encode the rows of a split that no part holds (all of them if `fresh`), shard by shard.
+
+    Sources that were not read yet are read first; `encoder` is called only when there is something to encode.
+    A finished shard stays finished whatever happens afterwards.
+    Raises `StorageError` when the disk is too small before anything is encoded, `DatasetError` when an image is
+    no longer the one in the manifest, `EncoderError` when features are not finite.
+    """
+    store = store or Store.of(study)
+    if not store.encoder_card.exists():
+        identify_encoder(study, store=store)
+    if not store.manifest(split).exists():
+        read_images(study, split, store=store)
+    card = recorded_card(study, store)
+    manifest = recorded_manifest(study, split, store)
+    folder = store.image_parts(card.identity)
+    started = time.perf_counter()
+    with exclusive(folder):
+        remove_leftovers(folder)
+        index = held_rows(store, card.identity)
+        plan = plan_images(manifest, nothing_held() if fresh else index, study.extraction.rows_per_shard)
+        busy = 0.0
+        if plan.shards:
+            require_space(folder, plan.to_encode * row_bytes(card), f"Encoding {plan.to_encode} images of {split!r}")
+            loaded = encoder() if encoder else load_encoder(study)
+            require_identity(loaded, card)
+            busy = _Extraction(study, manifest, loaded, store).run(plan.shards, progress)
+            index = held_rows(store, card.identity)
+            if fresh:
+                _remove_superseded(index)
+    seconds = time.perf_counter() - started
+    return ImageExtraction(
+        split=split,
+        rows=len(manifest.keys),
+        encoded=plan.to_encode,
+        digest=manifest_split_digest(manifest, index),
+        seconds=seconds,
+        busy=busy / seconds if seconds else 0.0,
+        damaged=index.damaged,
+    )
+
+
+def manifest_split_digest(manifest: Manifest, index: RowIndex) -> str:
+    """The digest of a split as the parts hold it; `StorageError` when rows are missing."""
+    return split_digest(
+        index.feature_digest[held_entries(manifest, index)],
+        keys=manifest.keys,
+        labels=manifest.labels,
+        groups=manifest.groups,
+        label_matrix=manifest.label_matrix,
+    )
+
+
+def held_entries(manifest: Manifest, index: RowIndex) -> npt.NDArray[np.int64]:
+    """The entry of the index that holds each row of a manifest; `StorageError` when rows are missing."""
+    found = index.find(manifest.image_digest)
+    missing = np.flatnonzero(found < 0)
+    if len(missing):
+        raise StorageError(
+            f"{len(missing)} of {len(found)} images of split {manifest.split!r} are not encoded yet "
+            f"(the first is {manifest.keys[missing[0]]!r}). Materialize `image_features` for {manifest.split!r} first."
+        )
+    return found
+
+
+class _Extraction:
+    """One run over the shards of a split: decoding, encoding and writing overlap, memory holds two shards at most."""
+
+    def __init__(self, study: Study, manifest: Manifest, encoder: Encoder, store: Store) -> None:
+        self.study = study
+        self.manifest = manifest
+        self.encoder = encoder
+        self.card: EncoderCard = encoder.card
+        self.folder = store.image_parts(encoder.card.identity)
+        self.dataset = open_dataset(study, store)
+        self.verified = VerifiedFiles(self.folder)
+
+    def run(self, shards: Sequence[npt.NDArray[np.int64]], progress: Progress) -> float:
+        """Encode and write all shards; the seconds in which the encoder was at work."""
+        total = sum(len(shard) for shard in shards)
+        done = 0
+        busy = 0.0
+        written: Future[None] | None = None
+        with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
+            batches = _prefetched(decoders, self._decode, self._batches(shards))
+            for shard in shards:
+                started = time.perf_counter()
+                features = np.empty((len(shard), self.card.dim), STORED_IMAGE_DTYPE)
+                tokens = self._token_array(len(shard))
+                for first in range(0, len(shard), self.study.extraction.batch_size):
+                    pixels = next(batches)
+                    rows = slice(first, first + len(pixels))
+                    begun = time.perf_counter()
+                    self._encode(pixels, shard[rows], features[rows], None if tokens is None else tokens[rows])
+                    busy += time.perf_counter() - begun
+                    done += len(pixels)
+                    progress(done, total)
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._write, shard, features, tokens, time.perf_counter() - started)
+            if written is not None:
+                written.result()
+        return busy
+
+    def _batches(self, shards: Iterable[npt.NDArray[np.int64]]) -> Iterator[npt.NDArray[np.int64]]:
+        size = self.study.extraction.batch_size
+        return (shard[first : first + size] for shard in shards for first in range(0, len(shard), size))
+
+    def _decode(self, row: int) -> FloatArray:
+        """One image as the encoder's input; `DatasetError` when it is not the image of the manifest any more."""
+        image = read_image(self.dataset, self.manifest, row)
+        if image_digest(image) != self.manifest.image_digest[row].tobytes():
+            raise DatasetError(
+                f"{self.manifest.keys[row]} is not the image that was read for the manifest of "
+                f"{self.manifest.split!r}: it changed since. Materialize `images` again."
+            )
+        return self.encoder.preprocess(image)
+
+    def _token_array(self, rows: int) -> npt.NDArray[np.float16] | None:
+        if not self.card.token_count:
+            return None
+        return np.empty((rows, self.card.token_count, self.card.dim), STORED_IMAGE_DTYPE)
+
+    def _encode(
+        self,
+        pixels: FloatArray,
+        rows: npt.NDArray[np.int64],
+        features: npt.NDArray[np.float16],
+        tokens: npt.NDArray[np.float16] | None,
+    ) -> None:
+        encoded = self.encoder.encode_pixels(pixels)
+        outputs = [(BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)]
+        for name, stored, values in outputs:
+            if stored is None:
+                continue
+            if values is None or values.shape != stored.shape:
+                raise EncoderError(
+                    f"The encoder gave {name} of shape {None if values is None else values.shape}; "
+                    f"{stored.shape} was expected from its card."
+                )
+            with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
+                stored[...] = values
+            finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
+            if not finite.all():
+                keys = [self.manifest.keys[row] for row in rows[~finite]]
+                raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {keys}.")
+
+    def _write(
+        self,
+        shard: npt.NDArray[np.int64],
+        features: npt.NDArray[np.float16],
+        tokens: npt.NDArray[np.float16] | None,
+        seconds: float,
+    ) -> None:
+        images = self.manifest.image_digest[shard]
+        content = FileContent(
+            profile="image-part",
+            dim=self.card.dim,
+            token_count=self.card.token_count,
+            rows=RowContent(
+                split=[self.manifest.split] * len(shard),
+                labels=self.manifest.labels[shard],
+                keys=[self.manifest.keys[row] for row in shard],
+                image_digest=images,
+                feature_digest=feature_digests(features, tokens),
+            ),
+            attributes={
+                "split_counts": {self.manifest.split: len(shard)},
+                "provenance": part_provenance(self.study, self.encoder, seconds),
+            },
+        )
+        # The name only has to be the same for the same rows; which rows a part holds is written in it.
+        path = self.folder / f"{hashlib.sha256(images.tobytes()).hexdigest()[:32]}.h5"
+        with new_file(path, content) as rows:
+            rows.write(BULK[0], 0, features)
+            if tokens is not None:
+                rows.write(BULK[1], 0, tokens)
+        self.verified.add(path)
+
+
+def _prefetched(
+    decoders: ThreadPoolExecutor, decode: Callable[[int], FloatArray], batches: Iterator[npt.NDArray[np.int64]]
+) -> Iterator[FloatArray]:
+    """Batches of decoded images in order, the next ones being decoded while one is used."""
+    ahead: deque[list[Future[FloatArray]]] = deque()
+    try:
+        for rows in batches:
+            ahead.append([decoders.submit(decode, row) for row in rows.tolist()])
+            if len(ahead) > _BATCHES_AHEAD:
+                yield np.stack([image.result() for image in ahead.popleft()])
+        while ahead:
+            yield np.stack([image.result() for image in ahead.popleft()])
+    finally:
+        for batch in ahead:
+            for image in batch:
+                image.cancel()
+
+
+def _remove_superseded(index: RowIndex) -> None:
+    """Remove image parts none of whose rows is used any more, all being held by newer parts."""
+    winners = np.unique(index.source[index.find(index.image_digest)])
+    for number, path in enumerate(index.sources):
+        if number not in winners and path.parent.name == "rows":
+            path.unlink(missing_ok=True)

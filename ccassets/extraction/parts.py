@@ -1,0 +1,172 @@
+"""Parts that finished shards and templates left behind: the rows they hold, and whether they are still intact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.digests import feature_digests, rows_digest
+from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.errors import CcassetsError
+from ccassets.files import fingerprint
+from ccassets.storage import Store
+
+Digests = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """The rows that parts and databases of one encoder identity already hold, found by image digest.
+
+    `image_digest` (M, 32), `feature_digest` (M, 16), `source` and `row` (M,) say for every held row what went in,
+    what came out, and where it lies. Earlier entries win: the newest part first, databases last. `damaged` names
+    parts that are not what they were when they were written; their rows are not held.
+    """
+
+    sources: Sequence[Path]
+    image_digest: Digests
+    feature_digest: Digests
+    source: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    damaged: Sequence[str] = ()
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
+        found, first = np.unique(_as_keys(self.image_digest), return_index=True)
+        return found, first
+
+    def find(self, image_digest: Digests) -> npt.NDArray[np.int64]:
+        """For every image digest (n, 32) the entry that holds it, -1 where none does: (n,) int64."""
+        known, first = self._sorted
+        wanted = _as_keys(image_digest)
+        if not len(known) or not len(wanted):
+            return np.full(len(wanted), -1, np.int64)
+        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[place] == wanted, first[place], -1).astype(np.int64)
+
+
+class VerifiedFiles:
+    """Which files of a folder had the right bytes, by fingerprint: they are hashed again only when it changed.
+
+    Kept as lines of JSON that are only ever appended, so that several processes may write and a torn line is
+    nothing but a file that will be hashed once more.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "verified.jsonl"
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        known = {}
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else []
+        for line in lines:
+            try:
+                name, seen = json.loads(line)
+            except ValueError:
+                continue
+            known[name] = seen
+        return known
+
+    def has(self, path: Path) -> bool:
+        """Whether the file is the one that was verified."""
+        return self._known.get(path.name) == fingerprint(path)
+
+    def add(self, path: Path) -> None:
+        """Remember that the file, as it is now, has the right bytes."""
+        seen = fingerprint(path)
+        self._known[path.name] = seen
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([path.name, seen]) + "\n")
+
+
+def held_rows(store: Store, identity: str, *, with_parts: bool = True) -> RowIndex:
+    """The index of all rows of an encoder identity under a storage root: parts first, then databases.
+
+    Every file is verified unless its fingerprint is known. `with_parts=False` looks into databases only.
+    """
+    folder = store.image_parts(identity)
+    parts = [_read_rows(path, identity, VerifiedFiles(folder)) for path in folder.glob("*.h5")] if with_parts else []
+    newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
+    databases = [
+        _read_rows(path, identity, VerifiedFiles(path.parent))
+        for path in sorted(store.root.glob("*/*.h5"))
+        if _identity_of(path) == identity
+    ]
+    return _index([*newest_first, *databases])
+
+
+def verify_rows(database: FeatureDatabase) -> bool:
+    """Whether every stored row still has the digest that was taken when it was written."""
+    images, features = database.image_digest, database.feature_digest
+    if images is None or features is None or database.attributes.get("rows_digest") != rows_digest(images, features):
+        return False
+    tokens = database.image_token_features
+    for first, block in iter_blocks(tokens if tokens is not None else database.image_features):
+        rows = slice(first, first + len(block))
+        found = feature_digests(np.asarray(database.image_features[rows]), block if tokens is not None else None)
+        if not np.array_equal(found, features[rows]):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class _FileRows:
+    path: Path
+    written: int
+    image_digest: Digests
+    feature_digest: Digests
+    damaged: bool = False
+
+
+def _read_rows(path: Path, identity: str, verified: VerifiedFiles) -> _FileRows:
+    nothing = _FileRows(path, 0, np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), damaged=True)
+    try:
+        with open_database(path) as database:
+            provenance = database.provenance or {}
+            images, features = database.image_digest, database.feature_digest
+            if provenance.get("encoder", {}).get("identity") != identity or images is None or features is None:
+                return nothing
+            if not verified.has(path):
+                if not verify_rows(database):
+                    return nothing
+                verified.add(path)
+            return _FileRows(path, int(provenance["created"]["unix_ns"]), images, features)
+    except (CcassetsError, OSError, KeyError, ValueError, TypeError, AttributeError):
+        return nothing
+
+
+def _identity_of(path: Path) -> Any:
+    try:
+        with open_database(path) as database:
+            return (database.provenance or {}).get("encoder", {}).get("identity")
+    except (CcassetsError, OSError, AttributeError):
+        return None
+
+
+def _index(files: Iterable[_FileRows]) -> RowIndex:
+    kept, damaged = [], []
+    for file in files:
+        if file.damaged:
+            damaged.append(file.path.name)
+        else:
+            kept.append(file)
+    return RowIndex(
+        sources=[file.path for file in kept],
+        image_digest=np.concatenate([np.empty((0, 32), np.uint8), *(file.image_digest for file in kept)]),
+        feature_digest=np.concatenate([np.empty((0, 16), np.uint8), *(file.feature_digest for file in kept)]),
+        source=np.repeat(np.arange(len(kept)), [len(file.image_digest) for file in kept]).astype(np.int64),
+        row=np.concatenate([np.empty(0, np.int64), *(np.arange(len(file.image_digest)) for file in kept)]),
+        damaged=damaged,
+    )
+
+
+def _as_keys(digests: Digests) -> npt.NDArray[np.bytes_]:
+    # All are 32 bytes long, so numpy's padding of byte strings with zeros cannot make two of them equal.
+    return np.ascontiguousarray(digests, np.uint8).reshape(-1, 32).view("S32").ravel()

@@ -1,0 +1,95 @@
+"""The plan: what a study still has to encode, which is its manifest minus the rows that parts already hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.layout import STORED_IMAGE_DTYPE
+from ccassets.datasets.manifest import Manifest
+from ccassets.encoders.contract import EncoderCard
+from ccassets.extraction.parts import RowIndex, held_rows
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.extraction.text import missing_templates
+from ccassets.storage import Store
+from ccassets.study import Study
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """Of one split: the shards still to be encoded, as rows of the manifest, each image once."""
+
+    split: str
+    rows: int
+    held: int
+    shards: Sequence[npt.NDArray[np.int64]]
+
+    @property
+    def to_encode(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Of a whole study: what would be encoded, and the bytes that parts and database would take."""
+
+    images: Sequence[ImagePlan]
+    templates: Sequence[str]
+    part_bytes: int
+    database_bytes: int
+
+    @property
+    def to_encode(self) -> int:
+        return sum(plan.to_encode for plan in self.images)
+
+
+def row_bytes(card: EncoderCard) -> int:
+    """The bytes of one row's image features and token features as they are stored."""
+    return STORED_IMAGE_DTYPE.itemsize * card.dim * (1 + card.token_count)
+
+
+def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> ImagePlan:
+    """Cut the rows of a split that no part holds into shards, in the order of the manifest.
+
+    Equal images are encoded once. Planned from nothing, this is the canonical plan; after a kill it starts at the
+    first shard that was not finished, since only whole shards are ever held.
+    """
+    found = index.find(manifest.image_digest)
+    missing = np.flatnonzero(found < 0)
+    _, first = np.unique(manifest.image_digest[missing], axis=0, return_index=True)
+    distinct = missing[np.sort(first)]
+    return ImagePlan(
+        split=manifest.split,
+        rows=len(found),
+        held=int((found >= 0).sum()),
+        shards=[distinct[start : start + rows_per_shard] for start in range(0, len(distinct), rows_per_shard)],
+    )
+
+
+def plan_study(
+    study: Study, splits: Sequence[str] | None = None, *, store: Store | None = None, fresh: bool = False
+) -> StudyPlan:
+    """What `extract_images` (of all splits, or the given ones) and `extract_text` would encode now.
+
+    Told from the recorded manifests and encoder card; nothing is decoded or encoded.
+    """
+    store = store or Store.of(study)
+    card = recorded_card(study, store)
+    index = held_rows(store, card.identity) if not fresh else nothing_held()
+    manifests = [recorded_manifest(study, split, store) for split in splits or study.splits]
+    plans = [plan_images(manifest, index, study.extraction.rows_per_shard) for manifest in manifests]
+    return StudyPlan(
+        images=plans,
+        templates=missing_templates(study, card, store) if not fresh else list(study.vocabulary.templates()),
+        part_bytes=sum(plan.to_encode for plan in plans) * row_bytes(card),
+        database_bytes=sum(plan.rows for plan in plans) * row_bytes(card),
+    )
+
+
+def nothing_held() -> RowIndex:
+    """The index of an empty storage."""
+    none = np.empty(0, np.int64)
+    return RowIndex([], np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), none, none)

@@ -1,0 +1,50 @@
+"""Provenance: what is recorded about how features came to be. Declared fields only; no path, no host, no token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ccassets.encoders.contract import Encoder, EncoderCard
+from ccassets.study import Study
+
+_LIBRARIES = ("ccassets", "torch", "transformers", "tokenizers", "numpy", "pillow", "h5py", "medmnist")
+
+
+def encoder_provenance(card: EncoderCard) -> dict[str, Any]:
+    """The identity and every declared field of the card."""
+    return {"identity": card.identity, **asdict(card)}
+
+
+def part_provenance(study: Study, encoder: Encoder, seconds: float) -> dict[str, Any]:
+    """How a part came to be."""
+    return {
+        "origin": "extracted",
+        "encoder": encoder_provenance(encoder.card),
+        "extraction": {"batch_size": study.extraction.batch_size, "device": encoder.device},
+        "libraries": libraries(),
+        "created": created(seconds),
+    }
+
+
+def created(seconds: float) -> Mapping[str, Any]:
+    """When, as a UTC time and in nanoseconds, and how long it took."""
+    now = time.time_ns()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now // 10**9))
+    return {"at": stamp, "unix_ns": now, "seconds": round(seconds, 3)}
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """The versions of the libraries whose code the features went through."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,81 @@
+"""The sources of a study, read and recorded: a manifest for every split, an identity card for the encoder."""
+
+from __future__ import annotations
+
+from ccassets.datasets import open_dataset
+from ccassets.datasets.manifest import Manifest, is_current, read_manifest
+from ccassets.encoders import inspect_encoder
+from ccassets.encoders.contract import EncoderCard
+from ccassets.errors import DatasetError, EncoderError
+from ccassets.files import write_text
+from ccassets.progress import Progress, silent
+from ccassets.storage import Store
+from ccassets.study import Study
+
+
+def read_images(
+    study: Study, split: str, *, store: Store | None = None, fresh: bool = False, progress: Progress = silent
+) -> Manifest:
+    """Fetch or find a split, decode every image once, and record its manifest.
+
+    Images whose file fingerprint is that of the last manifest are not decoded again, unless `fresh`. Raises
+    `DatasetError` naming every image that cannot be read.
+    """
+    store = store or Store.of(study)
+    dataset = open_dataset(study, store)
+    dataset.fetch(silent)
+    path = store.manifest(split)
+    previous = Manifest.load(path) if path.exists() and not fresh else None
+    manifest = read_manifest(
+        dataset,
+        split,
+        limit=study.extraction.limit,
+        on_bad_image=study.extraction.on_bad_image,
+        previous=previous,
+        progress=progress,
+    )
+    manifest.save(path)
+    return manifest
+
+
+def images_are_current(study: Study, split: str, store: Store) -> bool:
+    """Whether a split's manifest still describes its source; file fingerprints decide, no image is decoded."""
+    path = store.manifest(split)
+    if not path.exists():
+        return False
+    dataset = open_dataset(study, store)
+    dataset.fetch(silent)
+    return is_current(
+        Manifest.load(path), dataset, limit=study.extraction.limit, on_bad_image=study.extraction.on_bad_image
+    )
+
+
+def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
+    """The manifest that `read_images` left; `DatasetError` when it was not called."""
+    path = store.manifest(split)
+    if not path.exists():
+        raise DatasetError(
+            f"The images of split {split!r} of {study.name} were not read yet. "
+            f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {study.name}`."
+        )
+    return Manifest.load(path)
+
+
+def identify_encoder(
+    study: Study, *, store: Store | None = None, device: str | None = None, hf_token: str | None = None
+) -> EncoderCard:
+    """Fetch or find the encoder's weights, verify them, and record the identity card."""
+    store = store or Store.of(study)
+    card = inspect_encoder(study, store_cache=store.root / "cache", device=device, hf_token=hf_token)
+    write_text(store.encoder_card, card.to_json())
+    return card
+
+
+def recorded_card(study: Study, store: Store) -> EncoderCard:
+    """The identity card that `identify_encoder` left; `EncoderError` when it was not called."""
+    if not store.encoder_card.exists():
+        raise EncoderError(
+            f"The encoder of {study.name} was not looked at yet. "
+            f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
+        )
+    return EncoderCard.from_json(store.encoder_card.read_text(encoding="utf-8"))

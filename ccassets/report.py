@@ -1,0 +1,90 @@
+"""The validation report of a study: what the validator found, as JSON for programs and as one page for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.validation import validate_database
+from ccassets.files import write_text
+from ccassets.findings import Finding, has_errors
+from ccassets.storage import Store
+from ccassets.study import Study
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The findings, and where the page lies; `digest` changes when the findings or the database do."""
+
+    findings: Sequence[Finding]
+    page: Path
+    digest: str
+
+    @property
+    def ok(self) -> bool:
+        return not has_errors(self.findings)
+
+    @property
+    def markdown(self) -> str:
+        """The findings as a Markdown table."""
+        if not self.findings:
+            return "Nothing to report: every check passed."
+        rows = [f"| {f.severity} | {f.check} | {_cell(f.message)} | {_cell(f.where)} |" for f in self.findings]
+        return "\n".join(["| severity | check | message | where |", "|---|---|---|---|", *rows])
+
+
+def findings_as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """`{"ok": bool, "findings": [{"check", "severity", "message", "where"}]}`; not ok when there is an error."""
+    return {"ok": not has_errors(findings), "findings": [finding.as_dict() for finding in findings]}
+
+
+def write_validation_report(study: Study, store: Store) -> ValidationReport:
+    """Validate a study's database and write `validation.json` and `validation.html` beside it."""
+    findings = validate_database(store.database, study=study)
+    with open_database(store.database) as database:
+        facts = _facts(database)
+    page = store.reports / "validation.html"
+    content = findings_as_json(findings)
+    write_text(store.reports / "validation.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(page, render_page(study, findings, facts))
+    digest = hashlib.sha256(json.dumps([content, facts["digest"]], sort_keys=True).encode()).hexdigest()
+    return ValidationReport(findings, page, digest)
+
+
+def render_page(study: Study, findings: Sequence[Finding], facts: dict[str, Any]) -> str:
+    """One self-contained HTML page; every text that came from data is escaped."""
+    environment = Environment(loader=PackageLoader("ccassets"), autoescape=select_autoescape(default=True))
+    return environment.get_template("validation.html").render(
+        study=study, findings=findings, ok=not has_errors(findings), facts=facts
+    )
+
+
+def _facts(database: FeatureDatabase) -> dict[str, Any]:
+    provenance = database.provenance or {}
+    encoder = provenance.get("encoder", {})
+    return {
+        "file": database.path.name,
+        "bytes": database.path.stat().st_size,
+        "rows": len(database),
+        "dim": database.dim,
+        "token_count": database.token_count,
+        "splits": {name: place.stop - place.start for name, place in database.splits.items()},
+        "templates": {name: template.texts for name, template in database.templates.items()},
+        "created_at": database.attributes.get("created_at"),
+        "limit": database.attributes.get("limit"),
+        "digest": provenance.get("digests", {}).get("database"),
+        "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype", "recorded")},
+        "dataset": provenance.get("dataset", {}),
+        "libraries": provenance.get("libraries", {}),
+    }
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,209 @@
+"""What `ccassets build` does: the runs of a study in the order of its graph, leaving out what is fresh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from ccassets.assets.common import asset_key, is_partitioned, progress_listener
+from ccassets.definitions import definitions_of
+from ccassets.encoders import inspect_encoder
+from ccassets.errors import CcassetsError, StorageError
+from ccassets.extraction import assemble_database, plan_study
+from ccassets.extraction.parts import VerifiedFiles
+from ccassets.extraction.sources import images_are_current, recorded_card
+from ccassets.extraction.text import missing_templates
+from ccassets.jobs import job_name
+from ccassets.resources import EncoderResource
+from ccassets.storage import Store, home
+from ccassets.study import Study, load_study
+
+Listener = Callable[[str, int, int], None]
+"""Called with (what, done, total) while a run is at work."""
+
+SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
+
+
+class BuildError(CcassetsError):
+    """A run of a build failed; the text is that of the step that failed."""
+
+
+@dataclass
+class BuildResult:
+    """The database's path, and what was materialized, in order, as `asset:split`; nothing if all was fresh."""
+
+    path: Path | None
+    materialized: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def dagster_instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none."""
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "dagster.yaml").exists():
+            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+    except OSError as error:
+        raise StorageError(
+            f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
+        ) from error
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        yield instance
+
+
+def build(
+    study: Study | str | os.PathLike[str],
+    *,
+    splits: Sequence[str] | None = None,
+    fresh: bool = False,
+    output: Path | None = None,
+    listener: Listener | None = None,
+) -> Path | None:
+    """Materialize a study through Dagster and give the path of its database.
+
+    Sources are read again where their files changed; then only what is stale or missing runs. With `splits` it
+    stops after the features of those splits and gives None. Raises `BuildError` with the sentence of the step
+    that failed; everything finished until then is kept.
+    """
+    return run_build(study, splits=splits, fresh=fresh, output=output, listener=listener).path
+
+
+def run_build(
+    study: Study | str | os.PathLike[str],
+    *,
+    splits: Sequence[str] | None = None,
+    fresh: bool = False,
+    output: Path | None = None,
+    listener: Listener | None = None,
+) -> BuildResult:
+    """`build`, telling also what was materialized."""
+    study = study if isinstance(study, Study) else load_study(study)
+    unknown = [split for split in splits or () if split not in study.splits]
+    if unknown:
+        raise BuildError(f"{study.name} has no split {unknown[0]!r}; it has {', '.join(study.splits)}.")
+    token = progress_listener.set(listener)
+    try:
+        with dagster_instance() as instance:
+            result = _Build(study, instance, fresh).run(splits)
+    finally:
+        progress_listener.reset(token)
+    if output is not None and result.path is not None:
+        result.path = assemble_database(study, store=Store.of(study), output=output.absolute()).path
+    return result
+
+
+class _Build:
+    """One build: every step asks Dagster what is stale and the library what is really there."""
+
+    def __init__(self, study: Study, instance: dg.DagsterInstance, fresh: bool) -> None:
+        self.study = study
+        self.instance = instance
+        self.fresh = fresh
+        self.store = Store.of(study)
+        self.definitions = definitions_of(study)
+        self.materialized: list[str] = []
+
+    def run(self, splits: Sequence[str] | None) -> BuildResult:
+        wanted = tuple(splits or self.study.splits)
+        self._sources(wanted)
+        self._text()
+        self._images(wanted)
+        if splits:
+            return BuildResult(None, self.materialized)
+        self._database()
+        return BuildResult(self.store.database, self.materialized)
+
+    def _sources(self, splits: Sequence[str]) -> None:
+        if self._is_stale("encoder") or not self._encoder_is_current():
+            self._run("read_encoder", ["encoder"])
+        for split in self._runs_of(splits):
+            read = [split] if split else list(splits)
+            if self._is_stale("images", split=split) or not all(
+                images_are_current(self.study, name, self.store) for name in read
+            ):
+                self._run("read_images", ["images"], split)
+
+    def _encoder_is_current(self) -> bool:
+        if not self.store.encoder_card.exists():
+            return False
+        found = inspect_encoder(
+            self.study,
+            device=EncoderResource().device,
+            store_cache=self.store.root / "cache",
+            hf_token=EncoderResource().hf_token,
+        )
+        return found.identity == recorded_card(self.study, self.store).identity
+
+    def _text(self) -> None:
+        missing = missing_templates(self.study, recorded_card(self.study, self.store), self.store)
+        stale = [
+            f"template_features/{template_id}"
+            for template_id in self.study.vocabulary.templates()
+            if self.fresh or template_id in missing or self._is_stale("template_features", template_id)
+        ]
+        if stale:
+            self._run("extract_text", stale, fresh=self.fresh)
+
+    def _images(self, splits: Sequence[str]) -> None:
+        plan = plan_study(self.study, splits, store=self.store, fresh=self.fresh)
+        to_encode = {part.split: part.to_encode for part in plan.images}
+        for split in self._runs_of(splits):
+            names = [split] if split else list(splits)
+            if self._is_stale("image_features", split=split) or any(to_encode[name] for name in names):
+                self._run("extract_images", ["image_features"], split, fresh=self.fresh)
+
+    def _database(self) -> None:
+        database = self.store.database
+        there = database.is_file() and VerifiedFiles(database.parent).has(database)
+        if self._is_stale("feature_database") or not there:
+            self._run("build_database", ["feature_database", "validation_report"])
+        elif self._is_stale("validation_report") or not (self.store.reports / "validation.html").is_file():
+            self._run("build_database", ["validation_report"])
+
+    def _runs_of(self, splits: Sequence[str]) -> Sequence[str | None]:
+        """One run for every split, or one for all where the study has no partitions."""
+        return list(splits) if is_partitioned(self.study) else [None]
+
+    def _is_stale(self, *parts: str, split: str | None = None) -> bool:
+        """Whether Dagster calls an asset (or a partition of it) stale or missing, as the UI shows it."""
+        graph = self.definitions.resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
+        return resolver.get_status(asset_key(self.study, *parts), split) != StaleStatus.FRESH
+
+    def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: bool = False) -> None:
+        keys = [asset_key(self.study, *asset.split("/")) for asset in assets]
+        config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        if fresh:
+            config["ops"] = {key.to_python_identifier(): {"config": {"fresh": True}} for key in keys}
+        result = self.definitions.resolve_job_def(job_name(self.study, job)).execute_in_process(
+            instance=self.instance,
+            asset_selection=keys,
+            partition_key=split,
+            run_config=config,
+            raise_on_error=False,
+            tags={"ccassets/started_by": "build"},
+        )
+        if not result.success:
+            raise BuildError(_reason(result))
+        self.materialized += [f"{asset}:{split}" if split else asset for asset in assets]
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    """The sentence of the step or the check that failed."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            if failure.user_failure_data and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            return f"{event.step_key}: {failure.error.message.strip() if failure.error else 'failed'}"
+    return f"The run {result.run_id} failed; `ccassets ui` shows its log."
