@@ -1,0 +1,181 @@
+"""Tables of images: CSV and Parquet, labels as numbers or names, and every mistake named by row."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ccassets.errors import DatasetError
+from ccassets.progress import silent
+from ccassets_tests.datasets.building import dataset_of, noise, save_folder
+
+KEYS = ["p/c.png", "p/a.png", "p/b.png", "p/d.png"]
+SPLITS = ["train", "test", "train", "test"]
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    return save_folder(tmp_path / "cells", KEYS)
+
+
+def table_of(folder: Path, text: str | pd.DataFrame, **options: object):
+    """The data set of a table beside the images: CSV from text, Parquet from a frame."""
+    if isinstance(text, str):
+        file = folder / "cells.csv"
+        file.write_text(text, encoding="utf-8")
+    else:
+        file = folder / "cells.parquet"
+        text.to_parquet(file)
+    options.setdefault("splits", ["train", "test"])
+    return dataset_of(folder, kind="table", file=file, **options)
+
+
+def lines(*labels: object, splits: list[str] = SPLITS) -> str:
+    rows = [f"{key},{label},{split}\n" for key, label, split in zip(KEYS, labels, splits, strict=True)]
+    return "path,label,split\n" + "".join(rows)
+
+
+def test_rows_stay_in_the_order_of_the_file(cells: Path):
+    dataset = table_of(cells, lines(3, 0, 1, 0))
+    dataset.fetch(silent)
+    rows = dataset.rows("train")
+    assert (dataset.name, dataset.labelled, dataset.classes) == ("cells.csv", True, ())
+    assert (rows.keys, rows.labels.tolist(), rows.groups) == (["p/c.png", "p/b.png"], [3, 1], None)
+    assert rows.labels.dtype == np.int64
+    assert dataset.rows("test").keys == ["p/a.png", "p/d.png"]
+    assert np.array_equal(np.asarray(dataset.read("train", 1)), np.asarray(noise(2)))
+
+
+def test_names_get_label_numbers_as_folders_do(cells: Path):
+    names = lines("RBC", "WBC", "WBC", "RBC")
+    assert table_of(cells, names).rows("train").labels.tolist() == [0, 1]
+    assert table_of(cells, names, classes=["WBC", "RBC"]).rows("train").labels.tolist() == [1, 0]
+    worded = table_of(cells, names, words=("wbc", "platelet", "rbc"))
+    assert (worded.classes, worded.rows("train").labels.tolist()) == (("WBC", "platelet", "RBC"), [2, 0])
+    with pytest.raises(DatasetError, match=r"\['WBC'\], which dataset.classes does not name"):
+        table_of(cells, names, classes=["RBC"]).rows("train")
+
+
+def test_parquet_says_the_same_as_csv(cells: Path):
+    frame = pd.DataFrame(
+        {
+            "file": KEYS,
+            "kind": pd.Categorical(["RBC", "WBC", "WBC", "RBC"]),
+            "fold": [0, 1, 0, 1],
+            "patient": [7, 8, 9, 7],
+            "area": [0.5, 1.5, 2.5, 3.5],
+        }
+    )
+    columns = {"path": "file", "label": "kind", "split": "fold", "group": "patient"}
+    dataset = table_of(cells, frame, columns=columns, splits=["0", "1"])
+    rows = dataset.rows("0")
+    assert (rows.keys, rows.labels.tolist(), rows.groups) == (["p/c.png", "p/b.png"], [0, 1], ["7", "9"])
+
+
+def test_groups_paths_and_splits_of_a_csv_stay_text(cells: Path):
+    save_folder(cells, ["007"])
+    dataset = table_of(cells, "path,label,split,patient\n007,1,01,08\n", columns={"group": "patient"}, splits=["01"])
+    rows = dataset.rows("01")
+    assert (rows.keys, rows.groups) == (["007"], ["08"])
+    assert dataset.read("01", 0).size == (12, 9)
+
+
+def test_cells_may_be_quoted_and_hold_line_breaks(cells: Path):
+    text = '\ufeffnote,path,label,split\n"two\nlines, and a comma",p/a.png,"a ""b""",train\n'
+    dataset = table_of(cells, text, splits=["train"])
+    assert (dataset.rows("train").keys, dataset.classes) == (["p/a.png"], ('a "b"',))
+
+
+def test_without_a_label_column_there_are_no_labels(cells: Path):
+    text = "path,split\np/a.png,train\n"
+    dataset = table_of(cells, text, splits=["train"])
+    assert (dataset.labelled, dataset.classes, dataset.rows("train").labels.tolist()) == (False, (), [0])
+    with pytest.raises(DatasetError, match=r"columns \['label'\] once; it has path, split"):
+        table_of(cells, text, splits=["train"], columns={"label": "label"}).rows("train")
+
+
+def test_the_root_may_be_another_folder_and_paths_below_it_absolute(cells: Path, tmp_path: Path):
+    (tmp_path / "tables").mkdir()
+    text = f"path,split\n./a.png,train\n{cells}/p/b.png,train\n"
+    dataset = table_of(tmp_path / "tables", text, root=cells / "p", splits=["train"])
+    assert dataset.rows("train").keys == ["a.png", "b.png"]
+    outside = table_of(tmp_path / "tables", f"path,split\n{cells}/x.png,train\n", root=cells / "p", splits=["train"])
+    with pytest.raises(DatasetError, match="absolute and not under"):
+        outside.rows("train")
+
+
+def test_rows_of_other_splits_are_passed_over(cells: Path):
+    dataset = table_of(cells, lines("a", "b", "c", ""), splits=["train"], classes=["a", "c"])
+    assert dataset.rows("train").labels.tolist() == [0, 1]
+
+
+def test_a_split_without_rows_is_named_with_those_that_are_there(cells: Path):
+    with pytest.raises(DatasetError, match=r"no rows of the splits \['val'\]; column 'split' holds test, train"):
+        table_of(cells, lines(0, 0, 0, 0), splits=["train", "val"]).fetch(silent)
+
+
+@pytest.mark.parametrize("labels", [(0, "", 1, ""), ("a", "", "b", "")])
+def test_empty_cells_are_named_by_row(cells: Path, labels: tuple[object, ...]):
+    with pytest.raises(DatasetError, match=r"column 'label' is empty in row 2, 4 \("):
+        table_of(cells, lines(*labels)).rows("train")
+
+
+def test_an_empty_cell_of_a_parquet_file_is_named_by_row(cells: Path):
+    frame = pd.DataFrame({"path": KEYS, "label": ["a", None, "b", "a"], "split": SPLITS})
+    with pytest.raises(DatasetError, match="column 'label' is empty in row 2"):
+        table_of(cells, frame).rows("test")
+    with pytest.raises(DatasetError, match="column 'label' holds double"):
+        table_of(cells, frame.assign(label=[0, None, 1, 2])).rows("test")
+
+
+def test_an_empty_split_cell_is_named_by_row(cells: Path):
+    with pytest.raises(DatasetError, match="column 'split' is empty in row 3"):
+        table_of(cells, lines(0, 0, 0, 0, splits=["train", "test", "", "test"])).rows("train")
+
+
+def test_label_numbers_outside_the_list_are_named(cells: Path):
+    with pytest.raises(DatasetError, match=r"must be 0 or more; row 3 has -1 \(1 such rows\)"):
+        table_of(cells, lines(0, 0, -1, 0)).rows("train")
+    with pytest.raises(DatasetError, match=r"must be 0 to 1, as dataset.classes has 2 names; row 3 has 2"):
+        table_of(cells, lines(0, 0, 2, 0), classes=["a", "b"]).rows("train")
+
+
+def test_an_image_twice_in_a_split_is_named(cells: Path):
+    with pytest.raises(DatasetError, match=r"split 'train' names images twice: p/a\.png"):
+        table_of(cells, "path,split\np/a.png,train\n./p/a.png,train\n", splits=["train"]).rows("train")
+
+
+def test_a_wrong_root_is_told_from_a_missing_file(cells: Path):
+    dataset = table_of(cells, "path,split\np/a.png,train\np/lost.png,train\n", splits=["train"])
+    assert dataset.rows("train").fingerprints[1] == "missing"
+    with pytest.raises(DatasetError, match="no such file"):
+        dataset.read("train", 1)
+    wrong = table_of(cells, "path,split\na.png,train\nb.png,train\n", splits=["train"])
+    with pytest.raises(DatasetError, match=r"Not one of 2 image files is under .*the first is 'a\.png'"):
+        wrong.rows("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", b"", "cannot be read as a table"),
+        ("t.csv", b"path;split\na;train\n", r"columns \['path', 'split'\] once; it has path;split"),
+        ("t.csv", b"path,split,path\na,train,b\n", r"columns \['path'\] once"),
+        ("t.csv", b"path,split\na,train,3\n", "cannot be read as a table"),
+        ("t.csv", b"path,split\n\xff,train\n", "cannot be read as a table"),
+        ("t.csv", b"path,split,label\na,train,99999999999999999999\n", "cannot be read as a table"),
+        ("t.csv", b"path,split\n", r"no rows of the splits \['train'\]"),
+        ("t.parquet", b"PAR1 not really", "cannot be read as a table"),
+        ("t.xlsx", b"", "a table is a .csv or a .parquet file"),
+    ],
+)
+def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DatasetError, match=said):
+        dataset_of(tmp_path, kind="table", file=name, splits=["train"]).fetch(silent)
+
+
+def test_a_missing_table_is_named(tmp_path: Path):
+    with pytest.raises(DatasetError, match=r"t\.csv is not there"):
+        dataset_of(tmp_path, kind="table", file="t.csv").fetch(silent)
