@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
@@ -19,6 +21,8 @@ __all__ = [
     "token_spans",
 ]
 
+_MODULES = {"conceptclip": "conceptclip", "phantom": "conceptclip", "transformers": "dual", "python": "custom"}
+
 
 def inspect_encoder(
     study: Study,
@@ -33,9 +37,10 @@ def inspect_encoder(
     `store_cache` is a folder where file digests are kept between calls; `progress` counts hashed bytes; `device`
     matters to a strict study alone. Raises `EncoderError`.
     """
-    from ccassets.encoders import conceptclip
-
-    return conceptclip.inspect(study, device=device, store_cache=store_cache, hf_token=hf_token, progress=progress)
+    card: EncoderCard = _kind(study).inspect(
+        study, device=device, store_cache=store_cache, hf_token=hf_token, progress=progress
+    )
+    return card
 
 
 def load_encoder(
@@ -49,6 +54,9 @@ def load_encoder(
 
     `device` is a torch device, by default CUDA where there is one, else the CPU. Raises `EncoderError`.
     """
-    from ccassets.encoders import conceptclip
+    encoder: Encoder = _kind(study).load(study, device=device, store_cache=store_cache, hf_token=hf_token)
+    return encoder
 
-    return conceptclip.load(study, device=device, store_cache=store_cache, hf_token=hf_token)
+
+def _kind(study: Study) -> Any:
+    return import_module(f"ccassets.encoders.{_MODULES[study.encoder.kind]}")

@@ -333,12 +333,12 @@ def match(tensors: Mapping[str, Tensor], architecture: Architecture) -> list[Fil
 
 
 def read_scalar(tensor: Tensor) -> float:
-    """The value of a tensor of shape ()."""
+    """The value of a tensor that holds one number."""
     from safetensors import safe_open
 
     # NumPy has no bfloat16; torch is imported for it alone.
     with safe_open(tensor.file, framework="pt" if tensor.dtype == "BF16" else "np") as opened:
-        return float(opened.get_tensor(tensor.name))
+        return float(opened.get_tensor(tensor.name).item())
 
 
 def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

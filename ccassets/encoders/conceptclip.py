@@ -25,8 +25,15 @@ from ccassets.encoders.checkpoint import (
 )
 from ccassets.encoders.contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
 from ccassets.encoders.digests import digest_files
-from ccassets.encoders.preprocessing import PREPROCESSING, squash
-from ccassets.encoders.runtime import choose_device, exact_arithmetic, strict_facts
+from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squash
+from ccassets.encoders.runtime import (
+    TEXT_BATCH,
+    choose_device,
+    exact_arithmetic,
+    memory_errors_named,
+    strict_facts,
+    to_host,
+)
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files
 from ccassets.errors import EncoderError
@@ -42,9 +49,6 @@ __all__ = ["PUBLISHED", "ConceptClipEncoder", "inspect", "load", "load_checkpoin
 
 PHANTOM = Path(__file__).parent / "phantom"
 ARCHITECTURE_FILE = "architecture.json"
-
-_TEXT_BATCH = 32
-"""Prompts encoded at once: fixed, so that a template's numbers depend on nothing but its prompts."""
 
 _TOKENIZER_PATTERNS = (*TOKENIZER_FILES, "tokenizer_config.json")
 _WEIGHTS_PATTERNS = ("*.safetensors", "*.safetensors.index.json", ARCHITECTURE_FILE, *_TOKENIZER_PATTERNS)
@@ -96,6 +100,7 @@ class ConceptClipEncoder:
         self._model = model
         self._tokenizer = tokenizer
         self._device = device
+        self.device = device.type
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return squash(image, self.card.image_size)
@@ -103,25 +108,10 @@ class ConceptClipEncoder:
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
         import torch
 
-        size = self.card.image_size
-        # The towers would take any size that has the same number of patches.
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or pixels.dtype != np.float32:
-            raise EncoderError(
-                f"Pixels (B, 3, {size}, {size}) float32 are expected; found {pixels.shape} {pixels.dtype}."
-            )
-        try:
-            with exact_arithmetic():
-                features, tokens = self._model.encode_image(torch.from_numpy(pixels).to(self._device))
-                if self._device.type != "cpu":
-                    # They are stored as float16: cast before the way through the bus, with the same rounding.
-                    tokens = tokens.half()
-                kept = tokens.cpu().numpy() if self.card.token_count else None
-                return ImageFeatures(features.cpu().numpy(), kept)
-        except torch.OutOfMemoryError as error:
-            raise EncoderError(
-                f"A batch of {len(pixels)} images does not fit into the memory of {self._device}; "
-                "set a smaller extraction.batch_size."
-            ) from error
+        require_pixels(pixels, self.card.image_size)
+        with exact_arithmetic(), memory_errors_named(len(pixels), self._device):
+            features, tokens = self._model.encode_image(torch.from_numpy(pixels).to(self._device))
+            return ImageFeatures(features.cpu().numpy(), to_host(tokens) if self.card.token_count else None)
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
         return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
@@ -132,8 +122,8 @@ class ConceptClipEncoder:
         text = self._tokenizer(prompts)
         features, tokens = [], []
         with exact_arithmetic():
-            for start in range(0, len(prompts), _TEXT_BATCH):
-                ids = torch.from_numpy(text.input_ids[start : start + _TEXT_BATCH]).long().to(self._device)
+            for start in range(0, len(prompts), TEXT_BATCH):
+                ids = torch.from_numpy(text.input_ids[start : start + TEXT_BATCH]).long().to(self._device)
                 batch = self._model.encode_text(ids)
                 features.append(batch[0].cpu().numpy())
                 tokens.append(batch[1].cpu().numpy())

@@ -35,6 +35,12 @@ def require_rgb(image: Image.Image) -> Image.Image:
     raise EncoderError(f"An image of mode RGB is expected; found {image.mode}. Convert it on purpose beforehand.")
 
 
+def require_pixels(pixels: FloatArray, size: int) -> None:
+    """Raise `EncoderError` unless pixels are (B, 3, size, size) float32: towers take any size with as many patches."""
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or pixels.dtype != np.float32:
+        raise EncoderError(f"Pixels (B, 3, {size}, {size}) float32 are expected; found {pixels.shape} {pixels.dtype}.")
+
+
 def squash(image: Image.Image, size: int) -> FloatArray:
     """An image resized to size × size whatever its shape, as (3, size, size) float32 in -1…1."""
     resized = require_rgb(image).resize((size, size), Image.Resampling.BICUBIC)

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ccassets.errors import EncoderError
 from ccassets.study import Study
 
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+
+TEXT_BATCH = 32
+"""Prompts encoded at once: fixed, so that a template's numbers depend on nothing but its prompts."""
 
 
 def choose_device(requested: str | None) -> torch.device:
@@ -47,6 +53,27 @@ def strict_facts(study: Study, device: str | None) -> dict[str, Any] | None:
         "device": choose_device(device).type,
         **{library: version(library) for library in LIBRARIES},
     }
+
+
+@contextmanager
+def memory_errors_named(images: int, device: torch.device) -> Iterator[None]:
+    """Turn "out of memory" into an `EncoderError` that says what to change."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EncoderError(
+            f"A batch of {images} images does not fit into the memory of {device}; set a smaller extraction.batch_size."
+        ) from error
+
+
+def to_host(tokens: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
+    """Token features on the host: float32 from the CPU, float16 from other devices.
+
+    They are stored as float16 anyway; cast before they cross the bus, half as many bytes do, and the bits are equal.
+    """
+    return (tokens if tokens.device.type == "cpu" else tokens.half()).cpu().numpy()
 
 
 @contextmanager

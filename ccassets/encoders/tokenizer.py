@@ -71,7 +71,7 @@ def require_length(counts: Sequence[int], prompts: Sequence[str], limit: int) ->
     long = [f"{count} tokens: {prompt!r}" for count, prompt in zip(counts, prompts, strict=True) if count > limit]
     if long:
         raise EncoderError(
-            f"The text tower reads {limit} tokens, [CLS] and [SEP] included; {len(long)} prompts are longer. "
+            f"The text tower reads {limit} tokens, special ones included; {len(long)} prompts are longer. "
             "Shorten them:\n" + "\n".join(long)
         )
 
