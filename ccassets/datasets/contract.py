@@ -54,7 +54,8 @@ class Dataset(Protocol):
     def fetch(self, progress: Progress) -> None:
         """Make the data set readable: find it, or download, verify and unpack it where the study allows that.
 
-        Raises `DatasetError` saying what is missing and what to do.
+        Progress is in bytes where files are fetched or unpacked. Raises `DatasetError` saying what is missing and
+        what to do.
         """
 
     def rows(self, split: str) -> Rows:
@@ -63,5 +64,5 @@ class Dataset(Protocol):
     def read(self, split: str, row: int) -> Image.Image:
         """The image of a row, decoded, as 8-bit RGB; safe in worker threads, flat in memory.
 
-        Raises `DatasetError` with the reason when it cannot be decoded.
+        Raises `DatasetError` when it cannot be decoded, with the reason alone: the caller adds split and key.
         """

@@ -1,4 +1,4 @@
-"""Files of a data set: names that can be keys, fingerprints, and writing that leaves a whole file or none."""
+"""Image files and their keys: suffixes, names that can be stored, fingerprints; and binary files written whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ccassets.errors import DatasetError
+from ccassets.files import fingerprint
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -29,26 +30,24 @@ def check_keys(keys: Iterable[str], *, where: str) -> None:
         )
 
 
-def fingerprint(path: Path) -> str:
-    """Size, mtime_ns, ctime_ns and inode of a file, or `missing`."""
-    try:
-        status = path.stat()
-    except OSError:
-        return MISSING
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-
-
 def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
-    """A fingerprint for every key; single missing files are left to whoever reads them.
+    """A fingerprint for every key, `missing` where there is no file: that is for whoever reads the image to say.
 
     Raises `DatasetError` when not one of the files is there: then it is the folder that is wrong.
     """
-    found = [fingerprint(root / key) for key in keys]
+    found = [_fingerprint_or_missing(root / key) for key in keys]
     if found and all(one == MISSING for one in found):
         raise DatasetError(
-            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. Correct root."
+            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. Correct dataset.root."
         )
     return found
+
+
+def _fingerprint_or_missing(path: Path) -> str:
+    try:
+        return fingerprint(path)
+    except OSError:
+        return MISSING
 
 
 def first_few(items: Sequence[str], count: int = 10) -> str:

@@ -48,6 +48,8 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
         raise DatasetError("this is no image of a format that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
+    except OSError as error:  # the reason is stored: the system's own text, without the path
+        raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included
         raise DatasetError(f"it cannot be decoded ({error or type(error).__name__})") from error
 

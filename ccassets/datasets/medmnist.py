@@ -17,13 +17,13 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from PIL import Image
 
 from ccassets.datasets.contract import Rows
-from ccassets.datasets.files import fingerprint, replacing, sync
+from ccassets.datasets.files import replacing, sync
 from ccassets.datasets.images import to_rgb
-from ccassets.errors import DatasetError, StorageError
+from ccassets.errors import DatasetError
+from ccassets.files import exclusive, fingerprint, require_space
 from ccassets.progress import Progress
 from ccassets.study import MedmnistConfig
 
@@ -69,8 +69,7 @@ class MedmnistDataset:
         one, `StorageError` when the disk is too small.
         """
         self._info  # noqa: B018  an unknown set is named before anything is locked or written
-        self.unpacked_root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.unpacked_root / f".{self.name}.lock"):
+        with exclusive(self.unpacked_root):
             if self._is_unpacked():
                 return
             if self._archive.is_file():
@@ -130,7 +129,7 @@ class MedmnistDataset:
             record = json.loads((self._unpacked / _RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return bool(record == self._record())
+        return self._archive.is_file() and bool(record == self._record())
 
     def _verify(self, progress: Progress) -> None:
         digest = hashlib.md5(usedforsecurity=False)
@@ -151,8 +150,7 @@ class MedmnistDataset:
                 f"{url} and put it there."
             )
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{self._archive.name}.lock"):
+            with exclusive(self.root):
                 for left_behind in self.root.glob(f".{self._archive.name}.*.partial"):
                     left_behind.unlink()
                 self._download_from(url, progress)
@@ -201,12 +199,7 @@ class MedmnistDataset:
         if missing:
             raise DatasetError(f"{self._archive} lacks {missing}; it holds {archive.namelist()}.")
         total = sum(archive.getinfo(name).file_size for name in names)
-        free = shutil.disk_usage(folder).free
-        if total > free:
-            raise StorageError(
-                f"Unpacking {self._archive.name} to {folder.parent} needs {total / 1e9:.2f} GB; {free / 1e9:.2f} GB "
-                "are free. Make room, or move CCASSETS_STORAGE."
-            )
+        require_space(folder, total, f"Unpacking {self._archive.name}")
         done = 0
         for name in names:
             with archive.open(name) as packed, (folder / name).open("wb") as file:

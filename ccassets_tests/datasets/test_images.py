@@ -78,6 +78,27 @@ def test_a_12_bit_tiff_is_scaled_by_12_bits():
     assert np.asarray(decode_image(io.BytesIO(tiff)))[..., 0].tolist() == [[255, 128]]
 
 
+def png(width: int, height: int, bits: int, colour_type: int, rows: bytes) -> io.BytesIO:
+    """A PNG written by hand: kinds that Pillow reads and does not write."""
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", width, height, bits, colour_type, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks.items()
+        )
+    )
+
+
+def test_16_bit_colour_keeps_the_upper_8_bits():
+    file = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x12FF, 0x8001, 0xFFFF))
+    assert np.asarray(decode_image(file)).tolist() == [[[0x12, 0x80, 0xFF]]]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [(np.zeros((4, 4), np.float32), "floating-point"), (np.zeros((4, 4), np.int32), "32-bit or signed")],
@@ -143,15 +164,23 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
         decode_image(tmp_path / "a.png")
 
 
+def test_the_reason_does_not_show_where_the_file_lies(tmp_path: Path):
+    # Reasons are stored with the database, which holds no absolute path.
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    for path in [*tmp_path.iterdir(), tmp_path / "gone.png"]:
+        with pytest.raises(DatasetError) as caught:
+            decode_image(path)
+        assert str(tmp_path) not in str(caught.value)
+
+
 @pytest.mark.parametrize("side", [10_000, 20_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side: int):
     assert side * side > MAX_PIXELS
-    head = b"IHDR" + struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
-    png += struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     with pytest.raises(DatasetError, match=f"more than the {MAX_PIXELS}"):
-        decode_image(io.BytesIO(png))
+        decode_image(png(side, side, 8, 2, b""))
 
 
 def test_the_image_digest_is_that_of_the_format():
