@@ -1,7 +1,5 @@
 """Automation: what runs by itself once its switch is turned on in the UI. Everything here ships switched off."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.study import Study

@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import open_database
+from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
 from ccassets.files import write_text
 from ccassets.findings import Finding, has_errors
@@ -49,7 +50,8 @@ def write_validation_report(study: Study, store: Store) -> ValidationReport:
     """Validate a study's database and write `validation.json` and `validation.html` beside it."""
     findings = validate_database(store.database, study=study)
     with open_database(store.database) as database:
-        facts = _facts(database)
+        facts = summarize(database)
+        facts["texts"] = {name: template.texts for name, template in database.templates.items()}
     page = store.reports / "validation.html"
     content = findings_as_json(findings)
     write_text(store.reports / "validation.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -64,26 +66,6 @@ def render_page(study: Study, findings: Sequence[Finding], facts: dict[str, Any]
     return environment.get_template("validation.html").render(
         study=study, findings=findings, ok=not has_errors(findings), facts=facts
     )
-
-
-def _facts(database: FeatureDatabase) -> dict[str, Any]:
-    provenance = database.provenance or {}
-    encoder = provenance.get("encoder", {})
-    return {
-        "file": database.path.name,
-        "bytes": database.path.stat().st_size,
-        "rows": len(database),
-        "dim": database.dim,
-        "token_count": database.token_count,
-        "splits": {name: place.stop - place.start for name, place in database.splits.items()},
-        "templates": {name: template.texts for name, template in database.templates.items()},
-        "created_at": database.attributes.get("created_at"),
-        "limit": database.attributes.get("limit"),
-        "digest": provenance.get("digests", {}).get("database"),
-        "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype", "recorded")},
-        "dataset": provenance.get("dataset", {}),
-        "libraries": provenance.get("libraries", {}),
-    }
 
 
 def _cell(text: str) -> str:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
 
 from ccassets.assets.common import asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
 from ccassets.encoders import inspect_encoder
-from ccassets.errors import CcassetsError, StorageError
+from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.sources import images_are_current, recorded_card
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
 from ccassets.resources import EncoderResource
-from ccassets.storage import Store, home
+from ccassets.states import asset_state, dagster_instance
+from ccassets.storage import Store
 from ccassets.study import Study, load_study
 
 Listener = Callable[[str, int, int], None]
 """Called with (what, done, total) while a run is at work."""
-
-SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 
 
 class BuildError(CcassetsError):
@@ -43,22 +38,6 @@ class BuildResult:
 
     path: Path | None
     materialized: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def dagster_instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none."""
-    folder = home()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "dagster.yaml").exists():
-            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
-    except OSError as error:
-        raise StorageError(
-            f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
-        ) from error
-    with dg.DagsterInstance.from_config(str(folder)) as instance:
-        yield instance
 
 
 def build(
@@ -176,9 +155,8 @@ class _Build:
 
     def _is_stale(self, *parts: str, split: str | None = None) -> bool:
         """Whether Dagster calls an asset (or a partition of it) stale or missing, as the UI shows it."""
-        graph = self.definitions.resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
-        return resolver.get_status(asset_key(self.study, *parts), split) != StaleStatus.FRESH
+        state = asset_state(self.instance, self.definitions, asset_key(self.study, *parts), split)
+        return state != "built"
 
     def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: bool = False) -> None:
         keys = [asset_key(self.study, *asset.split("/")) for asset in assets]

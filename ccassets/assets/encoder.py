@@ -1,7 +1,5 @@
 """The asset `encoder`: the weights found or fetched and verified, and the identity card that says what they are."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences

@@ -1,7 +1,5 @@
 """The asset `feature_database`: all parts of a study assembled into one file, which replaces the old one at the end."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences, is_partitioned, logged

@@ -1,7 +1,5 @@
 """The asset `image_features`: the images of a split, encoded into parts; each image once, whatever it is called."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import (

@@ -1,7 +1,5 @@
 """The asset `images`: every image of a split read once, into a manifest of keys, labels, groups and image digests."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import (

@@ -1,7 +1,5 @@
 """The assets `template_features/<template_id>`: one template's prompts, encoded; each template ages alone."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import GPU_POOL, ExtractionRun, asset_key, code_version, errors_as_sentences

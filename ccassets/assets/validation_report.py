@@ -1,7 +1,5 @@
 """The asset `validation_report`: every check of the finished database, as JSON and as a page to read."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,6 +116,16 @@ def verify_rows(database: FeatureDatabase) -> bool:
         if not np.array_equal(found, features[rows]):
             return False
     return True
+
+
+def seconds_per_row(folder: Path) -> float | None:
+    """The median time that a row of the newest parts took to encode; None when there is no part."""
+    newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)[-16:]
+    times = []
+    for path in newest:
+        with contextlib.suppress(CcassetsError, OSError, KeyError, TypeError), open_database(path) as part:
+            times.append(float((part.provenance or {})["created"]["seconds"]) / len(part))
+    return statistics.median(times) if times else None
 
 
 @dataclass(frozen=True)

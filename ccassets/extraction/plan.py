@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ccassets.database.layout import STORED_IMAGE_DTYPE
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.contract import EncoderCard
-from ccassets.extraction.parts import RowIndex, held_rows
+from ccassets.extraction.parts import RowIndex, held_rows, seconds_per_row
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text import missing_templates
 from ccassets.storage import Store
@@ -40,6 +40,8 @@ class StudyPlan:
     templates: Sequence[str]
     part_bytes: int
     database_bytes: int
+    seconds: float | None
+    """How long encoding would take at the speed of the parts that are there; None when there are none."""
 
     @property
     def to_encode(self) -> int:
@@ -81,11 +83,14 @@ def plan_study(
     index = held_rows(store, card.identity) if not fresh else nothing_held()
     manifests = [recorded_manifest(study, split, store) for split in splits or study.splits]
     plans = [plan_images(manifest, index, study.extraction.rows_per_shard) for manifest in manifests]
+    to_encode = sum(plan.to_encode for plan in plans)
+    speed = seconds_per_row(store.image_parts(card.identity))
     return StudyPlan(
         images=plans,
         templates=missing_templates(study, card, store) if not fresh else list(study.vocabulary.templates()),
-        part_bytes=sum(plan.to_encode for plan in plans) * row_bytes(card),
+        part_bytes=to_encode * row_bytes(card),
         database_bytes=sum(plan.rows for plan in plans) * row_bytes(card),
+        seconds=None if speed is None else to_encode * speed,
     )
 
 

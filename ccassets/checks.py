@@ -1,0 +1,141 @@
+"""Asset checks: the validator's groups of checks, run on the files by themselves, at any time."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from ccassets.assets.common import asset_key, split_partitions, splits_of
+from ccassets.database.validation import CHECKS, validate_database
+from ccassets.errors import CcassetsError
+from ccassets.extraction.parts import held_rows
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.extraction.text import template_part
+from ccassets.findings import Finding, has_errors
+from ccassets.resources import StoreResource
+from ccassets.storage import Store
+from ccassets.study import PromptTemplate, Study
+
+
+@dataclass(frozen=True)
+class CheckGroup:
+    """An asset check: the validator's checks of one group. A blocking one stops what is downstream."""
+
+    name: str
+    blocking: bool
+    description: str
+
+    @property
+    def checks(self) -> frozenset[str]:
+        return frozenset(check.name for check in CHECKS.values() if check.group == self.name)
+
+
+STRUCTURE = CheckGroup("structure", True, "Every data set is there with its shape and dtype; attributes agree.")
+COUNTS = CheckGroup("counts", True, "Row numbers, splits and labels are what they should be.")
+VALUES = CheckGroup("values", True, "Every value is finite, no row is zero, vectors have unit length.")
+TEXTS = CheckGroup("texts", True, "The prompts are those of the word and template lists, and `texts_hash` is theirs.")
+PROVENANCE = CheckGroup("provenance", False, "Where the features came from is recorded, and nothing about it is odd.")
+STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded now, asks for.")
+
+
+def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
+    """The checks of a study's image parts (by split), template parts and database."""
+    return [
+        *(_image_check(study, group) for group in (STRUCTURE, VALUES)),
+        *(
+            _template_check(study, template, group)
+            for template in study.vocabulary.templates().values()
+            for group in (TEXTS, VALUES)
+        ),
+        *(_database_check(study, group) for group in (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)),
+    ]
+
+
+def _image_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(study, "image_features"),
+        name=group.name,
+        blocking=group.blocking,
+        partitions_def=split_partitions(study),
+        description=f"{group.description} Reads the parts that hold the split.",
+    )
+    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        place = store.of(study)
+        try:
+            files = _parts_of(study, place, splits_of(context, study))
+        except CcassetsError as error:
+            return _failed(error)
+        return _result(group, files)
+
+    return _check
+
+
+def _template_check(study: Study, template: PromptTemplate, group: CheckGroup) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(study, "template_features", template.template_id),
+        name=group.name,
+        blocking=group.blocking,
+        description=group.description,
+    )
+    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        place = store.of(study)
+        try:
+            part = template_part(template, recorded_card(study, place), place)
+        except CcassetsError as error:
+            return _failed(error)
+        return _result(group, [part])
+
+    return _check
+
+
+def _database_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(study, "feature_database"),
+        name=group.name,
+        blocking=group.blocking,
+        description=group.description,
+    )
+    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+        return _result(group, [store.of(study).database], study)
+
+    return _check
+
+
+def _parts_of(study: Study, place: Store, splits: Iterable[str]) -> Sequence[Path]:
+    """The image parts that hold rows of the given splits."""
+    index = held_rows(place, recorded_card(study, place).identity)
+    sources: set[Path] = set()
+    for split in splits:
+        entries = index.find(recorded_manifest(study, split, place).image_digest)
+        sources.update(index.sources[number] for number in set(index.source[entries[entries >= 0]].tolist()))
+    return sorted(sources)
+
+
+def _result(group: CheckGroup, files: Sequence[Path], study: Study | None = None) -> dg.AssetCheckResult:
+    findings: list[Finding] = []
+    try:
+        for file in files:
+            findings += validate_database(file, study=study, only=group.checks)
+    except CcassetsError as error:
+        return _failed(error)
+    failed = has_errors(findings)
+    return dg.AssetCheckResult(
+        passed=not findings,
+        severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
+        description=_description(findings, len(files)),
+        metadata={"files": len(files), "findings": dg.MetadataValue.json([f.as_dict() for f in findings])},
+    )
+
+
+def _failed(error: CcassetsError) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error))
+
+
+def _description(findings: Sequence[Finding], files: int) -> str:
+    """What was found and what to do about it, check by check."""
+    if not findings:
+        return f"Nothing to report in {files} file{'s' if files != 1 else ''}."
+    lines = [f"{finding.check}: {finding.message} ({finding.where})" for finding in findings]
+    advice = dict.fromkeys(CHECKS[finding.check].advice for finding in findings if finding.check in CHECKS)
+    return "\n".join([*lines, *advice])

@@ -1,0 +1,240 @@
+"""The command line: what it says and how it ends. The work is done by the library, and by Dagster for a build."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ccassets import __version__
+from ccassets.errors import CcassetsError, DatabaseError, StudyError
+
+if TYPE_CHECKING:
+    from ccassets.findings import Finding
+    from ccassets.study import Study
+
+app = typer.Typer(
+    help="Medical images and concepts become one checked feature database.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _use_home(path: Path | None) -> Path | None:
+    # The environment is how the library and every process started from here learn of it.
+    if path is not None:
+        os.environ["CCASSETS_HOME"] = str(path.expanduser().absolute())
+    return path
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", callback=_use_home, help="Folder of Dagster's records.", show_default="./.ccassets"),
+]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or path to a defs.yaml.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A feature database.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if debug:
+        os.environ["CCASSETS_DEBUG"] = "1"
+
+
+@app.command()
+def build(
+    study: StudyArgument,
+    split: Annotated[list[str] | None, typer.Option("--split", help="Stop after the features of this split.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be encoded.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Encode everything again.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="Write the database here as well.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Materialize a study through Dagster; prints the database's path last."""
+    from ccassets.study import load_study
+
+    loaded = load_study(study)
+    if plan:
+        _print_plan(loaded, split, fresh)
+        return
+    from ccassets.runs import run_build
+
+    with _progress_bars() as listener:
+        result = run_build(loaded, splits=split, fresh=fresh, output=output, listener=listener)
+    if not result.materialized:
+        typer.echo(f"Nothing is stale: {loaded.name} is up to date.", err=True)
+    if result.path is not None:
+        typer.echo(result.path)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option("--port", help="Port on loopback.")] = 3000,
+    home: HomeOption = None,
+) -> None:
+    """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
+    from ccassets.states import dagster_instance
+    from ccassets.storage import home as home_folder
+    from ccassets.storage import storage_root
+
+    with dagster_instance():
+        pass  # Makes the home with our dagster.yaml, or says why it cannot.
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(home_folder()),
+        "CCASSETS_STORAGE": str(storage_root()),
+    }
+    typer.echo(f"The UI will answer at http://127.0.0.1:{port} (Ctrl-C stops it).", err=True)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "ccassets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    try:
+        raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the studies, with what is built, stale and failed."""
+    from ccassets.states import study_states
+
+    states = study_states()
+    if as_json:
+        typer.echo(json.dumps(states, indent=2, ensure_ascii=False))
+        return
+    width = max((len(name) for name in states), default=0)
+    for name, state in states.items():
+        counts = ", ".join(f"{len(assets)} {word}" for word, assets in state.items() if assets)
+        typer.echo(f"{name:<{width}}  {counts}")
+
+
+@app.command()
+def info(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Say what is in a file, in one screen."""
+    from ccassets.database.reader import open_database
+    from ccassets.database.summary import summarize
+
+    with open_database(file) as database:
+        facts = summarize(database)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    typer.echo("\n".join(_info_lines(facts)))
+
+
+@app.command()
+def validate(
+    file: FileArgument,
+    as_json: JsonOption = False,
+    study: Annotated[str | None, typer.Option("--study", help="Compare the file with this study.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Recompute every digest.")] = False,
+) -> None:
+    """Check every invariant of a file; exit 1 when there is an error."""
+    from ccassets.database.validation import validate_database
+    from ccassets.findings import has_errors
+    from ccassets.report import findings_as_json
+    from ccassets.study import load_study
+
+    findings = validate_database(file, study=load_study(study) if study else None, deep=deep)
+    if as_json:
+        typer.echo(json.dumps(findings_as_json(findings), indent=2, ensure_ascii=False))
+    else:
+        _print_findings(file, findings)
+    if has_errors(findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; our own errors end in one clear message on stderr."""
+    try:
+        app()
+    except CcassetsError as error:
+        if os.environ.get("CCASSETS_DEBUG"):
+            raise
+        typer.echo(f"ccassets: {error}", err=True)
+        sys.exit(2 if isinstance(error, (StudyError, DatabaseError)) else 1)
+
+
+def _print_plan(study: Study, splits: list[str] | None, fresh: bool) -> None:
+    from ccassets.extraction import identify_encoder, plan_study, read_images
+    from ccassets.progress import silent
+
+    identify_encoder(study)
+    for split in study.splits:
+        read_images(study, split, progress=silent)
+    plan = plan_study(study, splits, fresh=fresh)
+    for part in plan.images:
+        typer.echo(f"{part.split}: {part.to_encode} of {part.rows} images to encode, in {len(part.shards)} shards")
+    typer.echo(f"templates to encode: {', '.join(plan.templates) or 'none'}")
+    typer.echo(f"parts to write: {plan.part_bytes / 1e9:.3f} GB; the database: {plan.database_bytes / 1e9:.3f} GB")
+    if plan.seconds is not None:
+        typer.echo(f"time, at the speed of the last parts: {plan.seconds:.0f} s")
+    elif plan.to_encode:
+        typer.echo("time: not known before the first shard of this encoder was encoded")
+
+
+def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
+    tokens = f", {facts['token_count']} patches each" if facts["token_count"] else ", no patches"
+    yield f"{facts['file']}: {facts['profile']}, {facts['bytes']:,} bytes, written {facts['created_at']}"
+    yield f"  images     {facts['rows']:,} of D = {facts['dim']}{tokens}"
+    yield f"  splits     {', '.join(f'{name} {rows:,}' for name, rows in facts['splits'].items()) or 'none'}"
+    if facts["limit"]:
+        yield f"  limit      only {facts['limit']} rows of each split were taken"
+    for name, template in facts["templates"].items():
+        yield f"  template   {name}: {template['prompts']} prompts, such as “{template['first']}”"
+    if facts["logit_multiplier"] is not None:
+        yield f"  scores     cosine x {facts['logit_multiplier']:.4g}"
+    dataset = facts["dataset"]
+    yield f"  data set   {dataset.get('name', 'not recorded')}"
+    yield f"  encoder    {facts['encoder']['kind'] or 'not recorded'} {facts['encoder']['identity'] or ''}".rstrip()
+    yield f"  origin     {facts['origin'] or 'not recorded'}"
+    yield f"  digest     {facts['digest'] or 'not recorded'}"
+
+
+def _print_findings(file: Path, findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    for finding in findings:
+        style = "red" if finding.severity == "error" else "yellow"
+        console.print(Text(f"{finding.severity} {finding.check}", style), Text(f"{finding.message} [{finding.where}]"))
+    errors = sum(finding.severity == "error" for finding in findings)
+    verdict = "valid" if not errors else "not valid"
+    console.print(Text(f"{file.name} is {verdict}: {errors} errors, {len(findings) - errors} warnings."))
+
+
+@contextmanager
+def _progress_bars() -> Iterator[Any]:
+    """A listener that draws a bar for everything that is counted, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def listen(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield listen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What is in a file, as plain values: for `ccassets info`, the validation page, and whoever wants it as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ccassets.database.reader import FeatureDatabase
+from ccassets.errors import DatabaseError
+
+
+def summarize(database: FeatureDatabase) -> dict[str, Any]:
+    """Sizes, splits, templates, vocabulary and origin of a file; what the file does not say is None or empty."""
+    provenance = dict(database.provenance or {})
+    encoder = provenance.get("encoder") or {}
+    return {
+        "file": database.path.name,
+        "profile": database.profile,
+        "bytes": database.path.stat().st_size,
+        "rows": len(database),
+        "dim": database.dim,
+        "token_count": database.token_count,
+        "splits": _splits(database),
+        "templates": {
+            name: {"prompts": len(template.texts), "first": template.texts[0] if template.texts else None}
+            for name, template in database.templates.items()
+        },
+        "labels": database.attributes.get("label_texts") or [],
+        "concepts": database.attributes.get("concept_texts") or [],
+        "created_at": database.attributes.get("created_at"),
+        "limit": database.attributes.get("limit"),
+        "logit_multiplier": database.logit_multiplier,
+        "concept_logit_multiplier": database.concept_logit_multiplier,
+        "origin": provenance.get("origin"),
+        "digest": (provenance.get("digests") or {}).get("database"),
+        "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
+        "dataset": provenance.get("dataset") or {},
+        "libraries": provenance.get("libraries") or {},
+    }
+
+
+def _splits(database: FeatureDatabase) -> dict[str, int]:
+    """Rows per split as they stand in the file; as the attribute says where rows do not stand together."""
+    try:
+        return {name: place.stop - place.start for name, place in database.splits.items()}
+    except DatabaseError:
+        counts: dict[str, int] = {}
+        for name in database.split:
+            counts[name] = counts.get(name, 0) + 1
+        return counts

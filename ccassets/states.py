@@ -1,0 +1,86 @@
+"""What Dagster's records say of a study's assets: built, stale, failed or missing; and where the records are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import dagster as dg
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from ccassets.definitions import definitions_of
+from ccassets.errors import StorageError
+from ccassets.storage import home
+from ccassets.study import load_study, study_files
+
+State = Literal["built", "stale", "failed", "missing"]
+
+_SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
+_STATES: dict[StaleStatus, State] = {
+    StaleStatus.FRESH: "built",
+    StaleStatus.STALE: "stale",
+    StaleStatus.MISSING: "missing",
+}
+
+
+@contextmanager
+def dagster_instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none."""
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "dagster.yaml").exists():
+            shutil.copyfile(_SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+    except OSError as error:
+        raise StorageError(
+            f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
+        ) from error
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        yield instance
+
+
+def asset_state(
+    instance: dg.DagsterInstance, definitions: dg.Definitions, key: dg.AssetKey, split: str | None = None
+) -> State:
+    """The state of an asset, or of one split of it, as the UI shows it; the reader of Dagster's private staleness."""
+    graph = definitions.resolve_asset_graph()
+    if _failed_last(instance, graph.get(key).partitions_def, key, split):
+        return "failed"
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    return _STATES[resolver.get_status(key, split)]
+
+
+def study_states() -> dict[str, dict[State, list[str]]]:
+    """For every study its assets, split by split, by state; names are those of the UI without the study's prefix."""
+    states: dict[str, dict[State, list[str]]] = {}
+    with dagster_instance() as instance:
+        for path in study_files().values():
+            definitions = definitions_of(load_study(path))
+            found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "missing": []}
+            states[path.parent.name] = found
+            for node in definitions.resolve_asset_graph().asset_nodes:
+                name = "/".join(node.key.path[1:])
+                for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
+                    state = asset_state(instance, definitions, node.key, split)
+                    found[state].append(f"{name}:{split}" if split else name)
+    return states
+
+
+def _failed_last(
+    instance: dg.DagsterInstance, partitions: dg.PartitionsDefinition | None, key: dg.AssetKey, split: str | None
+) -> bool:
+    if partitions is not None and split is not None:
+        statuses = instance.get_status_by_partition(key, [split], partitions) or {}
+        return statuses.get(split) == AssetPartitionStatus.FAILED
+    records = instance.get_asset_records([key])
+    entry = records[0].asset_entry if records else None
+    if entry is None or entry.last_run_id is None:
+        return False
+    run = instance.get_run_by_id(entry.last_run_id)
+    made_it = entry.last_materialization is not None and entry.last_materialization.run_id == entry.last_run_id
+    return run is not None and run.status == dg.DagsterRunStatus.FAILURE and not made_it
