@@ -51,7 +51,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except OSError as error:  # the reason is stored: the system's own text, without the path
         raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included
-        raise DatasetError(f"it cannot be decoded ({error or type(error).__name__})") from error
+        raise DatasetError(f"it cannot be decoded ({str(error) or type(error).__name__})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
