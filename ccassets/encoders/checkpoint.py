@@ -49,7 +49,8 @@ PUBLISHED: Mapping[str, Any] = {
         "pooling": "mean",
     },
 }
-"""The dimensions of the published model: SigLIP so400m at 384 px with PubMedBERT, 542,868,032 parameters."""
+"""The dimensions of the published model: SigLIP so400m at 384 px with PubMedBERT, 542,868,032
+parameters and the four logit parameters."""
 
 _FLOATING = {"F64", "F32", "F16", "BF16"}
 _AUTHORS_PREFIXES = ("visual.trunk.", "text.transformer.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,9 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     source = _find(study, hf_token)
     card = _card(source, study, device, store_cache, silent)
     encoder = DualEncoder(card, _model(source.folder), _parts(source.folder), source.context_length, place)
-    encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))  # dimensions as on the card
+    # The card's dimensions come from a configuration; one image and one text show that the model has them too.
+    encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
+    encoder.encode_texts(["cell"])
     return encoder
 
 
@@ -230,8 +233,19 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         dim=getattr(config, "projection_dim", None) or vision.hidden_size,
         image_size=size,
         token_count=(size // patch) ** 2 if study.encoder.tokens else 0,
-        context_length=text.max_position_embeddings,
+        context_length=_context_length(folder, text),
     )
+
+
+def _context_length(folder: ModelFolder, text_config: Any) -> int:
+    """T: what the text tower has positions for, or less where the tokenizer says so."""
+    positions: int = text_config.max_position_embeddings
+    file = folder.path / "tokenizer_config.json"
+    try:
+        limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise EncoderError(f"{file.name} of {folder.name} cannot be read: a JSON object is expected.") from error
+    return min(positions, int(limit)) if limit else positions
 
 
 def _card(

@@ -107,12 +107,9 @@ def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str |
     except errors.RevisionNotFoundError as error:
         raise EncoderError(f"{repo} has no revision {revision!r}; see {page}/commits/main.") from error
     except errors.LocalEntryNotFoundError as error:
-        if constants.HF_HUB_OFFLINE:
-            reason = "offline mode is on (HF_HUB_OFFLINE). Unset it once"
-        else:
-            reason = f"{constants.ENDPOINT} cannot be reached. Check the network, HF_ENDPOINT and proxies"
         raise EncoderError(
-            f"{repo} at {revision!r} is not in the local cache, and {reason}, or name a local folder as weights."
+            f"{repo} at {revision!r} is not in the local cache, and {_why_not_fetched(error.__cause__)}, "
+            "or name a local folder as weights."
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
@@ -126,3 +123,13 @@ def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str |
             "Start again: what is complete is kept."
         ) from error
     return ModelFolder(path, repo, path.name)
+
+
+def _why_not_fetched(cause: BaseException | None) -> str:
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline mode is on (HF_HUB_OFFLINE). Unset it once"
+    if isinstance(cause, errors.HfHubHTTPError):
+        return f"{constants.ENDPOINT} answered {cause.response.status_code}. Try again later"
+    return f"{constants.ENDPOINT} cannot be reached. Check the network, HF_ENDPOINT and proxies"
