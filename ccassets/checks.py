@@ -10,7 +10,7 @@ from ccassets.assets.common import asset_key, split_partitions, splits_of
 from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import CcassetsError
 from ccassets.extraction.parts import held_rows
-from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text import template_part
 from ccassets.findings import Finding, has_errors
 from ccassets.resources import StoreResource
@@ -42,6 +42,7 @@ STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded 
 def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
     """The checks of a study's image parts (by split), template parts and database."""
     return [
+        _sources_check(study),
         *(_image_check(study, group) for group in (STRUCTURE, VALUES)),
         *(
             _template_check(study, template, group)
@@ -50,6 +51,22 @@ def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
         ),
         *(_database_check(study, group) for group in (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)),
     ]
+
+
+def _sources_check(study: Study) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(study, "images"),
+        name="sources",
+        description="No image and no group is in two splits, and the label words are the data set's classes.",
+    )
+    def _check(store: StoreResource) -> dg.AssetCheckResult:
+        try:
+            findings = find_source_problems(study, store.of(study))
+        except CcassetsError as error:
+            return _failed(error)
+        return _found(findings, "Nothing to report in the manifests that were read so far.")
+
+    return _check
 
 
 def _image_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
@@ -119,12 +136,16 @@ def _result(group: CheckGroup, files: Sequence[Path], study: Study | None = None
             findings += validate_database(file, study=study, only=group.checks)
     except CcassetsError as error:
         return _failed(error)
+    return _found(findings, f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}.")
+
+
+def _found(findings: Sequence[Finding], nothing: str) -> dg.AssetCheckResult:
     failed = has_errors(findings)
     return dg.AssetCheckResult(
         passed=not findings,
         severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
-        description=_description(findings, len(files)),
-        metadata={"files": len(files), "findings": dg.MetadataValue.json([f.as_dict() for f in findings])},
+        description=_description(findings) if findings else nothing,
+        metadata={"findings": dg.MetadataValue.json([finding.as_dict() for finding in findings])},
     )
 
 
@@ -132,10 +153,8 @@ def _failed(error: CcassetsError) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error))
 
 
-def _description(findings: Sequence[Finding], files: int) -> str:
+def _description(findings: Sequence[Finding]) -> str:
     """What was found and what to do about it, check by check."""
-    if not findings:
-        return f"Nothing to report in {files} file{'s' if files != 1 else ''}."
     lines = [f"{finding.check}: {finding.message} ({finding.where})" for finding in findings]
     advice = dict.fromkeys(CHECKS[finding.check].advice for finding in findings if finding.check in CHECKS)
     return "\n".join([*lines, *advice])

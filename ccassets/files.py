@@ -1,15 +1,18 @@
-"""Small facts about files: fingerprints, locks, free space, and text files that appear whole or not at all."""
+"""Small facts about files: fingerprints, locks, free space, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ccassets.errors import StorageError
+
+_TEMPORARY_SUFFIX = ".partial"
 
 
 def fingerprint(path: Path) -> str:
@@ -18,18 +21,56 @@ def fingerprint(path: Path) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary sibling: it is whole, or what was there before."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails.
+
+    It is locked meanwhile: a temporary file that nobody holds is the leftover of a process that died.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield temporary
+        os.fsync(fd)
         temporary.replace(path)
+        sync(path.parent)
     finally:
+        os.close(fd)
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a folder whose writer is gone."""
+    for leftover in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+        try:
+            fd = os.open(leftover, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file or folder."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole, or what was there before."""
+    remove_leftovers(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -33,7 +33,13 @@ def images(study: Study) -> dg.AssetsDefinition:
         place = store.of(study)
         with errors_as_sentences():
             manifests = {
-                split: read_images(study, split, store=place, progress=logged(context, f"read images of {split}"))
+                split: read_images(
+                    study,
+                    split,
+                    store=place,
+                    fetching=logged(context, f"fetch {study.dataset.kind} (bytes)"),
+                    progress=logged(context, f"read images of {split}"),
+                )
                 for split in splits_of(context, study)
             }
         samples = next(iter(manifests.values()))

@@ -7,10 +7,8 @@ bytes at the places HDF5 allocated for them; it is synced and renamed. A file th
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +31,9 @@ from ccassets.database.layout import (
     Profile,
 )
 from ccassets.errors import DatabaseError, StorageError
+from ccassets.files import replacing
 from ccassets.study import texts_hash
 
-TEMPORARY_SUFFIX = ".partial"
 _COPY_BLOCK = 8 << 20
 _TEMPLATE_DTYPES = {"input_ids": "<i4", "attention_mask": "u1", "subject_span": "<i4"}
 
@@ -54,12 +52,15 @@ class TemplateContent:
 
 @dataclass(frozen=True)
 class RowContent:
-    """What is known of every row besides its features; all of length N, in the order of the file."""
+    """What is known of every row besides its features; all of length N, in the order of the file.
+
+    `image_digest` is None where the images were never seen as they are stored, only as somebody's tensors.
+    """
 
     split: Sequence[str]
     labels: npt.NDArray[np.int64]
     keys: Sequence[str]
-    image_digest: npt.NDArray[np.uint8]
+    image_digest: npt.NDArray[np.uint8] | None
     feature_digest: npt.NDArray[np.uint8]
     groups: Sequence[str] | None = None
     label_matrix: npt.NDArray[np.uint8] | None = None
@@ -87,9 +88,8 @@ class FileContent:
 class RowBytes:
     """Where the rows of an unpublished file go: by values, or copied from a range of another file."""
 
-    def __init__(self, fd: int, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, fd: int, places: Mapping[str, tuple[int, int]]) -> None:
         self._fd = fd
-        self._path = path
         self._places = places
 
     def write(self, name: str, first: int, values: npt.NDArray[Any]) -> None:
@@ -113,40 +113,16 @@ def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
 
     Nothing is at `path`, or what was there before, until then. Raises `StorageError` when the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    fd = -1
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        places = _create(temporary, content)
-        fd = os.open(temporary, os.O_RDWR)
-        # Held until the process ends or the file is published: a temporary file nobody holds is a leftover.
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        yield RowBytes(fd, path, places)
-        os.fsync(fd)
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        with replacing(path) as temporary:
+            places = _create(temporary, content)
+            fd = os.open(temporary, os.O_RDWR)
+            try:
+                yield RowBytes(fd, places)
+            finally:
+                os.close(fd)
     except OSError as error:
         raise storage_error(error, path) from error
-    finally:
-        if fd >= 0:
-            os.close(fd)
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files whose writer is gone."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        try:
-            fd = os.open(leftover, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(fd)
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -161,7 +137,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
     """Create a file with everything but its rows; where each bulk data set starts, and the bytes of its rows."""
     places = {}
-    with _open_aligned(path, "x", ALIGNMENT) as file:
+    with _open_aligned(path, "w", ALIGNMENT) as file:
         if content.rows is not None:
             places = _allocate_rows(file, content, len(content.rows))
     with _open_aligned(path, "r+", SMALL_ALIGNMENT) as file:
@@ -171,13 +147,16 @@ def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
         if content.profile != "image-part":
             file.create_group("templates")
             for template_id, template in content.templates.items():
-                _write_template(file["templates"].create_group(template_id), template)
+                write_template_group(file["templates"].create_group(template_id), template)
     return places
 
 
 def _open_aligned(path: Path, mode: str, alignment: int) -> h5py.File:
     # HDF5 aligns every object or none: rows and small arrays are therefore made in one opening each.
-    return h5py.File(path, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment)
+    # HDF5's own lock is left out: the temporary file is ours alone, and `replacing` holds one on it.
+    return h5py.File(
+        path, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment, locking=False
+    )
 
 
 def _write_root_attributes(file: h5py.File, content: FileContent) -> None:
@@ -246,9 +225,10 @@ def _write_texts(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
 def _write_rows(file: h5py.File, rows: RowContent) -> None:
     _write_array(file, "ids", np.arange(len(rows)), "<i8")
     _write_array(file, "labels", rows.labels, "<i8")
-    _write_array(file, "image_digest", rows.image_digest, "u1")
     _write_array(file, "feature_digest", rows.feature_digest, "u1")
-    file.attrs["rows_digest"] = rows_digest(rows.image_digest, rows.feature_digest)
+    if rows.image_digest is not None:
+        _write_array(file, "image_digest", rows.image_digest, "u1")
+        file.attrs["rows_digest"] = rows_digest(rows.image_digest, rows.feature_digest)
     if rows.label_matrix is not None:
         _write_array(file, "label_matrix", rows.label_matrix, "u1")
     _write_texts(file, "split", rows.split)
@@ -257,7 +237,8 @@ def _write_rows(file: h5py.File, rows: RowContent) -> None:
         _write_texts(file, "groups", rows.groups)
 
 
-def _write_template(group: h5py.Group, template: TemplateContent) -> None:
+def write_template_group(group: h5py.Group, template: TemplateContent) -> None:
+    """Fill the empty group of a template: its arrays, texts and attributes."""
     for name in TEMPLATE_ARRAYS:
         values = getattr(template, name)
         if values is not None:
@@ -285,11 +266,3 @@ def _copy_range(source_fd: int, source_offset: int, target_fd: int, target_offse
         if not copied:
             raise DatabaseError("a part ends before its rows do: it was truncated; build again with --fresh")
         source_offset, target_offset, count = source_offset + copied, target_offset + copied, count - copied
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

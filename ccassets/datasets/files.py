@@ -1,11 +1,9 @@
-"""Image files and their keys: suffixes, names that can be stored, fingerprints; and binary files written whole."""
+"""Image files and their keys: suffixes, names that can be stored, fingerprints."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -54,26 +52,3 @@ def first_few(items: Sequence[str], count: int = 10) -> str:
     """The first items as text, and how many there are when these are not all."""
     text = ", ".join(items[:count])
     return text if len(items) <= count else f"{text}, … ({len(items)} in all)"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ccassets.datasets.contract import Dataset, Rows
-from ccassets.datasets.files import replacing
 from ccassets.datasets.images import DECODER, blank_image, image_digest
 from ccassets.errors import DatasetError
+from ccassets.files import remove_leftovers, replacing
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 
@@ -103,6 +103,7 @@ class Manifest:
         if self.label_matrix is not None:
             columns["label_matrix"] = _fixed_size_bytes(self.label_matrix)
         table = pa.table(columns).replace_schema_metadata({"ccassets": json.dumps(facts)})
+        remove_leftovers(path.parent)
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 

@@ -20,10 +20,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from ccassets.datasets.contract import Rows
-from ccassets.datasets.files import replacing, sync
 from ccassets.datasets.images import to_rgb
 from ccassets.errors import DatasetError
-from ccassets.files import exclusive, fingerprint, require_space
+from ccassets.files import exclusive, fingerprint, replacing, require_space, sync
 from ccassets.progress import Progress
 from ccassets.study import MedmnistConfig
 

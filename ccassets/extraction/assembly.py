@@ -16,7 +16,7 @@ from ccassets.database.digests import database_digest, split_digest, template_di
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
-from ccassets.database.writer import FileContent, RowContent, TemplateContent, remove_leftovers
+from ccassets.database.writer import FileContent, RowContent, TemplateContent
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.contract import EncoderCard
@@ -27,7 +27,7 @@ from ccassets.extraction.plan import row_bytes
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text import stored_template
-from ccassets.files import exclusive, require_space
+from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.findings import has_errors
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store

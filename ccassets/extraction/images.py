@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ccassets.database.digests import feature_digests, split_digest
 from ccassets.database.layout import BULK, STORED_IMAGE_DTYPE
-from ccassets.database.writer import FileContent, RowContent, new_file, remove_leftovers
+from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.datasets import open_dataset
 from ccassets.datasets.images import image_digest
 from ccassets.datasets.manifest import Manifest, read_image
@@ -27,7 +27,7 @@ from ccassets.extraction.plan import nothing_held, plan_images, row_bytes
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, read_images, recorded_card, recorded_manifest
 from ccassets.extraction.text import require_identity
-from ccassets.files import exclusive, require_space
+from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
 from ccassets.study import Study

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from ccassets.datasets import open_dataset
-from ccassets.datasets.manifest import Manifest, is_current, read_manifest
+from ccassets.datasets.labels import find_label_mismatch
+from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.files import write_text
+from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
 from ccassets.study import Study
 
 
 def read_images(
-    study: Study, split: str, *, store: Store | None = None, fresh: bool = False, progress: Progress = silent
+    study: Study,
+    split: str,
+    *,
+    store: Store | None = None,
+    fetching: Progress = silent,
+    progress: Progress = silent,
 ) -> Manifest:
     """Fetch or find a split, decode every image once, and record its manifest.
 
-    Images whose file fingerprint is that of the last manifest are not decoded again, unless `fresh`. Raises
-    `DatasetError` naming every image that cannot be read.
+    Images whose file fingerprint is that of the last manifest are not decoded again. `fetching` counts bytes,
+    `progress` images. Raises `DatasetError` naming every image that cannot be read.
     """
     store = store or Store.of(study)
     dataset = open_dataset(study, store)
-    dataset.fetch(silent)
+    dataset.fetch(fetching)
     path = store.manifest(split)
-    previous = Manifest.load(path) if path.exists() and not fresh else None
+    previous = Manifest.load(path) if path.exists() else None
     manifest = read_manifest(
         dataset,
         split,
@@ -48,6 +55,13 @@ def images_are_current(study: Study, split: str, store: Store) -> bool:
     return is_current(
         Manifest.load(path), dataset, limit=study.extraction.limit, on_bad_image=study.extraction.on_bad_image
     )
+
+
+def find_source_problems(study: Study, store: Store) -> list[Finding]:
+    """What is odd about the recorded manifests: leaks between splits, label words that are not the classes."""
+    manifests = [Manifest.load(store.manifest(split)) for split in study.splits if store.manifest(split).exists()]
+    classes = manifests[0].classes if manifests else ()
+    return [*find_leaks(manifests), *find_label_mismatch(study, classes)]
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:

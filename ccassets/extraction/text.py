@@ -13,14 +13,14 @@ import numpy as np
 
 from ccassets.database.digests import template_digest
 from ccassets.database.reader import open_database
-from ccassets.database.writer import FileContent, TemplateContent, new_file, remove_leftovers
+from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.encoders import load_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import CcassetsError, EncoderError
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, recorded_card
-from ccassets.files import exclusive
+from ccassets.files import exclusive, remove_leftovers
 from ccassets.storage import Store
 from ccassets.study import PromptTemplate, Study
 
