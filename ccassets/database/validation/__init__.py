@@ -1,0 +1,61 @@
+"""The validator: every invariant of the format as a named check, in one sequential pass over a file of any size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from ccassets.database.reader import open_database
+from ccassets.database.validation.against_study import check_study
+from ccassets.database.validation.contents import read_contents
+from ccassets.database.validation.digests import check_digests
+from ccassets.database.validation.legacy import TRACE_CHECKS, check_traces
+from ccassets.database.validation.provenance import check_provenance
+from ccassets.database.validation.registry import CHECKS, GROUPS, Check
+from ccassets.database.validation.report import Report
+from ccassets.database.validation.rows import check_rows
+from ccassets.database.validation.texts import check_texts
+from ccassets.database.validation.values import BULK_CHECKS, check_logit_parameters, check_values
+from ccassets.findings import Finding
+from ccassets.study import Study
+
+__all__ = ["CHECKS", "GROUPS", "Check", "validate_database"]
+
+
+def validate_database(
+    path: str | os.PathLike[str],
+    study: Study | None = None,
+    deep: bool = False,
+    *,
+    only: Collection[str] | None = None,
+) -> list[Finding]:
+    """Every finding about a database or a part of one, in the order of its checks; an empty list is a flawless file.
+
+    With `study` the file is compared with what the study asks for. With `deep` every stored digest is recomputed.
+    `only` names the checks to report; the pass over features is made only where one of them needs it. Features
+    are read once, in file order, in blocks of a few megabytes whatever the size of the file.
+
+    Raises `DatabaseError` when there is no such file or it is not HDF5; all else about its content is a finding.
+    """
+    wanted = set(CHECKS) if only is None else set(only)
+    unknown = sorted(wanted - set(CHECKS))
+    if unknown:
+        raise ValueError(f"there are no checks {unknown}; docs/checks.md lists them")
+    report = Report()
+    with open_database(path) as database:
+        contents = read_contents(database, report)
+        check_rows(contents, report)
+        if wanted & TRACE_CHECKS:
+            check_traces(contents, report)
+        check_logit_parameters(contents, report)
+        digests = deep and contents.feature_digest is not None and "feature_digest" in wanted
+        if wanted & BULK_CHECKS or digests:
+            check_values(contents, report, digests=digests)
+        check_texts(contents, report)
+        check_provenance(contents, report)
+        if deep:
+            check_digests(contents, report)
+        if study is not None:
+            check_study(contents, study, report)
+    order = {name: place for place, name in enumerate(CHECKS)}
+    return sorted((finding for finding in report.findings if finding.check in wanted), key=lambda f: order[f.check])

@@ -1,0 +1,109 @@
+"""Checks of stored digests that need no pass over features: rows, templates, splits, database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ccassets.database.digests import (
+    TEMPLATE_ARRAYS,
+    database_digest,
+    rows_digest,
+    split_digest,
+    template_digest,
+)
+from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents, guarded
+from ccassets.database.validation.report import Report
+
+
+def check_digests(contents: Contents, report: Report) -> None:
+    """Stored digests of rows, templates, splits and the database, recomputed."""
+    recorded = (contents.provenance or {}).get("digests")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    templates = {name: _check_template(template, report) for name, template in contents.templates.items()}
+    has_any = contents.feature_digest is not None or any("digest" in t.attributes for t in contents.templates.values())
+    if not recorded and not has_any:
+        report.add("no_digests", "/", "digests of what was written were expected; the file records none")
+        return
+    _check_rows(contents, report)
+    splits = _split_digests(contents)
+    for split, stored in _strings(recorded.get("splits")).items():
+        if splits is not None and splits.get(split) != stored:
+            _different(report, "split_digest", f"/@provenance digests.splits.{split}", stored, splits.get(split))
+    if splits is not None and None not in templates.values() and isinstance(recorded.get("database"), str):
+        vocabulary = {name: contents.word_lists[name] for name in WORD_LISTS if name in contents.word_lists}
+        found = database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
+        if found != recorded["database"]:
+            _different(report, "database_digest", "/@provenance digests.database", recorded["database"], found)
+
+
+def _strings(value: Any) -> Mapping[str, str]:
+    return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
+
+
+def _different(report: Report, check: str, where: str, stored: str, found: str | None) -> None:
+    report.add(check, where, f"{stored}, as it was recorded, was expected; the file's content gives {found or 'none'}")
+
+
+def _check_rows(contents: Contents, report: Report) -> None:
+    stored = contents.attributes.get("rows_digest")
+    if isinstance(stored, str) and contents.image_digest is not None and contents.feature_digest is not None:
+        found = rows_digest(contents.image_digest, contents.feature_digest)
+        if found != stored:
+            _different(report, "rows_digest", "/@rows_digest", stored, found)
+
+
+def _check_template(template: TemplateContents, report: Report) -> str | None:
+    """The digest of a template's content, compared with the stored one; None where it cannot be computed."""
+    if template.texts is None or "text_features" not in template.datasets:
+        return None
+    arrays = {
+        name: guarded(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", report)  # type: ignore[misc]
+        for name in TEMPLATE_ARRAYS
+        if name in template.datasets
+    }
+    if any(array is None for array in arrays.values()):
+        return None
+    content = SimpleNamespace(**{name: arrays.get(name) for name in TEMPLATE_ARRAYS}, texts=template.texts)
+    found = template_digest(content)
+    stored = template.attributes.get("digest")
+    if stored is not None and stored != found:
+        _different(report, "template_digest", f"{template.where}@digest", str(stored), found)
+    return found
+
+
+def _mapped(dataset: h5py.Dataset) -> Any:
+    """A data set's values: mapped where it is contiguous, so that memory stays flat."""
+    offset = dataset.id.get_offset()
+    if dataset.chunks is not None or offset is None or not dataset.size:
+        return dataset[...]
+    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
+
+
+def _split_digests(contents: Contents) -> dict[str, str] | None:
+    """The digest of every split, in file order, then of those without rows; None where the rows do not allow it."""
+    digests, keys, labels, split = contents.feature_digest, contents.keys, contents.labels, contents.split
+    if digests is None or keys is None or labels is None or split is None:
+        return None
+    lengths = {len(digests), len(keys), len(labels), len(split)}
+    lengths |= {len(values) for values in (contents.groups, contents.label_matrix) if values is not None}
+    if len(lengths) > 1:
+        return None
+    names = list(contents.split_counts or {})
+    found = {}
+    for name in [*names, *(name for name in split.names if name not in names)]:
+        place = split.rows_of(name)
+        found[name] = split_digest(
+            digests[place],
+            keys=[keys.names[code] for code in keys.codes[place]],
+            labels=labels[place],
+            groups=None
+            if contents.groups is None
+            else [contents.groups.names[c] for c in contents.groups.codes[place]],
+            label_matrix=None if contents.label_matrix is None else contents.label_matrix[place],
+        )
+    return found

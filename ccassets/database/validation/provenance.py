@@ -1,0 +1,261 @@
+"""Checks of where a file comes from: provenance, encoder identity, leaks between splits, rows left out or made up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.validation.contents import Contents
+from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
+from ccassets.database.validation.rows import split_rows
+
+_SECTIONS = {"encoder": dict, "dataset": dict, "extraction": dict, "created": dict, "digests": dict, "libraries": dict}
+_ORIGINS = ("extracted", "adopted")
+_PRIVATE = re.compile(r"(/|[A-Za-z]:[\\/]|\\\\)\S|.*\bhf_[A-Za-z0-9]{16,}", re.DOTALL)
+_IDENTITY_NEEDS = {"kind", "weights_digest", "preprocessing", "extraction_version", "recorded"}
+
+
+def check_provenance(contents: Contents, report: Report) -> None:
+    """Provenance and what it says about the rows; leaks by image digest and by group."""
+    provenance = contents.provenance
+    if provenance is None:
+        if contents.kind == "database" and "provenance" not in contents.attributes:
+            report.add(
+                "no_provenance", "/@provenance", "a record of how the file came to be was expected; there is none"
+            )
+    else:
+        _check_sections(contents, provenance, report)
+        _check_encoder(contents, _section(provenance, "encoder"), report)
+        _check_private(provenance, report)
+        _check_splits(contents, _section(provenance, "dataset"), report)
+    limit = contents.attributes.get("limit")
+    if limit is not None:
+        report.add(
+            "limited",
+            "/@limit",
+            f"the whole data set was expected; a limit of {limit} rows a split was set: a first try",
+        )
+    _check_leaks(contents, report)
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _check_sections(contents: Contents, provenance: Mapping[str, Any], report: Report) -> None:
+    origin = provenance.get("origin")
+    if origin not in _ORIGINS:
+        report.add("provenance", "/@provenance", f"origin: 'extracted' or 'adopted' was expected; found {origin!r}")
+    complete = contents.kind == "database" and origin == "extracted"
+    wrong = [
+        name
+        for name, kind in _SECTIONS.items()
+        if (name in provenance or complete) and not isinstance(provenance.get(name), kind)
+    ]
+    if wrong:
+        report.add("provenance", "/@provenance", f"JSON objects were expected under {', '.join(wrong)}; there are none")
+
+
+# --- encoder ------------------------------------------------------------------------------------------
+
+
+def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Report) -> None:
+    if not encoder:
+        return
+    identity = encoder.get("identity")
+    if not isinstance(identity, str) or not identity:
+        report.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
+    elif encoder.keys() >= _IDENTITY_NEEDS and identity != identity_of(encoder):
+        report.add(
+            "encoder_identity",
+            "/@provenance",
+            f"the digest of the encoder's recorded fields, {identity_of(encoder)}, was expected; found {identity}",
+        )
+    for attribute, name, none in (("D", "dim", None), ("T_img", "token_count", -1)):
+        recorded, stored = encoder.get(name), contents.attributes.get(attribute)
+        if isinstance(recorded, int) and isinstance(stored, int) and (recorded or none) != stored:
+            if contents.kind == "template-part" and attribute == "T_img":
+                continue
+            report.add(
+                "encoder_identity",
+                f"/@{attribute}",
+                f"{recorded or none}, as the encoder has it, was expected; found {stored}",
+            )
+    recorded = _section(encoder, "recorded")
+    weights = str(recorded.get("weights", ""))
+    if recorded.get("untrained") is True or weights.startswith("random"):
+        report.add(
+            "random_weights",
+            "/@provenance",
+            f"trained weights were expected; this encoder was not trained ({weights or 'untrained'}): "
+            "its features have no meaning",
+        )
+
+
+def identity_of(encoder: Mapping[str, Any]) -> str:
+    """The encoder identity: 32 hex digits of the SHA-256 of the canonical JSON of every field but `recorded`."""
+    fields = {name: value for name, value in encoder.items() if name not in {"identity", "recorded"}}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+# --- what travels with the file -----------------------------------------------------------------------
+
+
+def _check_private(provenance: Mapping[str, Any], report: Report) -> None:
+    found = [place for place, text in _strings(provenance, "") if _PRIVATE.match(text)]
+    if found:
+        report.add(
+            "private_details",
+            "/@provenance",
+            f"no absolute path and no token was expected; found one under {listed(found)}",
+        )
+
+
+def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Every string of a JSON value with its place; keys of skipped images are the data set's own, and left out."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if name != "skipped":
+                yield from _strings(inner, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, place)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def _check_splits(contents: Contents, dataset: Mapping[str, Any], report: Report) -> None:
+    splits = _section(dataset, "splits")
+    if not splits or contents.split is None:
+        return
+    found = split_rows(contents)
+    recorded = {name: split.get("rows") for name, split in splits.items() if isinstance(split, dict)}
+    names = [*recorded, *(name for name in found if name not in recorded)]
+    wrong = [name for name in names if recorded.get(name, 0) != found.get(name, 0)]
+    if wrong:
+        text = listed([f"{name!r}: {recorded.get(name, 0)} expected, {found.get(name, 0)} found" for name in wrong])
+        report.add("provenance_rows", "/@provenance", f"the recorded rows of every split were expected; {text}")
+    skipped = {
+        name: split["skipped"] for name, split in splits.items() if isinstance(split, dict) and split.get("skipped")
+    }
+    if skipped:
+        text = "; ".join(f"{name!r}: {_skipped_text(rows)}" for name, rows in list(skipped.items())[:3])
+        report.add(
+            "skipped_rows",
+            "/@provenance",
+            f"every image was expected; some could not be read and were left out: {text}",
+        )
+    blank = blank_rows(contents)
+    if len(blank):
+        report.add(
+            "blank_rows",
+            f"/image_features {rows_text(blank)}",
+            f"every image was expected; {count(len(blank), 'row')} could not be read and stand for a mid-grey image"
+            f"{_keys_text(contents, blank)}",
+        )
+    outside = [
+        name
+        for name, rows in ((name, _blank_of(split)) for name, split in splits.items())
+        if not set(rows) <= set(contents.split.rows_of(name).tolist())
+    ]
+    if outside:
+        report.add(
+            "provenance_rows",
+            "/@provenance",
+            f"blank rows inside their split were expected; not so in {listed(outside)}",
+        )
+
+
+def _skipped_text(rows: Any) -> str:
+    keys = (
+        [str(row.get("key")) if isinstance(row, dict) else str(row) for row in rows] if isinstance(rows, list) else []
+    )
+    return f"{len(keys)} ({listed(keys)})"
+
+
+def _blank_of(split: Any) -> list[int]:
+    rows = split.get("blank") if isinstance(split, dict) else None
+    return [row for row in rows if isinstance(row, int)] if isinstance(rows, list) else []
+
+
+def blank_rows(contents: Contents) -> npt.NDArray[np.int64]:
+    """Rows that stand for unreadable images, as the provenance records them."""
+    splits = _section(_section(contents.provenance or {}, "dataset"), "splits")
+    rows = {row for split in splits.values() for row in _blank_of(split)}
+    return np.array(sorted(row for row in rows if 0 <= row < contents.rows), np.int64)
+
+
+def _keys_text(contents: Contents, rows: npt.NDArray[np.int64]) -> str:
+    keys = [_row_text(contents, row) for row in rows.tolist()]
+    return f": {listed(keys)}" if contents.keys is not None else ""
+
+
+def _row_text(contents: Contents, row: int) -> str:
+    """A row as a person finds it: its key where there is one, its split and number."""
+    split = contents.split.names[contents.split.codes[row]] if contents.split and row < len(contents.split) else "?"
+    key = contents.keys.names[contents.keys.codes[row]] if contents.keys and row < len(contents.keys) else ""
+    return f"{shortened(key)} ({split!r} row {row})" if key else f"{split!r} row {row}"
+
+
+# --- leaks --------------------------------------------------------------------------------------------
+
+
+def _check_leaks(contents: Contents, report: Report) -> None:
+    split = contents.split
+    if split is None or len(split.names) < 2:
+        return
+    digests = contents.image_digest
+    if digests is not None and len(digests) == len(split):
+        # One number for each distinct picture; stand-ins are equal to each other and show nothing.
+        known = np.asarray(digests.any(axis=1))
+        known[blank_rows(contents)] = False
+        rows = np.flatnonzero(known)
+        _, pictures = np.unique(np.ascontiguousarray(digests[rows]).view("V32").ravel(), return_inverse=True)
+        shared = _shared(pictures, split.codes[rows], rows)
+        if shared:
+            text = listed([" = ".join(_row_text(contents, row) for row in rows[:3]) for rows in shared], separator="; ")
+            report.add(
+                "image_in_two_splits",
+                "/image_digest",
+                f"no picture in two splits was expected; {count(len(shared), 'picture')} found: {text}",
+            )
+    groups = contents.groups
+    if groups is not None and len(groups) == len(split):
+        rows = np.flatnonzero(groups.codes != groups.names.index("")) if "" in groups.names else np.arange(len(groups))
+        shared = _shared(groups.codes[rows], split.codes[rows], rows)
+        if shared:
+            text = listed([_group_text(contents, rows) for rows in shared], separator="; ")
+            report.add(
+                "group_in_two_splits",
+                "/groups",
+                f"no group in two splits was expected; {count(len(shared), 'group')} found: {text}",
+            )
+
+
+def _shared(
+    things: npt.NDArray[np.int64], splits: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+) -> list[list[int]]:
+    """Of every thing that stands in more than one split, the first row in each."""
+    pairs, first = np.unique(np.stack([things, splits]), axis=1, return_index=True)
+    places: dict[int, list[int]] = {}
+    for thing, place in zip(pairs[0].tolist(), first.tolist(), strict=True):
+        places.setdefault(thing, []).append(int(rows[place]))
+    return sorted(sorted(found) for found in places.values() if len(found) > 1)
+
+
+def _group_text(contents: Contents, rows: list[int]) -> str:
+    assert contents.groups is not None
+    assert contents.split is not None
+    names = [repr(contents.split.names[contents.split.codes[row]]) for row in rows]
+    return f"{shortened(contents.groups.names[contents.groups.codes[rows[0]]])} in {' and '.join(names)}"

@@ -1,0 +1,57 @@
+"""Rows of a numeric data set, read block by block into one buffer: flat memory, and no file read twice."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class StoredRows:
+    """Rows of a data set by number; contiguous ones are read past HDF5, which copies them once more.
+
+    Reading, not mapping: mapped pages count as memory of the process until the kernel takes them back.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self._offset = None if dataset.chunks is not None else dataset.id.get_offset()
+        self._fd = dataset.file.id.get_vfd_handle() if self._offset is not None else -1
+        self._buffer: Array = np.empty((0, *dataset.shape[1:]), dataset.dtype)
+        self.name: str = dataset.name
+        self.width: int = int(dataset.shape[-1])
+        self.row_bytes: int = int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
+
+    def __len__(self) -> int:
+        return int(self._dataset.shape[0])
+
+    def read(self, first: int, rows: int) -> Array:
+        """Rows `first` to `first + rows - 1`, fewer at the end; valid until the next call."""
+        rows = max(0, min(rows, len(self) - first))
+        if self._offset is None:
+            values: Array = self._dataset[first : first + rows]
+            return values
+        if len(self._buffer) < rows:
+            self._buffer = np.empty((rows, *self._dataset.shape[1:]), self._dataset.dtype)
+        block = self._buffer[:rows]
+        data = block.reshape(-1).view(np.uint8).data
+        position = self._offset + first * self.row_bytes
+        while len(data):
+            done = os.preadv(self._fd, [data], position)
+            if not done:
+                raise OSError(f"the file ends at byte {position}, before these rows do")
+            data, position = data[done:], position + done
+        return block
+
+    def step(self, block_bytes: int) -> int:
+        """Rows of one block: about `block_bytes`, and whole chunks, so that each is unpacked once."""
+        rows: int = max(1, block_bytes // max(1, self.row_bytes))
+        if self._dataset.chunks is None:
+            return rows
+        chunk: int = self._dataset.chunks[0]
+        return max(1, rows // chunk) * chunk
