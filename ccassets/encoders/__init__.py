@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ccassets.encoders.check import check_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
 from ccassets.progress import Progress, silent
@@ -16,6 +17,7 @@ __all__ = [
     "EncoderCard",
     "ImageFeatures",
     "TextFeatures",
+    "check_encoder",
     "inspect_encoder",
     "load_encoder",
     "token_spans",

@@ -1,4 +1,4 @@
-"""A user's own encoder: imported by name, held to the contract at every call, and checked on request."""
+"""A user's own encoder: imported by name, and held to the contract at every call."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from ccassets.encoders.check import card_problems, image_problems, pixel_problems, text_problems
 from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray, ImageFeatures, TextFeatures
 from ccassets.encoders.runtime import strict_facts
 from ccassets.errors import CcassetsError, EncoderError
-from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
-from ccassets.study import Dtype, PythonEncoderConfig, Study
-
-NORM_TOLERANCE = 2e-3
-"""How far the length of a feature vector may be from 1, as in the database."""
+from ccassets.study import PythonEncoderConfig, Study
 
 
 def inspect(
@@ -38,7 +34,7 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     with _errors_of(config.target, "cannot be made"):
         encoder = _find_class(config.target, study.folder)(**config.options)
         card = encoder.card
-    problems = _card_problems(card)
+    problems = card_problems(card)
     if not problems:
         problems = _disagreements(card, config)
     if problems:
@@ -57,19 +53,19 @@ class CustomEncoder:
     def preprocess(self, image: Image.Image) -> FloatArray:
         with _errors_of(self._target, "failed in preprocess"):
             pixels = self._encoder.preprocess(image)
-        self._require_none(_pixel_problems(self.card, pixels))
+        self._require_none(pixel_problems(self.card, pixels))
         return pixels
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
         with _errors_of(self._target, "failed in encode_pixels"):
             result = self._encoder.encode_pixels(pixels)
-        self._require_none(_image_problems(self.card, len(pixels), result))
+        self._require_none(image_problems(self.card, len(pixels), result))
         return result
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
         with _errors_of(self._target, "failed in encode_images"):
             result = self._encoder.encode_images(images)
-        self._require_none(_image_problems(self.card, len(images), result))
+        self._require_none(image_problems(self.card, len(images), result))
         return result
 
     def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
@@ -77,199 +73,12 @@ class CustomEncoder:
             raise EncoderError(f"{self._target} has no text tower: leave the templates out of the vocabulary.")
         with _errors_of(self._target, "failed in encode_texts"):
             result = self._encoder.encode_texts(prompts)
-        self._require_none(_text_problems(self.card, prompts, result))
+        self._require_none(text_problems(self.card, prompts, result))
         return result
 
     def _require_none(self, problems: list[str]) -> None:
         if problems:
             raise EncoderError(f"{self._target} breaks the encoder contract:\n" + "\n".join(problems))
-
-
-def check_encoder(encoder: Encoder) -> list[Finding]:
-    """Try an encoder on small made-up images and prompts; no finding means that it satisfies the contract.
-
-    Checks: `encoder_card`, `encoder_preprocess`, `encoder_images`, `encoder_texts`, `encoder_determinism`.
-    """
-    problems = _try("encoder_card", lambda: _card_problems(encoder.card))
-    if not problems:
-        problems += _try("encoder_preprocess", lambda: _check_preprocess(encoder))
-    if not problems:
-        problems += _try("encoder_images", lambda: _check_images(encoder))
-        problems += _try("encoder_texts", lambda: _check_texts(encoder))
-    if not problems:
-        problems += _try("encoder_determinism", lambda: _check_determinism(encoder))
-    where = type(encoder).__name__
-    return [Finding(check, "error", problem, where) for check, problem in problems]
-
-
-# --- the checks --------------------------------------------------------------------------------------
-
-
-def _check_preprocess(encoder: Encoder) -> list[str]:
-    problems = []
-    for image in _images():
-        before = image.tobytes()
-        problems += _pixel_problems(encoder.card, encoder.preprocess(image))
-        if image.tobytes() != before:
-            problems.append("preprocess changes the image it is given")
-    return problems
-
-
-def _check_images(encoder: Encoder) -> list[str]:
-    images = _images()
-    pixels = np.stack([encoder.preprocess(image) for image in images])
-    result = encoder.encode_pixels(pixels)
-    problems = _image_problems(encoder.card, len(images), result)
-    if not problems and all(np.array_equal(result.features[0], row) for row in result.features[1:]):
-        problems.append("features of different images are expected to differ; they are all equal")
-    if not problems:
-        problems += _image_problems(encoder.card, 1, encoder.encode_pixels(pixels[:1]))
-        together = encoder.encode_images(images)
-        if not _same_bits(together, result):
-            problems.append("encode_images must give what preprocess and encode_pixels give; the bits differ")
-    return problems
-
-
-def _check_texts(encoder: Encoder) -> list[str]:
-    prompts = _prompts()
-    if encoder.card.has_text:
-        return _text_problems(encoder.card, prompts, encoder.encode_texts(prompts))
-    try:
-        encoder.encode_texts(prompts)
-    except EncoderError:
-        return []
-    return ["encode_texts must raise EncoderError when card.text_pooling is None; it returned"]
-
-
-def _check_determinism(encoder: Encoder) -> list[str]:
-    problems = []
-    if not _same_bits(encoder.encode_images(_images()), encoder.encode_images(_images())):
-        problems.append("equal images must give equal bits; two calls differ (is the model in evaluation mode?)")
-    if encoder.card.has_text and not _same_bits(encoder.encode_texts(_prompts()), encoder.encode_texts(_prompts())):
-        problems.append("equal prompts must give equal bits; two calls differ (is the model in evaluation mode?)")
-    return problems
-
-
-def _try(check: str, run: Callable[[], list[str]]) -> list[tuple[str, str]]:
-    try:
-        return [(check, problem) for problem in run()]
-    except Exception as error:  # whatever the user's code raises is what we are here to report
-        return [(check, f"{type(error).__name__}: {error}")]
-
-
-def _images() -> list[Image.Image]:
-    """Small, large, square and oblong noise, always the same."""
-    noise = np.random.default_rng(0)
-    sizes = ((28, 28), (50, 37), (3, 200))
-    return [Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
-
-
-def _prompts() -> list[str]:
-    return ["a photo of a cell", "a blood cell with a round nucleus", "platelet"]
-
-
-def _same_bits(one: ImageFeatures | TextFeatures, other: ImageFeatures | TextFeatures) -> bool:
-    return all(np.array_equal(array, vars(other)[name]) for name, array in vars(one).items())
-
-
-# --- what the contract says, about one result --------------------------------------------------------
-
-
-def _card_problems(card: object) -> list[str]:
-    if not isinstance(card, EncoderCard):
-        return [f"card: an EncoderCard is expected, found {type(card).__name__}"]
-    problems = [
-        f"card.{name}: must be above 0, found {size}"
-        for name, size in (("dim", card.dim), ("image_size", card.image_size))
-        if size < 1
-    ]
-    if card.token_count < 0:
-        problems.append(f"card.token_count: must not be negative, found {card.token_count}")
-    if card.dtype not in get_args(Dtype):
-        problems.append(f"card.dtype: one of {', '.join(get_args(Dtype))} is expected, found {card.dtype!r}")
-    if not card.weights_digest:
-        problems.append("card.weights_digest: must say which weights these are, found nothing")
-    if card.has_text and not card.tokenizer_digest:
-        problems.append("card.tokenizer_digest: must say which tokenizer this is, found nothing")
-    try:
-        if EncoderCard.from_json(card.to_json()) != card:
-            problems.append("card: must be the same after JSON; use lists for tuples, and strings as keys")
-    except (TypeError, ValueError) as error:
-        problems.append(f"card: must be plain JSON values; {error}")
-    return problems
-
-
-def _disagreements(card: EncoderCard, config: PythonEncoderConfig) -> list[str]:
-    """Where a study says something of a custom encoder that its card denies; what it leaves out it does not say."""
-    problems = []
-    if "dtype" in config.model_fields_set and card.dtype != config.dtype:
-        problems.append(f"the study says dtype {config.dtype}, card.dtype is {card.dtype}")
-    if "tokens" in config.model_fields_set and bool(card.token_count) != config.tokens:
-        problems.append(f"the study says tokens {config.tokens}, card.token_count is {card.token_count}")
-    return problems
-
-
-def _pixel_problems(card: EncoderCard, pixels: object) -> list[str]:
-    return _array_problems("preprocess", pixels, (3, card.image_size, card.image_size), ("float32",))
-
-
-def _image_problems(card: EncoderCard, count: int, result: object) -> list[str]:
-    if not isinstance(result, ImageFeatures):
-        return [f"encode_pixels: ImageFeatures are expected, found {type(result).__name__}"]
-    return [
-        *_unit_problems("features", result.features, (count, card.dim), ("float32", "float16")),
-        *_token_problems(card, result.tokens, (count, card.token_count, card.dim), ("float32", "float16")),
-    ]
-
-
-def _text_problems(card: EncoderCard, prompts: Sequence[str], result: object) -> list[str]:
-    if not isinstance(result, TextFeatures):
-        return [f"encode_texts: TextFeatures are expected, found {type(result).__name__}"]
-    ids = result.input_ids
-    if not isinstance(ids, np.ndarray) or ids.ndim != 2:
-        return ["input_ids: an array (K, T) is expected"]
-    shape = (len(prompts), ids.shape[1])
-    problems = [
-        *_unit_problems("features", result.features, (len(prompts), card.dim), ("float32",)),
-        *_array_problems("input_ids", ids, shape, ("int32",)),
-        *_array_problems("attention_mask", result.attention_mask, shape, ("uint8",)),
-        *_array_problems("offsets", result.offsets, (*shape, 2), ("int32",)),
-    ]
-    if result.tokens is not None:
-        problems += _array_problems("tokens", result.tokens, (*shape, card.dim), ("float32",))
-    if not problems and result.attention_mask.max(initial=0) > 1:
-        problems.append("attention_mask: 0 and 1 are expected")
-    if not problems:
-        ends = result.offsets.max(axis=(1, 2), initial=0)
-        problems += [
-            f"offsets: end at character {end} of {len(prompt)} in {prompt!r}"
-            for prompt, end in zip(prompts, ends, strict=True)
-            if end > len(prompt)
-        ]
-    return problems
-
-
-def _token_problems(card: EncoderCard, tokens: object, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
-    if card.token_count:
-        return _array_problems("tokens", tokens, shape, dtypes)
-    return [] if tokens is None else ["tokens: None is expected, since card.token_count is 0"]
-
-
-def _unit_problems(name: str, array: object, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
-    problems = _array_problems(name, array, shape, dtypes)
-    if problems or not isinstance(array, np.ndarray):
-        return problems
-    lengths = np.linalg.norm(array.astype(np.float64), axis=1)
-    off = float(np.abs(lengths - 1).max(initial=0))
-    return [f"{name}: rows of length 1 are expected, found one off by {off:.3g}"] if off > NORM_TOLERANCE else []
-
-
-def _array_problems(name: str, array: object, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
-    if not isinstance(array, np.ndarray):
-        return [f"{name}: a NumPy array is expected, found {type(array).__name__}"]
-    if array.shape != shape or array.dtype.name not in dtypes:
-        return [f"{name}: {shape} {' or '.join(dtypes)} is expected, found {array.shape} {array.dtype}"]
-    return [] if np.isfinite(array).all() else [f"{name}: finite values are expected"]
 
 
 # --- importing ---------------------------------------------------------------------------------------
@@ -295,6 +104,16 @@ def _forget_other(name: str, folder: Path) -> None:
     if loaded is not None and any(path.is_file() for path in own) and Path(loaded) not in own:
         for other in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
             del sys.modules[other]
+
+
+def _disagreements(card: EncoderCard, config: PythonEncoderConfig) -> list[str]:
+    """Where a study says something of a custom encoder that its card denies; what it leaves out it does not say."""
+    problems = []
+    if "dtype" in config.model_fields_set and card.dtype != config.dtype:
+        problems.append(f"the study says dtype {config.dtype}, card.dtype is {card.dtype}")
+    if "tokens" in config.model_fields_set and bool(card.token_count) != config.tokens:
+        problems.append(f"the study says tokens {config.tokens}, card.token_count is {card.token_count}")
+    return problems
 
 
 @contextmanager

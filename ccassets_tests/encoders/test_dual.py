@@ -1,0 +1,217 @@
+"""Dual encoders of transformers: tiny CLIP and SigLIP models, saved as the library saves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers.implementations import BertWordPieceTokenizer
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+
+from ccassets.encoders import inspect_encoder, load_encoder, token_spans
+from ccassets.errors import EncoderError
+from ccassets_tests.encoders.conftest import MakeStudy, images
+
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+TEXT = {**TOWER, "vocab_size": 200, "max_position_embeddings": 16}
+PROMPTS = ["a photo of a platelet", "red blood cell"]
+
+
+def save(folder: Path, model: Any, processor: Any, config: dict[str, Any], model_input_names: list[str]) -> Path:
+    folder.mkdir()
+    vocabulary = folder / "words.txt"
+    vocabulary.write_text("\n".join(config["text"]["vocab"]) + "\n")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=BertWordPieceTokenizer(str(vocabulary), lowercase=True)._tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        model_max_length=12,
+        model_input_names=model_input_names,
+    )
+    vocabulary.unlink()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path: Path, config: dict[str, Any]) -> Path:
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            vision_config=VISION,
+            text_config={**TEXT, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0},
+            projection_dim=24,
+        )
+    )
+    with torch.no_grad():
+        model.vision_model.post_layernorm.bias.normal_()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return save(tmp_path / "clip", model, processor, config, ["input_ids", "attention_mask"])
+
+
+@pytest.fixture
+def siglip(tmp_path: Path, config: dict[str, Any]) -> Path:
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(vision_config=VISION, text_config={**TEXT, "projection_size": 32}))
+    with torch.no_grad():
+        model.logit_scale.fill_(4.5)
+        model.logit_bias.fill_(-11.0)
+    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    return save(tmp_path / "siglip", model, processor, config, ["input_ids"])
+
+
+@pytest.mark.parametrize(("name", "dim"), [("clip", 24), ("siglip", 32)])
+def test_features_are_the_librarys_own_and_share_a_space_with_the_tokens(
+    request: pytest.FixtureRequest, make_study: MakeStudy, name: str, dim: int
+) -> None:
+    folder: Path = request.getfixturevalue(name)
+    study = make_study(kind="transformers", weights=str(folder))
+    encoder = load_encoder(study, device="cpu")
+    model = AutoModel.from_pretrained(folder).eval()
+
+    result, text = encoder.encode_images(images(3)), encoder.encode_texts(PROMPTS)
+
+    assert encoder.card == inspect_encoder(study)
+    assert (encoder.card.dim, encoder.card.token_count, encoder.card.image_size) == (dim, 16, 32)
+    assert result.tokens is not None
+    assert text.tokens is not None
+    assert result.tokens.shape == (3, 16, dim)
+    assert text.tokens.shape == (2, 12, dim)
+    pixels = torch.from_numpy(np.stack([encoder.preprocess(image) for image in images(3)]))
+    mask = {"attention_mask": torch.from_numpy(text.attention_mask).long()} if name == "clip" else {}
+    with torch.no_grad():
+        output = model(pixel_values=pixels, input_ids=torch.from_numpy(text.input_ids).long(), **mask)
+    np.testing.assert_allclose(result.features, output.image_embeds, atol=1e-6)
+    np.testing.assert_allclose(text.features, output.text_embeds, atol=1e-6)
+
+
+def test_clip_tokens_are_normed_and_projected_as_its_class_token_is(clip: Path, make_study: MakeStudy) -> None:
+    encoder = load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+    model = AutoModel.from_pretrained(clip).eval()
+    pixels = np.stack([encoder.preprocess(image) for image in images(2)])
+
+    with torch.no_grad():
+        hidden = model.vision_model(torch.from_numpy(pixels)).last_hidden_state
+        expected = model.visual_projection(model.vision_model.post_layernorm(hidden))
+
+    tokens = encoder.encode_pixels(pixels).tokens
+    np.testing.assert_allclose(tokens, expected[:, 1:], atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_text_has_ids_mask_and_offsets_up_to_the_tokenizers_own_limit(clip: Path, make_study: MakeStudy) -> None:
+    encoder = load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+    start = PROMPTS[0].index("platelet")
+
+    text = encoder.encode_texts(PROMPTS)
+
+    assert text.input_ids.shape == (2, 12)
+    np.testing.assert_array_equal(text.attention_mask, text.input_ids != 0)
+    # [CLS] a photo of a plate ##let [SEP]
+    assert token_spans(text.offsets, text.attention_mask, [(start, start + 8), (0, 0)]).tolist() == [[5, 7], [0, 0]]
+    with pytest.raises(EncoderError, match="13 tokens: 'cell cell"):
+        encoder.encode_texts([" ".join(["cell"] * 11)])
+
+
+def test_the_models_own_scale_and_bias_are_on_the_card(clip: Path, siglip: Path, make_study: MakeStudy) -> None:
+    card = inspect_encoder(make_study(kind="transformers", weights=str(siglip)))
+    assert (card.logit_scale, card.logit_bias, card.concept_logit_scale) == (4.5, -11.0, None)
+    card = inspect_encoder(make_study(kind="transformers", weights=str(clip)))
+    assert card.logit_bias is None
+    assert card.logit_scale == pytest.approx(2.6592)
+
+
+def test_without_tokens_there_are_only_features(clip: Path, make_study: MakeStudy) -> None:
+    study = make_study(kind="transformers", weights=str(clip), tokens=False)
+    encoder = load_encoder(study, device="cpu")
+
+    assert encoder.card.token_count == 0
+    assert encoder.encode_images(images(1)).tokens is None
+    assert encoder.encode_texts(PROMPTS).tokens is None
+    assert encoder.card.identity != inspect_encoder(make_study(kind="transformers", weights=str(clip))).identity
+
+
+def test_lower_precision_keeps_patch_and_position_embedding(siglip: Path, make_study: MakeStudy) -> None:
+    reference = load_encoder(make_study(kind="transformers", weights=str(siglip)), device="cpu")
+    encoder: Any = load_encoder(make_study(kind="transformers", weights=str(siglip), dtype="bfloat16"), device="cpu")
+    seen: list[torch.dtype] = []
+    vision = encoder._model.vision_model
+    vision.embeddings.patch_embedding.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    vision.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+
+    result = encoder.encode_images(images(2))
+
+    assert seen == [torch.float32, torch.bfloat16]
+    np.testing.assert_allclose((result.features * reference.encode_images(images(2)).features).sum(1), 1, atol=5e-3)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_the_identity_knows_configuration_preprocessing_and_tokenizer(
+    clip: Path, make_study: MakeStudy, file: str
+) -> None:
+    study = make_study(kind="transformers", weights=str(clip))
+    before = inspect_encoder(study).identity
+    (clip / file).write_text((clip / file).read_text() + "\n")
+
+    assert inspect_encoder(study).identity != before
+
+
+def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy) -> None:
+    tensors = load_file(clip / "model.safetensors")
+    tensors["surplus"] = torch.zeros(1)
+    del tensors["visual_projection.weight"], tensors["text_model.final_layer_norm.bias"]
+    save_file(tensors, clip / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(EncoderError) as caught:
+        load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+
+    assert str(caught.value).splitlines()[1:] == [
+        "missing: text_model.final_layer_norm.bias",
+        "missing: visual_projection.weight",
+        "unexpected: surplus",
+    ]
+
+
+def test_a_model_of_one_modality_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path / "bert")
+
+    with pytest.raises(EncoderError, match="bert is a bert; a dual encoder"):
+        inspect_encoder(make_study(kind="transformers", weights=str(tmp_path / "bert")))
+
+
+def test_remote_code_is_never_run(clip: Path, make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((clip / "config.json").read_text())
+    config |= {"model_type": "their-own", "auto_map": {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}}
+    (clip / "config.json").write_text(json.dumps(config))
+    (clip / "theirs.py").write_text("print('their code ran')")
+
+    with pytest.raises(EncoderError, match="transformers cannot use clip"):
+        load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+    assert "their code ran" not in capsys.readouterr().out
+
+
+def test_a_missing_configuration_is_an_error_not_a_traceback(tmp_path: Path, make_study: MakeStudy) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(EncoderError, match="transformers cannot use empty"):
+        inspect_encoder(make_study(kind="transformers", weights=str(tmp_path / "empty")))
