@@ -73,12 +73,17 @@ class FolderConfig(_DatasetSection):
 
 
 class TableColumns(_Section):
-    """Which column of a table holds what."""
+    """Which column of a table holds what.
+
+    `concepts` says where the truth of a concept stands, if the table has it: by concept word, columns and the value,
+    or the values, that each must have.
+    """
 
     path: Text = "path"
     label: Text = "label"
     split: Text = "split"
     group: Text | None = None
+    concepts: dict[Text, dict[Text, Text | tuple[Text, ...]]] = {}
 
 
 class TableConfig(_DatasetSection):
