@@ -1,0 +1,48 @@
+"""Homes and studies of their own for every test; nothing of the machine's is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ccassets.study import Study
+from ccassets_tests.building import save_golden_weights, save_pictures, write_study
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home and storage of the test's own; no hub, no token."""
+    for name in ("DAGSTER_HOME", "CCASSETS_STORAGE", "CCASSETS_STUDIES", "HF_TOKEN", "CCASSETS_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("CCASSETS_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """9 + 5 + 4 small pictures of three classes in a folder."""
+    return save_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The golden ConceptCLIP of small size."""
+    return save_golden_weights(tmp_path / "weights")
+
+
+@pytest.fixture
+def study(tmp_path: Path, pictures: Path, weights: Path) -> Study:
+    """A study of the pictures with the golden encoder, batches of 2 and shards of 4."""
+    return write_study(tmp_path / "studies" / "cells", images=pictures, encoder=weights)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with real images that tests may read and the project may not ship."""
+    folder = os.environ.get("CCASSETS_TEST_DATA")
+    if not folder:
+        pytest.skip("CCASSETS_TEST_DATA is not set: the real blood-cell crops are not at hand")
+    return Path(folder)
