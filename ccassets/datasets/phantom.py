@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ccassets.datasets.contract import Rows
-from ccassets.datasets.phantom_cells import CLASSES, Drawing, Morphology, concepts_of, draw, sample_morphology
+from ccassets.datasets.phantom_cells import CLASSES, concepts_of, draw, sample_morphology
 from ccassets.errors import DatasetError
 from ccassets.progress import Progress
 from ccassets.study import PhantomDatasetConfig
@@ -56,28 +56,29 @@ class PhantomDataset:
         source = f"phantom {GENERATOR} seed {self._config.seed} size {self._config.size}"
         return Rows(
             keys=keys,
-            labels=np.array([self._label(split, row) for row in range(count)], np.int64),
+            labels=np.array([self.label(split, row) for row in range(count)], np.int64),
             fingerprints=[f"{source} {key}" for key in keys],
         )
 
     def read(self, split: str, row: int) -> Image.Image:
-        return self._draw(split, row)[1].image
+        return self.example(split, row)[0]
 
     def truth(self, split: str, row: int) -> PhantomTruth:
         """What the image of a row shows; raises `DatasetError` when there is no such row."""
-        cell, drawing = self._draw(split, row)
-        return PhantomTruth(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
+        return self.example(split, row)[1]
 
-    def _draw(self, split: str, row: int) -> tuple[Morphology, Drawing]:
+    def example(self, split: str, row: int) -> tuple[Image.Image, PhantomTruth]:
+        """The image of a row together with its truth, drawn once."""
         if not 0 <= row < self._count(split):
             raise DatasetError(
                 f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
             )
         rng = self._random(split, "row", row)
-        cell = sample_morphology(CLASSES[self._label(split, row)], rng)
-        return cell, draw(cell, rng, self._config.size)
+        cell = sample_morphology(CLASSES[self.label(split, row)], rng)
+        drawing = draw(cell, rng, self._config.size)
+        return drawing.image, PhantomTruth(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
 
-    def _label(self, split: str, row: int) -> int:
+    def label(self, split: str, row: int) -> int:
         block, place = divmod(row, len(CLASSES))
         return int(self._random(split, "block", block).permutation(len(CLASSES))[place])
 
