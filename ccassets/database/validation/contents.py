@@ -242,14 +242,14 @@ def _decode_root(attributes: Mapping[str, Any], kind: str, report: Report) -> di
                 decoded[name] = words
             else:
                 _malformed(report, "attributes", name, "a JSON list of strings", attributes[name])
-                del decoded[name]
+                decoded[name] = None
     if "concepts" in attributes:
         concepts = _json(attributes["concepts"])
         if isinstance(concepts, list) and all(_is_concept(concept) for concept in concepts):
             decoded["concepts"] = concepts
         else:
             _malformed(report, "attributes", "concepts", "a JSON list of {word, synonyms, …}", attributes["concepts"])
-            del decoded["concepts"]
+            decoded["concepts"] = None
     if "split_counts" in attributes:
         counts = _json(attributes["split_counts"])
         if isinstance(counts, dict) and all(_is_count(number) for number in counts.values()):
@@ -455,16 +455,6 @@ def _is_text(dataset: h5py.Dataset, where: str, report: Report) -> bool:
 
 def _is_there(dataset: h5py.Dataset, where: str, file_bytes: int, report: Report) -> bool:
     """Whether reading the data set needs no missing filter, and no memory that its file cannot account for."""
-    properties = dataset.id.get_create_plist()
-    missing = [
-        properties.get_filter(number)
-        for number in range(properties.get_nfilters())
-        if not h5py.h5z.filter_avail(properties.get_filter(number)[0])
-    ]
-    if missing:
-        names = listed([f"{code} ({name.decode('utf-8', 'replace') or 'unnamed'})" for code, _, _, name in missing])
-        report.add("unreadable", where, f"the data set needs the HDF5 filter {names}, which is not installed here")
-        return False
     declared = int(np.prod([int(length) for length in dataset.shape], dtype=object)) * dataset.dtype.itemsize
     chunk = int(np.prod(dataset.chunks or (0,), dtype=object)) * dataset.dtype.itemsize
     allowed = max(_PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO * file_bytes)
@@ -475,7 +465,27 @@ def _is_there(dataset: h5py.Dataset, where: str, file_bytes: int, report: Report
             f"shape {dataset.shape} declares {declared:,} bytes in a file of {file_bytes:,}: most was never written",
         )
         return False
+    return _filters_work(dataset, where, report)
+
+
+def _filters_work(dataset: h5py.Dataset, where: str, report: Report) -> bool:
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(number) for number in range(properties.get_nfilters())]
+    missing = [
+        f"{code} ({name.decode('utf-8', 'replace') or 'unnamed'})" for code, _, _, name in filters if not _known(code)
+    ]
+    try:
+        # An optional filter that was not applied is not needed either: only reading tells.
+        if missing and dataset.size:
+            dataset[:1]
+    except READ_ERRORS:
+        report.add("unreadable", where, f"the HDF5 filter {listed(missing)} is needed, and not installed here")
+        return False
     return True
+
+
+def _known(code: int) -> bool:
+    return bool(h5py.h5z.filter_avail(code))
 
 
 _SMALL = ("ids", "labels", "split", "keys", "groups", "label_matrix", "image_digest", "feature_digest")

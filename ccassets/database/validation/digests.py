@@ -30,15 +30,18 @@ def check_digests(contents: Contents, report: Report) -> None:
         report.add("no_digests", "/", "digests of what was written were expected; the file records none")
         return
     _check_rows(contents, report)
-    splits = _split_digests(contents)
-    for split, stored in _strings(recorded.get("splits")).items():
-        if splits is not None and splits.get(split) != stored:
-            _different(report, "split_digest", f"/@provenance digests.splits.{split}", stored, splits.get(split))
-    if splits is not None and None not in templates.values() and isinstance(recorded.get("database"), str):
+    splits = _strings(recorded.get("splits"))
+    found_splits = _split_digests(contents)
+    for split, stored in splits.items():
+        if found_splits is not None and found_splits.get(split) != stored:
+            _different(report, "split_digest", f"/@provenance digests.splits.{split}", stored, found_splits.get(split))
+    database = recorded.get("database")
+    if isinstance(database, str) and None not in templates.values():
+        # Over the recorded digests of splits and templates: each is compared with its content on its own above.
         vocabulary = {name: contents.word_lists[name] for name in WORD_LISTS if name in contents.word_lists}
         found = database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
-        if found != recorded["database"]:
-            _different(report, "database_digest", "/@provenance digests.database", recorded["database"], found)
+        if found != database:
+            _different(report, "database_digest", "/@provenance digests.database", database, found)
 
 
 def _strings(value: Any) -> Mapping[str, str]:
@@ -58,22 +61,23 @@ def _check_rows(contents: Contents, report: Report) -> None:
 
 
 def _check_template(template: TemplateContents, report: Report) -> str | None:
-    """The digest of a template's content, compared with the stored one; None where it cannot be computed."""
+    """The stored digest of a template, compared with its content; None where there is none and none can be computed."""
+    stored = template.attributes.get("digest")
+    stored = stored if isinstance(stored, str) else None
     if template.texts is None or "text_features" not in template.datasets:
-        return None
+        return stored
     arrays = {
         name: guarded(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", report)  # type: ignore[misc]
         for name in TEMPLATE_ARRAYS
         if name in template.datasets
     }
     if any(array is None for array in arrays.values()):
-        return None
+        return stored
     content = SimpleNamespace(**{name: arrays.get(name) for name in TEMPLATE_ARRAYS}, texts=template.texts)
     found = template_digest(content)
-    stored = template.attributes.get("digest")
     if stored is not None and stored != found:
-        _different(report, "template_digest", f"{template.where}@digest", str(stored), found)
-    return found
+        _different(report, "template_digest", f"{template.where}@digest", stored, found)
+    return stored or found
 
 
 def _mapped(dataset: h5py.Dataset) -> Any:

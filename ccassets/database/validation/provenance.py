@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
 from ccassets.database.validation.rows import split_rows
@@ -78,15 +79,10 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Repor
             "/@provenance",
             f"the digest of the encoder's recorded fields, {identity_of(encoder)}, was expected; found {identity}",
         )
-    for attribute, name, none in (("D", "dim", None), ("T_img", "token_count", -1)):
-        recorded, stored = encoder.get(name), contents.attributes.get(attribute)
-        if isinstance(recorded, int) and isinstance(stored, int) and (recorded or none) != stored:
-            if contents.kind == "template-part" and attribute == "T_img":
-                continue
+    for name, found in _dimensions(contents).items():
+        if isinstance(encoder.get(name), int) and encoder[name] != found:
             report.add(
-                "encoder_identity",
-                f"/@{attribute}",
-                f"{recorded or none}, as the encoder has it, was expected; found {stored}",
+                "encoder_identity", "/@provenance", f"features of {name} {encoder[name]} were expected; found {found}"
             )
     recorded = _section(encoder, "recorded")
     weights = str(recorded.get("weights", ""))
@@ -97,6 +93,17 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Repor
             f"trained weights were expected; this encoder was not trained ({weights or 'untrained'}): "
             "its features have no meaning",
         )
+
+
+def _dimensions(contents: Contents) -> dict[str, int]:
+    """D and T_img of the stored features, by the names that an encoder has for them."""
+    features, tokens = contents.datasets.get(IMAGE_FEATURES), contents.datasets.get(IMAGE_TOKEN_FEATURES)
+    found = {}
+    if features is not None:
+        found["dim"] = int(features.shape[1])
+        if tokens is not None or contents.attributes.get("T_img") == -1:
+            found["token_count"] = 0 if tokens is None else int(tokens.shape[1])
+    return found
 
 
 def identity_of(encoder: Mapping[str, Any]) -> str:
