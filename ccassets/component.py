@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import dagster as dg
 from pydantic import BaseModel
 
@@ -36,10 +38,15 @@ class FeatureDatabase(dg.Component):
 
     def definitions(self) -> dg.Definitions:
         """Assets, checks, jobs, schedules and sensors of the study, without resources."""
-        return dg.Definitions(
-            assets=study_assets(self.study),
-            asset_checks=study_checks(self.study),
-            jobs=study_jobs(self.study),
-            schedules=study_schedules(self.study),
-            sensors=study_sensors(self.study),
-        )
+        with warnings.catch_warnings():
+            # Checks by split are a preview in Dagster; `dagster` is pinned to one minor version for that reason.
+            warnings.simplefilter("ignore", dg.PreviewWarning)
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            jobs = study_jobs(self.study)
+            return dg.Definitions(
+                assets=study_assets(self.study),
+                asset_checks=study_checks(self.study),
+                jobs=jobs,
+                schedules=study_schedules(self.study),
+                sensors=study_sensors(self.study, jobs),
+            )

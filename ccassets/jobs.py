@@ -1,19 +1,15 @@
 """The jobs of a study: the steps of a build, each on its own, so that no run mixes one split with the whole."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from ccassets.assets.common import asset_key, split_partitions
+from ccassets.assets.common import asset_key, errors_as_sentences, split_partitions
 from ccassets.study import Study
 
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+Job = dg.JobDefinition | UnresolvedAssetJobDefinition
 
 
-def study_jobs(study: Study) -> list[UnresolvedAssetJobDefinition]:
+def study_jobs(study: Study) -> list[Job]:
     """`read_images` and `extract_images` run split by split, `read_encoder`, `extract_text`, `build_database` once."""
     templates = [asset_key(study, "template_features", name) for name in study.vocabulary.templates()]
     splits = split_partitions(study)
@@ -29,15 +25,35 @@ def study_jobs(study: Study) -> list[UnresolvedAssetJobDefinition]:
         ),
     }
     return [
-        dg.define_asset_job(
-            job_name(study, name),
-            selection=dg.AssetSelection.assets(*keys),
-            partitions_def=partitions,
-            description=description,
-        )
-        for name, (keys, partitions, description) in jobs.items()
-        if keys
+        _rebuild_everything(study),
+        *(
+            dg.define_asset_job(
+                job_name(study, name),
+                selection=dg.AssetSelection.assets(*keys),
+                partitions_def=partitions,
+                description=description,
+            )
+            for name, (keys, partitions, description) in jobs.items()
+            if keys
+        ),
     ]
+
+
+def _rebuild_everything(study: Study) -> dg.JobDefinition:
+    @dg.op(name=job_name(study, "rebuild"), description="Builds the study afresh, run by run.")
+    def _rebuild(context: dg.OpExecutionContext) -> None:
+        # Runs of splits and of the whole cannot be one job: this one starts them in their order.
+        from ccassets.runs import Build
+
+        with errors_as_sentences():
+            done = Build(study, context.instance, fresh=True).run(None)
+        context.log.info(f"materialized {', '.join(done.materialized)}")
+
+    @dg.job(name=job_name(study, "rebuild_everything"), description="Encode everything again, stale or not.")
+    def _job() -> None:
+        _rebuild()
+
+    return _job
 
 
 def job_name(study: Study, name: str) -> str:

@@ -12,11 +12,10 @@ import dagster as dg
 
 from ccassets.assets.common import asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
-from ccassets.encoders import inspect_encoder
 from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.parts import VerifiedFiles
-from ccassets.extraction.sources import images_are_current, recorded_card
+from ccassets.extraction.sources import current_identity, images_are_current, recorded_card
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
 from ccassets.resources import EncoderResource
@@ -73,7 +72,7 @@ def run_build(
     token = progress_listener.set(listener)
     try:
         with dagster_instance() as instance:
-            result = _Build(study, instance, fresh).run(splits)
+            result = Build(study, instance, fresh=fresh).run(splits)
     finally:
         progress_listener.reset(token)
     if output is not None and result.path is not None:
@@ -81,10 +80,10 @@ def run_build(
     return result
 
 
-class _Build:
+class Build:
     """One build: every step asks Dagster what is stale and the library what is really there."""
 
-    def __init__(self, study: Study, instance: dg.DagsterInstance, fresh: bool) -> None:
+    def __init__(self, study: Study, instance: dg.DagsterInstance, *, fresh: bool) -> None:
         self.study = study
         self.instance = instance
         self.fresh = fresh
@@ -103,7 +102,10 @@ class _Build:
         return BuildResult(self.store.database, self.materialized)
 
     def _sources(self, splits: Sequence[str]) -> None:
-        if self._is_stale("encoder") or not self._encoder_is_current():
+        resource = EncoderResource()
+        identity = current_identity(self.study, self.store, device=resource.device, hf_token=resource.hf_token)
+        recorded = recorded_card(self.study, self.store).identity if self.store.encoder_card.exists() else None
+        if identity != recorded or self._is_stale("encoder"):
             self._run("read_encoder", ["encoder"])
         for split in self._runs_of(splits):
             read = [split] if split else list(splits)
@@ -111,17 +113,6 @@ class _Build:
                 images_are_current(self.study, name, self.store) for name in read
             ):
                 self._run("read_images", ["images"], split)
-
-    def _encoder_is_current(self) -> bool:
-        if not self.store.encoder_card.exists():
-            return False
-        found = inspect_encoder(
-            self.study,
-            device=EncoderResource().device,
-            store_cache=self.store.root / "cache",
-            hf_token=EncoderResource().hf_token,
-        )
-        return found.identity == recorded_card(self.study, self.store).identity
 
     def _text(self) -> None:
         missing = missing_templates(self.study, recorded_card(self.study, self.store), self.store)

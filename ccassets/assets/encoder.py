@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences
+from ccassets.assets.conditions import READ_SOURCES
 from ccassets.extraction import identify_encoder
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.study import Study
@@ -14,6 +15,7 @@ def encoder(study: Study) -> dg.AssetsDefinition:
     @dg.asset(
         key=asset_key(study, "encoder"),
         group_name=study.name,
+        automation_condition=READ_SOURCES,
         kinds={"pytorch", study.encoder.kind},
         code_version=code_version(study.encoder, strict),
         description=(

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences, is_partitioned, logged
+from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database
 from ccassets.resources import StoreResource
@@ -21,6 +22,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         key=asset_key(study, "feature_database"),
         deps=[splits, *templates],
         group_name=study.name,
+        automation_condition=REBUILD_STALE,
         kinds={"hdf5"},
         code_version=code_version(study.vocabulary, study.splits, study.storage, study.extraction.limit),
         description=(

@@ -13,6 +13,7 @@ from ccassets.assets.common import (
     split_partitions,
     splits_of,
 )
+from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.extraction import extract_images
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.resources import EncoderResource, StoreResource
@@ -24,8 +25,8 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         key=asset_key(study, "image_features"),
         deps=[asset_key(study, "images"), asset_key(study, "encoder")],
         partitions_def=split_partitions(study),
-        backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name=study.name,
+        automation_condition=REBUILD_STALE,
         kinds={"hdf5", "pytorch"},
         pool=GPU_POOL,
         code_version=code_version(),

@@ -11,6 +11,7 @@ from ccassets.assets.common import (
     split_partitions,
     splits_of,
 )
+from ccassets.assets.conditions import READ_SOURCES
 from ccassets.assets.pictures import contact_sheet
 from ccassets.extraction import read_images
 from ccassets.resources import StoreResource
@@ -22,6 +23,7 @@ def images(study: Study) -> dg.AssetsDefinition:
         key=asset_key(study, "images"),
         partitions_def=split_partitions(study),
         group_name=study.name,
+        automation_condition=READ_SOURCES,
         kinds={"parquet", study.dataset.kind},
         code_version=code_version(study.dataset, study.extraction.limit, study.extraction.on_bad_image),
         description=(

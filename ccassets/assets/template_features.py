@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ccassets.assets.common import GPU_POOL, ExtractionRun, asset_key, code_version, errors_as_sentences
+from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.extraction import extract_template
 from ccassets.extraction.sources import recorded_card
 from ccassets.resources import EncoderResource, StoreResource
@@ -16,6 +17,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
         key=asset_key(study, "template_features", template_id),
         deps=[asset_key(study, "encoder")],
         group_name=study.name,
+        automation_condition=REBUILD_STALE,
         kinds={"hdf5"},
         pool=GPU_POOL,
         code_version=code_version(template.texts_hash, template.subjects),

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ccassets.assets.common import asset_key, code_version, errors_as_sentences
+from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.report import write_validation_report
 from ccassets.resources import StoreResource
 from ccassets.study import Study
@@ -15,6 +16,7 @@ def validation_report(study: Study) -> dg.AssetsDefinition:
         key=asset_key(study, "validation_report"),
         deps=[asset_key(study, "feature_database")],
         group_name=study.name,
+        automation_condition=REBUILD_STALE,
         kinds={"html", "json"},
         code_version=code_version(REPORT_VERSION),
         description="What the validator found in the database: `validation.json`, and `validation.html` to read.",

@@ -200,10 +200,15 @@ def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_ba
     if (manifest.skipped and on_bad_image != "skip") or (manifest.blank.any() and on_bad_image != "blank"):
         return False
     try:
-        source = dataset.rows(manifest.split)
-        return manifest.source == _source_digest(dataset, source, _evenly_spaced(len(source), limit))
+        return manifest.source == source_digest(dataset, manifest.split, limit=limit)
     except DatasetError:
         return False
+
+
+def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:
+    """SHA-256 (hex) of what a split says without an image being decoded: keys, labels, groups and fingerprints."""
+    source = dataset.rows(split)
+    return _source_digest(dataset, source, _evenly_spaced(len(source), limit))
 
 
 def read_image(dataset: Dataset, manifest: Manifest, i: int) -> Image.Image:

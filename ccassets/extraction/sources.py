@@ -5,6 +5,7 @@ from __future__ import annotations
 from ccassets.datasets import open_dataset
 from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest
+from ccassets.datasets.manifest import source_digest as dataset_digest
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
@@ -55,6 +56,18 @@ def images_are_current(study: Study, split: str, store: Store) -> bool:
     return is_current(
         Manifest.load(path), dataset, limit=study.extraction.limit, on_bad_image=study.extraction.on_bad_image
     )
+
+
+def source_digest(study: Study, split: str, store: Store) -> str:
+    """What a split's source says without an image being decoded: it changes with keys, labels, groups and files."""
+    dataset = open_dataset(study, store)
+    dataset.fetch(silent)
+    return dataset_digest(dataset, split, limit=study.extraction.limit)
+
+
+def current_identity(study: Study, store: Store, *, device: str | None = None, hf_token: str | None = None) -> str:
+    """The identity of the encoder as it is now; files are hashed only if their fingerprint changed."""
+    return inspect_encoder(study, store_cache=store.root / "cache", device=device, hf_token=hf_token).identity
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:

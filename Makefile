@@ -1,0 +1,48 @@
+# The house's commands. `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo ui test check lint types imports format clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing ccassets and its libraries into $(VENV) (torch is large: this takes a while once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## build and validate the demo study; prints the database's path
+	@database=$$($(BIN)/ccassets build demo) && \
+	$(BIN)/ccassets validate "$$database" --study demo && \
+	echo && echo "Database:  $$database" && \
+	echo "Open it:   $(BIN)/ccassets info \"$$database\"" && \
+	echo "See it:    $(BIN)/ccassets ui    (then http://127.0.0.1:3000)"
+
+ui: $(INSTALLED)  ## start the Dagster UI on loopback
+	@$(BIN)/ccassets ui
+
+test: $(INSTALLED)  ## run the tests
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
+
+lint: $(INSTALLED)  ## ruff: rules and formatting
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy, strict on the library
+	@$(BIN)/mypy
+
+imports: $(INSTALLED)  ## the import rules
+	@$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## let ruff mend and format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches, never data
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
