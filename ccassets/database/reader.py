@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, JSON_ATTRIBUTES, LOGIT_PARAMETERS
 from ccassets.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -24,17 +25,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Rows = slice | Sequence[int] | npt.NDArray[np.integer[Any]] | int | None
 
-_JSON_ATTRIBUTES = (
-    "split_counts",
-    "label_texts",
-    "prompt_temp_for_labels",
-    "concept_texts",
-    "prompt_temp_for_concepts",
-    "concepts",
-    "label_classes",
-    "provenance",
-    "dataset",
-)
+READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError)
+"""What h5py and numpy raise for bytes they cannot make sense of."""
 
 
 def open_database(path: str | os.PathLike[str]) -> FeatureDatabase:
@@ -130,27 +122,27 @@ class FeatureDatabase:
     @cached_property
     def keys(self) -> npt.NDArray[np.object_] | None:
         """(N,) str, where every row came from; None in a file of the original scripts."""
-        return self._texts("keys") if "keys" in self._file else None
+        return None if self._dataset("keys") is None else self._texts("keys")
 
     @cached_property
     def groups(self) -> npt.NDArray[np.object_] | None:
         """(N,) str, the patient or slide of every row; None where the data set has none."""
-        return self._texts("groups") if "groups" in self._file else None
+        return None if self._dataset("groups") is None else self._texts("groups")
 
     @cached_property
     def label_matrix(self) -> npt.NDArray[np.uint8] | None:
         """(N, L) uint8 of a multi-label data set; None elsewhere."""
-        return self._values("label_matrix") if "label_matrix" in self._file else None
+        return None if self._dataset("label_matrix") is None else self._values("label_matrix")
 
     @cached_property
     def image_digest(self) -> npt.NDArray[np.uint8] | None:
         """(N, 32) uint8, SHA-256 of the pixels every row was computed from; None in a file that has none."""
-        return self._values("image_digest") if "image_digest" in self._file else None
+        return None if self._dataset("image_digest") is None else self._values("image_digest")
 
     @cached_property
     def feature_digest(self) -> npt.NDArray[np.uint8] | None:
         """(N, 16) uint8, XXH3-128 of every row's stored bytes; None in a file that has none."""
-        return self._values("feature_digest") if "feature_digest" in self._file else None
+        return None if self._dataset("feature_digest") is None else self._values("feature_digest")
 
     @cached_property
     def splits(self) -> Mapping[str, slice]:
@@ -226,12 +218,16 @@ class FeatureDatabase:
     @cached_property
     def templates(self) -> Mapping[str, Template]:
         """Every template by id, sorted by id."""
-        if "templates" not in self._file:
-            return MappingProxyType({})
-        group = self._file["templates"]
-        if not isinstance(group, h5py.Group):
-            raise DatabaseError(f"{self.path}: /templates is not a group")
-        return MappingProxyType({name: Template(self, name) for name in sorted(group)})
+        group = safe_group(self._file, "templates")
+        return MappingProxyType({} if group is None else {name: Template(group, name) for name in sorted(group)})
+
+    @cached_property
+    def concepts(self) -> Mapping[str, tuple[str, ...]]:
+        """Every concept word with the texts that stand for it, in file order: the word itself, then its synonyms."""
+        concepts = self.attributes.get("concepts") or [{"word": word} for word in self._words("concept_texts")]
+        return MappingProxyType(
+            {concept["word"]: (concept["word"], *concept.get("synonyms", ())) for concept in concepts}
+        )
 
     def concept_features(
         self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
@@ -241,13 +237,11 @@ class FeatureDatabase:
         The mean of the normalised features over the templates (all concept templates by default) and over a
         concept's synonyms, normalised again: prompt ensembling as in CLIP. `words` defaults to every concept.
         """
-        concepts = self.attributes.get("concepts") or [{"word": word} for word in self._words("concept_texts")]
-        by_word = {concept["word"]: [concept["word"], *concept.get("synonyms", [])] for concept in concepts}
-        wanted = list(by_word) if words is None else list(words)
-        unknown = [word for word in wanted if word not in by_word]
+        wanted = list(self.concepts) if words is None else list(words)
+        unknown = [word for word in wanted if word not in self.concepts]
         if unknown:
-            raise DatabaseError(f"{self.path.name} has no concepts {unknown}; it has {list(by_word)}")
-        return self._ensemble([by_word[word] for word in wanted], "concept", "concept_texts", templates)
+            raise DatabaseError(f"{self.path.name} has no concepts {unknown}; it has {list(self.concepts)}")
+        return self._ensemble([self.concepts[word] for word in wanted], "concept", "concept_texts", templates)
 
     def label_features(
         self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
@@ -268,8 +262,10 @@ class FeatureDatabase:
         numbers = np.arange(where.start, where.stop, dtype=np.int64)
         if rows is None:
             return Selection(self, numbers)
+        if not isinstance(rows, slice):
+            rows = np.atleast_1d(rows) if np.size(rows) else np.empty(0, np.int64)
         try:
-            return Selection(self, np.atleast_1d(numbers[np.asarray(rows) if not isinstance(rows, slice) else rows]))
+            return Selection(self, numbers[rows])
         except IndexError as error:
             raise DatabaseError(f"{split or self.path.name!r} has {len(numbers)} rows: {error}") from error
 
@@ -303,10 +299,14 @@ class FeatureDatabase:
         dataset = self._dataset(name)
         if dataset is None:
             raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
+        if dataset.dtype.kind not in "fiu":
+            raise DatabaseError(f"{self.path}: /{name} has dtype {dataset.dtype}; numbers were expected")
         offset = dataset.id.get_offset()
         if dataset.chunks is not None or offset is None:
             return cast(Array, dataset) if dataset.size else np.empty(dataset.shape, dataset.dtype)
-        return np.memmap(self.path, dataset.dtype, "r", offset, dataset.shape)
+        # By the file that is open, not by its path: another one may have been published there since.
+        with open(os.dup(self._file.id.get_vfd_handle()), "rb") as opened:
+            return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
 
     def _values(self, name: str) -> Array:
         dataset = self._dataset(name)
@@ -358,11 +358,9 @@ class FeatureDatabase:
 class Template:
     """A stored template; arrays are read when they are asked for."""
 
-    def __init__(self, database: FeatureDatabase, template_id: str) -> None:
-        self._group = database.file["templates"].get(template_id)
+    def __init__(self, templates: h5py.Group, template_id: str) -> None:
+        self._group = safe_group(templates, template_id)
         self.template_id = template_id
-        if not isinstance(self._group, h5py.Group):
-            raise DatabaseError(f"{database.path}: /templates/{template_id} is not a group")
 
     def __repr__(self) -> str:
         return f"Template({self.template_id!r}, K={len(self.texts)})"
@@ -504,18 +502,33 @@ def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
     Links and storage that lead out of the file are refused: a file must never make us open another one.
     """
-    link = group.get(name, getlink=True)
-    if link is None:
+    dataset = _member(group, name)
+    if dataset is None:
         return None
     where = f"{group.name.rstrip('/')}/{name}"
-    if not isinstance(link, h5py.HardLink):
-        raise DatabaseError(f"{where} is a soft or external link; a data set of the file itself was expected")
-    dataset = group[name]
     if not isinstance(dataset, h5py.Dataset):
         raise DatabaseError(f"{where} is not a data set")
     if dataset.is_virtual or dataset.external:
         raise DatabaseError(f"{where} keeps its data in other files; the bytes must lie in the file itself")
     return dataset
+
+
+def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
+    """A group of the file itself; None when there is no such name. Links are refused as for data sets."""
+    member = _member(group, name)
+    if member is not None and not isinstance(member, h5py.Group):
+        raise DatabaseError(f"{group.name.rstrip('/')}/{name} is not a group")
+    return member
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        where = f"{group.name.rstrip('/')}/{name}"
+        raise DatabaseError(f"{where} is a soft or external link; something in the file itself was expected")
+    return group[name]
 
 
 def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
@@ -544,7 +557,7 @@ def _decode_attribute(name: str, value: Any) -> Any:
         value = value.decode("utf-8", "replace")
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, str) and name in _JSON_ATTRIBUTES:
+    if isinstance(value, str) and name in JSON_ATTRIBUTES:
         try:
             return json.loads(value)
         except json.JSONDecodeError:
@@ -552,9 +565,17 @@ def _decode_attribute(name: str, value: Any) -> Any:
     return value
 
 
-def iter_blocks(values: Array, block_bytes: int = 64 << 20) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows of a large array in file order, each with its first row: flat memory, one pass."""
+def iter_blocks(values: Array, block_bytes: int = 64 << 20, rows: slice | None = None) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows of a large array in file order, each with its first row's number: flat memory, one pass.
+
+    `rows` is a range such as those of `splits`, by default everything. A block is valid until the next is asked for.
+    """
     row_bytes = max(1, int(np.prod(values.shape[1:])) * values.dtype.itemsize)
     step = max(1, block_bytes // row_bytes)
-    for first in range(0, len(values), step):
-        yield first, np.asarray(values[first : first + step])
+    start, stop, _ = (rows or slice(None)).indices(len(values))
+    mapping = getattr(values, "_mmap", None)
+    for first in range(start, stop, step):
+        yield first, np.asarray(values[first : min(first + step, stop)])
+        if mapping is not None:
+            # Pages once read would count as this process's memory until the system wants them back.
+            mapping.madvise(mmap.MADV_DONTNEED)
