@@ -21,6 +21,19 @@ BULK = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES)
 STORED_IMAGE_DTYPE = np.dtype("<f2")
 STORED_TEXT_DTYPE = np.dtype("<f4")
 
+JSON_ATTRIBUTES = (
+    "split_counts",
+    "label_texts",
+    "prompt_temp_for_labels",
+    "concept_texts",
+    "prompt_temp_for_concepts",
+    "concepts",
+    "label_classes",
+    "provenance",
+    "dataset",
+)
+"""Root attributes that hold JSON text; `dataset` a JSON string, quotes included."""
+
 LOGIT_PARAMETERS = ("logit_scale", "logit_bias", "concept_logit_scale", "concept_logit_bias")
 LOGIT_SCALE_SPACE = "log"
 

@@ -146,16 +146,14 @@ class FeatureDatabase:
 
     @cached_property
     def splits(self) -> Mapping[str, slice]:
-        """Every split and the rows it takes, in file order.
+        """Every split and the rows it takes, in file order; after them those without rows.
 
         Raises `DatabaseError` when the rows of a split do not stand together, as in a file with doubled rows.
         """
         names = self.split
-        if not len(names):
-            return MappingProxyType({name: slice(0, 0) for name in self.attributes.get("split_counts") or {}})
-        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+        starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
         ends = np.r_[starts[1:], len(names)]
-        splits = {}
+        splits: dict[str, slice] = {}
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             if names[start] in splits:
                 raise DatabaseError(
@@ -163,6 +161,10 @@ class FeatureDatabase:
                     "Run `ccassets validate` on the file to see what happened to it."
                 )
             splits[names[start]] = slice(start, end)
+        counts = self.attributes.get("split_counts")
+        for name, rows in counts.items() if isinstance(counts, dict) else ():
+            if not rows:
+                splits.setdefault(name, slice(len(names), len(names)))
         return MappingProxyType(splits)
 
     # --- attributes -----------------------------------------------------------------------------------
@@ -219,7 +221,8 @@ class FeatureDatabase:
     def templates(self) -> Mapping[str, Template]:
         """Every template by id, sorted by id."""
         group = safe_group(self._file, "templates")
-        return MappingProxyType({} if group is None else {name: Template(group, name) for name in sorted(group)})
+        names = [] if group is None else sorted(group)
+        return MappingProxyType({name: Template(name, safe_group(group, name)) for name in names})
 
     @cached_property
     def concepts(self) -> Mapping[str, tuple[str, ...]]:
@@ -273,7 +276,7 @@ class FeatureDatabase:
         """A map-style data set for `torch.utils.data.DataLoader`: (image features, [token features,] label)."""
         if tokens and self.image_token_features is None:
             raise DatabaseError(f"{self.path.name} was stored without token features")
-        return RowDataset(self.path, self.select(split).rows, tokens)
+        return RowDataset(self, self.select(split).rows, tokens)
 
     def to_pandas(self) -> pd.DataFrame:
         """A table of the rows without their features: id, key, split, label, group."""
@@ -305,7 +308,7 @@ class FeatureDatabase:
         if dataset.chunks is not None or offset is None:
             return cast(Array, dataset) if dataset.size else np.empty(dataset.shape, dataset.dtype)
         # By the file that is open, not by its path: another one may have been published there since.
-        with open(os.dup(self._file.id.get_vfd_handle()), "rb") as opened:
+        with os.fdopen(os.dup(self._file.id.get_vfd_handle()), "rb") as opened:
             return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
 
     def _values(self, name: str) -> Array:
@@ -344,7 +347,9 @@ class FeatureDatabase:
             raise DatabaseError(f"{self.path.name} has no templates {unknown or kind}; it has {list(self.templates)}")
         row_of = {word: row for row, word in enumerate(self._words(attribute))}
         features = np.stack([self._template_rows(name, len(row_of)) for name in templates])
-        means = np.stack([features[:, [row_of[text] for text in group]].mean(axis=(0, 1)) for group in texts])
+        means = np.empty((len(texts), features.shape[2]))
+        for place, group in enumerate(texts):
+            means[place] = features[:, [row_of[text] for text in group]].mean(axis=(0, 1))
         unit: npt.NDArray[np.float32] = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
         return unit
 
@@ -358,9 +363,9 @@ class FeatureDatabase:
 class Template:
     """A stored template; arrays are read when they are asked for."""
 
-    def __init__(self, templates: h5py.Group, template_id: str) -> None:
-        self._group = safe_group(templates, template_id)
+    def __init__(self, template_id: str, group: h5py.Group) -> None:
         self.template_id = template_id
+        self._group = group
 
     def __repr__(self) -> str:
         return f"Template({self.template_id!r}, K={len(self.texts)})"
@@ -454,10 +459,14 @@ class Selection:
 
 
 class RowDataset:
-    """A map-style data set over rows of a database; every worker process opens the file for itself."""
+    """A map-style data set over rows of a database; every worker process opens the file for itself.
 
-    def __init__(self, path: Path, rows: npt.NDArray[np.int64], tokens: bool) -> None:
-        self._path = path
+    Raises `DatabaseError` when another database with other rows was published there meanwhile.
+    """
+
+    def __init__(self, database: FeatureDatabase, rows: npt.NDArray[np.int64], tokens: bool) -> None:
+        self._path = database.path
+        self._content = _row_identity(database)
         self._rows = rows
         self._tokens = tokens
         self._opened: tuple[int, FeatureDatabase] | None = None
@@ -481,8 +490,16 @@ class RowDataset:
     def _database(self) -> FeatureDatabase:
         # An HDF5 handle does not survive a fork; the process that opened it is remembered with it.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), open_database(self._path)
+            database = open_database(self._path)
+            if _row_identity(database) != self._content:
+                raise DatabaseError(f"{self._path} was replaced by a file with other rows: make the data set again.")
+            self._opened = os.getpid(), database
         return self._opened[1]
+
+
+def _row_identity(database: FeatureDatabase) -> tuple[int, Any]:
+    """What row numbers stand for: a file with the same has the same rows in the same order."""
+    return len(database), database.attributes.get("rows_digest")
 
 
 def open_hdf5(path: Path) -> h5py.File:

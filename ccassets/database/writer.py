@@ -25,6 +25,7 @@ from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
     IMAGE_TOKEN_FEATURES,
+    JSON_ATTRIBUTES,
     SMALL_ALIGNMENT,
     STORED_IMAGE_DTYPE,
     VERSION,
@@ -73,8 +74,9 @@ class RowContent:
 class FileContent:
     """Everything of a file but the bytes of its image features, which are written afterwards.
 
-    `token_count` is T_img, 0 without tokens. `attributes` go to the root: numbers as they are, everything else
-    as JSON; strings and numbers named in the format (`profile`, `created_at`, …) are set by the writer.
+    `token_count` is T_img, 0 without tokens. `attributes` go to the root: numbers and strings as they are,
+    everything else, and what `JSON_ATTRIBUTES` names, as JSON; those that the format itself asks for (`profile`,
+    `created_at`, …) are set by the writer.
     """
 
     profile: Profile
@@ -171,7 +173,7 @@ def _write_root_attributes(file: h5py.File, content: FileContent) -> None:
 
 def set_attribute(file: h5py.Group, name: str, value: Any) -> None:
     """Numbers and plain strings as they are, everything else as JSON text that keeps its characters."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if name in JSON_ATTRIBUTES or isinstance(value, bool) or not isinstance(value, (int, float, str)):
         value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
         # A fixed-length string attribute fails above 64 KB; a variable-length one does not.
