@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from ccassets.assets.common import asset_key, errors_as_sentences, split_partitions
+from ccassets.assets.common import asset_key, errors_as_sentences
 from ccassets.study import Study
 
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
@@ -12,15 +12,13 @@ Job = dg.JobDefinition | UnresolvedAssetJobDefinition
 def study_jobs(study: Study) -> list[Job]:
     """`read_images` and `extract_images` run split by split, `read_encoder`, `extract_text`, `build_database` once."""
     templates = [asset_key(study, "template_features", name) for name in study.vocabulary.templates()]
-    splits = split_partitions(study)
     jobs = {
-        "read_images": ([asset_key(study, "images")], splits, "Read the images of a split into its manifest."),
-        "read_encoder": ([asset_key(study, "encoder")], None, "Find or fetch the weights and record their identity."),
-        "extract_text": (templates, None, "Encode every template."),
-        "extract_images": ([asset_key(study, "image_features")], splits, "Encode the images of a split."),
+        "read_images": ([asset_key(study, "images")], "Read the images of a split into its manifest."),
+        "read_encoder": ([asset_key(study, "encoder")], "Find or fetch the weights and record their identity."),
+        "extract_text": (templates, "Encode every template."),
+        "extract_images": ([asset_key(study, "image_features")], "Encode the images of a split."),
         "build_database": (
             [asset_key(study, "feature_database"), asset_key(study, "validation_report")],
-            None,
             "Assemble the database from the parts and validate it.",
         ),
     }
@@ -30,10 +28,9 @@ def study_jobs(study: Study) -> list[Job]:
             dg.define_asset_job(
                 job_name(study, name),
                 selection=dg.AssetSelection.assets(*keys),
-                partitions_def=partitions,
                 description=description,
             )
-            for name, (keys, partitions, description) in jobs.items()
+            for name, (keys, description) in jobs.items()
             if keys
         ),
     ]

@@ -1,0 +1,258 @@
+"""What a person sees who builds a study through Dagster, changes something, and builds again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+import yaml
+
+import ccassets
+from ccassets.assets.common import asset_key
+from ccassets.definitions import definitions_of
+from ccassets.jobs import job_name
+from ccassets.runs import BuildError, run_build
+from ccassets.states import asset_state, dagster_instance, study_states
+from ccassets.storage import Store
+from ccassets.study import Study, load_study
+from ccassets_tests.building import CLASSES, save_golden_weights, save_pictures, write_study
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, weights, a study and the home it is built in, used by many tests one after another."""
+    folder = tmp_path_factory.mktemp("shared")
+    save_pictures(folder / "pictures")
+    save_golden_weights(folder / "weights")
+    return folder
+
+
+@pytest.fixture
+def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The shared study as it is shipped, built; whatever the last test did to it is made good."""
+    monkeypatch.setenv("CCASSETS_HOME", str(shared / "home"))
+    study = write_study(shared / "studies" / "cells", images=shared / "pictures", encoder=shared / "weights")
+    run_build(study)
+    return study
+
+
+TEMPLATES = ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "label_prompts_t02"]
+
+
+def edit(study: Study, change: Any) -> Study:
+    """Change the attributes of a study file on disk, and load it again."""
+    path = study.folder / "defs.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(content["attributes"])
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return load_study(path)
+
+
+def state_of(study: Study, *parts: str, split: str | None = None) -> str:
+    with dagster_instance() as instance:
+        return asset_state(instance, definitions_of(study), asset_key(study, *parts), split)
+
+
+def metadata(study: Study, *parts: str) -> dict[str, Any]:
+    """Numbers and texts of the last materialization."""
+    with dagster_instance() as instance:
+        event = instance.get_latest_materialization_event(asset_key(study, *parts))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+def run_job(study: Study, job: str, split: str | None = None) -> dg.ExecuteInProcessResult:
+    """What the UI does when somebody presses Materialize."""
+    with dagster_instance() as instance:
+        resolved = definitions_of(study).resolve_job_def(job_name(study, job))
+        return resolved.execute_in_process(instance=instance, partition_key=split, raise_on_error=False)
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    data = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
+    assert data.user_failure_data is not None
+    return data.user_failure_data.description or ""
+
+
+def test_a_build_materializes_everything_once(study: Study) -> None:
+    first = run_build(study)
+    assert first.path == Store.of(study).database
+    assert first.materialized == [
+        "encoder",
+        *(f"images:{split}" for split in study.splits),
+        *(f"template_features/{name}" for name in TEMPLATES),
+        *(f"image_features:{split}" for split in study.splits),
+        "feature_database",
+        "validation_report",
+    ]
+    assert ccassets.validate_database(first.path, study=study, deep=True) == []
+    assert run_build(study).materialized == []
+
+
+def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    with ccassets.open_database(path) as database:
+        before = np.array(database.image_features), np.array(database.image_token_features)
+
+    edited = edit(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    states = {name: state_of(edited, "template_features", name) for name in TEMPLATES}
+    assert [name for name, state in states.items() if state == "stale"] == ["label_prompts_t02"]
+    assert all(state_of(edited, "image_features", split=split) == "built" for split in built.splits)
+
+    result = run_build(edited)
+    assert result.materialized == ["template_features/label_prompts_t02", "feature_database", "validation_report"]
+    assert metadata(edited, "template_features", "label_prompts_t02")["encoded"] == 3
+    with ccassets.open_database(path) as database:
+        assert database.templates["label_prompts_t02"].texts[0] == "an image of blood"
+        assert np.array_equal(database.image_features, before[0])
+        assert np.array_equal(database.image_token_features, before[1])
+
+
+def test_a_corrected_label_encodes_nothing(built: Study, shared: Path) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    first = shared / "pictures" / "val" / "blood" / "000.png"
+    shutil.move(first, shared / "pictures" / "val" / "white" / "900.png")
+    result = run_build(built)
+    assert result.materialized == ["images:val", "image_features:val", "feature_database", "validation_report"]
+    assert metadata(built, "image_features")["encoded"] == 0
+    with ccassets.open_database(path) as database:
+        assert database.keys is not None
+        assert database.labels[database.keys.tolist().index("val/white/900.png")] == 2
+
+
+def test_a_database_that_was_deleted_is_built_again(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    path.unlink()
+    assert run_build(built).materialized == ["feature_database", "validation_report"]
+    assert path.is_file()
+
+
+def test_parts_that_were_deleted_are_encoded_again(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    path.unlink()
+    shutil.rmtree(Store.of(built).root / "features")
+    result = run_build(built)
+    assert [name for name in result.materialized if name.startswith("image_features")] == [
+        f"image_features:{split}" for split in built.splits
+    ]
+    assert ccassets.validate_database(path, study=built, deep=True) == []
+
+
+def test_a_build_of_one_split_stops_after_its_features(study: Study) -> None:
+    result = run_build(study, splits=["val"])
+    assert result.path is None
+    assert "image_features:val" in result.materialized
+    assert not any("train" in name or "database" in name for name in result.materialized)
+
+
+def test_an_unknown_split_is_named_with_those_there_are(study: Study) -> None:
+    with pytest.raises(BuildError, match=r"no split 'dev'; it has train, val, test"):
+        run_build(study, splits=["dev"])
+
+
+def test_features_without_their_sources_are_refused_with_a_sentence(study: Study) -> None:
+    assert "encoder" in failure(run_job(study, "extract_text"))
+    assert run_job(study, "read_encoder").success
+    refused = run_job(study, "extract_images", "val")
+    assert "The images of split 'val' of cells were not read yet" in failure(refused)
+
+
+def test_a_database_with_a_missing_split_is_refused_and_names_it(study: Study) -> None:
+    assert run_job(study, "read_encoder").success
+    for split in study.splits:
+        assert run_job(study, "read_images", split).success
+    assert run_job(study, "extract_text").success
+    for split in ("train", "test"):
+        assert run_job(study, "extract_images", split).success
+    assert "5 of 5 images of split 'val' are not encoded yet" in failure(run_job(study, "build_database"))
+    assert run_job(study, "extract_images", "val").success
+    assert run_job(study, "build_database").success
+
+
+def test_every_check_runs_and_passes(built: Study) -> None:
+    run_build(built)
+    graph = definitions_of(built).resolve_asset_graph()
+    with dagster_instance() as instance:
+        records = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(graph.asset_check_keys))
+        assert set(records) == set(graph.asset_check_keys)
+        for key, record in records.items():
+            evaluation = record.evaluation
+            assert evaluation is not None, key
+            assert evaluation.passed, (key, evaluation.description)
+
+
+def test_a_failing_check_keeps_the_old_database(built: Study, tmp_path: Path) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    before = path.read_bytes()
+    (built.folder / "broken.py").write_text(
+        "from ccassets.encoders import load_encoder\n"
+        "from ccassets.study import load_study\n"
+        "from dataclasses import replace\n"
+        "class Broken:\n"
+        "    def __init__(self, study):\n"
+        "        self.inner = load_encoder(load_study(study))\n"
+        "        self.card = replace(self.inner.card, kind='python', weights_digest='broken')\n"
+        "    def __getattr__(self, name):\n"
+        "        return getattr(self.inner, name)\n"
+        "    def encode_pixels(self, pixels):\n"
+        "        found = self.inner.encode_pixels(pixels)\n"
+        "        return type(found)(found.features * 2, found.tokens)\n"
+    )
+    original = tmp_path / "original"
+    shutil.copytree(built.folder, original)
+    broken = edit(
+        built,
+        lambda a: a.update(
+            encoder={"kind": "python", "target": "broken:Broken", "options": {"study": str(original / "defs.yaml")}}
+        ),
+    )
+    with pytest.raises(BuildError, match="values"):
+        run_build(broken)
+    assert path.read_bytes() == before
+
+
+def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
+    whole = ccassets.build(built)
+    limited = edit(built, lambda a: a["extraction"].update(limit=2))
+    path = ccassets.build(limited)
+    assert path != whole
+    assert path is not None
+    with ccassets.open_database(path) as database:
+        assert database.attributes["limit"] == 2
+        assert {name: place.stop - place.start for name, place in database.splits.items()} == {
+            "train": 2,
+            "val": 2,
+            "test": 2,
+        }
+
+
+def test_many_splits_are_one_asset_without_partitions(study: Study, pictures: Path) -> None:
+    for number in range(60):
+        folder = pictures / f"s {number}é" / CLASSES[number % 2]
+        folder.mkdir(parents=True)
+        shutil.copy(pictures / "train" / "blood" / "000.png", folder / "a.png")
+    many = edit(study, lambda a: a["dataset"].update(splits=[f"s {number}é" for number in range(60)]))
+    assert definitions_of(many).resolve_asset_graph().get(asset_key(many, "image_features")).partitions_def is None
+    path = ccassets.build(many)
+    assert path is not None
+    assert [f.check for f in ccassets.validate_database(path, study=many, deep=True)] == ["image_in_two_splits"]
+    assert metadata(many, "image_features")["encoded"] == 1
+
+
+def test_studies_tell_what_is_built_stale_and_missing(built: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(built.folder.parent))
+    assert len(study_states()["cells"]["built"]) == 13
+    edit(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
+    states = study_states()["cells"]
+    assert states["missing"] == ["template_features/concept_prompts_t03"]
+    assert states["stale"] == ["feature_database"]
