@@ -152,7 +152,7 @@ class FeatureDatabase:
         """
         names = self.split
         starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
-        ends = np.r_[starts[1:], len(names)]
+        ends = np.append(starts[1:], len(names))[: len(starts)]
         splits: dict[str, slice] = {}
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             if names[start] in splits:
