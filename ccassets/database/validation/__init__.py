@@ -16,6 +16,7 @@ from ccassets.database.validation.report import Report
 from ccassets.database.validation.rows import check_rows
 from ccassets.database.validation.texts import check_texts
 from ccassets.database.validation.values import BULK_CHECKS, check_logit_parameters, check_values
+from ccassets.errors import DatabaseError
 from ccassets.findings import Finding
 from ccassets.study import Study
 
@@ -35,12 +36,13 @@ def validate_database(
     `only` names the checks to report; the pass over features is made only where one of them needs it. Features
     are read once, in file order, in blocks of a few megabytes whatever the size of the file.
 
-    Raises `DatabaseError` when there is no such file or it is not HDF5; all else about its content is a finding.
+    Raises `DatabaseError` when there is no such file, it is not HDF5, or `only` names an unknown check; all else about
+    a file's content is a finding.
     """
     wanted = set(CHECKS) if only is None else set(only)
     unknown = sorted(wanted - set(CHECKS))
     if unknown:
-        raise ValueError(f"there are no checks {unknown}; docs/checks.md lists them")
+        raise DatabaseError(f"There are no checks {unknown}; docs/checks.md lists those there are.")
     report = Report()
     with open_database(path) as database:
         contents = read_contents(database, report)

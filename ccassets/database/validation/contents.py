@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -164,7 +164,8 @@ def read_contents(database: FeatureDatabase, report: Report) -> Contents:
     """Read everything but image features, token features and text arrays; report what is not as it has to be."""
     file = database.file
     attributes = _read_attributes(file, "/", report)
-    kind = _kind(file, attributes, report)
+    names = frozenset(_members(file, report))
+    kind = _kind(names, attributes, report)
     published = "profile" in attributes
     templates = _read_templates(file, database.path.stat().st_size, report) if kind != "image-part" else {}
     rows = (
@@ -182,7 +183,7 @@ def read_contents(database: FeatureDatabase, report: Report) -> Contents:
         provenance=decoded["provenance"] if isinstance(decoded.get("provenance"), dict) else None,
         **{name: values for name, values in small.items() if values is not None},
     )
-    _check_profile(contents, file, report)
+    _check_profile(contents, names, report)
     _check_version(contents, report)
     _check_row_counts(contents, report)
     _check_dimensions(contents, report)
@@ -238,7 +239,7 @@ def _decode_root(attributes: Mapping[str, Any], kind: str, report: Report) -> di
     for name in WORD_LISTS:
         if name in attributes:
             words = _json(attributes[name])
-            if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            if isinstance(words, list) and all(isinstance(word, str) and _is_utf8(word) for word in words):
                 decoded[name] = words
             else:
                 _malformed(report, "attributes", name, "a JSON list of strings", attributes[name])
@@ -326,7 +327,7 @@ def _type_text(value: Any) -> str:
 
 
 def _kind(
-    file: h5py.File, attributes: Mapping[str, Any], report: Report
+    names: Collection[str], attributes: Mapping[str, Any], report: Report
 ) -> Literal["database", "image-part", "template-part", "text-only"]:
     profile = attributes.get("profile")
     if profile in ("database", "image-part", "template-part"):
@@ -339,8 +340,8 @@ def _kind(
             "The file is checked as a database.",
         )
         return "database"
-    signs = (*ROW_DATASETS, "D", "T_img", "split_counts")
-    bare = "templates" in file and not any(name in file or name in attributes for name in signs)
+    signs = {*ROW_DATASETS, "D", "T_img", "split_counts"}
+    bare = "templates" in names and signs.isdisjoint(names) and signs.isdisjoint(attributes)
     if attributes.get("version") == TEXT_ONLY_VERSION or bare:
         report.add(
             "text_only",
@@ -352,30 +353,24 @@ def _kind(
     return "database"
 
 
-def _check_profile(contents: Contents, file: h5py.File, report: Report) -> None:
+def _check_profile(contents: Contents, names: Collection[str], report: Report) -> None:
+    images = [name for name in ROW_DATASETS if name in names]
     if contents.kind == "image-part":
         if contents.split is not None and len(contents.split.names) > 1:
-            names = listed([repr(name) for name in contents.split.names])
-            report.add("profile", "/split", f"rows of one split were expected in an image part; found {names}")
-        if _members(file, "templates"):
+            found = listed([repr(name) for name in contents.split.names])
+            report.add("profile", "/split", f"rows of one split were expected in an image part; found {found}")
+        if "templates" in names:
             report.add("profile", "/templates", "no templates were expected in an image part; found some")
     elif contents.kind == "template-part":
         if len(contents.templates) != 1:
             found = listed(list(contents.templates)) or "none"
             report.add("profile", "/templates", f"one template was expected in a template part; found {found}")
-        images = [name for name in ROW_DATASETS if name in file]
         if images:
             report.add("profile", "/", f"no images were expected in a template part; found {', '.join(images)}")
-    elif contents.kind == "text-only":
-        images = [name for name in ROW_DATASETS if name in file]
-        if images:
-            report.add(
-                "profile", "/@version", f"no images were expected in a {TEXT_ONLY_VERSION} file; found {listed(images)}"
-            )
-
-
-def _members(file: h5py.File, name: str) -> bool:
-    return file.get(name, getclass=True, getlink=False) is h5py.Group and len(file[name]) > 0
+    elif contents.kind == "text-only" and images:
+        report.add(
+            "profile", "/@version", f"no images were expected in a {TEXT_ONLY_VERSION} file; found {listed(images)}"
+        )
 
 
 def _check_version(contents: Contents, report: Report) -> None:
@@ -593,11 +588,24 @@ def _read_templates(file: h5py.File, file_bytes: int, report: Report) -> dict[st
     if group is None:
         return {}
     templates = {}
-    for template_id in sorted(group):
+    for template_id in sorted(_members(group, report)):
         template = _subgroup(group, template_id, report)
         if template is not None:
             templates[template_id] = _read_template(template, template_id, file_bytes, report)
     return templates
+
+
+def _members(group: h5py.Group, report: Report) -> list[str]:
+    """The names in a group that can be read."""
+    try:
+        names = list(group)
+    except READ_ERRORS as error:
+        report.add("unreadable", group.name, f"the names in the group cannot be read: {error}")
+        return []
+    broken = [repr(name) for name in names if not isinstance(name, str)]
+    if broken:
+        report.add("utf8", group.name, f"names in UTF-8 were expected; found {listed(broken)}")
+    return [name for name in names if isinstance(name, str)]
 
 
 def _subgroup(group: h5py.Group, name: str, report: Report) -> h5py.Group | None:

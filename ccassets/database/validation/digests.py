@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,9 +39,19 @@ def check_digests(contents: Contents, report: Report) -> None:
     if isinstance(database, str) and None not in templates.values():
         # Over the recorded digests of splits and templates: each is compared with its content on its own above.
         vocabulary = {name: contents.word_lists[name] for name in WORD_LISTS if name in contents.word_lists}
-        found = database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
+        found = _database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
         if found != database:
             _different(report, "database_digest", "/@provenance digests.database", database, found)
+
+
+def _database_digest(
+    splits: Mapping[str, str], templates: Mapping[str, str], vocabulary: Mapping[str, Sequence[str]]
+) -> str | None:
+    """The database digest; None where names are not UTF-8, which a recorded digest cannot be over."""
+    try:
+        return database_digest(splits, templates, vocabulary)
+    except UnicodeEncodeError:
+        return None
 
 
 def _strings(value: Any) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ digit, at most 2**-11 of a value, which this covers twice. Features of two diffe
 farther apart even where they look alike.
 """
 
-TRACE_CHECKS = frozenset({"stopped_extraction", "torn_rows", "doubled_rows"})
+TRACE_CHECKS = frozenset({"stopped_extraction", "torn_rows", "foreign_split", "doubled_rows"})
 
 _ROWS_PER_READ = 4096
 _MOST_RESTARTS = 256
@@ -45,6 +45,7 @@ def check_traces(contents: Contents, report: Report) -> None:
         return
     _check_stopped(contents, report)
     _check_torn(contents, report)
+    _check_last_run(contents, report)
     repeats = find_repeats(contents)
     if repeats:
         _report_repeats(contents, repeats, report)
@@ -82,10 +83,26 @@ def _check_torn(contents: Contents, report: Report) -> None:
     report.add(
         "torn_rows",
         f"/split {rows_text(rows)}",
-        f"a split was expected for every row; {count(len(rows), 'row')} have none{how}: a batch was refused or "
-        "interrupted after its features were written. Nothing says which image such a row belongs to; "
+        f"features, a label and a split were expected in every row; {count(len(rows), 'row')} lack some{how}: a batch "
+        "was refused or interrupted after its features were written. Nothing says which image such a row belongs to; "
         "the others can be saved.",
     )
+
+
+def _check_last_run(contents: Contents, report: Report) -> None:
+    """The original scripts store the counts of their last run; rows of another run are not among them."""
+    stored = contents.split_counts
+    if contents.published or not stored or contents.split is None:
+        return
+    foreign = [split for split in split_rows(contents) if split not in stored]
+    if foreign:
+        text = listed([f"{split!r} ({rows_text(contents.split.rows_of(split))})" for split in foreign])
+        report.add(
+            "foreign_split",
+            "/split",
+            f"rows of the last run only, {listed([repr(split) for split in stored])}, were expected; found {text} of "
+            "another run, whose counts are lost. These rows can be saved with a study that declares their splits.",
+        )
 
 
 # --- doubled rows -------------------------------------------------------------------------------------

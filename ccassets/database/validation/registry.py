@@ -197,6 +197,14 @@ _CHECKS = (
         _ADOPT,
     ),
     Check(
+        "foreign_split",
+        "error",
+        "counts",
+        "Rows of a split that the study does not declare, or that the last run of the original scripts did not write: "
+        "two runs share one file.",
+        "Declare the split in the study, or build a file without it.",
+    ),
+    Check(
         "contiguous_splits",
         "error",
         "counts",
@@ -481,13 +489,6 @@ _CHECKS = (
         "study",
         "The file has every split of the study, in the study's order.",
         "Build the missing splits.",
-    ),
-    Check(
-        "foreign_split",
-        "error",
-        "study",
-        "The file has rows of a split that the study does not declare: they come from another run.",
-        "Declare the split in the study, or build a file without it.",
     ),
     Check(
         "study_tokens",

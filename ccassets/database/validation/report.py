@@ -24,11 +24,16 @@ class Report:
 
     def add(self, check: str, where: str, message: str) -> None:
         """A finding of the named check, with the severity that the check has."""
-        self.findings.append(Finding(check, CHECKS[check].severity, message, where))
+        self.findings.append(Finding(check, CHECKS[check].severity, _printable(message), _printable(where)))
 
     def has(self, *checks: str) -> bool:
         """Whether any of the named checks has found something."""
         return any(finding.check in checks for finding in self.findings)
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal and any JSON takes, though it quotes what is no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def rows_text(rows: Iterable[int] | npt.NDArray[np.integer]) -> str:
