@@ -15,7 +15,7 @@ from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.parts import VerifiedFiles
-from ccassets.extraction.sources import current_identity, images_are_current, recorded_card
+from ccassets.extraction.sources import current_identity, images_are_current, recorded_card, recorded_identity
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
 from ccassets.resources import EncoderResource
@@ -104,8 +104,7 @@ class Build:
     def _sources(self, splits: Sequence[str]) -> None:
         resource = EncoderResource()
         identity = current_identity(self.study, self.store, device=resource.device, hf_token=resource.hf_token)
-        recorded = recorded_card(self.study, self.store).identity if self.store.encoder_card.exists() else None
-        if identity != recorded or self._is_stale("encoder"):
+        if identity != recorded_identity(self.store) or self._is_stale("encoder"):
             self._run("read_encoder", ["encoder"])
         for split in self._runs_of(splits):
             read = [split] if split else list(splits)
@@ -169,10 +168,16 @@ class Build:
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:
     """The sentence of the step or the check that failed."""
+    for check in result.get_asset_check_evaluations():
+        if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
+            return f"The check {check.check_name} of {check.asset_key.to_user_string()} failed. {check.description}"
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data and failure.user_failure_data.description:
                 return failure.user_failure_data.description
-            return f"{event.step_key}: {failure.error.message.strip() if failure.error else 'failed'}"
+            error = failure.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            return f"{event.step_key} failed: {error.message.strip() if error else 'no reason was recorded'}"
     return f"The run {result.run_id} failed; `ccassets ui` shows its log."

@@ -13,6 +13,8 @@ import yaml
 
 import ccassets
 from ccassets.assets.common import asset_key
+from ccassets.database.digests import feature_digests
+from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.definitions import definitions_of
 from ccassets.jobs import job_name
 from ccassets.runs import BuildError, run_build
@@ -190,35 +192,38 @@ def test_every_check_runs_and_passes(built: Study) -> None:
             assert evaluation.passed, (key, evaluation.description)
 
 
-def test_a_failing_check_keeps_the_old_database(built: Study, tmp_path: Path) -> None:
-    path = ccassets.build(built)
-    assert path is not None
+def test_a_failing_check_keeps_the_old_database(built: Study, shared: Path) -> None:
+    path = Store.of(built).database
     before = path.read_bytes()
-    (built.folder / "broken.py").write_text(
-        "from ccassets.encoders import load_encoder\n"
-        "from ccassets.study import load_study\n"
-        "from dataclasses import replace\n"
-        "class Broken:\n"
-        "    def __init__(self, study):\n"
-        "        self.inner = load_encoder(load_study(study))\n"
-        "        self.card = replace(self.inner.card, kind='python', weights_digest='broken')\n"
-        "    def __getattr__(self, name):\n"
-        "        return getattr(self.inner, name)\n"
-        "    def encode_pixels(self, pixels):\n"
-        "        found = self.inner.encode_pixels(pixels)\n"
-        "        return type(found)(found.features * 2, found.tokens)\n"
-    )
-    original = tmp_path / "original"
-    shutil.copytree(built.folder, original)
-    broken = edit(
-        built,
-        lambda a: a.update(
-            encoder={"kind": "python", "target": "broken:Broken", "options": {"study": str(original / "defs.yaml")}}
-        ),
-    )
-    with pytest.raises(BuildError, match="values"):
-        run_build(broken)
+    parts = sorted((Store.of(built).root / "features").glob("*/rows/*.h5"))
+    for part in parts:
+        rewrite_with_long_vectors(part)
+    shutil.move(shared / "pictures" / "val" / "white" / "002.png", shared / "pictures" / "val" / "blood" / "902.png")
+    with pytest.raises(BuildError, match="norms"):
+        run_build(built)
     assert path.read_bytes() == before
+    for part in parts:
+        part.unlink()
+
+
+def rewrite_with_long_vectors(part: Path) -> None:
+    """The part as an encoder would have left it whose vectors are twice too long: digests and all."""
+    with ccassets.open_database(part) as old:
+        features, tokens = old.image_features * np.float16(2), np.array(old.image_token_features)
+        assert old.image_digest is not None
+        assert old.keys is not None
+        content = FileContent(
+            "image-part",
+            old.dim,
+            old.token_count,
+            RowContent(
+                list(old.split), old.labels, list(old.keys), old.image_digest, feature_digests(features, tokens)
+            ),
+            attributes={name: old.attributes[name] for name in ("split_counts", "provenance")},
+        )
+    with new_file(part, content) as rows:
+        rows.write("image_features", 0, features)
+        rows.write("image_token_features", 0, tokens)
 
 
 def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:

@@ -93,12 +93,12 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
 
 
 class ConceptClipEncoder:
-    """ConceptCLIP behind the encoder contract."""
+    """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of."""
 
     def __init__(self, card: EncoderCard, model: ConceptClip, tokenizer: BertTokenizer, device: torch.device) -> None:
         self.card = card
-        self._model = model
-        self._tokenizer = tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
 
@@ -110,7 +110,7 @@ class ConceptClipEncoder:
 
         require_pixels(pixels, self.card.image_size)
         with exact_arithmetic(), memory_errors_named(len(pixels), self._device):
-            features, tokens = self._model.encode_image(torch.from_numpy(pixels).to(self._device))
+            features, tokens = self.model.encode_image(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), to_host(tokens) if self.card.token_count else None)
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
@@ -119,12 +119,12 @@ class ConceptClipEncoder:
     def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
         import torch
 
-        text = self._tokenizer(prompts)
+        text = self.tokenizer(prompts)
         features, tokens = [], []
         with exact_arithmetic():
             for start in range(0, len(prompts), TEXT_BATCH):
                 ids = torch.from_numpy(text.input_ids[start : start + TEXT_BATCH]).long().to(self._device)
-                batch = self._model.encode_text(ids)
+                batch = self.model.encode_text(ids)
                 features.append(batch[0].cpu().numpy())
                 tokens.append(batch[1].cpu().numpy())
         return TextFeatures(

@@ -102,7 +102,10 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """The kind of device it computes on, such as `cpu` or `cuda`: recorded in the provenance."""
+        """The kind of device it computes on, such as `cpu` or `cuda`: recorded in the provenance.
+
+        A user's own class may leave it out; the record then says so.
+        """
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         """An RGB image as the model's input, (3, image_size, image_size) float32."""

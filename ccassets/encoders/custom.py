@@ -47,6 +47,7 @@ class CustomEncoder:
 
     def __init__(self, encoder: Encoder, card: EncoderCard, target: str) -> None:
         self.card = card
+        self.device = str(getattr(encoder, "device", "not declared"))
         self._encoder = encoder
         self._target = target
 
