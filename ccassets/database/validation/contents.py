@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -13,15 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, VERSION
-from ccassets.database.reader import FeatureDatabase, safe_dataset
+from ccassets.database.reader import READ_ERRORS, FeatureDatabase, safe_dataset
 from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
 from ccassets.errors import DatabaseError
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError)
-"""What h5py and numpy raise for bytes they cannot make sense of."""
 
 TEXT_ONLY_VERSION = "text-only-1.0"
 ROW_DATASETS = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split")
@@ -520,30 +517,30 @@ def guarded(read: Callable[[], T], where: str, report: Report) -> T | None:
 
 def read_names(dataset: h5py.Dataset, report: Report) -> Names | None:
     """Strings by row; None, with a finding, where they cannot be read."""
-    place: dict[str, int] = {}
+    place: dict[bytes, int] = {}
     codes = np.empty(len(dataset), np.int64)
-    broken: list[int] = []
     try:
-        for row, text in enumerate(_texts(dataset)):
-            codes[row] = place.setdefault(text, len(place))
-            if not text.isascii() and not _is_utf8(text):
-                broken.append(row)
+        for first in range(0, len(dataset), _STRINGS_PER_READ):
+            block: list[bytes] = dataset[first : first + _STRINGS_PER_READ].tolist()
+            codes[first : first + len(block)] = [place.setdefault(text, len(place)) for text in block]
     except READ_ERRORS as error:
         report.add("unreadable", dataset.name, f"the strings cannot be read: {error}")
         return None
+    names, broken = [], []
+    for code, text in enumerate(place):
+        try:
+            names.append(text.decode("utf-8"))
+        except UnicodeDecodeError:
+            names.append(text.decode("utf-8", "surrogateescape"))
+            broken.append(code)
     if broken:
+        rows = np.flatnonzero(np.isin(codes, broken))
         report.add(
             "utf8",
-            f"{dataset.name} {rows_text(broken)}",
-            f"UTF-8 strings were expected; {count(len(broken), 'row')} are not",
+            f"{dataset.name} {rows_text(rows)}",
+            f"UTF-8 strings were expected; {count(len(rows), 'row')} are not",
         )
-    return Names(tuple(place), codes)
-
-
-def _texts(dataset: h5py.Dataset) -> Iterator[str]:
-    for first in range(0, len(dataset), _STRINGS_PER_READ):
-        for value in dataset[first : first + _STRINGS_PER_READ]:
-            yield value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return Names(names, codes)
 
 
 # --- lengths and dimensions ---------------------------------------------------------------------------

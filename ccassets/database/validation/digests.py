@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import h5py
-import numpy as np
 
 from ccassets.database.digests import (
     TEMPLATE_ARRAYS,
@@ -16,6 +15,7 @@ from ccassets.database.digests import (
     split_digest,
     template_digest,
 )
+from ccassets.database.reader import map_dataset
 from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents, guarded
 from ccassets.database.validation.report import Report
 
@@ -92,10 +92,8 @@ def _check_template(template: TemplateContents, report: Report) -> str | None:
 
 def _mapped(dataset: h5py.Dataset) -> Any:
     """A data set's values: mapped where it is contiguous, so that memory stays flat."""
-    offset = dataset.id.get_offset()
-    if dataset.chunks is not None or offset is None or not dataset.size:
-        return dataset[...]
-    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
+    mapped = map_dataset(dataset)
+    return dataset[...] if mapped is None else mapped
 
 
 def _split_digests(contents: Contents) -> dict[str, str] | None:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import IMAGE_FEATURES
-from ccassets.database.validation.contents import READ_ERRORS, ROW_DATASETS, Contents, Run
+from ccassets.database.reader import READ_ERRORS
+from ccassets.database.validation.contents import ROW_DATASETS, Contents, Run
 from ccassets.database.validation.report import Report, count, listed, rows_text
 from ccassets.database.validation.rows import split_rows
 from ccassets.database.validation.stored_rows import StoredRows

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
-from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
+from ccassets.database.validation.report import Report, Rows, count, listed, rows_text, shortened
 from ccassets.database.validation.rows import split_rows
+
+Array = npt.NDArray[Any]
 
 _SECTIONS = {"encoder": dict, "dataset": dict, "extraction": dict, "created": dict, "digests": dict, "libraries": dict}
 _ORIGINS = ("extracted", "adopted")
@@ -174,7 +176,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], report: Report
     outside = [
         name
         for name, rows in ((name, _blank_of(split)) for name, split in splits.items())
-        if not set(rows) <= set(contents.split.rows_of(name).tolist())
+        if rows and not set(rows) <= set(contents.split.rows_of(name).tolist())
     ]
     if outside:
         report.add(
@@ -196,14 +198,14 @@ def _blank_of(split: Any) -> list[int]:
     return [row for row in rows if isinstance(row, int)] if isinstance(rows, list) else []
 
 
-def blank_rows(contents: Contents) -> npt.NDArray[np.int64]:
+def blank_rows(contents: Contents) -> Rows:
     """Rows that stand for unreadable images, as the provenance records them."""
     splits = _section(_section(contents.provenance or {}, "dataset"), "splits")
     rows = {row for split in splits.values() for row in _blank_of(split)}
     return np.array(sorted(row for row in rows if 0 <= row < contents.rows), np.int64)
 
 
-def _keys_text(contents: Contents, rows: npt.NDArray[np.int64]) -> str:
+def _keys_text(contents: Contents, rows: Rows) -> str:
     keys = [_row_text(contents, row) for row in rows.tolist()]
     return f": {listed(keys)}" if contents.keys is not None else ""
 
@@ -227,7 +229,7 @@ def _check_leaks(contents: Contents, report: Report) -> None:
         # One number for each distinct picture; stand-ins are equal to each other and show nothing.
         known = np.asarray(digests.any(axis=1))
         known[blank_rows(contents)] = False
-        rows = np.flatnonzero(known)
+        rows = _with_equals(digests, np.flatnonzero(known))
         _, pictures = np.unique(np.ascontiguousarray(digests[rows]).view("V32").ravel(), return_inverse=True)
         shared = _shared(pictures, split.codes[rows], rows)
         if shared:
@@ -250,15 +252,24 @@ def _check_leaks(contents: Contents, report: Report) -> None:
             )
 
 
-def _shared(
-    things: npt.NDArray[np.int64], splits: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
-) -> list[list[int]]:
+def _with_equals(digests: Array, rows: Rows) -> Rows:
+    """The rows whose digest begins like another's; sorting numbers is much faster than sorting whole digests."""
+    _, number, counts = np.unique(
+        np.ascontiguousarray(digests[rows, :8]).view("<u8").ravel(), return_inverse=True, return_counts=True
+    )
+    return rows[counts[number] > 1]
+
+
+def _shared(things: Rows, splits: Rows, rows: Rows) -> list[list[int]]:
     """Of every thing that stands in more than one split, the first row in each."""
-    pairs, first = np.unique(np.stack([things, splits]), axis=1, return_index=True)
+    width = int(splits.max(initial=0)) + 1
+    pairs, first = np.unique(things * width + splits, return_index=True)
+    _, number, counts = np.unique(pairs // width, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[number] > 1)
     places: dict[int, list[int]] = {}
-    for thing, place in zip(pairs[0].tolist(), first.tolist(), strict=True):
-        places.setdefault(thing, []).append(int(rows[place]))
-    return sorted(sorted(found) for found in places.values() if len(found) > 1)
+    for thing, row in zip((pairs[several] // width).tolist(), rows[first[several]].tolist(), strict=True):
+        places.setdefault(thing, []).append(row)
+    return sorted(sorted(found) for found in places.values())
 
 
 def _group_text(contents: Contents, rows: list[int]) -> str:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from ccassets.database.digests import feature_digests
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.validation.contents import READ_ERRORS, Contents
+from ccassets.database.reader import READ_ERRORS
+from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.report import Report, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
 

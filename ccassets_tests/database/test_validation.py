@@ -1,0 +1,223 @@
+"""Good files of every kind are valid, files that are none are refused, and a large file takes no more memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from ccassets.database.validation import CHECKS, GROUPS, validate_database
+from ccassets.database.validation.registry import checks_page
+from ccassets.database.validation.report import rows_text
+from ccassets.errors import DatabaseError
+from ccassets_tests.database.building import (
+    SPLITS,
+    VOCABULARY,
+    study,
+    write_database,
+    write_image_part,
+    write_template_part,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "checks.md"
+
+
+def names(path: Path, **arguments: object) -> set[str]:
+    return {finding.check for finding in validate_database(path, **arguments)}  # type: ignore[arg-type]
+
+
+# --- good files ---------------------------------------------------------------------------------------
+
+
+def test_a_good_database_has_no_finding(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    assert validate_database(path, study(), deep=True) == []
+
+
+def test_parts_are_checked_by_the_rules_of_their_profile(tmp_path: Path) -> None:
+    assert validate_database(write_image_part(tmp_path / "image.h5"), study(), deep=True) == []
+    assert validate_database(write_template_part(tmp_path / "template.h5"), study(), deep=True) == []
+
+
+def test_tokens_templates_and_rows_may_be_absent(tmp_path: Path) -> None:
+    assert validate_database(write_database(tmp_path / "a.h5", tokens=0), deep=True) == []
+    assert validate_database(write_database(tmp_path / "b.h5", templates=False), deep=True) == []
+    assert validate_database(write_database(tmp_path / "c.h5", matrix=True), deep=True) == []
+    assert validate_database(write_database(tmp_path / "d.h5", {"train": 0, "val": 0}), deep=True) == []
+    assert validate_database(write_database(tmp_path / "e.h5", {"train": 0, "val": 2}), deep=True) == []
+    assert validate_database(write_image_part(tmp_path / "f.h5", 0), deep=True) == []
+
+
+def test_chunked_and_compressed_data_is_legal(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        for name, compression in (("image_features", "lzf"), ("image_token_features", "gzip"), ("labels", "gzip")):
+            values = file[name][...]
+            del file[name]
+            file.create_dataset(name, data=values, chunks=(3, *values.shape[1:]), compression=compression)
+    assert validate_database(path, deep=True) == []
+
+
+def test_hundreds_of_small_splits_are_validated_in_seconds(tmp_path: Path) -> None:
+    splits = {f"LIDC IDRI-{number:04d}_结节": 1 + number % 6 for number in range(678)}
+    path = write_database(tmp_path / "a.h5", splits)
+    started = time.perf_counter()
+    assert validate_database(path, study(list(splits)), deep=True) == []
+    assert time.perf_counter() - started < 5
+
+
+# --- no database --------------------------------------------------------------------------------------
+
+
+def test_what_is_no_hdf5_file_is_refused(tmp_path: Path) -> None:
+    good = write_database(tmp_path / "good.h5").read_bytes()
+    (tmp_path / "text.h5").write_text("not a database")
+    (tmp_path / "empty.h5").touch()
+    (tmp_path / "cut.h5").write_bytes(good[: len(good) * 2 // 3])
+    (tmp_path / "folder.h5").mkdir()
+    for name in ("text.h5", "empty.h5", "cut.h5", "folder.h5", "absent.h5"):
+        with pytest.raises(DatabaseError, match=name):
+            validate_database(tmp_path / name)
+
+
+def test_any_hdf5_file_gets_findings(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    assert {"datasets", "version", "dimensions", "stopped_extraction"} <= names(tmp_path / "empty.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["templates"] = np.zeros(3)
+        file["image_features"] = "text"
+        file["split"] = np.zeros((2, 2))
+        file.create_group("labels")
+        file["ids"] = h5py.SoftLink("/nowhere")
+        file["named"] = np.dtype("f4")
+        file.attrs["provenance"] = np.zeros(4)
+        file.attrs["concept_texts"] = '["\\ud800"]'
+    assert {"datasets", "shapes", "self_contained", "provenance", "attributes"} <= names(
+        tmp_path / "other.h5", deep=True
+    )
+
+
+# --- findings -----------------------------------------------------------------------------------------
+
+
+def test_all_faults_are_reported_at_once_and_as_json(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file["ids"][3] = 0
+        file["labels"][5] = 7
+        file["image_features"][2, 0] = np.nan
+        file["image_token_features"][8] = 0
+        file["templates/free_text/texts"][0] = b"Bl\xe4schen"
+        file.attrs["D"] = 11
+    findings = validate_database(path)
+    found = {finding.check for finding in findings}
+    assert found == {"ids", "labels", "finite", "zero_rows", "utf8", "texts_hash", "dimensions"}
+    assert json.loads(json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False).encode().decode())
+    assert [finding.check for finding in findings] == sorted(
+        (finding.check for finding in findings), key=list(CHECKS).index
+    )
+
+
+def test_many_faulty_rows_are_one_finding(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5", {"train": 3000}, tokens=0)
+    with h5py.File(path, "r+") as file:
+        file["labels"][::2] = -1
+        file["image_features"][:100] = 0
+    findings = {finding.check: finding for finding in validate_database(path)}
+    assert set(findings) == {"missing_labels", "zero_rows"}
+    assert findings["missing_labels"].where == "/labels rows 0, 2, 4, 6 and 1496 more"
+    assert findings["zero_rows"].where == "/image_features rows 0-99"
+
+
+def test_rows_are_named_as_ranges() -> None:
+    assert rows_text([5]) == "row 5"
+    assert rows_text(range(44, 80)) == "rows 44-79"
+    assert rows_text([1, 3, 4, 9]) == "rows 1, 3-4, 9"
+    assert rows_text([1, 3, 5, 7, 9, 10, 20]) == "rows 1, 3, 5, 7 and 3 more"
+
+
+def test_only_the_wanted_checks_report(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file["ids"][3] = 0
+        file["image_features"][2, 0] = np.nan
+    assert names(path, only={"ids", "labels"}) == {"ids"}
+    assert names(path, only={"finite"}) == {"finite"}
+    assert names(path, only=()) == set()
+    with pytest.raises(DatabaseError, match="spelling"):
+        validate_database(path, only={"spelling"})
+
+
+# --- studies ------------------------------------------------------------------------------------------
+
+
+def test_splits_that_the_study_asks_for_are_missed(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    findings = validate_database(path, study([*SPLITS, "extern"]))
+    assert [finding.check for finding in findings] == ["study_splits"]
+    assert "'extern'" in findings[0].message
+
+
+def test_splits_in_another_order_than_the_study_are_told(tmp_path: Path) -> None:
+    findings = validate_database(write_database(tmp_path / "a.h5"), study(["val", "train", "test"]))
+    assert [finding.check for finding in findings] == ["study_splits"]
+
+
+def test_a_split_that_the_study_does_not_declare_is_foreign(tmp_path: Path) -> None:
+    findings = validate_database(write_database(tmp_path / "a.h5"), study(["train", "val"]))
+    assert [finding.check for finding in findings] == ["foreign_split"]
+    assert "'test' (rows 14-19)" in findings[0].message
+
+
+def test_tokens_are_compared_with_the_study(tmp_path: Path) -> None:
+    encoder = {"kind": "python", "target": "mine:Encoder", "tokens": False}
+    findings = validate_database(write_database(tmp_path / "a.h5"), study(encoder=encoder))
+    assert [finding.check for finding in findings] == ["study_tokens"]
+
+
+def test_a_different_template_of_the_study_is_named_with_both_texts(tmp_path: Path) -> None:
+    changed = {
+        **VOCABULARY,
+        "concepts": {**VOCABULARY["concepts"], "templates": ["a cell with {}", "{} there", "x {}"]},
+    }
+    findings = validate_database(write_database(tmp_path / "a.h5"), study(vocabulary=changed))
+    assert {finding.check for finding in findings} == {"study_vocabulary"}
+    of_t02 = next(finding for finding in findings if finding.where == "/templates/concept_prompts_t02")
+    assert "'round nucleus there' expected, 'round nucleus in a cell' found (and 2 more)" in of_t02.message
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+_PEAK = """
+import resource, sys
+from ccassets.database.validation import validate_database
+findings = validate_database(sys.argv[1], deep=True)
+assert not findings, findings
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    small = write_database(tmp_path / "small.h5", {"train": 12}, dim=256, tokens=400)
+    large = write_database(tmp_path / "large.h5", {"train": 600}, dim=256, tokens=400)
+    assert large.stat().st_size > 100 << 20
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", _PEAK, path], check=True, capture_output=True, text=True).stdout)
+        for path in (small, large)
+    ]
+    assert peaks[1] - peaks[0] < 12 << 10  # KiB
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def test_the_page_of_checks_is_the_registry() -> None:
+    assert PAGE.read_text(encoding="utf-8") == checks_page(), "python -m ccassets.database.validation > docs/checks.md"
+    assert {check.group for check in CHECKS.values()} == set(GROUPS)
