@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccassets import __version__
-from ccassets.errors import CcassetsError, DatabaseError, StudyError
+from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyError
 
 if TYPE_CHECKING:
     from ccassets.findings import Finding
@@ -158,6 +158,28 @@ def validate(
         raise typer.Exit(1)
 
 
+@app.command()
+def apply(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A stored classifier, model.json.")],
+    file: FileArgument,
+    split: Annotated[str | None, typer.Option("--split", help="Only the rows of this split.")] = None,
+    by_group: Annotated[bool, typer.Option("--by-group", help="One line for each patient or slide.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="Write here instead of printing.")] = None,
+) -> None:
+    """Predict the class of every row of a file as CSV; a file of another encoder is refused."""
+    from ccassets.analysis.models import apply_model, load_model
+    from ccassets.database.reader import open_database
+    from ccassets.files import write_text
+
+    with open_database(file) as database:
+        predictions = apply_model(load_model(model), database, split)
+    text = (predictions.by_group() if by_group else predictions).csv()
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)
+
+
 def main() -> None:
     """Run the command line; our own errors end in one clear message on stderr."""
     try:
@@ -166,7 +188,7 @@ def main() -> None:
         if os.environ.get("CCASSETS_DEBUG"):
             raise
         typer.echo(f"ccassets: {error}", err=True)
-        sys.exit(2 if isinstance(error, (StudyError, DatabaseError)) else 1)
+        sys.exit(2 if isinstance(error, (StudyError, DatabaseError, AnalysisError)) else 1)
 
 
 def _print_plan(study: Study, splits: list[str] | None, fresh: bool) -> None:

@@ -23,3 +23,7 @@ class DatabaseError(CcassetsError):
 
 class StorageError(CcassetsError):
     """The disk, a path or a lock does not allow what has to be done."""
+
+
+class AnalysisError(CcassetsError):
+    """Rows, labels or a stored classifier do not allow the analysis that was asked for."""

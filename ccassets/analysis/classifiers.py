@@ -1,0 +1,445 @@
+"""Classifiers one can read: logistic regression, its sparse path, and a decision tree, on standardised columns.
+
+Everything is fitted on `train` and chosen on `val`; `look` is the one door to any other split, and it keeps a record.
+A fitted classifier is plain arrays: it predicts with numpy alone and is stored as JSON (`models`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.analysis.looks import LookLog
+from ccassets.analysis.samples import Samples, folds
+from ccassets.errors import AnalysisError
+
+FloatArray = npt.NDArray[np.float64]
+
+STRENGTHS = tuple(10.0**power for power in range(-3, 3))
+"""Values of C, the inverse strength of the L2 penalty, that are tried on val."""
+
+LEAVES = (4, 8, 16, 32, 64)
+"""Numbers of leaves that are tried on val."""
+
+NEC_LEVELS = (5, 10, 15, 20, 25, 30)
+"""Numbers of effective concepts that ANEC-avg is the mean over (VLG-CBM, arXiv 2408.01432)."""
+
+EFFECTIVE = 1e-5
+"""A weight counts as effective above this (VLG-CBM)."""
+
+MIXING = 0.99
+"""Share of the L1 norm in the sparse path's penalty (VLG-CBM)."""
+
+_FOLDS = 5
+_DENSE: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000, "tol": 1e-6}
+_PATH_RATIO = 2.0**-0.1
+_PATH_STEPS = 150
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """Softmax regression on K standardised columns.
+
+    `mean` and `scale` (K,) are those of the rows it was fitted on, `weights` (C, K) belong to standardised values,
+    `intercept` is (C,). `chosen` tells the hyper-parameters, how they were chosen, and on which splits it was fitted.
+    """
+
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    mean: FloatArray
+    scale: FloatArray
+    weights: FloatArray
+    intercept: FloatArray
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, K): how many of train's standard deviations above train's mean."""
+        return (np.asarray(features, np.float64) - self.mean) / self.scale
+
+    def logits(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, C)."""
+        logits: FloatArray = self.standardise(features) @ self.weights.T + self.intercept
+        return logits
+
+    def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, C), rows sum to 1."""
+        logits = self.logits(features)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+        return shares
+
+    def contributions(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, C, K): weight times standardised value; with the intercept they add up to the logits."""
+        return self.standardise(features)[:, None, :] * self.weights
+
+    def strongest(self, count: int = 8) -> dict[str, dict[str, list[tuple[str, float]]]]:
+        """By class: the columns with the largest positive and negative weights, strongest first."""
+        found = {}
+        for name, weights in zip(self.classes, self.weights, strict=True):
+            order = np.argsort(-weights, kind="stable")
+            pairs = [(self.columns[place], float(weights[place])) for place in order]
+            found[name] = {
+                "positive": [pair for pair in pairs[:count] if pair[1] > 0],
+                "negative": [pair for pair in pairs[::-1][:count] if pair[1] < 0],
+            }
+        return found
+
+    @property
+    def nec(self) -> float:
+        """Number of effective concepts: the mean number of weights of a class that are not zero."""
+        return float((np.abs(self.weights) > EFFECTIVE).sum(axis=1).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class TreeClassifier:
+    """A decision tree on K standardised columns.
+
+    Node i asks whether the standardised column `column[i]` is at most `threshold[i]`; the answer yes leads to node
+    `left[i]`, no to `right[i]`. A leaf has -1 in all of the three. `shares` (nodes, C) are the classes' shares among
+    the rows that it was fitted on.
+    """
+
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+    mean: FloatArray
+    scale: FloatArray
+    column: npt.NDArray[np.int64]
+    threshold: FloatArray
+    left: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    shares: FloatArray
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, K): how many of train's standard deviations above train's mean."""
+        return (np.asarray(features, np.float64) - self.mean) / self.scale
+
+    def leaves(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+        """(n,): the leaf that every row ends in."""
+        # The tree was grown on float32 values; a threshold must meet the same ones.
+        values = self.standardise(features).astype(np.float32)
+        rows = np.arange(len(values))
+        node = np.zeros(len(values), np.int64)
+        while np.any(inside := self.column[node] >= 0):
+            asked = node[inside]
+            yes = values[rows[inside], self.column[asked]] <= self.threshold[asked]
+            node[inside] = np.where(yes, self.left[asked], self.right[asked])
+        return node
+
+    def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """(n, C), rows sum to 1: the shares of the leaf."""
+        return self.shares[self.leaves(features)]
+
+    def text(self) -> str:
+        """The tree to read, a question or an answer a line; thresholds are in train's standard deviations."""
+        return "\n".join(self._lines(0, ""))
+
+    def _lines(self, node: int, indent: str) -> Iterator[str]:
+        if self.column[node] < 0:
+            best = int(self.shares[node].argmax())
+            yield f"{indent}{self.classes[best]} ({self.shares[node, best]:.0%})"
+            return
+        name, threshold = self.columns[self.column[node]], self.threshold[node]
+        yield f"{indent}{name} at most {threshold:+.2f}:"
+        yield from self._lines(int(self.left[node]), f"{indent}  ")
+        yield f"{indent}{name} above {threshold:+.2f}:"
+        yield from self._lines(int(self.right[node]), f"{indent}  ")
+
+
+Classifier = LinearClassifier | TreeClassifier
+
+
+def classifier_digest(classifier: Classifier) -> str:
+    """16 hex digits that tell one fitted classifier from another: SHA-256 of its kind, names and arrays."""
+    digest = hashlib.sha256()
+    for name, value in vars(classifier).items():
+        if name == "chosen":
+            continue
+        digest.update(name.encode())
+        is_array = isinstance(value, np.ndarray)
+        digest.update(np.ascontiguousarray(value).tobytes() if is_array else json.dumps(value).encode())
+    return digest.hexdigest()[:16]
+
+
+def look(classifier: Classifier, samples: Samples, split: str, log: LookLog, what: str) -> FloatArray:
+    """Probabilities (n, C) of the rows of a held-out split, in their order; the look is recorded first."""
+    rows = samples.of(split)
+    _require_columns(classifier, rows)
+    log.add(what, model=classifier_digest(classifier), split=split, rows=len(rows))
+    return classifier.probabilities(rows.features)
+
+
+# --- logistic regression -----------------------------------------------------------------------------
+
+
+def fit_logistic(
+    samples: Samples,
+    *,
+    train: str = "train",
+    val: str | None = "val",
+    refit: bool = False,
+    strengths: Sequence[float] = STRENGTHS,
+) -> LinearClassifier:
+    """L2-regularised multinomial logistic regression; the strength with the lowest log loss on `val` is chosen.
+
+    Without `val` it is chosen by five folds of `train`, which keep groups together. `refit` fits once more on train
+    and val, with the strength that was chosen; published results often do so.
+    """
+    trials = _trials(samples, train, val)
+    losses = np.mean([_losses(fitted, held, strengths) for fitted, held in trials], axis=0)
+    best = float(strengths[int(np.argmin(losses))])
+    fitted_on = _fitted_on(train, val, refit)
+    chosen = {
+        "C": best,
+        "chosen_on": _chosen_on(train, val),
+        "log_loss": {f"{strength:g}": float(loss) for strength, loss in zip(strengths, losses, strict=True)},
+        "fitted_on": list(fitted_on),
+    }
+    classifier = logistic_of(samples.of(*fitted_on), best)
+    return replace(classifier, chosen={**chosen, **classifier.chosen})
+
+
+def logistic_of(samples: Samples, strength: float) -> LinearClassifier:
+    """L2-regularised multinomial logistic regression on all of these rows, with C = `strength`."""
+    (classifier,) = _linear_path(samples, [strength], **_DENSE)
+    return classifier
+
+
+def _losses(fitted: Samples, held: Samples, strengths: Sequence[float]) -> list[float]:
+    from sklearn.metrics import log_loss
+
+    numbers = np.arange(len(held.classes))
+    return [
+        float(log_loss(held.labels, classifier.probabilities(held.features), labels=numbers))
+        for classifier in _linear_path(fitted, strengths, **_DENSE)
+    ]
+
+
+def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -> Iterator[LinearClassifier]:
+    """Logistic regressions of growing C, each started from the one before."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = _standard(samples)
+    standardised = (samples.features - mean) / scale
+    model = LogisticRegression(warm_start=True, **options)
+    for strength in strengths:
+        model.set_params(C=strength)
+        with warnings.catch_warnings():
+            # Told in `chosen` instead, where it stays with the result.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(standardised, samples.labels)
+        weights, intercept = model.coef_, model.intercept_
+        if len(weights) == 1:
+            # Two classes come as one logit; half of it for one and half against the other is the same softmax.
+            weights, intercept = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
+        yield LinearClassifier(
+            columns=samples.columns,
+            classes=samples.classes,
+            mean=mean,
+            scale=scale,
+            weights=weights.astype(np.float64),
+            intercept=intercept.astype(np.float64),
+            chosen={"C": float(strength), "converged": bool(np.max(model.n_iter_) < options["max_iter"])},
+        )
+
+
+# --- the sparse path ---------------------------------------------------------------------------------
+
+
+def sparse_path(
+    samples: Samples, *, train: str = "train", most: float = max(NEC_LEVELS), seed: int = 0
+) -> list[LinearClassifier]:
+    """Logistic regressions from no concept to `most` effective concepts a class, by an elastic net of mixing 0.99.
+
+    The penalty falls by a tenth of an octave a step from where the first weight appears, as in VLG-CBM
+    (arXiv 2408.01432); the last point is the first with `most` effective concepts, or the end of the path.
+    """
+    fitted = samples.of(train)
+    most = min(most, len(fitted.columns))
+    options: dict[str, Any] = {"solver": "saga", "l1_ratio": MIXING, "max_iter": 200, "tol": 1e-3, "random_state": seed}
+    if not _ratio_decides():
+        options["penalty"] = "elasticnet"
+    path = []
+    for classifier in _linear_path(fitted, _path_strengths(fitted), **options):
+        path.append(replace(classifier, chosen={**classifier.chosen, "mixing": MIXING, "fitted_on": [train]}))
+        if classifier.nec >= most:
+            break
+    return path
+
+
+def _path_strengths(samples: Samples) -> list[float]:
+    """C of every point; at the first, the penalty is as large as the steepest slope of the loss at zero weights."""
+    mean, scale = _standard(samples)
+    standardised = (samples.features - mean) / scale
+    indicators = np.eye(len(samples.classes))[samples.labels]
+    slope = np.abs(standardised.T @ (indicators - indicators.mean(axis=0))).max()
+    first = MIXING / slope
+    return [float(first / _PATH_RATIO**step) for step in range(_PATH_STEPS)]
+
+
+def _ratio_decides() -> bool:
+    """Whether this scikit-learn takes the kind of penalty from `l1_ratio` alone, as it does from 1.8 on."""
+    import sklearn
+
+    major, minor = sklearn.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (1, 8)
+
+
+def at_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
+    """The first point of the path with at least `nec` effective concepts, cut to the `nec` × C largest weights.
+
+    The last point where none has so many (VLG-CBM's rule).
+    """
+    point = next((classifier for classifier in path if classifier.nec >= nec), path[-1])
+    sizes = np.abs(point.weights).ravel()
+    kept = np.zeros(sizes.size, bool)
+    kept[np.argsort(-sizes, kind="stable")[: round(nec * len(point.classes))]] = True
+    weights = np.where(kept.reshape(point.weights.shape), point.weights, 0.0)
+    return replace(point, weights=weights, chosen={**point.chosen, "nec": nec})
+
+
+@dataclass(frozen=True)
+class SparsePoint:
+    """Accuracy with `level` effective concepts allowed a class; `nec` were used, of which `accuracy` came."""
+
+    level: int
+    nec: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class SparseAccuracy:
+    """Accuracy against NEC. Levels above the number of concepts cannot be reached and are left out."""
+
+    points: tuple[SparsePoint, ...]
+
+    @property
+    def anec_5(self) -> float | None:
+        """Accuracy at NEC 5; None with fewer than five concepts."""
+        return next((point.accuracy for point in self.points if point.level == 5), None)
+
+    @property
+    def anec_avg(self) -> float | None:
+        """Mean accuracy over the levels; None with fewer than five concepts."""
+        return float(np.mean([point.accuracy for point in self.points])) if self.points else None
+
+
+def accuracy_against_nec(
+    path: Sequence[LinearClassifier], samples: Samples, split: str, log: LookLog
+) -> SparseAccuracy:
+    """Accuracy on a held-out split at every level of NEC; each level is a look."""
+    labels = samples.of(split).labels
+    points = []
+    for level in NEC_LEVELS:
+        if level > len(path[0].columns):
+            break
+        classifier = at_nec(path, level)
+        probabilities = look(classifier, samples, split, log, f"accuracy at NEC {level}")
+        accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
+        points.append(SparsePoint(level, classifier.nec, accuracy))
+    return SparseAccuracy(tuple(points))
+
+
+# --- the tree ----------------------------------------------------------------------------------------
+
+
+def fit_tree(
+    samples: Samples,
+    *,
+    train: str = "train",
+    val: str | None = "val",
+    refit: bool = False,
+    leaves: Sequence[int] = LEAVES,
+) -> TreeClassifier:
+    """A decision tree; the number of leaves with the highest balanced accuracy on `val` is chosen, the fewer on a tie.
+
+    Without `val` and with `refit` as in `fit_logistic`.
+    """
+    from sklearn.metrics import balanced_accuracy_score
+
+    trials = _trials(samples, train, val)
+    scores = []
+    for count in leaves:
+        found = []
+        for fitted, held in trials:
+            predicted = _grow(fitted, count).probabilities(held.features).argmax(axis=1)
+            found.append(balanced_accuracy_score(held.labels, predicted))
+        scores.append(float(np.mean(found)))
+    best = int(leaves[int(np.argmax(scores))])
+    fitted_on = _fitted_on(train, val, refit)
+    chosen = {
+        "leaves": best,
+        "chosen_on": _chosen_on(train, val),
+        "balanced_accuracy": {str(count): score for count, score in zip(leaves, scores, strict=True)},
+        "fitted_on": list(fitted_on),
+    }
+    return replace(_grow(samples.of(*fitted_on), best), chosen=chosen)
+
+
+def _grow(samples: Samples, leaves: int) -> TreeClassifier:
+    from sklearn.tree import DecisionTreeClassifier
+
+    mean, scale = _standard(samples)
+    model = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
+    tree = model.fit((samples.features - mean) / scale, samples.labels).tree_
+    leaf = tree.children_left < 0
+    counts = tree.value[:, 0, :]
+    return TreeClassifier(
+        columns=samples.columns,
+        classes=samples.classes,
+        mean=mean,
+        scale=scale,
+        column=np.where(leaf, -1, tree.feature).astype(np.int64),
+        threshold=np.where(leaf, -1.0, tree.threshold),
+        left=tree.children_left.astype(np.int64),
+        right=tree.children_right.astype(np.int64),
+        shares=counts / counts.sum(axis=1, keepdims=True),
+    )
+
+
+# --- what both share ---------------------------------------------------------------------------------
+
+
+def _standard(samples: Samples) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of every column; 1 where a column is constant."""
+    missing = np.flatnonzero(np.bincount(samples.labels, minlength=len(samples.classes)) == 0)
+    if len(missing):
+        raise AnalysisError(
+            f"The classes {[samples.classes[label] for label in missing]} have no rows to learn from "
+            f"(splits {sorted(set(samples.split.tolist()))}). Take more rows, or leave the classes out."
+        )
+    features = np.asarray(samples.features, np.float64)
+    scale = features.std(axis=0)
+    return features.mean(axis=0), np.where(scale > 0, scale, 1.0)
+
+
+def _trials(samples: Samples, train: str, val: str | None) -> list[tuple[Samples, Samples]]:
+    """What to fit on and what to choose by: train and val, or folds of train."""
+    fitted = samples.of(train)
+    if val is not None:
+        return [(fitted, samples.of(val))]
+    return [(fitted.take(inside), fitted.take(outside)) for inside, outside in folds(fitted, _FOLDS)]
+
+
+def _chosen_on(train: str, val: str | None) -> str:
+    return val if val is not None else f"{_FOLDS} folds of {train}"
+
+
+def _fitted_on(train: str, val: str | None, refit: bool) -> tuple[str, ...]:
+    return (train, val) if refit and val is not None else (train,)
+
+
+def _require_columns(classifier: Classifier, samples: Samples) -> None:
+    if samples.columns != classifier.columns or samples.classes != classifier.classes:
+        raise AnalysisError(
+            f"The classifier was fitted on the columns {list(classifier.columns)} and classes "
+            f"{list(classifier.classes)}; the rows have {list(samples.columns)} and {list(samples.classes)}."
+        )

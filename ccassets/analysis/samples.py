@@ -1,0 +1,151 @@
+"""Samples: the labelled rows that classifiers learn from and are measured on, and the folds they are cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.analysis.scores import concept_scores
+from ccassets.database.reader import FeatureDatabase
+from ccassets.errors import AnalysisError
+from ccassets.study import Concept
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N labelled rows.
+
+    `features` (N, K) float: concept scores, or any other columns, named by `columns`. `labels` (N,) int64 are places
+    in `classes`. `split` and, where patients or slides are known, `groups` are (N,) str. `ids` (N,) int64 are the
+    rows' own numbers, `keys` (N,) str say where they came from. Raises `AnalysisError` where these do not fit.
+    """
+
+    features: npt.NDArray[np.floating[Any]]
+    columns: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    split: npt.NDArray[np.object_]
+    classes: tuple[str, ...]
+    ids: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.object_] | None = None
+    keys: npt.NDArray[np.object_] | None = None
+
+    def __post_init__(self) -> None:
+        rows, columns = self.features.shape
+        if columns != len(self.columns):
+            raise AnalysisError(f"{columns} columns of features were given with {len(self.columns)} names")
+        for name in ("labels", "split", "ids", "groups", "keys"):
+            values = getattr(self, name)
+            if values is not None and len(values) != rows:
+                raise AnalysisError(f"{rows} rows of features were given with {len(values)} {name}")
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(wrong):
+            raise AnalysisError(
+                f"Labels from 0 to {len(self.classes) - 1} were expected ({len(self.classes)} classes); row "
+                f"{self.ids[wrong[0]]} has {self.labels[wrong[0]]} ({len(wrong)} such rows). A classifier needs a "
+                "label for every row."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of(self, *splits: str) -> Samples:
+        """The rows of these splits; raises `AnalysisError` where one has none."""
+        for split in splits:
+            if not np.any(self.split == split):
+                known = sorted(set(self.split.tolist()))
+                raise AnalysisError(f"There are no rows of the split {split!r}; there are {known}.")
+        return self.take(np.flatnonzero(np.isin(self.split, splits)))
+
+    def take(self, rows: npt.NDArray[Any]) -> Samples:
+        """These rows, by number or by mask."""
+        return replace(
+            self,
+            features=self.features[rows],
+            labels=self.labels[rows],
+            split=self.split[rows],
+            ids=self.ids[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            keys=None if self.keys is None else self.keys[rows],
+        )
+
+    def select(self, columns: Sequence[str]) -> Samples:
+        """The same rows with these columns only, in this order."""
+        unknown = [name for name in columns if name not in self.columns]
+        if unknown:
+            raise AnalysisError(f"There are no columns {unknown}; there are {list(self.columns)}.")
+        places = [self.columns.index(name) for name in columns]
+        return replace(self, features=self.features[:, places], columns=tuple(columns))
+
+    def with_features(self, features: npt.NDArray[np.floating[Any]], columns: Sequence[str]) -> Samples:
+        """The same rows described by other columns."""
+        return replace(self, features=features, columns=tuple(columns))
+
+
+def concept_samples(database: FeatureDatabase, words: Sequence[str] | None = None) -> Samples:
+    """Every row of a database described by its cosine concept scores; `words` are by default all its concepts.
+
+    Raises `AnalysisError` where rows have no label.
+    """
+    names = [concept.word for concept in concepts_of(database)] if words is None else list(words)
+    return _described(database, concept_scores(database, names), names)
+
+
+def feature_samples(database: FeatureDatabase) -> Samples:
+    """Every row of a database described by its image features, (N, D) float32."""
+    features = np.asarray(database.image_features, np.float32)
+    return _described(database, features, [f"f{number}" for number in range(database.dim)])
+
+
+def class_names(database: FeatureDatabase) -> tuple[str, ...]:
+    """What the labels are called: the data set's classes, else the label words, else the numbers."""
+    named = database.attributes.get("label_classes") or database.attributes.get("label_texts")
+    return tuple(named or map(str, range(int(database.labels.max(initial=-1)) + 1)))
+
+
+def concepts_of(database: FeatureDatabase) -> tuple[Concept, ...]:
+    """The database's concepts in their order, with group, level and synonyms where it knows them."""
+    told = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}
+    return tuple(
+        Concept.model_validate(told.get(word) or {"word": word, "synonyms": texts[1:]})
+        for word, texts in database.concepts.items()
+    )
+
+
+def _described(database: FeatureDatabase, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
+    if ((database.provenance or {}).get("dataset") or {}).get("labels") == "none":
+        raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
+    return Samples(
+        features=features,
+        columns=tuple(columns),
+        labels=database.labels,
+        split=database.split,
+        classes=class_names(database),
+        ids=database.ids,
+        groups=database.groups,
+        keys=database.keys,
+    )
+
+
+def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """Rows to fit on and rows left out, `count` times; classes are spread evenly, and no group is on both sides.
+
+    Raises `AnalysisError` where a class has fewer rows, or the data fewer groups, than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    counts = np.bincount(samples.labels, minlength=len(samples.classes))
+    scarce = [f"{samples.classes[label]} {counts[label]}" for label in np.flatnonzero((counts > 0) & (counts < count))]
+    if scarce:
+        raise AnalysisError(f"{count} folds need {count} rows of every class; found {', '.join(scarce)}.")
+    if samples.groups is None:
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        return list(splitter.split(samples.features, samples.labels))
+    known = len(set(samples.groups.tolist()))
+    if known < count:
+        raise AnalysisError(f"{count} folds need {count} groups; found {known}.")
+    grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    return list(grouped.split(samples.features, samples.labels, samples.groups))

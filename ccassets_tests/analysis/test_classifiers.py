@@ -1,0 +1,377 @@
+"""Classifiers: what they learn, what they may look at, and that a stored one says the same elsewhere."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccassets import open_database
+from ccassets.analysis.classifiers import (
+    NEC_LEVELS,
+    accuracy_against_nec,
+    at_nec,
+    classifier_digest,
+    fit_logistic,
+    fit_tree,
+    look,
+    sparse_path,
+)
+from ccassets.analysis.looks import LookLog
+from ccassets.analysis.models import apply_model, load_model, model_of, save_model
+from ccassets.analysis.samples import Samples, concept_samples, feature_samples, folds
+from ccassets.cli import app
+from ccassets.errors import AnalysisError
+from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, IDENTITY, cells, write_cells
+
+SAMPLES = cells().samples
+
+
+def accuracy(classifier, samples: Samples, split: str = "test") -> float:
+    probabilities = look(classifier, samples, split, LookLog(), "accuracy")
+    return float(np.mean(probabilities.argmax(axis=1) == samples.of(split).labels))
+
+
+def wide(rows: int = 1200, columns: int = 40) -> Samples:
+    """Samples of many columns, a few of which tell each of eight classes apart."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 8, rows)
+    centres = np.zeros((8, columns))
+    for label in range(8):
+        centres[label, 3 * label : 3 * label + 3] = (1.6, 1.2, 0.8)
+    features = (centres[labels] + rng.standard_normal((rows, columns))).astype(np.float32)
+    split = np.array(
+        ["train"] * (rows // 2) + ["val"] * (rows // 4) + ["test"] * (rows - rows // 2 - rows // 4), object
+    )
+    names = tuple(f"concept {number}" for number in range(columns))
+    return Samples(features, names, labels, split, tuple("abcdefgh"), np.arange(rows))
+
+
+# --- logistic regression -----------------------------------------------------------------------------
+
+
+def test_the_weights_point_at_the_concepts_of_a_class():
+    strongest = fit_logistic(SAMPLES).strongest(1)
+    assert {name: found["positive"][0][0] for name, found in strongest.items()} == {
+        "basophil": "Basophilic granules",
+        "lymphocyte": "Round nucleus",
+        "monocyte": "Cytoplasmic vacuoles",
+        "platelet": "Giant platelets",
+    }
+
+
+def test_the_scaler_knows_nothing_of_val_and_test():
+    train = SAMPLES.of("train").features.astype(np.float64)
+    others = np.where((SAMPLES.split != "train")[:, None], SAMPLES.features + 100, SAMPLES.features)
+    classifier = fit_logistic(SAMPLES.with_features(others, CONCEPTS))
+    assert np.allclose(classifier.mean, train.mean(axis=0))
+    assert np.allclose(classifier.scale, train.std(axis=0))
+
+
+def test_test_labels_change_nothing_in_a_fitted_classifier():
+    labels = np.where(SAMPLES.split == "test", 0, SAMPLES.labels)
+    for fit in (fit_logistic, fit_tree):
+        assert classifier_digest(fit(SAMPLES)) == classifier_digest(fit(replace(SAMPLES, labels=labels)))
+
+
+def test_the_strength_is_the_one_with_the_lowest_log_loss_on_val():
+    chosen = fit_logistic(SAMPLES).chosen
+    assert chosen["chosen_on"] == "val"
+    assert min(chosen["log_loss"], key=chosen["log_loss"].get) == f"{chosen['C']:g}"
+    # Labels of val that have nothing to do with the scores ask for the strongest penalty.
+    rng = np.random.default_rng(0)
+    labels = np.where(SAMPLES.split == "val", rng.permutation(SAMPLES.labels), SAMPLES.labels)
+    assert fit_logistic(replace(SAMPLES, labels=labels)).chosen["C"] == 0.001
+
+
+def test_refitting_takes_train_and_val_with_the_strength_that_was_chosen():
+    plain, refitted = fit_logistic(SAMPLES), fit_logistic(SAMPLES, refit=True)
+    assert refitted.chosen["C"] == plain.chosen["C"]
+    assert refitted.chosen["fitted_on"] == ["train", "val"]
+    assert np.allclose(refitted.mean, SAMPLES.of("train", "val").features.mean(axis=0), atol=1e-6)
+
+
+def test_contributions_and_intercept_add_up_to_the_logits():
+    classifier = fit_logistic(SAMPLES)
+    rows = SAMPLES.features[:7]
+    assert np.allclose(classifier.contributions(rows).sum(axis=2) + classifier.intercept, classifier.logits(rows))
+
+
+def test_two_classes_give_what_scikit_learn_says():
+    from sklearn.linear_model import LogisticRegression
+
+    two = SAMPLES.take(SAMPLES.labels < 2)
+    two = replace(two, classes=CLASSES[:2])
+    classifier = fit_logistic(two, strengths=[1.0])
+    train = two.of("train")
+    model = LogisticRegression(C=1.0, tol=1e-6).fit(classifier.standardise(train.features), train.labels)
+    expected = model.predict_proba(classifier.standardise(two.features))
+    assert np.allclose(classifier.probabilities(two.features), expected, atol=1e-6)
+
+
+def test_a_class_without_rows_in_train_is_named():
+    labels = np.where(SAMPLES.split == "train", np.minimum(SAMPLES.labels, 2), SAMPLES.labels)
+    with pytest.raises(AnalysisError, match=r"\['platelet'\] have no rows"):
+        fit_logistic(replace(SAMPLES, labels=labels))
+
+
+def test_a_row_without_a_label_is_named():
+    labels = SAMPLES.labels.copy()
+    labels[5] = -1
+    with pytest.raises(AnalysisError, match="row 5 has -1"):
+        replace(SAMPLES, labels=labels)
+
+
+def test_a_constant_concept_does_no_harm():
+    features = SAMPLES.features.copy()
+    features[:, 3] = 0.2
+    classifier = fit_logistic(SAMPLES.with_features(features, CONCEPTS))
+    assert np.isfinite(classifier.weights).all()
+    assert np.allclose(classifier.weights[:, 3], 0)
+
+
+# --- looks -------------------------------------------------------------------------------------------
+
+
+def test_every_look_is_a_line_that_stays(tmp_path: Path):
+    log = LookLog(tmp_path / "looks.jsonl")
+    classifier = fit_logistic(SAMPLES)
+    look(classifier, SAMPLES, "test", log, "accuracy")
+    first = (tmp_path / "looks.jsonl").read_text()
+    look(fit_tree(SAMPLES), SAMPLES, "test", LookLog(tmp_path / "looks.jsonl"), "accuracy of the tree")
+    assert (tmp_path / "looks.jsonl").read_text().startswith(first)
+    looks = log.looks()
+    assert [(seen.what, seen.split, seen.rows) for seen in looks] == [
+        ("accuracy", "test", 160),
+        ("accuracy of the tree", "test", 160),
+    ]
+    assert looks[0].model == classifier_digest(classifier) != looks[1].model
+
+
+def test_rows_with_other_columns_are_refused():
+    with pytest.raises(AnalysisError, match="was fitted on the columns"):
+        look(fit_logistic(SAMPLES), SAMPLES.select(CONCEPTS[::-1]), "test", LookLog(), "accuracy")
+
+
+# --- folds -------------------------------------------------------------------------------------------
+
+
+def test_folds_keep_groups_together_and_take_every_row_once():
+    samples = cells(grouped=True).samples
+    cut = folds(samples, 5)
+    assert sorted(np.concatenate([outside for _, outside in cut]).tolist()) == list(range(len(samples)))
+    for inside, outside in cut:
+        assert not set(samples.groups[inside]) & set(samples.groups[outside])
+
+
+def test_without_val_the_choice_is_made_by_folds_of_train():
+    chosen = fit_logistic(cells(grouped=True).samples, val=None).chosen
+    assert chosen["chosen_on"] == "5 folds of train"
+    assert chosen["fitted_on"] == ["train"]
+
+
+def test_too_few_groups_or_rows_for_the_folds_are_told():
+    few = replace(SAMPLES, groups=np.array(["a", "b"] * (len(SAMPLES) // 2), object))
+    with pytest.raises(AnalysisError, match="5 groups; found 2"):
+        folds(few, 5)
+    with pytest.raises(AnalysisError, match="5 rows of every class"):
+        folds(SAMPLES.take(np.arange(8)), 5)
+
+
+# --- the sparse path ---------------------------------------------------------------------------------
+
+
+def test_the_path_grows_from_no_concept_and_finds_the_telling_ones():
+    samples = wide()
+    path = sparse_path(samples)
+    assert path[0].nec == 0
+    assert path[-1].nec >= 30 or len(path) == 150
+    few = at_nec(path, 3)
+    assert few.nec == 3
+    for label, weights in enumerate(few.weights):
+        positive = np.flatnonzero(weights > 0)
+        assert set(positive) <= set(range(3 * label, 3 * label + 3))
+
+
+def test_accuracy_against_nec_has_a_look_for_every_level():
+    samples, log = wide(), LookLog()
+    result = accuracy_against_nec(sparse_path(samples), samples, "test", log)
+    assert [point.level for point in result.points] == list(NEC_LEVELS)
+    assert all(point.nec <= point.level for point in result.points)
+    assert result.anec_5 == result.points[0].accuracy > 0.7
+    assert result.anec_avg == pytest.approx(np.mean([point.accuracy for point in result.points]))
+    assert len(log.looks()) == len(NEC_LEVELS)
+
+
+def test_levels_above_the_number_of_concepts_are_left_out():
+    result = accuracy_against_nec(sparse_path(SAMPLES), SAMPLES, "test", LookLog())
+    assert [point.level for point in result.points] == [5]
+
+
+# --- the tree ----------------------------------------------------------------------------------------
+
+
+def test_the_tree_predicts_what_scikit_learn_predicts():
+    from sklearn.tree import DecisionTreeClassifier
+
+    tree = fit_tree(SAMPLES, leaves=[8])
+    train = SAMPLES.of("train")
+    model = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0)
+    model.fit(tree.standardise(train.features), train.labels)
+    expected = model.predict_proba(tree.standardise(SAMPLES.features))
+    assert np.allclose(tree.probabilities(SAMPLES.features), expected)
+
+
+def test_the_tree_reads_as_questions():
+    lines = fit_tree(SAMPLES, leaves=[4]).text().splitlines()
+    assert sum(line.rstrip().endswith("%)") for line in lines) == 4
+    assert any(line.startswith("Giant platelets above +") for line in lines)
+
+
+# --- chance ------------------------------------------------------------------------------------------
+
+
+def test_on_shuffled_labels_every_classifier_falls_to_chance():
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    samples = wide()
+    shuffled = replace(samples, labels=np.random.default_rng(5).permutation(samples.labels))
+    assert accuracy(fit_logistic(samples), samples) > 0.6
+    labels = shuffled.of("test").labels
+    counts = np.bincount(labels)
+    # Standard errors under chance: of a mean of binomial recalls, and of AUROCs (Mann and Whitney).
+    recall_error = np.sqrt(np.sum(1 / 8 * 7 / 8 / counts)) / 8
+    auroc_error = np.sqrt(np.mean((len(labels) + 1) / (12 * counts * (len(labels) - counts))))
+    for classifier in (fit_logistic(shuffled), fit_tree(shuffled), at_nec(sparse_path(shuffled), 5)):
+        probabilities = look(classifier, shuffled, "test", LookLog(), "chance")
+        balanced = balanced_accuracy_score(labels, probabilities.argmax(axis=1))
+        auroc = roc_auc_score(labels, probabilities, multi_class="ovr")
+        assert abs(balanced - 1 / 8) < 3 * recall_error
+        assert abs(auroc - 0.5) < 3 * auroc_error
+
+
+# --- stored and applied ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return write_cells(tmp_path / "cells.h5", cells(grouped=True).samples)
+
+
+@pytest.fixture
+def stored(database: Path, tmp_path: Path) -> Path:
+    with open_database(database) as opened:
+        save_model(model_of(fit_logistic(concept_samples(opened)), opened), tmp_path / "model.json")
+    return tmp_path / "model.json"
+
+
+def test_samples_of_a_database_are_its_cosines_labels_and_groups(database: Path):
+    samples = cells(grouped=True).samples
+    with open_database(database) as opened:
+        read = concept_samples(opened)
+        assert feature_samples(opened).features.shape == (len(samples), 16)
+    assert np.allclose(read.features, samples.features, atol=1e-3)
+    assert read.columns == CONCEPTS
+    assert read.classes == CLASSES
+    assert read.groups.tolist() == samples.groups.tolist()
+
+
+def test_a_data_set_without_labels_is_refused(tmp_path: Path):
+    path = write_cells(tmp_path / "cells.h5", SAMPLES, labels="none")
+    with open_database(path) as opened, pytest.raises(AnalysisError, match="has no labels"):
+        concept_samples(opened)
+
+
+@pytest.mark.parametrize("fit", [fit_logistic, fit_tree])
+def test_a_stored_classifier_is_read_back_bit_by_bit(fit, database: Path, tmp_path: Path):
+    with open_database(database) as opened:
+        samples = concept_samples(opened)
+        classifier = fit(samples)
+        save_model(model_of(classifier, opened), tmp_path / "model.json")
+    model = load_model(tmp_path / "model.json")
+    assert classifier_digest(model.classifier) == classifier_digest(classifier)
+    assert model.classifier.chosen == classifier.chosen
+    assert model.encoder_identity == IDENTITY
+    assert [(concept.word, concept.level) for concept in model.concepts][5] == ("Giant platelets", 3)
+    assert "scikit-learn" in model.libraries
+    assert np.array_equal(model.classifier.probabilities(samples.features), classifier.probabilities(samples.features))
+
+
+def test_another_cohort_is_predicted_by_row_and_by_group(stored: Path, tmp_path: Path):
+    cohort = cells(160, seed=7, grouped=True).samples
+    # More concepts, templates in another order: what the model needs is found by what it says.
+    path = write_cells(tmp_path / "cohort.h5", cohort, templates=("new {}", "an image of {}", "a cell with {}"))
+    with open_database(path) as opened:
+        rows = apply_model(load_model(stored), opened)
+        test = apply_model(load_model(stored), opened, "test")
+    right = np.mean(
+        [predicted == CLASSES[label] for predicted, label in zip(rows.predicted, cohort.labels, strict=True)]
+    )
+    assert right > 0.8
+    assert np.allclose(test.probabilities, rows.probabilities[cohort.split == "test"])
+    groups = rows.by_group()
+    first = groups.about["group"].tolist().index("patient 0")
+    assert groups.about["rows"][first] == 8
+    assert np.allclose(groups.probabilities[first], rows.probabilities[:8].mean(axis=0))
+
+
+def test_another_encoder_is_refused(stored: Path, tmp_path: Path):
+    path = write_cells(tmp_path / "foreign.h5", SAMPLES, identity="f" * 32)
+    with open_database(path) as opened, pytest.raises(AnalysisError, match=f"encoder {'f' * 32}, the model"):
+        apply_model(load_model(stored), opened)
+    path = write_cells(tmp_path / "unknown.h5", SAMPLES, identity=None)
+    with open_database(path) as opened, pytest.raises(AnalysisError, match="does not say which encoder"):
+        apply_model(load_model(stored), opened)
+
+
+def test_missing_concepts_and_templates_are_named(stored: Path, tmp_path: Path):
+    path = write_cells(tmp_path / "few.h5", SAMPLES, concepts=CONCEPTS[:5])
+    with open_database(path) as opened, pytest.raises(AnalysisError, match=r"no concepts \['Giant platelets'\]"):
+        apply_model(load_model(stored), opened)
+    path = write_cells(tmp_path / "other.h5", SAMPLES, templates=("a cell with {}",))
+    with open_database(path) as opened, pytest.raises(AnalysisError, match=r"\['an image of {}'\]"):
+        apply_model(load_model(stored), opened)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.update(version=2), "version"),
+        (lambda file: file["classifier"].update(kind="forest"), "classifier"),
+        (lambda file: file["classifier"]["weights"].pop(), "do not fit"),
+        (lambda file: file["classifier"]["weights"][0].pop(), "rows of equal length"),
+        (lambda file: file["classifier"]["scale"].__setitem__(0, 0.0), "do not fit"),
+        (lambda file: file.update(format="pickle"), "format"),
+    ],
+)
+def test_a_changed_model_file_is_refused(change, message: str, stored: Path):
+    file = json.loads(stored.read_text())
+    change(file)
+    stored.write_text(json.dumps(file))
+    with pytest.raises(AnalysisError, match=message):
+        load_model(stored)
+
+
+def test_a_tree_that_walks_in_circles_is_refused(database: Path, tmp_path: Path):
+    with open_database(database) as opened:
+        save_model(model_of(fit_tree(concept_samples(opened)), opened), tmp_path / "tree.json")
+    file = json.loads((tmp_path / "tree.json").read_text())
+    file["classifier"]["left"][0] = 0
+    (tmp_path / "tree.json").write_text(json.dumps(file))
+    with pytest.raises(AnalysisError, match="do not fit"):
+        load_model(tmp_path / "tree.json")
+
+
+def test_the_command_line_prints_predictions_as_csv(stored: Path, database: Path, tmp_path: Path):
+    from typer.testing import CliRunner
+
+    printed = CliRunner().invoke(app, ["apply", str(stored), str(database), "--split", "test"])
+    assert printed.exit_code == 0, printed.output
+    lines = printed.stdout.splitlines()
+    assert lines[0] == "id,key,split,group,predicted," + ",".join(f"p({name})" for name in CLASSES)
+    assert len(lines) == 1 + 160
+    output = tmp_path / "groups.csv"
+    by_group = CliRunner().invoke(app, ["apply", str(stored), str(database), "--by-group", "--output", str(output)])
+    assert by_group.exit_code == 0, by_group.output
+    assert output.read_text().splitlines()[0].startswith("group,rows,predicted,")
