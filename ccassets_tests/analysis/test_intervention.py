@@ -1,0 +1,183 @@
+"""What-if, intervention and concept AUROC against cells whose concepts are known, and where truth is read from."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccassets import open_database
+from ccassets.analysis.classifiers import fit_logistic
+from ccassets.analysis.intervention import concept_auroc, extremes, intervention_curve, leakage, what_if
+from ccassets.analysis.looks import LookLog
+from ccassets.analysis.truth import concept_truth
+from ccassets.datasets.phantom import PhantomDataset
+from ccassets.errors import AnalysisError
+from ccassets.study import PhantomDatasetConfig, Study
+from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, GROUPS, cells, write_cells
+
+NOISY = cells(720, noise=0.6)
+CLASSIFIER = fit_logistic(NOISY.samples)
+
+
+def curve(truth=NOISY.truth, order="uncertainty", log=None):
+    return intervention_curve(CLASSIFIER, NOISY.samples, truth, GROUPS, order=order, split="test", log=log or LookLog())
+
+
+def test_setting_a_telling_concept_changes_the_class():
+    ends = extremes(NOISY.samples)
+    row = NOISY.samples.features[np.flatnonzero(NOISY.samples.labels == CLASSES.index("lymphocyte"))[0]]
+    low, high = ends.low[CONCEPTS.index("Round nucleus")], ends.high[CONCEPTS.index("Giant platelets")]
+    result = what_if(CLASSIFIER, row, {"Round nucleus": low, "Giant platelets": high})
+    assert result.predicted == ("lymphocyte", "platelet")
+    assert sum(result.after.values()) == pytest.approx(1)
+    assert what_if(CLASSIFIER, row, {}).after == what_if(CLASSIFIER, row, {}).before
+
+
+def test_an_unknown_concept_cannot_be_set():
+    with pytest.raises(AnalysisError, match=r"no columns \['Auer rods'\]"):
+        what_if(CLASSIFIER, NOISY.samples.features[0], {"Auer rods": 1.0})
+
+
+def test_correcting_concepts_raises_accuracy_and_doubt_is_the_better_order():
+    random, doubtful = curve(order="random"), curve(order="uncertainty")
+    assert random.groups == ("nucleus", "granules", "cytoplasm", "cell")
+    assert len(random.accuracy) == 5
+    assert random.accuracy[0] == doubtful.accuracy[0] == pytest.approx(doubtful.accuracy[0])
+    assert random.accuracy[-1] == pytest.approx(doubtful.accuracy[-1])
+    assert random.accuracy[-1] > random.accuracy[0] + 0.05
+    assert sum(doubtful.accuracy[1:-1]) > sum(random.accuracy[1:-1])
+
+
+def test_without_known_truth_nothing_moves():
+    unknown = np.full_like(NOISY.truth, np.nan)
+    accuracy = curve(truth=unknown).accuracy
+    assert len(set(accuracy)) == 1
+
+
+def test_an_intervention_on_test_is_a_look():
+    log = LookLog()
+    curve(log=log)
+    assert [(look.what, look.split) for look in log.looks()] == [("intervention curve, uncertainty", "test")]
+
+
+def test_auroc_within_classes_is_half_for_a_score_that_only_knows_the_class():
+    truth, labels = NOISY.truth, NOISY.samples.labels
+    # The share of the class that shows a concept: all that a class label alone can say.
+    rates = np.array([truth[labels == label].mean(axis=0) for label in range(len(CLASSES))])
+    for found in concept_auroc(rates[labels], truth, labels, CONCEPTS):
+        assert found.overall > 0.6
+        assert found.within == 0.5
+    for found in concept_auroc(NOISY.samples.features, truth, labels, CONCEPTS):
+        assert found.within > 0.75
+
+
+def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
+    truth = NOISY.truth.copy()
+    truth[:700, 0] = np.nan
+    truth[:, 1] = 1
+    first, second, *_ = concept_auroc(NOISY.samples.features, truth, NOISY.samples.labels, CONCEPTS)
+    assert first.true + first.false == 20
+    assert second.false == 0
+    assert np.isnan(second.overall)
+    assert np.isnan(second.within)
+
+
+def test_scores_that_know_the_class_beyond_their_concepts_leak():
+    samples, truth = NOISY.samples, NOISY.truth
+    honest = leakage(samples, truth, split="test", log=LookLog())
+    hints = samples.features + 0.5 * np.eye(len(CLASSES), len(CONCEPTS))[samples.labels]
+    leaking = leakage(samples.with_features(hints, CONCEPTS), truth, split="test", log=LookLog())
+    assert abs(honest.information) < 0.1
+    assert leaking.information > 0.2
+    assert leaking.given_truth == honest.given_truth
+    with pytest.raises(AnalysisError, match="truth of no concept"):
+        leakage(samples, np.full_like(truth, np.nan), split="test", log=LookLog())
+
+
+# --- where truth comes from --------------------------------------------------------------------------
+
+
+def study(tmp_path: Path, **dataset: object) -> Study:
+    return Study(
+        name="cells",
+        folder=tmp_path,
+        dataset=dataset,
+        encoder={"kind": "phantom"},
+        vocabulary={"concepts": {"words": list(CONCEPTS)}},
+    )
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def database(tmp_path: Path):
+    with open_database(write_cells(tmp_path / "cells.h5", cells(24).samples)) as opened:
+        yield opened
+
+
+TABLE = {
+    "kind": "table",
+    "file": "cells.csv",
+    "columns": {
+        "concepts": {
+            "Segmented nucleus": {"nucleus": ["bilobed", "multilobed"]},
+            "Cytoplasmic vacuoles": {"vacuole": "yes"},
+        }
+    },
+}
+
+
+def test_truth_of_a_table_is_read_by_split_and_key(database, tmp_path: Path):
+    shapes, vacuoles = ["round", "bilobed", "multilobed", ""], ["yes", "no"]
+    rows = [
+        {
+            "path": f"./{key}" if row == 0 else key,
+            "split": split,
+            "label": "1",
+            "nucleus": shapes[row % 4],
+            "vacuole": vacuoles[row % 2],
+        }
+        for row, (split, key) in enumerate(zip(database.split, database.keys, strict=True))
+    ]
+    write_table(tmp_path / "cells.csv", rows[::-1])
+    truth = concept_truth(study(tmp_path, **TABLE), database)
+    assert truth.shape == (24, len(CONCEPTS))
+    assert np.array_equal(truth[:4, 0], [0, 1, 1, np.nan], equal_nan=True)
+    assert truth[:4, CONCEPTS.index("Cytoplasmic vacuoles")].tolist() == [1, 0, 1, 0]
+    assert np.isnan(truth[:, 1]).all()
+
+
+def test_a_value_or_a_word_that_does_not_exist_is_named(database, tmp_path: Path):
+    write_table(
+        tmp_path / "cells.csv", [{"path": "a", "split": "train", "label": "1", "nucleus": "x", "vacuole": "no"}]
+    )
+    with pytest.raises(AnalysisError, match="'bilobed', 'multilobed'"):
+        concept_truth(study(tmp_path, **TABLE), database)
+    wrong = {**TABLE, "columns": {"concepts": {"Segmented nuclei": {"nucleus": "x"}}}}
+    with pytest.raises(AnalysisError, match="Segmented nuclei"):
+        concept_truth(study(tmp_path, **wrong), database)
+
+
+def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
+    rows = {"train": 12, "val": 4, "test": 8}
+    samples = cells(24).samples
+    keys = np.array([f"{split}/{row:05d}" for split, count in rows.items() for row in range(count)], object)
+    path = write_cells(tmp_path / "phantoms.h5", type(samples)(**{**vars(samples), "keys": keys}))
+    with open_database(path) as opened:
+        truth = concept_truth(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
+    dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows=rows, size=32))
+    drawn = dataset.truth("val", 2).concepts
+    assert truth[14, 0] == drawn["Segmented nucleus"]
+    assert truth[14, CONCEPTS.index("Pale cytoplasm")] == drawn["Pale cytoplasm"]
+    # A word that no phantom is drawn by has no truth.
+    assert np.isnan(truth[:, CONCEPTS.index("Giant platelets")]).all()
+
+
+def test_a_folder_knows_no_concept(database, tmp_path: Path):
+    assert concept_truth(study(tmp_path, kind="folder", root="."), database) is None
