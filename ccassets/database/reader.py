@@ -288,6 +288,10 @@ class FeatureDatabase:
 
     # --- inside ---------------------------------------------------------------------------------------
 
+    def fileno(self) -> int:
+        """The descriptor of the open file, for reading at the places `byte_range` gives."""
+        return _fileno(self._file)
+
     def byte_range(self, name: str) -> tuple[int, int]:
         """Where a contiguous data set starts in the file, and the bytes of one of its rows."""
         dataset = self._dataset(name)
@@ -304,12 +308,8 @@ class FeatureDatabase:
             raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
         if dataset.dtype.kind not in "fiu":
             raise DatabaseError(f"{self.path}: /{name} has dtype {dataset.dtype}; numbers were expected")
-        offset = dataset.id.get_offset()
-        if dataset.chunks is not None or offset is None:
-            return cast(Array, dataset) if dataset.size else np.empty(dataset.shape, dataset.dtype)
-        # By the file that is open, not by its path: another one may have been published there since.
-        with os.fdopen(os.dup(self._file.id.get_vfd_handle()), "rb") as opened:
-            return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
+        mapped = map_dataset(dataset)
+        return cast(Array, dataset) if mapped is None else mapped
 
     def _values(self, name: str) -> Array:
         dataset = self._dataset(name)
@@ -546,6 +546,22 @@ def _member(group: h5py.Group, name: str) -> Any:
         where = f"{group.name.rstrip('/')}/{name}"
         raise DatabaseError(f"{where} is a soft or external link; something in the file itself was expected")
     return group[name]
+
+
+def map_dataset(dataset: h5py.Dataset) -> Array | None:
+    """The values of a contiguous numeric data set, mapped and not copied; None where they are stored otherwise."""
+    if not dataset.size:
+        return np.empty(dataset.shape, dataset.dtype)
+    offset = dataset.id.get_offset()
+    if dataset.chunks is not None or offset is None:
+        return None
+    # By the file that is open, not by its path: another one may have been published there since.
+    with os.fdopen(os.dup(_fileno(dataset.file)), "rb") as opened:
+        return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
+
+
+def _fileno(file: h5py.File) -> int:
+    return int(file.id.get_vfd_handle())
 
 
 def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
