@@ -7,7 +7,7 @@ import dagster as dg
 
 from ccassets.assets.common import is_partitioned
 from ccassets.errors import CcassetsError
-from ccassets.extraction.sources import current_identity, images_are_current, recorded_card, source_digest
+from ccassets.extraction.sources import current_identity, images_are_current, recorded_identity, source_digest
 from ccassets.jobs import Job, job_name
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.storage import Store
@@ -75,7 +75,7 @@ def _source_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
 def _requests(study: Study, place: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
     """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
     identity = current_identity(study, place, device=encoder.device, hf_token=encoder.hf_token)
-    if not place.encoder_card.exists() or identity != recorded_card(study, place).identity:
+    if identity != recorded_identity(place):
         yield dg.RunRequest(run_key=identity, job_name=job_name(study, "read_encoder"))
     changed = [split for split in study.splits if not images_are_current(study, split, place)]
     if not changed:

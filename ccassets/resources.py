@@ -42,6 +42,6 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
         if key not in _loaded:
             _loaded.clear()
             _loaded[key] = load_encoder(
-                study, device=self.device, store_cache=store.root / "cache", hf_token=self.hf_token
+                study, device=self.device, store_cache=store.cache, hf_token=self.hf_token
             )
         return _loaded[key]

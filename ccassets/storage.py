@@ -55,6 +55,11 @@ class Store:
         """Unpacked data sets, shared by all studies."""
         return self.root / "datasets"
 
+    @property
+    def cache(self) -> Path:
+        """Digests of weight files by fingerprint, shared by all studies."""
+        return self.root / "cache"
+
     def manifest(self, split: str) -> Path:
         # Percent-escaped, so that any split name is a file name on any file system.
         return self.folder / "manifest" / f"{quote(split, safe=' ')}.parquet"

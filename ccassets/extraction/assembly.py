@@ -20,7 +20,7 @@ from ccassets.database.writer import FileContent, RowContent, TemplateContent
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.contract import EncoderCard
-from ccassets.errors import CcassetsError, DatabaseError, StorageError
+from ccassets.errors import DatabaseError, DatasetError, StorageError
 from ccassets.extraction.images import held_entries
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
 from ccassets.extraction.plan import row_bytes
@@ -52,13 +52,14 @@ def assemble_database(
     """Assemble the database of a study from its parts; the file that was there stays readable until the end.
 
     A database that already is what it should be is left as it is. Raises `StorageError` naming the split or the
-    template whose parts are missing.
+    template whose parts are missing, `DatasetError` when splits were read under different class lists.
     """
     store = store or Store.of(study)
     path = output or store.database
     started = time.perf_counter()
     card = recorded_card(study, store)
     manifests = [recorded_manifest(study, split, store) for split in study.splits]
+    _require_one_class_list(study, manifests)
     templates = _templates(study, card, store)
     with exclusive(store.folder):
         remove_leftovers(path.parent)
@@ -66,15 +67,27 @@ def assemble_database(
         entries = np.concatenate([np.empty(0, np.int64), *(held_entries(manifest, index) for manifest in manifests)])
         content = _content(study, store, card, manifests, templates, index, entries, started)
         digest = content.attributes["provenance"]["digests"]["database"]
-        unchanged = _is_already(path, content)
+        verified = VerifiedFiles(store.folder)
+        unchanged = _is_already(path, content, verified)
         if not unchanged:
             require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
             sources, source_of, row_in = _places(index, entries, path)
             assemble(path, content, sources, source_of, row_in, progress)
-            VerifiedFiles(path.parent).add(path)
-        if not study.storage.keep_parts:
+            verified.add(path)
+        if not study.storage.keep_parts and path == store.database:  # Rows of a file elsewhere are not found again.
             _drop_parts(study, path, index, entries)
     return Assembly(path, digest, len(entries), path.stat().st_size, time.perf_counter() - started, unchanged)
+
+
+def _require_one_class_list(study: Study, manifests: Sequence[Manifest]) -> None:
+    """Refuse splits whose labels were numbered after different class lists: equal labels would mean other classes."""
+    for manifest in manifests:
+        if manifest.classes != manifests[0].classes:
+            raise DatasetError(
+                f"Split {manifests[0].split!r} of {study.name} was read with the classes {list(manifests[0].classes)}, "
+                f"split {manifest.split!r} with {list(manifest.classes)}. "
+                f"Materialize `{study.name}/images` for all splits again."
+            )
 
 
 def _templates(study: Study, card: EncoderCard, store: Store) -> dict[str, TemplateContent]:
@@ -207,16 +220,12 @@ def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[di
     ]
 
 
-def _is_already(path: Path, content: FileContent) -> bool:
+def _is_already(path: Path, content: FileContent, verified: VerifiedFiles) -> bool:
     """Whether the file at `path` holds the wanted rows, templates and attributes, and is untouched since."""
-    if not path.is_file() or not VerifiedFiles(path.parent).has(path):
+    if not path.is_file() or not verified.has(path):
         return False
-    try:
-        with open_database(path) as database:
-            found, wanted = dict(database.attributes), dict(content.attributes)
-    except CcassetsError:
-        return False
-    return _timeless(found, wanted) == _timeless(wanted, wanted)
+    with open_database(path) as database:
+        return _timeless(database.attributes, content.attributes) == _timeless(content.attributes, content.attributes)
 
 
 def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,12 +254,18 @@ def _places(
 
 def _drop_parts(study: Study, path: Path, index: RowIndex, entries: npt.NDArray[np.int64]) -> None:
     """Remove image parts whose every row is in the database, once the database is deeply valid."""
+    in_database = {digest.tobytes() for digest in index.image_digest[entries]}
+    spare = [
+        part
+        for number, part in enumerate(index.sources)
+        if part.parent.name == "rows"
+        and in_database.issuperset(digest.tobytes() for digest in index.image_digest[index.source == number])
+    ]
+    if not spare:
+        return
     findings = validate_database(path, study=study, deep=True)
     if has_errors(findings):
         errors = "; ".join(finding.message for finding in findings if finding.severity == "error")
         raise DatabaseError(f"{path.name} is not valid, its image parts are kept: {errors}")
-    in_database = set(index.feature_digest[entries].view("S16").ravel().tolist())
-    for number, part in enumerate(index.sources):
-        rows = index.feature_digest[index.source == number].view("S16").ravel().tolist()
-        if part.parent.name == "rows" and in_database.issuperset(rows):
-            part.unlink(missing_ok=True)
+    for part in spare:
+        part.unlink(missing_ok=True)

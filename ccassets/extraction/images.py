@@ -86,11 +86,12 @@ def extract_images(
     with exclusive(folder):
         remove_leftovers(folder)
         index = held_rows(store, card.identity)
+        damaged = index.damaged
         plan = plan_images(manifest, nothing_held() if fresh else index, study.extraction.rows_per_shard)
         busy = 0.0
         if plan.shards:
             require_space(folder, plan.to_encode * row_bytes(card), f"Encoding {plan.to_encode} images of {split!r}")
-            loaded = encoder() if encoder else load_encoder(study)
+            loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
             require_identity(loaded, card)
             busy = _Extraction(study, manifest, loaded, store).run(plan.shards, progress)
             index = held_rows(store, card.identity)
@@ -104,7 +105,7 @@ def extract_images(
         digest=manifest_split_digest(manifest, index),
         seconds=seconds,
         busy=busy / seconds if seconds else 0.0,
-        damaged=index.damaged,
+        damaged=damaged,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.digests import feature_digests, rows_digest
-from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.database.reader import READ_ERRORS, FeatureDatabase, iter_blocks, open_database
 from ccassets.errors import CcassetsError
 from ccassets.files import fingerprint
 from ccassets.storage import Store
 
 Digests = npt.NDArray[np.uint8]
+
+UNUSABLE = (CcassetsError, *READ_ERRORS)
+"""What reading a part can raise that is not what was written: it is then not used, and encoded again."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class VerifiedFiles:
             file.write(json.dumps([path.name, seen]) + "\n")
 
 
-def held_rows(store: Store, identity: str, *, with_parts: bool = True) -> RowIndex:
+def held_rows(store: Store, identity: str) -> RowIndex:
     """The index of all rows of an encoder identity under a storage root: parts first, then databases.
 
-    Every file is verified unless its fingerprint is known. `with_parts=False` looks into databases only.
+    Every file is verified unless its fingerprint is known.
     """
     folder = store.image_parts(identity)
-    parts = [_read_rows(path, identity, VerifiedFiles(folder)) for path in folder.glob("*.h5")] if with_parts else []
+    verified = VerifiedFiles(folder)
+    parts = [_read_rows(path, identity, verified) for path in folder.glob("*.h5")]
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
     databases = [
         _read_rows(path, identity, VerifiedFiles(path.parent))
@@ -123,7 +127,7 @@ def seconds_per_row(folder: Path) -> float | None:
     newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)[-16:]
     times = []
     for path in newest:
-        with contextlib.suppress(CcassetsError, OSError, KeyError, TypeError), open_database(path) as part:
+        with suppress(*UNUSABLE), open_database(path) as part:
             times.append(float((part.provenance or {})["created"]["seconds"]) / len(part))
     return statistics.median(times) if times else None
 
@@ -150,7 +154,7 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles) -> _FileRows:
                     return nothing
                 verified.add(path)
             return _FileRows(path, int(provenance["created"]["unix_ns"]), images, features)
-    except (CcassetsError, OSError, KeyError, ValueError, TypeError, AttributeError):
+    except UNUSABLE:
         return nothing
 
 
@@ -158,7 +162,7 @@ def _identity_of(path: Path) -> Any:
     try:
         with open_database(path) as database:
             return (database.provenance or {}).get("encoder", {}).get("identity")
-    except (CcassetsError, OSError, AttributeError):
+    except UNUSABLE:
         return None
 
 

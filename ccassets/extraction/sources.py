@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from ccassets.datasets import open_dataset
 from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest
@@ -67,7 +70,7 @@ def source_digest(study: Study, split: str, store: Store) -> str:
 
 def current_identity(study: Study, store: Store, *, device: str | None = None, hf_token: str | None = None) -> str:
     """The identity of the encoder as it is now; files are hashed only if their fingerprint changed."""
-    return inspect_encoder(study, store_cache=store.root / "cache", device=device, hf_token=hf_token).identity
+    return inspect_encoder(study, store_cache=store.cache, device=device, hf_token=hf_token).identity
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:
@@ -78,14 +81,20 @@ def find_source_problems(study: Study, store: Store) -> list[Finding]:
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
-    """The manifest that `read_images` left; `DatasetError` when it was not called."""
+    """The manifest that `read_images` left; `DatasetError` when it was not called, or with another limit."""
     path = store.manifest(split)
     if not path.exists():
         raise DatasetError(
             f"The images of split {split!r} of {study.name} were not read yet. "
             f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {study.name}`."
         )
-    return Manifest.load(path)
+    manifest = Manifest.load(path)
+    if manifest.limit != study.extraction.limit:
+        raise DatasetError(
+            f"The images of split {split!r} of {study.name} were read with the limit {manifest.limit}, and the study "
+            f"now says {study.extraction.limit}. Materialize `{study.name}/images` for {split!r} again."
+        )
+    return manifest
 
 
 def identify_encoder(
@@ -93,16 +102,48 @@ def identify_encoder(
 ) -> EncoderCard:
     """Fetch or find the encoder's weights, verify them, and record the identity card."""
     store = store or Store.of(study)
-    card = inspect_encoder(study, store_cache=store.root / "cache", device=device, hf_token=hf_token)
-    write_text(store.encoder_card, card.to_json())
+    card = inspect_encoder(study, store_cache=store.cache, device=device, hf_token=hf_token)
+    record = {"asked": _asked(study), "card": json.loads(card.to_json())}
+    write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))
     return card
 
 
+def recorded_identity(store: Store) -> str | None:
+    """The identity of the encoder that was looked at last, whatever the study says now; None when none was."""
+    record = _read_card(store)
+    return None if record is None else record[1].identity
+
+
 def recorded_card(study: Study, store: Store) -> EncoderCard:
-    """The identity card that `identify_encoder` left; `EncoderError` when it was not called."""
-    if not store.encoder_card.exists():
+    """The identity card that `identify_encoder` left.
+
+    Raises `EncoderError` when it was not called, or when the study asked for another encoder then.
+    """
+    record = _read_card(store)
+    if record is None:
         raise EncoderError(
             f"The encoder of {study.name} was not looked at yet. "
             f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
         )
-    return EncoderCard.from_json(store.encoder_card.read_text(encoding="utf-8"))
+    asked, card = record
+    if asked != _asked(study):
+        raise EncoderError(
+            f"The encoder section of {study.name} changed since its encoder was looked at. "
+            f"Materialize `{study.name}/encoder` again, or run `ccassets build {study.name}`."
+        )
+    return card
+
+
+def _read_card(store: Store) -> tuple[str, EncoderCard] | None:
+    """The digest of what was asked for, and the card that came of it; None when there is no record that can be read."""
+    try:
+        record = json.loads(store.encoder_card.read_text(encoding="utf-8"))
+        return record["asked"], EncoderCard.from_json(json.dumps(record["card"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _asked(study: Study) -> str:
+    """A digest of what a study says of its encoder: paths and a user's own options are nobody else's business."""
+    batch_size = study.extraction.batch_size if study.extraction.strict else None
+    return hashlib.sha256(f"{study.encoder.model_dump_json()}|{batch_size}".encode()).hexdigest()

@@ -17,7 +17,8 @@ from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.encoders import load_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard
 from ccassets.encoders.spans import token_spans
-from ccassets.errors import CcassetsError, EncoderError
+from ccassets.errors import EncoderError, StudyError
+from ccassets.extraction.parts import UNUSABLE
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, recorded_card
 from ccassets.files import exclusive, remove_leftovers
@@ -42,7 +43,7 @@ def extract_text(study: Study, *, store: Store | None = None, fresh: bool = Fals
     store = store or Store.of(study)
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
-    encoder = cache(lambda: load_encoder(study))
+    encoder = cache(lambda: load_encoder(study, store_cache=store.cache))
     return [
         extract_template(study, template_id, encoder=encoder, store=store, fresh=fresh)
         for template_id in study.vocabulary.templates()
@@ -59,18 +60,23 @@ def extract_template(
 ) -> TemplateExtraction:
     """Encode one template, unless a part of the same encoder and prompts is there (`fresh` encodes it anyway).
 
-    `encoder` is called only when there is something to encode.
+    `encoder` is called only when there is something to encode. Raises `StudyError` when there is no such template,
+    `EncoderError` when features are not finite.
     """
     store = store or Store.of(study)
     card = recorded_card(study, store)
-    template = study.vocabulary.templates()[template_id]
+    template = study.vocabulary.templates().get(template_id)
+    if template is None:
+        raise StudyError(
+            f"{study.name} has no template {template_id!r}; it has {', '.join(study.vocabulary.templates()) or 'none'}."
+        )
     path = template_part(template, card, store)
     started = time.perf_counter()
     with exclusive(path.parent):
         remove_leftovers(path.parent)
         encoded = 0
         if fresh or stored_template(template, card, store) is None:
-            loaded = encoder() if encoder else load_encoder(study)
+            loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
             require_identity(loaded, card)
             _write_part(path, study, template, loaded)
             encoded = len(template.prompts)
@@ -119,7 +125,7 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
                 and tuple(content.texts) == template.prompts
                 and stored.attributes.get("digest") == template_digest(content)
             )
-    except (CcassetsError, OSError, StopIteration, AttributeError, ValueError):
+    except (StopIteration, *UNUSABLE):
         return None
     return content if right else None
 
