@@ -42,8 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a folder whose writer is gone."""
-    for leftover in folder.glob(f".*{_TEMPORARY_SUFFIX}"):
+    """Remove our temporary files from a folder when their writer is gone; those of other programs stay."""
+    for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
         try:
             fd = os.open(leftover, os.O_RDWR)
         except FileNotFoundError:
