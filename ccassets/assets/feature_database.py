@@ -24,7 +24,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         group_name=study.name,
         automation_condition=REBUILD_STALE,
         kinds={"hdf5"},
-        code_version=code_version(study.vocabulary, study.splits, study.storage, study.extraction.limit),
+        code_version=code_version(_grouping(study), study.splits, study.storage, study.extraction.limit),
         description=(
             f"The database `{study.database_file}`: every image, label, prompt and their features, with digests and "
             "provenance. Refused while a split or a template is missing; the old file stays readable until the end."
@@ -49,6 +49,11 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         )
 
     return _feature_database
+
+
+def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
+    """What the file says of concepts beyond their prompts; an edited word makes its templates stale, not this."""
+    return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
 
 
 def _schema(place: Store) -> dg.TableSchema:
