@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ccassets.errors import StudyError
 
@@ -18,7 +18,15 @@ COMPONENT_TYPE = "ccassets.FeatureDatabase"
 SHIPPED_STUDIES = Path(__file__).parent / "defs"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Text = Annotated[str, Field(min_length=1)]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text!r}: a text is not blank, and has no NUL character")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 
 
 class _Section(BaseModel):
@@ -274,6 +282,13 @@ class Vocabulary(_Section):
     concepts: ConceptWords = ConceptWords()
     custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], tuple[Text, ...]] = {}
 
+    @model_validator(mode="after")
+    def _templates_have_words(self) -> Vocabulary:
+        for name, section in (("labels", self.labels), ("concepts", self.concepts)):
+            if section.templates and not section.words:
+                raise ValueError(f"{name} has templates and no words to put into them")
+        return self
+
     @field_validator("custom")
     @classmethod
     def _custom_ids_are_their_own(cls, custom: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -432,34 +447,65 @@ def _read_config(path: Path) -> StudyConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: this is not valid YAML: {error}") from error
+    repeated = [f"{path}:{key.start_mark.line + 1}: {key.value} stands here a second time" for key in _repeated(root)]
+    if repeated:
+        raise StudyError("\n".join(repeated))
     if not isinstance(data, dict) or data.get("type") != COMPONENT_TYPE:
         found = data.get("type") if isinstance(data, dict) else type(data).__name__
         raise StudyError(f"{path}:1: a study starts with `type: {COMPONENT_TYPE}`; found {found!r}")
-    unknown = sorted(set(map(str, data)) - {"type", "attributes", "requirements", "post_processing"})
+    unknown = set(map(str, data)) - {"type", "attributes", "requirements", "post_processing"}
     if unknown:
-        raise StudyError(f"{path}: unknown keys {unknown}; a study's own keys stand under `attributes`")
+        lines = [
+            f"{path}:{_place(root, [key])[0]}: {key}: a study's own keys stand under `attributes`" for key in unknown
+        ]
+        raise StudyError("\n".join(sorted(lines)))
     try:
         return StudyConfig.model_validate(data.get("attributes") or {})
     except ValidationError as error:
-        lines = [
-            f"{path}:{_line(root, ('attributes', *problem['loc']))}: "
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors()
-        ]
+        lines = []
+        for problem in error.errors():
+            line, key = _place(root, ["attributes", *problem["loc"]])
+            lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {problem['msg']}")
         raise StudyError("\n".join(lines)) from error
 
 
-def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """The line of the deepest node on the way to a location; union tags in it, which no key has, are passed over."""
+def _place(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:
+    """The line of the deepest node on the way to a location, and the keys to it as the user wrote them.
+
+    Tags of unions, which pydantic puts into a location and no file has, are left out.
+    """
     line = 1
+    keys = []
     for step in location:
+        inside = _children(node).get(str(step))
+        if inside is not None:
+            line, node = inside
+        if inside is not None or step == location[-1]:
+            keys.append(str(step))
+    return line, ".".join(keys)
+
+
+def _children(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:
+    """The line and node of everything directly inside a node, by key or number."""
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): (key.start_mark.line + 1, value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return {str(number): (item.start_mark.line + 1, item) for number, item in enumerate(node.value)}
+    return {}
+
+
+def _repeated(root: yaml.Node | None) -> list[yaml.Node]:
+    """Keys that stand a second time in their mapping: YAML readers silently drop the first."""
+    found, seen, pending = [], set(), [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # An alias: the same node in another place.
+            continue
+        seen.add(id(node))
+        pending += [child for _, child in _children(node).values()]
         if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(step):
-                    line, node = key.start_mark.line + 1, value
-                    break
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-    return line
+            keys = [key.value for key, _ in node.value]
+            found += [key for number, (key, _) in enumerate(node.value) if key.value in keys[:number]]
+    return found
