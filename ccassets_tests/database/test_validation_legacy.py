@@ -17,6 +17,9 @@ from ccassets.findings import Finding, has_errors
 from ccassets_tests.database.building import study
 from ccassets_tests.database.original_scripts import (
     CONCEPT_TEMPLATES,
+    CONCEPTS,
+    LABEL_TEMPLATES,
+    LABELS,
     append,
     finish,
     start,
@@ -293,6 +296,11 @@ def test_a_shorter_template_list_leaves_a_stale_template_behind(tmp_path: Path) 
     assert set(findings) == {"stale_template"}
     assert findings["stale_template"].where == "/templates/concept_prompts_t03"
     assert not has_errors(findings.values())
+    shorter = {
+        "concepts": {"words": CONCEPTS, "templates": CONCEPT_TEMPLATES[:2]},
+        "labels": {"words": LABELS, "templates": LABEL_TEMPLATES},
+    }
+    assert not has_errors(validate_database(path, study(["train"], vocabulary=shorter)))
 
 
 def test_a_changed_text_under_the_old_hash_is_named(tmp_path: Path) -> None:
@@ -334,6 +342,7 @@ def test_a_text_only_file_is_named_and_its_templates_are_checked(tmp_path: Path)
         file.attrs["version"] = "text-only-1.0"
         file.attrs["created_at"] = "2026-11-24 06:13:11"
     assert [finding.check for finding in validate_database(path)] == ["text_only"]
+    assert "study_splits" in {finding.check for finding in validate_database(path, study())}
     with h5py.File(path, "r+") as file:
         file["templates/concept20_prompts_t02/texts"][0] = "changed"
         del file.attrs["version"]

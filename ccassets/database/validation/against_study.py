@@ -8,7 +8,7 @@ from ccassets.database.layout import IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.report import Report, listed, rows_text
 from ccassets.database.validation.rows import split_rows
-from ccassets.database.validation.texts import differing
+from ccassets.database.validation.texts import differing, stale_templates
 from ccassets.study import Study
 
 _ALWAYS_TOKENS = {"conceptclip", "phantom"}
@@ -19,7 +19,9 @@ def check_study(contents: Contents, study: Study, report: Report) -> None:
     if contents.kind not in {"database", "text-only"}:
         return
     _check_vocabulary(contents, study, report)
-    if contents.kind == "database":
+    if contents.kind == "text-only":
+        report.add("study_splits", "/", "every split of the study was expected; a text-only file has no images")
+    else:
         _check_splits(contents, study, report)
         _check_tokens(contents, study, report)
         _check_limit(contents, study, report)
@@ -50,7 +52,10 @@ def _check_vocabulary(contents: Contents, study: Study, report: Report) -> None:
                 report.add(
                     "study_vocabulary", stored.where, f"template {template_id} differs from the study's: {different}"
                 )
-    more = [template_id for template_id in contents.templates if template_id not in wanted]
+    # What is left over from a longer list has its own warning, and is not taken over into the study's database.
+    more = [
+        template_id for template_id in contents.templates if template_id not in {*wanted, *stale_templates(contents)}
+    ]
     if more:
         report.add(
             "study_vocabulary",

@@ -374,7 +374,7 @@ def _check_version(contents: Contents, report: Report) -> None:
     expected = TEXT_ONLY_VERSION if contents.kind == "text-only" else VERSION
     found = contents.attributes.get("version")
     if found not in {expected, VERSION}:
-        text = "no such attribute" if found is None else shortened(str(found))
+        text = "no such attribute" if found is None else shortened(found) if isinstance(found, str) else repr(found)
         report.add("version", "/@version", f"version {expected!r} was expected; found {text}")
 
 

@@ -27,7 +27,7 @@ farther apart even where they look alike.
 
 TRACE_CHECKS = frozenset({"stopped_extraction", "torn_rows", "foreign_split", "doubled_rows"})
 
-_ROWS_PER_READ = 4096
+_ROWS_PER_READ = 1024
 _MOST_RESTARTS = 256
 
 

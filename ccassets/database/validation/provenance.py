@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 _SECTIONS = {"encoder": dict, "dataset": dict, "extraction": dict, "created": dict, "digests": dict, "libraries": dict}
 _ORIGINS = ("extracted", "adopted")
 _PRIVATE = re.compile(r"(/|[A-Za-z]:[\\/]|\\\\)\S|.*\bhf_[A-Za-z0-9]{16,}", re.DOTALL)
+_RANDOM = re.compile(r"random([:,]|$)")
 _IDENTITY_NEEDS = {"kind", "weights_digest", "preprocessing", "extraction_version", "recorded"}
 
 
@@ -88,7 +89,7 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Repor
             )
     recorded = _section(encoder, "recorded")
     weights = str(recorded.get("weights", ""))
-    if recorded.get("untrained") is True or weights.startswith("random"):
+    if recorded.get("untrained") is True or _RANDOM.match(weights) or _RANDOM.match(str(encoder.get("weights_digest"))):
         report.add(
             "random_weights",
             "/@provenance",

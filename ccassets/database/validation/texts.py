@@ -58,13 +58,29 @@ def hash_of(texts: Sequence[str]) -> str:
         return texts_hash([text.encode("utf-8", "surrogateescape").decode("latin-1") for text in texts])
 
 
-def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
-    """Numbered templates of one kind against the stored lists."""
-    numbered = {
+def _numbered(contents: Contents, kind: str) -> dict[str, int]:
+    """The numbered templates of a kind, each with its number."""
+    return {
         template_id: int(match[2])
         for template_id in contents.templates
         if (match := _NUMBERED.fullmatch(template_id)) and match[1] == kind
     }
+
+
+def stale_templates(contents: Contents) -> set[str]:
+    """Numbered templates beyond the stored list of their kind."""
+    return {
+        template_id
+        for kind, (templates_name, _) in LISTS.items()
+        if templates_name in contents.word_lists
+        for template_id, number in _numbered(contents, kind).items()
+        if not 1 <= number <= len(contents.word_lists[templates_name])
+    }
+
+
+def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
+    """Numbered templates of one kind against the stored lists."""
+    numbered = _numbered(contents, kind)
     templates_name, words_name = LISTS[kind]
     templates, words = (contents.word_lists.get(name) for name in LISTS[kind])
     if templates is None or words is None:
@@ -76,9 +92,10 @@ def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
                 f"{' and '.join(absent)} were expected beside {count(len(numbered), f'{kind} template')}",
             )
         return
+    stale = stale_templates(contents)
     for template_id, number in numbered.items():
         template = contents.templates[template_id]
-        if not 1 <= number <= len(templates):
+        if template_id in stale:
             report.add(
                 "stale_template",
                 template.where,
