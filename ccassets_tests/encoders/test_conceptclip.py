@@ -230,7 +230,7 @@ def test_patch_and_position_embedding_stay_float32_under_lower_precision(
 ) -> None:
     encoder: Any = load_encoder(make_study(weights=str(weights_folder), dtype="bfloat16"), device="cpu")
     seen: list[torch.dtype] = []
-    vision = encoder._model.vision
+    vision = encoder.model.vision
     vision.embeddings.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     vision.embeddings.patch_embedding.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     vision.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))

@@ -1,0 +1,398 @@
+"""The original pipeline: prompts and images go through a model into a growing file, batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
+from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.runtime import TEXT_BATCH, exact_arithmetic, to_host
+from ccassets.encoders.spans import token_spans
+from ccassets.errors import CcassetsError, DatasetError
+from ccassets.h5.artifacts import ModelArtifacts
+from ccassets.h5.exceptions import ArgumentError
+from ccassets.h5.growing import (
+    DEFAULT_DIM,
+    DEFAULT_PATH,
+    DEFAULT_TOKEN_COUNT,
+    append_batch,
+    count_splits,
+    create_row_datasets,
+    cut_rows,
+    init_file,
+    load_model_params,
+    provenance,
+    save_model_params,
+    set_provenance,
+    set_split_counts,
+    split_counts,
+    to_array,
+    write_template,
+)
+from ccassets.h5.loaders import batches, has_labels, require_order, rows_of
+from ccassets.h5.prompts import PromptConfig
+from ccassets.study import PromptTemplate
+
+if TYPE_CHECKING:
+    import torch
+
+PathLike = str | os.PathLike[str]
+Loaders = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+
+@dataclass
+class FeatureStoreSummary:
+    """What a run stored: prompts by template, new rows by split, and new rows in all."""
+
+    text_templates: dict[str, int]
+    image_samples_appended: dict[str, int]
+    total_new_samples: int
+
+
+def run_full_pipeline(
+    artifacts: ModelArtifacts,
+    prompt_config: PromptConfig,
+    loaders: Loaders,
+    *,
+    output_path: PathLike = DEFAULT_PATH,
+    resume: bool = True,
+    show_progress: bool = True,
+    extra_metadata: Mapping[str, object] | None = None,
+) -> FeatureStoreSummary:
+    """`store_prompt_features`, then `encode_and_store_image_features`."""
+    templates = store_prompt_features(artifacts, prompt_config, output_path=output_path, extra_metadata=extra_metadata)
+    appended = encode_and_store_image_features(
+        artifacts,
+        loaders,
+        output_path=output_path,
+        resume=resume,
+        show_progress=show_progress,
+        extra_metadata=extra_metadata,
+    )
+    return FeatureStoreSummary(templates, appended, sum(appended.values()))
+
+
+# --- texts --------------------------------------------------------------------------------------------
+
+
+def store_prompt_features(
+    artifacts: ModelArtifacts,
+    prompt_config: PromptConfig,
+    *,
+    output_path: PathLike = DEFAULT_PATH,
+    extra_metadata: Mapping[str, object] | None = None,
+) -> dict[str, int]:
+    """Encode every template and store it with the word lists and the model's logit parameters; gives id → K.
+
+    A new file takes D from the model. Unlike the original: the tokens (`input_ids`, `attention_mask`) are stored
+    too, and of our own model the place of each word; prompts are encoded 32 at a time; a file with templates that
+    these lists do not give, or with features of another model, is refused before anything is written.
+    """
+    encoded = ((template, _encode_template(artifacts, template)) for template in prompt_config.templates())
+    first = next(encoded, None)
+    dim = DEFAULT_DIM if first is None else first[1]["text_features"].shape[1]
+    stored: dict[str, int] = {}
+    metadata = {**prompt_config.metadata, **(extra_metadata or {})}
+    token_count = _token_count(artifacts)
+    with _opened(output_path, dim, token_count, metadata) as file:
+        _require_model(file, artifacts)
+        _require_no_others(file, prompt_config.build_template_map())
+        for template, arrays in [*([] if first is None else [first]), *encoded]:
+            write_template(file, template.template_id, template.prompts, **arrays)
+            stored[template.template_id] = len(template.prompts)
+        _record_model(file, artifacts)
+    return stored
+
+
+def _encode_template(artifacts: ModelArtifacts, template: PromptTemplate) -> dict[str, Any]:
+    inputs = artifacts.processor(text=list(template.prompts), return_tensors="pt", padding=True, truncation=True)
+    ids = inputs["input_ids"].to(artifacts.device)
+    with _evaluating(artifacts.model):
+        parts = [_encode(artifacts.model, "text", batch) for batch in ids.split(TEXT_BATCH)]
+    arrays: dict[str, Any] = {
+        "text_features": np.concatenate([features for features, _ in parts]),
+        "text_token_features": _joined([tokens for _, tokens in parts]),
+        "input_ids": to_array(ids),
+    }
+    if "attention_mask" in inputs:
+        arrays["attention_mask"] = to_array(inputs["attention_mask"])
+        if "offset_mapping" in inputs:
+            arrays["subject_span"] = token_spans(
+                to_array(inputs["offset_mapping"]), arrays["attention_mask"], template.subjects
+            )
+    return arrays
+
+
+def _joined(parts: list[Any]) -> Any:
+    return None if any(part is None for part in parts) else np.concatenate(parts)
+
+
+def _require_no_others(file: h5py.File, wanted: Mapping[str, Any]) -> None:
+    others = [
+        name
+        for name in file["templates"]
+        if name not in wanted and name.startswith(("concept_prompts_t", "label_prompts_t"))
+    ]
+    if others:
+        raise ArgumentError(
+            f"{file.filename} holds templates that these lists do not give: {others}. They would answer beside the "
+            "new ones; remove all with `clear_all_templates(path, confirm=True)` first."
+        )
+
+
+# --- images -------------------------------------------------------------------------------------------
+
+
+def encode_and_store_image_features(
+    artifacts: ModelArtifacts,
+    split_loaders: Loaders | None = None,
+    *,
+    output_path: PathLike = DEFAULT_PATH,
+    resume: bool = True,
+    show_progress: bool = True,
+    extra_metadata: Mapping[str, object] | None = None,
+) -> dict[str, int]:
+    """Encode the images of every split that are not stored yet; gives split → rows appended, where there were any.
+
+    `split_loaders` are loaders of (images, labels) batches by split, a mapping or the notebook's list of pairs, in
+    the order of the rows; a loader without labels gives images alone, and 0 is stored. A file without rows takes
+    D and T_img from the model.
+
+    Unlike the original: `split_counts` is kept with every batch, so a run that was stopped anywhere goes on with the
+    row it had come to, even in a file of the original scripts that were stopped; its batches are cut as in a run
+    that was not, and images that are stored are not decoded again. `resume=False` removes the stored rows of these
+    splits first instead of appending a second copy. Refused before anything is encoded: loaders that shuffle or drop
+    rows, splits with more rows than their loader has, a file begun with another model. The notebook's form without
+    `artifacts` took the model from the notebook's own variables: pass `ModelArtifacts(model, processor, device)`.
+    """
+    if split_loaders is None:
+        raise ArgumentError(
+            "encode_and_store_image_features(artifacts, split_loaders) was expected: a function in a module cannot "
+            "see a notebook's model. Pass ModelArtifacts(model, processor, device) first."
+        )
+    loaders = _by_split(split_loaders)
+    appended: dict[str, int] = {}
+    with _opened(output_path, DEFAULT_DIM, DEFAULT_TOKEN_COUNT, extra_metadata) as file:
+        _require_model(file, artifacts)
+        if not resume:
+            _remove_splits(file, loaders)
+        _plan(file, loaders)
+        _record_model(file, artifacts)
+        for split, loader in loaders.items():
+            rows = _append_split(file, artifacts, split, loader, show_progress)
+            if rows:
+                appended[split] = rows
+    return appended
+
+
+def _by_split(split_loaders: Loaders) -> dict[str, Any]:
+    pairs = list(split_loaders.items() if isinstance(split_loaders, Mapping) else split_loaders)
+    loaders = dict(pairs)
+    if len(loaders) < len(pairs):
+        raise ArgumentError(f"One loader a split was expected; found {[split for split, _ in pairs]}.")
+    for split, loader in pairs:
+        require_order(split, loader)
+    return loaders
+
+
+def _append_split(file: h5py.File, artifacts: ModelArtifacts, split: str, loader: Any, show_progress: bool) -> int:
+    recorded, total = split_counts(file).get(split, 0), rows_of(loader)
+    if recorded == total:
+        if show_progress:
+            print(f"Skip {split}: already stored {recorded}/{total} samples.")
+        return 0
+    labelled = has_labels(loader)
+    end = recorded
+    with _progress(split, recorded, total, show_progress) as advance:
+        for first, images, labels in _named_errors(batches(loader, recorded), split, file):
+            end = max(end, first + len(images))
+            done = max(0, recorded - first)
+            if done >= len(images):
+                continue
+            features, tokens = _encode_images(artifacts, images)
+            _fit(file, features.shape[1], 0 if tokens is None else tokens.shape[1])
+            append_batch(
+                file,
+                image_feats=features[done:],
+                image_token_feats=None if tokens is None else tokens[done:],
+                ids=None,
+                split_names=split,
+                labels=labels[done:] if labelled and labels is not None else None,
+            )
+            advance(len(images) - done)
+    if total is None and end < split_counts(file).get(split, 0):
+        raise ArgumentError(f"{file.filename} holds {recorded} rows of {split!r}; its loader gives {end}.")
+    return split_counts(file).get(split, 0) - recorded
+
+
+def _encode_images(artifacts: ModelArtifacts, images: Any) -> tuple[Any, Any]:
+    inputs = artifacts.processor(images=images, return_tensors="pt", padding=True, truncation=True)
+    with _evaluating(artifacts.model):
+        features, tokens = _encode(artifacts.model, "image", inputs["pixel_values"].to(artifacts.device))
+    if len(features) != len(images):
+        raise ArgumentError(f"The model gave {len(features)} features for {len(images)} images.")
+    return features, tokens
+
+
+def _fit(file: h5py.File, dim: int, token_count: int) -> None:
+    """Give a file without rows the model's D and T_img; every later batch must have them."""
+    found = file[IMAGE_FEATURES].shape[1], file[IMAGE_TOKEN_FEATURES].shape[1] if IMAGE_TOKEN_FEATURES in file else 0
+    if found == (dim, token_count) or len(file[IMAGE_FEATURES]):
+        return
+    widths = {template["text_features"].shape[1] for template in file["templates"].values()}
+    if widths - {dim}:
+        raise ArgumentError(f"The templates of {file.filename} have D = {widths}; this model has {dim}.")
+    create_row_datasets(file, dim, token_count)
+
+
+def _plan(file: h5py.File, loaders: Mapping[str, Any]) -> None:
+    """Record how many rows every split is to have, so that a stopped run can be told from a finished one."""
+    counts = split_counts(file)
+    found = provenance(file)
+    for split, loader in loaders.items():
+        total = rows_of(loader)
+        if total is None:
+            continue
+        if counts.get(split, 0) > total:
+            raise ArgumentError(
+                f"{file.filename} holds {counts[split]} rows of {split!r}; its loader has {total}. "
+                "These are other data: give a new path, or resume=False to replace them."
+            )
+        found["dataset"]["splits"].setdefault(split, {})["planned"] = total
+        if not total:
+            counts.setdefault(split, 0)
+            set_split_counts(file, counts)
+    set_provenance(file, found, counts)
+    file.flush()
+
+
+def _remove_splits(file: h5py.File, loaders: Mapping[str, Any]) -> None:
+    counts = count_splits(file)
+    names = list(counts)
+    place = next((number for number, name in enumerate(names) if name in loaders), len(names))
+    others = [name for name in names[place:] if name not in loaders]
+    if others:
+        raise ArgumentError(
+            f"resume=False would remove the rows of {others} too, which follow in the file and have no loader here. "
+            "Pass their loaders as well, or give a new path."
+        )
+    found = provenance(file)
+    for split in loaders:
+        found["dataset"]["splits"].pop(split, None)
+    cut_rows(file, sum(counts[name] for name in names[:place]))
+    set_provenance(file, found, split_counts(file))
+
+
+def _named_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator[Any]:
+    """The same batches; what a data set raises is told with the split and what is safe."""
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except CcassetsError:
+            raise
+        except Exception as error:
+            raise DatasetError(
+                f"The loader of {split!r} failed ({type(error).__name__}: {error}). "
+                f"{split_counts(file).get(split, 0)} of its rows are stored; call again to go on from there."
+            ) from error
+        yield item
+
+
+# --- the model ----------------------------------------------------------------------------------------
+
+
+def _encode(model: Any, kind: str, inputs: torch.Tensor) -> tuple[Any, Any]:
+    """Features (B, D) and token features (B, T, D) or None, as arrays; tokens projected where the model projects."""
+    encode, project = getattr(model, f"encode_{kind}"), getattr(model, f"{kind}_proj", None)
+    with exact_arithmetic():
+        features, tokens = encode(inputs, normalize=True)
+        if tokens is not None and project is not None:
+            tokens = project(tokens)
+        if tokens is not None:
+            tokens = to_host(tokens) if kind == "image" else to_array(tokens)
+        return to_array(features), tokens
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode for a model that is still in training mode, whose dropout would make features random."""
+    training = bool(getattr(model, "training", False))
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+@contextmanager
+def _opened(path: PathLike, dim: int, token_count: int, metadata: Mapping[str, object] | None) -> Iterator[h5py.File]:
+    """The file to go on with, or a new one of these sizes."""
+    new = not Path(path).is_file() or not Path(path).stat().st_size
+    with init_file(path, dim if new else None, token_count if new else None, metadata) as file:
+        yield file
+
+
+def _card(artifacts: ModelArtifacts) -> EncoderCard | None:
+    card = getattr(artifacts.model, "card", None)
+    return card if isinstance(card, EncoderCard) else None
+
+
+def _token_count(artifacts: ModelArtifacts) -> int:
+    card = _card(artifacts)
+    return DEFAULT_TOKEN_COUNT if card is None else card.token_count
+
+
+def _parameters(model: Any) -> dict[str, float]:
+    found = {name: getattr(model, name, None) for name in LOGIT_PARAMETERS}
+    return {name: float(to_array(value).reshape(-1)[0]) for name, value in found.items() if value is not None}
+
+
+def _require_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
+    """Refuse a model that is not the one the file was begun with, as far as that can be seen."""
+    recorded = provenance(file)
+    card = _card(artifacts)
+    begun = {"identity": recorded["encoder"].get("identity"), **load_model_params(file)}
+    now = {"identity": None if card is None else card.identity, **_parameters(artifacts.model)}
+    moved = {name: (begun[name], value) for name, value in now.items() if begun.get(name) not in (None, value)}
+    if moved:
+        text = "; ".join(f"{name} was {before}, is {after}" for name, (before, after) in moved.items())
+        raise ArgumentError(
+            f"{file.filename} was begun with another model ({text}). Features of two models must not meet in one "
+            "file: give a new path."
+        )
+
+
+def _record_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
+    from ccassets.extraction.provenance import encoder_provenance, libraries
+
+    save_model_params(file, **_parameters(artifacts.model))
+    found = provenance(file)
+    card = _card(artifacts)
+    if card is not None:
+        found["encoder"] = encoder_provenance(card)
+    found["extraction"]["model"] = type(artifacts.model).__name__
+    found["libraries"] = libraries()
+    set_provenance(file, found, split_counts(file))
+    file.flush()
+
+
+@contextmanager
+def _progress(split: str, recorded: int, total: int | None, show: bool) -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show, transient=True) as progress:
+        task = progress.add_task(f"{split} split", total=total, completed=recorded)
+        yield lambda rows: progress.advance(task, rows)

@@ -1,0 +1,216 @@
+"""From a growing file to a finished one, and the removal of its templates."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.digests import database_digest, feature_digests, split_digest, template_digest
+from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
+from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
+from ccassets.errors import DatabaseError
+from ccassets.files import require_space
+from ccassets.h5.exceptions import ArgumentError, MissingFileError
+from ccassets.h5.growing import DEFAULT_PATH, WORD_LISTS, init_file, provenance, split_counts, stored_json
+from ccassets.h5.journal import no_writer
+
+PathLike = str | os.PathLike[str]
+
+_BLOCK_BYTES = 8 << 20
+_SET_BY_WRITER = ("D", "T_img", "created_at", "version", "profile", "split_counts", "provenance", "rows_digest")
+
+
+def finalize(path: PathLike, output_path: PathLike | None = None) -> Path:
+    """Publish a growing file in the finished, contiguous form; gives its path.
+
+    The file at `path` is validated, read once for its digests and once to be copied, in small blocks, into a new
+    file that takes its place (or that of `output_path`, and `path` stays) at the end by renaming. What the original
+    scripts wrote may be published too; it is called `adopted` then. A finished file cannot grow any more: `init_file`
+    refuses it. Keys are the rows' numbers in their splits, since loaders name no files, and there are no image
+    digests; a study's own build has both.
+
+    Raises `DatabaseError` listing every error that validation found; nothing is written then.
+    """
+    from ccassets.database.validation import validate_database
+
+    source, target = Path(path), Path(output_path or path)
+    if not source.is_file():
+        raise MissingFileError(f"There is no file {path}.")
+    with no_writer(source):
+        errors = [finding for finding in validate_database(source) if finding.severity == "error"]
+        if errors:
+            listed = "\n".join(f"{finding.check} at {finding.where}: {finding.message}" for finding in errors)
+            raise DatabaseError(f"{path} is not published, validation found {len(errors)} errors:\n{listed}")
+        with open_database(source) as database:
+            if "profile" not in database.attributes:
+                require_space(target.parent, source.stat().st_size, f"Publishing {source.name}")
+                _write(target, database, _published(database))
+                return target
+    if target != source:
+        raise ArgumentError(f"{path} is a finished file already; copy it with any tool.")
+    return target
+
+
+def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False) -> None:
+    """Remove every template, and the word and template lists they were made from.
+
+    Unlike the original: nothing is removed unless `confirm=True`, since one call would undo the text extraction; the
+    lists go too, which would otherwise describe templates that are not there; and it is said what becomes of the
+    space. A growing file keeps it until `finalize`, a finished one is written anew without the templates, and gives
+    it back.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise MissingFileError(f"There is no file {path}.")
+    with no_writer(source), open_database(source) as database:
+        names = list(database.templates)
+        size = sum(dataset.id.get_storage_size() for dataset in _template_datasets(database.file))
+        if names and not confirm:
+            raise ArgumentError(
+                f"clear_all_templates would remove {len(names)} templates ({size:,} bytes) of {path}, which must be "
+                f"encoded again afterwards: {names}. Say clear_all_templates(path, confirm=True) if that is meant."
+            )
+        finished = "profile" in database.attributes
+        if finished and names:
+            require_space(source.parent, source.stat().st_size, f"Writing {source.name} without its templates")
+            _write(source, database, _without_templates(database))
+    if not finished:
+        with init_file(source) as file:
+            del file["templates"]
+            file.create_group("templates")
+            for name in WORD_LISTS:
+                file.attrs.pop(name, None)
+    fate = "given back" if finished else "kept in the file until finalize() publishes it"
+    more = " ..." if len(names) > 5 else ""
+    print(f"Cleared {len(names)} template groups: {names[:5]}{more} ({size:,} bytes, {fate})")
+
+
+def _template_datasets(file: h5py.File) -> Iterable[h5py.Dataset]:
+    groups = file["templates"].values() if "templates" in file else ()
+    return [item for group in groups for item in group.values() if isinstance(item, h5py.Dataset)]
+
+
+# --- content ------------------------------------------------------------------------------------------
+
+
+def _published(database: FeatureDatabase) -> FileContent:
+    started = time.perf_counter()
+    rows = _rows(database)
+    return _content(database, rows, _templates(database), _provenance(database, started), drop=())
+
+
+def _without_templates(database: FeatureDatabase) -> FileContent:
+    record = dict(database.provenance or {})
+    return _content(database, _rows(database), {}, record, drop=(*WORD_LISTS, "concepts"))
+
+
+def _content(
+    database: FeatureDatabase,
+    rows: RowContent,
+    templates: Mapping[str, TemplateContent],
+    record: dict[str, Any],
+    drop: Iterable[str],
+) -> FileContent:
+    kept = {
+        name: _plain(value)
+        for name, value in database.file.attrs.items()
+        if name not in _SET_BY_WRITER and name not in drop
+    }
+    if any(name in kept for name in LOGIT_PARAMETERS):
+        kept.setdefault("logit_scale_space", LOGIT_SCALE_SPACE)
+    splits = _split_digests(database, rows)
+    vocabulary = {name: json.loads(kept[name]) for name in WORD_LISTS if name in kept}
+    digests = {name: template_digest(template) for name, template in templates.items()}
+    record["digests"] = {"splits": splits, "database": database_digest(splits, digests, vocabulary)}
+    attributes = {**kept, "split_counts": split_counts(database.file), "provenance": record}
+    return FileContent("database", database.dim, database.token_count, rows, templates, attributes)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as the writer takes it: a text as it is stored, and numbers of Python."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _rows(database: FeatureDatabase) -> RowContent:
+    positions = np.concatenate(
+        [np.empty(0, np.int64), *(np.arange(s.stop - s.start) for s in database.splits.values())]
+    )
+    return RowContent(
+        split=database.split.tolist(),
+        labels=database.labels,
+        keys=[str(row) for row in positions] if database.keys is None else database.keys.tolist(),
+        image_digest=database.image_digest,
+        feature_digest=_feature_digests(database) if database.feature_digest is None else database.feature_digest,
+        groups=None if database.groups is None else database.groups.tolist(),
+        label_matrix=database.label_matrix,
+    )
+
+
+def _feature_digests(database: FeatureDatabase) -> npt.NDArray[np.uint8]:
+    digests = np.empty((len(database), 16), np.uint8)
+    tokens = database.image_token_features
+    for first, block in iter_blocks(database.image_features if tokens is None else tokens, _BLOCK_BYTES):
+        place = slice(first, first + len(block))
+        features = block if tokens is None else np.asarray(database.image_features[place])
+        digests[place] = feature_digests(features, None if tokens is None else block)
+    return digests
+
+
+def _templates(database: FeatureDatabase) -> dict[str, TemplateContent]:
+    return {
+        name: TemplateContent(
+            texts=template.texts,
+            text_features=template.text_features,
+            text_token_features=template.text_token_features,
+            input_ids=template.input_ids,
+            attention_mask=template.attention_mask,
+            subject_span=template.subject_span,
+        )
+        for name, template in database.templates.items()
+    }
+
+
+def _provenance(database: FeatureDatabase, started: float) -> dict[str, Any]:
+    from ccassets.extraction.provenance import created
+
+    record = provenance(database.file)
+    record["created"] = dict(created(time.perf_counter() - started))
+    record["dataset"].setdefault("labels", "unknown")
+    record["dataset"]["image_digests"] = "none"
+    for split, rows in split_counts(database.file).items():
+        record["dataset"]["splits"].setdefault(split, {})["rows"] = rows
+    record["grown"] = {"created_at": stored_json(database.file, "created_at")}
+    return record
+
+
+def _split_digests(database: FeatureDatabase, rows: RowContent) -> dict[str, str]:
+    return {
+        split: split_digest(
+            rows.feature_digest[place],
+            keys=rows.keys[place],
+            labels=rows.labels[place],
+            groups=None if rows.groups is None else rows.groups[place],
+            label_matrix=None if rows.label_matrix is None else rows.label_matrix[place],
+        )
+        for split, place in database.splits.items()
+    }
+
+
+def _write(path: Path, database: FeatureDatabase, content: FileContent) -> None:
+    with new_file(path, content) as rows:
+        for name in BULK if content.token_count else (IMAGE_FEATURES,):
+            values = database.image_token_features if name == IMAGE_TOKEN_FEATURES else database.image_features
+            assert values is not None
+            for first, block in iter_blocks(values, _BLOCK_BYTES):
+                rows.write(name, first, block)
