@@ -104,6 +104,43 @@ def test_any_hdf5_file_gets_findings(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("odd", [b"\xff\x00", "", "null", -1, float("nan"), [1, 2], ["a"], h5py.Empty("f4")])
+def test_attributes_may_be_anything(odd: object, tmp_path: Path) -> None:
+    good = write_database(tmp_path / "good.h5").read_bytes()
+    path = tmp_path / "odd.h5"
+    with h5py.File(tmp_path / "good.h5") as file:
+        places = [(where, name) for where in ("/", "templates/free_text") for name in file[where].attrs]
+    for where, name in places:
+        path.write_bytes(good)
+        with h5py.File(path, "r+") as file:
+            file[where].attrs[name] = np.bytes_(odd) if isinstance(odd, bytes) else odd
+        findings = validate_database(path, study(), deep=True)
+        assert findings or name in {"logit_scale", "logit_bias", "concept_logit_scale", "concept_logit_bias"}, name
+        json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("odd", [None, [], "", 3, [None], {"train": None}])
+def test_provenance_may_be_anything(odd: object, tmp_path: Path) -> None:
+    good = write_database(tmp_path / "good.h5").read_bytes()
+    path = tmp_path / "odd.h5"
+    with h5py.File(tmp_path / "good.h5") as file:
+        provenance = json.loads(file.attrs["provenance"])
+    places = [(section, None) for section in provenance] + [
+        (section, name) for section, values in provenance.items() if isinstance(values, dict) for name in values
+    ]
+    places += [("dataset splits train", name) for name in ("rows", "skipped", "blank")]
+    for place, name in places:
+        changed = json.loads(json.dumps(provenance))
+        target = changed
+        for step in place.split() if name else ():
+            target = target[step]
+        target[name or place] = odd
+        path.write_bytes(good)
+        with h5py.File(path, "r+") as file:
+            file.attrs["provenance"] = json.dumps(changed)
+        validate_database(path, study(), deep=True)
+
+
 # --- findings -----------------------------------------------------------------------------------------
 
 

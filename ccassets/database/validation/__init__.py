@@ -14,6 +14,7 @@ from ccassets.database.validation.provenance import check_provenance
 from ccassets.database.validation.registry import CHECKS, GROUPS, Check
 from ccassets.database.validation.report import Report
 from ccassets.database.validation.rows import check_rows
+from ccassets.database.validation.structure import check_structure
 from ccassets.database.validation.texts import check_texts
 from ccassets.database.validation.values import BULK_CHECKS, check_logit_parameters, check_values
 from ccassets.errors import DatabaseError
@@ -46,6 +47,7 @@ def validate_database(
     report = Report()
     with open_database(path) as database:
         contents = read_contents(database, report)
+        check_structure(contents, report)
         check_rows(contents, report)
         if wanted & TRACE_CHECKS:
             check_traces(contents, report)

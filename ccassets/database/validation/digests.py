@@ -16,8 +16,9 @@ from ccassets.database.digests import (
     template_digest,
 )
 from ccassets.database.reader import map_dataset
-from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents, guarded
-from ccassets.database.validation.report import Report
+from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents
+from ccassets.database.validation.reading import guarded
+from ccassets.database.validation.report import Report, shortened
 
 
 def check_digests(contents: Contents, report: Report) -> None:
@@ -58,13 +59,17 @@ def _strings(value: Any) -> Mapping[str, str]:
     return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
 
 
-def _different(report: Report, check: str, where: str, stored: str, found: str | None) -> None:
-    report.add(check, where, f"{stored}, as it was recorded, was expected; the file's content gives {found or 'none'}")
+def _different(report: Report, check: str, where: str, stored: Any, found: str | None) -> None:
+    report.add(
+        check,
+        where,
+        f"{shortened(str(stored))}, as it was recorded, was expected; the file's content gives {found or 'none'}",
+    )
 
 
 def _check_rows(contents: Contents, report: Report) -> None:
     stored = contents.attributes.get("rows_digest")
-    if isinstance(stored, str) and contents.image_digest is not None and contents.feature_digest is not None:
+    if stored is not None and contents.image_digest is not None and contents.feature_digest is not None:
         found = rows_digest(contents.image_digest, contents.feature_digest)
         if found != stored:
             _different(report, "rows_digest", "/@rows_digest", stored, found)
@@ -73,21 +78,20 @@ def _check_rows(contents: Contents, report: Report) -> None:
 def _check_template(template: TemplateContents, report: Report) -> str | None:
     """The stored digest of a template, compared with its content; None where there is none and none can be computed."""
     stored = template.attributes.get("digest")
-    stored = stored if isinstance(stored, str) else None
     if template.texts is None or "text_features" not in template.datasets:
-        return stored
+        return None if stored is None else str(stored)
     arrays = {
         name: guarded(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", report)  # type: ignore[misc]
         for name in TEMPLATE_ARRAYS
         if name in template.datasets
     }
     if any(array is None for array in arrays.values()):
-        return stored
+        return None if stored is None else str(stored)
     content = SimpleNamespace(**{name: arrays.get(name) for name in TEMPLATE_ARRAYS}, texts=template.texts)
     found = template_digest(content)
     if stored is not None and stored != found:
         _different(report, "template_digest", f"{template.where}@digest", stored, found)
-    return stored or found
+    return found if stored is None else str(stored)
 
 
 def _mapped(dataset: h5py.Dataset) -> Any:

@@ -50,7 +50,7 @@ _CHECKS = (
         "error",
         "structure",
         "`profile` says whether a file is a database, an image part (rows of one split) or a template part.",
-        "Rename or remove a part that is none; build it again.",
+        "Remove the file and build again.",
     ),
     Check(
         "text_only",

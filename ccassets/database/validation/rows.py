@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ccassets.database.validation.contents import Contents, Names, Run
+from ccassets.database.validation.contents import Contents, Run
+from ccassets.database.validation.reading import Names
 from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.validation.contents import Contents, TemplateContents, guarded
+from ccassets.database.validation.contents import Contents, TemplateContents
+from ccassets.database.validation.reading import guarded
 from ccassets.database.validation.report import Report, count, listed, rows_text, shortened
 from ccassets.study import texts_hash
 
