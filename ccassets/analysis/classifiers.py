@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.calibration import log_loss
 from ccassets.analysis.looks import LookLog
-from ccassets.analysis.samples import Samples, folds
+from ccassets.analysis.metrics import Estimate, accuracy
+from ccassets.analysis.samples import Samples, folds, scikit_learn
 from ccassets.errors import AnalysisError
 
 FloatArray = npt.NDArray[np.float64]
 
-STRENGTHS = tuple(10.0**power for power in range(-3, 3))
+STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 """Values of C, the inverse strength of the L2 penalty, that are tried on val."""
 
 LEAVES = (4, 8, 16, 32, 64)
@@ -213,28 +215,22 @@ def logistic_of(samples: Samples, strength: float) -> LinearClassifier:
 
 
 def _losses(fitted: Samples, held: Samples, strengths: Sequence[float]) -> list[float]:
-    from sklearn.metrics import log_loss
-
-    numbers = np.arange(len(held.classes))
     return [
-        float(log_loss(held.labels, classifier.probabilities(held.features), labels=numbers))
+        log_loss(held.labels, classifier.probabilities(held.features))
         for classifier in _linear_path(fitted, strengths, **_DENSE)
     ]
 
 
 def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -> Iterator[LinearClassifier]:
     """Logistic regressions of growing C, each started from the one before."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     mean, scale = _standard(samples)
     standardised = (samples.features - mean) / scale
-    model = LogisticRegression(warm_start=True, **options)
+    model = scikit_learn("linear_model").LogisticRegression(warm_start=True, **options)
     for strength in strengths:
         model.set_params(C=strength)
         with warnings.catch_warnings():
             # Told in `chosen` instead, where it stays with the result.
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", scikit_learn("exceptions").ConvergenceWarning)
             model.fit(standardised, samples.labels)
         weights, intercept = model.coef_, model.intercept_
         if len(weights) == 1:
@@ -308,11 +304,11 @@ def at_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
 
 @dataclass(frozen=True)
 class SparsePoint:
-    """Accuracy with `level` effective concepts allowed a class; `nec` were used, of which `accuracy` came."""
+    """Accuracy with `level` effective concepts allowed a class, of which `nec` were used."""
 
     level: int
     nec: float
-    accuracy: float
+    accuracy: Estimate
 
 
 @dataclass(frozen=True)
@@ -324,27 +320,26 @@ class SparseAccuracy:
     @property
     def anec_5(self) -> float | None:
         """Accuracy at NEC 5; None with fewer than five concepts."""
-        return next((point.accuracy for point in self.points if point.level == 5), None)
+        return next((point.accuracy.value for point in self.points if point.level == 5), None)
 
     @property
     def anec_avg(self) -> float | None:
         """Mean accuracy over the levels; None with fewer than five concepts."""
-        return float(np.mean([point.accuracy for point in self.points])) if self.points else None
+        return float(np.mean([point.accuracy.value for point in self.points])) if self.points else None
 
 
 def accuracy_against_nec(
     path: Sequence[LinearClassifier], samples: Samples, split: str, log: LookLog
 ) -> SparseAccuracy:
     """Accuracy on a held-out split at every level of NEC; each level is a look."""
-    labels = samples.of(split).labels
+    held = samples.of(split)
     points = []
     for level in NEC_LEVELS:
         if level > len(path[0].columns):
             break
         classifier = at_nec(path, level)
         probabilities = look(classifier, samples, split, log, f"accuracy at NEC {level}")
-        accuracy = float(np.mean(probabilities.argmax(axis=1) == labels))
-        points.append(SparsePoint(level, classifier.nec, accuracy))
+        points.append(SparsePoint(level, classifier.nec, accuracy(held.labels, probabilities, held.groups)))
     return SparseAccuracy(tuple(points))
 
 
@@ -363,15 +358,14 @@ def fit_tree(
 
     Without `val` and with `refit` as in `fit_logistic`.
     """
-    from sklearn.metrics import balanced_accuracy_score
-
+    balanced_accuracy = scikit_learn("metrics").balanced_accuracy_score
     trials = _trials(samples, train, val)
     scores = []
     for count in leaves:
         found = []
         for fitted, held in trials:
             predicted = _grow(fitted, count).probabilities(held.features).argmax(axis=1)
-            found.append(balanced_accuracy_score(held.labels, predicted))
+            found.append(balanced_accuracy(held.labels, predicted))
         scores.append(float(np.mean(found)))
     best = int(leaves[int(np.argmax(scores))])
     fitted_on = _fitted_on(train, val, refit)
@@ -385,10 +379,8 @@ def fit_tree(
 
 
 def _grow(samples: Samples, leaves: int) -> TreeClassifier:
-    from sklearn.tree import DecisionTreeClassifier
-
     mean, scale = _standard(samples)
-    model = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
+    model = scikit_learn("tree").DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
     tree = model.fit((samples.features - mean) / scale, samples.labels).tree_
     leaf = tree.children_left < 0
     counts = tree.value[:, 0, :]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, fit_logistic, look
 from ccassets.analysis.looks import LookLog
+from ccassets.analysis.metrics import Estimate, accuracy, bootstrap
 from ccassets.analysis.samples import Samples, feature_samples
 from ccassets.analysis.scores import image_cosines, unit
 from ccassets.database.reader import FeatureDatabase
@@ -26,8 +27,7 @@ from ccassets.study import Concept
 OFF_DOMAIN = "off_domain"
 """The custom template whose prompts have nothing to do with the images."""
 
-_RESAMPLES = 2000
-
+Array = npt.NDArray[Any]
 Fit = Callable[[Samples], Classifier]
 
 
@@ -36,54 +36,45 @@ Fit = Callable[[Samples], Classifier]
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of the first minus accuracy of the second on the same images, with its 95 % interval.
+    """Accuracy of the first minus accuracy of the second on the same images.
 
     `mcnemar` is the p-value of the exact McNemar test; None where groups are known, which it cannot respect, or where
     one side is a mean over seeds.
     """
 
-    estimate: float
-    low: float
-    high: float
+    accuracy: Estimate
     mcnemar: float | None = None
 
     @property
     def sign(self) -> int:
         """1 or -1 where the interval leaves out zero, else 0: no difference can be seen."""
-        return int(self.low > 0) - int(self.high < 0)
+        return int(self.accuracy.low > 0) - int(self.accuracy.high < 0)
+
+    @property
+    def points(self) -> str:
+        """The difference with its interval, in percentage points."""
+        value, low, high = (100 * part for part in (self.accuracy.value, self.accuracy.low, self.accuracy.high))
+        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def paired_difference(
-    first: npt.NDArray[Any], second: npt.NDArray[Any], groups: npt.NDArray[np.object_] | None = None, seed: int = 0
-) -> Difference:
-    """The difference of two accuracies on the same n images, whole groups resampled together where they are known.
+def paired_difference(first: Array, second: Array, groups: npt.NDArray[np.object_] | None = None) -> Difference:
+    """The difference of two accuracies on the same n images, by a paired bootstrap.
 
-    `first` and `second` (n,) say how often each image was right: bool, or a share over seeds. The interval is the
-    percentile interval of a paired bootstrap.
+    `first` and `second` (n,) say how often each image was right: bool, or a share over seeds. Where `groups` (n,) are
+    known, whole groups are resampled.
     """
-    from scipy.stats import binomtest, bootstrap
+    from scipy.stats import binomtest
 
     gain = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    names = np.arange(len(gain)) if groups is None else np.unique(groups.astype(str), return_inverse=True)[1]
-    sums, sizes = np.bincount(names, gain), np.bincount(names).astype(np.float64)
-    low = high = estimate = float(gain.mean())
-    if np.ptp(sums / sizes) > 0:
-        interval = bootstrap(
-            (sums, sizes),
-            lambda parts, counts, axis: parts.sum(axis=axis) / counts.sum(axis=axis),
-            n_resamples=_RESAMPLES,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            batch=100,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
     mcnemar = None
     if groups is None and set(np.unique(gain)) <= {-1.0, 0.0, 1.0}:
         better, worse = int((gain > 0).sum()), int((gain < 0).sum())
         mcnemar = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return Difference(estimate, low, high, mcnemar)
+    return Difference(_mean(gain, groups), mcnemar)
+
+
+def _mean(values: Array, groups: npt.NDArray[np.object_] | None) -> Estimate:
+    return bootstrap(lambda weights: weights @ values / np.maximum(weights.sum(axis=1), 1), len(values), groups)
 
 
 # --- class names -------------------------------------------------------------------------------------
@@ -127,33 +118,25 @@ def _stands_in(words: Sequence[str], pattern: Sequence[str], same: Callable[[str
 class Control:
     """The same classifier on other columns, looked at on the same images.
 
-    `columns` is their number; `probabilities` holds (n, C) for every seed, `accuracies` the accuracy of each.
-    `difference` is the accuracy of the concepts minus that of the control (its mean over seeds).
+    `columns` is their number; `probabilities` holds (n, C) for every seed, and `accuracy` is the mean over seeds.
+    `difference` is the accuracy of the concepts minus that of the control.
     """
 
     name: str
     columns: int
     probabilities: tuple[FloatArray, ...]
-    accuracies: tuple[float, ...]
+    accuracy: Estimate
     difference: Difference
-
-    @property
-    def accuracy(self) -> float:
-        """The mean over seeds."""
-        return float(np.mean(self.accuracies))
 
     @property
     def verdict(self) -> str:
         """The difference as a sentence."""
-        low, high = 100 * self.difference.low, 100 * self.difference.high
         words = {
             1: "The concepts are better than this control",
             -1: "The concepts are worse than this control",
             0: "The concepts cannot be told from this control",
         }
-        return (
-            f"{words[self.difference.sign]}: {100 * self.difference.estimate:+.1f} points ({low:+.1f} to {high:+.1f})."
-        )
+        return f"{words[self.difference.sign]}: {self.difference.points}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,25 +144,17 @@ class Controls:
     """What stands beside the accuracy of a classifier on K concepts.
 
     `class_names` tells which concepts contain a class name, and how. `missing` says which controls could not be had,
-    and why.
+    and why. `price` is the price of interpretability: the accuracy of the linear probe minus that of the concepts.
     """
 
-    accuracy: float
+    accuracy: Estimate
     controls: tuple[Control, ...]
+    price: Difference
     class_names: dict[str, str]
     missing: dict[str, str]
 
     def __getitem__(self, name: str) -> Control:
         return next(control for control in self.controls if control.name == name)
-
-    @property
-    def price(self) -> Difference:
-        """The price of interpretability: accuracy of the linear probe on the raw features minus that of the concepts.
-
-        Its p-value is that of the same McNemar test.
-        """
-        found = self["linear probe"].difference
-        return Difference(-found.estimate, -found.high, -found.low, found.mcnemar)
 
 
 def run_controls(
@@ -202,7 +177,8 @@ def run_controls(
         raise AnalysisError(f"The {len(database)} rows of {database.path.name} were expected; found {len(samples)}.")
     count = len(samples.columns)
     held = samples.of(split)
-    right = _right(look(classifier, samples, split, log, "accuracy"), held)
+    probabilities = look(classifier, samples, split, log, "accuracy")
+    right = _right(probabilities, held)
     named = class_name_concepts(samples.columns, samples.classes)
     missing: dict[str, str] = {}
     described: dict[str, list[Samples]] = {
@@ -221,13 +197,26 @@ def run_controls(
             "Every concept contains a class name." if named else "No concept contains a class name."
         )
     controls = []
+    rights = {}
     for name, variants in described.items():
-        probabilities = tuple(look(fit(variant), variant, split, log, f"control: {name}") for variant in variants)
-        rights = np.array([_right(shares, held) for shares in probabilities])
-        difference = paired_difference(right, rights.mean(axis=0), held.groups)
-        accuracies = tuple(rights.mean(axis=1).tolist())
-        controls.append(Control(name, len(variants[0].columns), probabilities, accuracies, difference))
-    return Controls(float(right.mean()), tuple(controls), named, missing)
+        found = tuple(look(fit(variant), variant, split, log, f"control: {name}") for variant in variants)
+        rights[name] = np.mean([_right(shares, held) for shares in found], axis=0)
+        controls.append(
+            Control(
+                name=name,
+                columns=len(variants[0].columns),
+                probabilities=found,
+                accuracy=_mean(rights[name], held.groups),
+                difference=paired_difference(right, rights[name], held.groups),
+            )
+        )
+    return Controls(
+        accuracy=accuracy(held.labels, probabilities, held.groups),
+        controls=tuple(controls),
+        price=paired_difference(rights["linear probe"], right, held.groups),
+        class_names=named,
+        missing=missing,
+    )
 
 
 def _right(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]:
@@ -272,7 +261,7 @@ class LevelAccuracy:
     concepts: int
     classifier: Classifier
     probabilities: FloatArray
-    accuracy: float
+    accuracy: Estimate
 
 
 def accuracy_by_level(
@@ -288,6 +277,7 @@ def accuracy_by_level(
         chosen = samples.select(words)
         classifier = fit(chosen)
         probabilities = look(classifier, chosen, split, log, f"accuracy of the concepts up to level {level}")
-        accuracy = float(_right(probabilities, chosen.of(split)).mean())
-        found.append(LevelAccuracy(level, len(words), classifier, probabilities, accuracy))
+        held = chosen.of(split)
+        estimate = accuracy(held.labels, probabilities, held.groups)
+        found.append(LevelAccuracy(level, len(words), classifier, probabilities, estimate))
     return found

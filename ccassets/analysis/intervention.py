@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest, fit_logistic, look
 from ccassets.analysis.looks import LookLog
+from ccassets.analysis.metrics import Estimate, Statistic, auroc, bootstrap
 from ccassets.analysis.samples import Samples
 from ccassets.analysis.truth import Truth
 from ccassets.errors import AnalysisError
+from ccassets.study import Concept
 
 PERCENTILES = (5.0, 95.0)
 """A concept that is not there is set to the first percentile of train's scores, one that is there to the second."""
@@ -81,11 +83,16 @@ class InterventionCurve:
     accuracy: tuple[float, ...]
 
 
+def concept_groups(concepts: Sequence[Concept]) -> list[str]:
+    """The group of every concept; one without a group is a group of its own."""
+    return [concept.group or concept.word for concept in concepts]
+
+
 def intervention_curve(
     classifier: Classifier,
     samples: Samples,
     truth: Truth,
-    concept_groups: Sequence[str],
+    groups: Sequence[str],
     *,
     order: Order,
     split: str,
@@ -96,22 +103,23 @@ def intervention_curve(
 ) -> InterventionCurve:
     """Accuracy on a split when the concepts are set to the truth, one group after another, image by image.
 
-    `truth` (N, K) belongs to the rows and columns of `samples`; where it is nan the score stays. `concept_groups` (K,)
-    names the group of every concept. A concept that is there is set to the 95th percentile of train's scores, one
-    that is not to the 5th (Koh et al., 2020, arXiv 2007.04612). `uncertainty` corrects the group first whose scores lie
-    closest to the middle between the two; `random` draws an order for every image, `repeats` times.
+    `truth` (N, K) belongs to the rows and columns of `samples`; where it is nan the score stays. `groups` (K,) names
+    the group of every concept (see `concept_groups`). A concept that is there is set to the 95th percentile of
+    train's scores, one that is not to the 5th (Koh et al., 2020, arXiv 2007.04612). `uncertainty` corrects the group
+    first whose scores lie closest to the middle between the two; `random` draws an order for every image, `repeats`
+    times.
     """
-    if truth.shape != samples.features.shape or len(concept_groups) != len(samples.columns):
+    if truth.shape != samples.features.shape or len(groups) != len(samples.columns):
         raise AnalysisError(
             f"Truth of shape {samples.features.shape} and {len(samples.columns)} groups were expected; found "
-            f"{truth.shape} and {len(concept_groups)}."
+            f"{truth.shape} and {len(groups)}."
         )
     ends = extremes(samples, train)
     chosen = np.flatnonzero(samples.split == split)
     rows, known = samples.of(split), truth[chosen]
     log.add(f"intervention curve, {order}", model=classifier_digest(classifier), split=split, rows=len(rows))
-    names = tuple(dict.fromkeys(concept_groups))
-    member = np.array([[group == name for group in concept_groups] for name in names])
+    names = tuple(dict.fromkeys(groups))
+    member = np.array([[group == name for group in groups] for name in names])
     scores = np.asarray(rows.features, np.float64)
     corrected = np.where(np.isnan(known), scores, np.where(known > 0.5, ends.high, ends.low))
     rng = np.random.default_rng(seed)
@@ -168,40 +176,61 @@ class ConceptAuroc:
     concept: str
     true: int
     false: int
-    overall: float
-    within: float
+    overall: Estimate
+    within: Estimate
     pairs_within: int
 
 
-def concept_auroc(
-    scores: npt.NDArray[np.floating[Any]],
-    truth: Truth,
-    labels: npt.NDArray[np.int64],
-    concepts: Sequence[str],
-) -> list[ConceptAuroc]:
+def concept_auroc(samples: Samples, truth: Truth) -> list[ConceptAuroc]:
     """AUROC of every concept overall and within classes; rows whose truth is nan do not count for a concept.
 
-    `scores` and `truth` are (n, K). Within classes it is the share of same-class pairs that are in order: the
-    classes' AUROCs, weighted by their numbers of pairs.
+    `truth` (N, K) belongs to the rows and columns of `samples`. Within classes it is the share of same-class pairs that
+    are in order: the classes' AUROCs, weighted by their numbers of pairs.
     """
     found = []
-    for column, concept in enumerate(concepts):
-        known = ~np.isnan(truth[:, column])
-        values, there, classes = scores[known, column], truth[known, column] > 0.5, labels[known]
-        overall, _ = _auroc(values, there)
-        parts = [_auroc(values[classes == label], there[classes == label]) for label in np.unique(classes)]
-        pairs = sum(count for _, count in parts)
-        within = sum(auroc * count for auroc, count in parts if count) / pairs if pairs else float("nan")
-        found.append(ConceptAuroc(concept, int(there.sum()), int((~there).sum()), overall, within, pairs))
+    for column, concept in enumerate(samples.columns):
+        known = np.flatnonzero(~np.isnan(truth[:, column]))
+        scores, there = samples.features[known, column], truth[known, column] > 0.5
+        labels, groups = samples.labels[known], None if samples.groups is None else samples.groups[known]
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        pairs = [int(there[member].sum() * (~there[member]).sum()) for member in members]
+        found.append(
+            ConceptAuroc(
+                concept=concept,
+                true=int(there.sum()),
+                false=int((~there).sum()),
+                overall=_estimate(auroc(scores, there), there, groups),
+                within=_estimate(
+                    _within(scores, there, [m for m, n in zip(members, pairs, strict=True) if n]), there, groups
+                ),
+                pairs_within=sum(pairs),
+            )
+        )
     return found
 
 
-def _auroc(values: npt.NDArray[np.floating[Any]], there: npt.NDArray[np.bool_]) -> tuple[float, int]:
-    """AUROC and the number of pairs that it is the share of."""
-    from sklearn.metrics import roc_auc_score
+def _estimate(statistic: Statistic, rows: npt.NDArray[Any], groups: npt.NDArray[np.object_] | None) -> Estimate:
+    if not len(rows):
+        return Estimate(np.nan, np.nan, np.nan, "bootstrap", "image" if groups is None else "group")
+    return bootstrap(statistic, len(rows), groups)
 
-    pairs = int(there.sum()) * int((~there).sum())
-    return (float(roc_auc_score(there, values)), pairs) if pairs else (float("nan"), 0)
+
+def _within(
+    scores: npt.NDArray[Any], there: npt.NDArray[np.bool_], members: Sequence[npt.NDArray[np.intp]]
+) -> Statistic:
+    """The AUROC of pairs of one class: the mean over classes, each with the number of its pairs."""
+    parts = [(member, auroc(scores[member], there[member])) for member in members]
+
+    def statistic(weights: FloatArray) -> FloatArray:
+        right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        for member, part in parts:
+            own = weights[:, member]
+            count = (own @ there[member]) * (own @ ~there[member])
+            right += np.where(count > 0, count * part(own), 0)
+            pairs += count
+        return np.asarray(np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+
+    return statistic
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,7 @@ def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     The authors' macro AUROC is the same number. A class that no row has, or every row, is left out of the mean.
     """
     require_labels(labels, scores)
-    curves = [
-        _auroc(column, truth) for column, truth in zip(scores.T, _one_against_rest(labels, scores).T, strict=True)
-    ]
+    curves = [auroc(column, truth) for column, truth in zip(scores.T, _one_against_rest(labels, scores).T, strict=True)]
     return bootstrap(lambda weights: _mean_of_known([curve(weights) for curve in curves]), len(labels), groups)
 
 
@@ -143,6 +141,25 @@ def bootstrap(
     return Estimate(value, float(low), float(high), "bootstrap", "image" if groups is None else "group")
 
 
+def auroc(scores: Array, truth: npt.NDArray[np.bool_]) -> Statistic:
+    """For `bootstrap`: the probability that a positive row scores above a negative one, a tie counting half.
+
+    `scores` (n,) are any numbers, `truth` (n,) says which rows are positive.
+    """
+    order = np.argsort(scores, kind="stable")
+    ties = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+    positive = truth[order]
+
+    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        ordered = weights[:, order]
+        above = np.add.reduceat(ordered * positive, ties, axis=1)
+        equal = np.add.reduceat(ordered * ~positive, ties, axis=1)
+        below = np.cumsum(equal, axis=1) - equal
+        return _ratio((above * (below + equal / 2)).sum(axis=1), above.sum(axis=1) * equal.sum(axis=1))
+
+    return statistic
+
+
 def require_labels(labels: Array, scores: Array) -> None:
     """Raise `AnalysisError` unless there is a row, every row has a label among the columns, and scores are finite."""
     classes = scores.shape[1]
@@ -184,22 +201,6 @@ def _one_against_rest(labels: Array, scores: Array) -> npt.NDArray[np.bool_]:
 def _weighted_mean(values: Array) -> Statistic:
     def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return _ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
-
-    return statistic
-
-
-def _auroc(scores: Array, truth: npt.NDArray[np.bool_]) -> Statistic:
-    """The probability that a positive row scores above a negative one, a tie counting half."""
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
-    positive = truth[order]
-
-    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        ordered = weights[:, order]
-        above = np.add.reduceat(ordered * positive, ties, axis=1)
-        equal = np.add.reduceat(ordered * ~positive, ties, axis=1)
-        below = np.cumsum(equal, axis=1) - equal
-        return _ratio((above * (below + equal / 2)).sum(axis=1), above.sum(axis=1) * equal.sum(axis=1))
 
     return statistic
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ class Samples:
 def concept_samples(database: FeatureDatabase, words: Sequence[str] | None = None) -> Samples:
     """Every row of a database described by its cosine concept scores; `words` are by default all its concepts.
 
-    Raises `AnalysisError` where rows have no label.
+    Raises `AnalysisError` where rows have no label, or several.
     """
     names = [concept.word for concept in concepts_of(database)] if words is None else list(words)
     return _described(database, concept_scores(database, names), names)
@@ -118,6 +119,8 @@ def concepts_of(database: FeatureDatabase) -> tuple[Concept, ...]:
 def _described(database: FeatureDatabase, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
     if ((database.provenance or {}).get("dataset") or {}).get("labels") == "none":
         raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
+    if database.label_matrix is not None:
+        raise AnalysisError(f"{database.path.name} has images with several labels; these classifiers need one each.")
     return Samples(
         features=features,
         columns=tuple(columns),
@@ -135,17 +138,24 @@ def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray
 
     Raises `AnalysisError` where a class has fewer rows, or the data fewer groups, than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
+    selection = scikit_learn("model_selection")
     counts = np.bincount(samples.labels, minlength=len(samples.classes))
     scarce = [f"{samples.classes[label]} {counts[label]}" for label in np.flatnonzero((counts > 0) & (counts < count))]
     if scarce:
         raise AnalysisError(f"{count} folds need {count} rows of every class; found {', '.join(scarce)}.")
     if samples.groups is None:
-        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        splitter = selection.StratifiedKFold(count, shuffle=True, random_state=seed)
         return list(splitter.split(samples.features, samples.labels))
     known = len(set(samples.groups.tolist()))
     if known < count:
         raise AnalysisError(f"{count} folds need {count} groups; found {known}.")
-    grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    grouped = selection.StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     return list(grouped.split(samples.features, samples.labels, samples.groups))
+
+
+def scikit_learn(module: str) -> Any:
+    """A module of scikit-learn; raises `AnalysisError` that says what to install where there is none."""
+    try:
+        return import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise AnalysisError("Classifiers need the package scikit-learn: pip install 'ccassets[analysis]'.") from error

@@ -29,7 +29,7 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
     for seed in range(120):
         rng = np.random.default_rng(seed)
         first, second = rng.random(300) < 0.8, rng.random(300) < 0.7
-        found = paired_difference(first, second, seed=seed)
+        found = paired_difference(first, second).accuracy
         covered.append(found.low <= 0.1 <= found.high)
     assert 0.88 <= np.mean(covered) <= 1.0
 
@@ -40,8 +40,9 @@ def test_whole_groups_make_the_interval_wider():
     first = np.repeat(rng.random(30) < 0.8, 20)
     second = np.repeat(rng.random(30) < 0.6, 20)
     alone, together = paired_difference(first, second), paired_difference(first, second, patients.astype(object))
-    assert together.estimate == alone.estimate == pytest.approx(first.mean() - second.mean())
-    assert together.high - together.low > 2 * (alone.high - alone.low)
+    assert together.accuracy.value == alone.accuracy.value == pytest.approx(first.mean() - second.mean())
+    assert together.accuracy.high - together.accuracy.low > 2 * (alone.accuracy.high - alone.accuracy.low)
+    assert (together.accuracy.per, alone.accuracy.per) == ("group", "image")
     assert together.mcnemar is None
 
 
@@ -55,7 +56,8 @@ def test_mcnemar_is_the_exact_one():
 def test_equal_classifiers_differ_by_nothing():
     right = np.array([True, False, True])
     same = paired_difference(right, right)
-    assert (same.estimate, same.low, same.high, same.mcnemar, same.sign) == (0, 0, 0, 1.0, 0)
+    assert (same.accuracy.value, same.accuracy.low, same.accuracy.high) == (0, 0, 0)
+    assert (same.mcnemar, same.sign) == (1, 0)
 
 
 # --- class names -------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ def test_random_directions_and_off_domain_phrases_are_worse_than_concepts(made):
     controls, _ = made
     for name in ("random directions", "off-domain phrases"):
         assert controls[name].columns == len(CONCEPTS)
-        assert len(controls[name].accuracies) == 3
+        assert len(controls[name].probabilities) == 3
         assert controls[name].difference.sign == 1
         assert controls[name].verdict.startswith("The concepts are better than this control: +")
 
@@ -107,10 +109,12 @@ def test_random_directions_and_off_domain_phrases_are_worse_than_concepts(made):
 def test_the_raw_features_know_what_the_concepts_know(made):
     controls, _ = made
     assert controls["linear probe"].columns == DIM
-    assert abs(controls["linear probe"].difference.estimate) < 0.04
-    assert controls.price.estimate == pytest.approx(controls["linear probe"].accuracy - controls.accuracy)
-    assert controls.price.low <= controls.price.estimate <= controls.price.high
+    price = controls.price.accuracy
+    assert abs(price.value) < 0.04
+    assert price.value == pytest.approx(controls["linear probe"].accuracy.value - controls.accuracy.value)
+    assert price.low <= price.value <= price.high
     assert controls.price.mcnemar == controls["linear probe"].difference.mcnemar
+    assert (controls.accuracy.method, controls.accuracy.per) == ("wilson", "image")
 
 
 def test_concepts_with_a_class_name_are_named_and_left_out(made):
@@ -167,6 +171,6 @@ def test_accuracy_grows_with_the_levels(tmp_path: Path):
             fit=partial(fit_logistic, refit=True),
         )
     assert [(level.level, level.concepts) for level in levels] == [(1, 2), (2, 4), (3, 6)]
-    assert levels[0].accuracy < levels[1].accuracy < levels[2].accuracy
+    assert levels[0].accuracy.value < levels[1].accuracy.value < levels[2].accuracy.value
     assert levels[2].classifier.chosen["fitted_on"] == ["train", "val"]
     assert len(log.looks()) == 3

@@ -65,22 +65,40 @@ def test_auroc_within_classes_is_half_for_a_score_that_only_knows_the_class():
     truth, labels = NOISY.truth, NOISY.samples.labels
     # The share of the class that shows a concept: all that a class label alone can say.
     rates = np.array([truth[labels == label].mean(axis=0) for label in range(len(CLASSES))])
-    for found in concept_auroc(rates[labels], truth, labels, CONCEPTS):
-        assert found.overall > 0.6
-        assert found.within == 0.5
-    for found in concept_auroc(NOISY.samples.features, truth, labels, CONCEPTS):
-        assert found.within > 0.75
+    for found in concept_auroc(NOISY.samples.with_features(rates[labels], CONCEPTS), truth):
+        assert found.overall.low > 0.55
+        assert (found.within.value, found.within.low, found.within.high) == (0.5, 0.5, 0.5)
+    for found in concept_auroc(NOISY.samples, truth):
+        assert found.overall.low < found.overall.value < found.overall.high
+        assert found.within.low > 0.7
+
+
+def test_auroc_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    samples, truth = NOISY.samples, NOISY.truth
+    found = concept_auroc(samples, truth)[0]
+    assert found.overall.value == pytest.approx(roc_auc_score(truth[:, 0], samples.features[:, 0]))
+    # Basophils and monocytes alone show segmented nuclei, not all of them.
+    parts, pairs = [], []
+    for label in (CLASSES.index("basophil"), CLASSES.index("monocyte")):
+        there, scores = truth[samples.labels == label, 0], samples.features[samples.labels == label, 0]
+        parts.append(roc_auc_score(there, scores))
+        pairs.append(there.sum() * (1 - there).sum())
+    assert found.within.value == pytest.approx(np.average(parts, weights=pairs))
+    assert found.pairs_within == sum(pairs)
 
 
 def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
     truth = NOISY.truth.copy()
     truth[:700, 0] = np.nan
     truth[:, 1] = 1
-    first, second, *_ = concept_auroc(NOISY.samples.features, truth, NOISY.samples.labels, CONCEPTS)
+    truth[:, 2] = np.nan
+    first, second, third, *_ = concept_auroc(NOISY.samples, truth)
     assert first.true + first.false == 20
-    assert second.false == 0
-    assert np.isnan(second.overall)
-    assert np.isnan(second.within)
+    assert second.false == third.true == third.false == 0
+    for nothing in (second.overall, second.within, third.overall, third.within):
+        assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
 
 
 def test_scores_that_know_the_class_beyond_their_concepts_leak():

@@ -57,7 +57,7 @@ def test_most_flipped_phantom_labels_are_found(phantoms: Samples, record_propert
     record_property("recall", recall)
     record_property("recall among as many as were flipped", first)
     print(f"recall {recall:.2f}; among the first {len(wrong)} of {len(suspects)} suspects {first:.2f}")
-    # Every fourth suspect would be a flipped one by chance if they were drawn among the 5 % blindly.
+    # Blindly drawn, 5 % of the first rows would be flipped ones.
     assert recall >= 0.9
     assert first >= 0.6
 
