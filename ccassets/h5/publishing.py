@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -122,13 +121,13 @@ def _content(
 ) -> FileContent:
     kept = {
         name: _plain(value)
-        for name, value in database.file.attrs.items()
+        for name, value in database.attributes.items()
         if name not in _SET_BY_WRITER and name not in drop
     }
     if any(name in kept for name in LOGIT_PARAMETERS):
         kept.setdefault("logit_scale_space", LOGIT_SCALE_SPACE)
     splits = _split_digests(database, rows)
-    vocabulary = {name: json.loads(kept[name]) for name in WORD_LISTS if name in kept}
+    vocabulary = {name: kept[name] for name in WORD_LISTS if name in kept}
     digests = {name: template_digest(template) for name, template in templates.items()}
     record["digests"] = {"splits": splits, "database": database_digest(splits, digests, vocabulary)}
     attributes = {**kept, "split_counts": split_counts(database.file), "provenance": record}
@@ -136,9 +135,7 @@ def _content(
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as the writer takes it: a text as it is stored, and numbers of Python."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
+    """An attribute as the writer takes it: Python's own numbers, texts and lists."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
