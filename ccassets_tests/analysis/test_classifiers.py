@@ -327,6 +327,14 @@ def test_missing_concepts_and_templates_are_named(stored: Path, tmp_path: Path):
         apply_model(load_model(stored), opened)
 
 
+def test_a_concept_with_other_synonyms_is_another_concept(stored: Path, database: Path):
+    file = json.loads(stored.read_text())
+    file["concepts"][0]["synonyms"] = ["lobed nucleus"]
+    stored.write_text(json.dumps(file))
+    with open_database(database) as opened, pytest.raises(AnalysisError, match=r"synonyms \['lobed nucleus'\]"):
+        apply_model(load_model(stored), opened)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,14 +1,15 @@
 """What-if, intervention and concept AUROC against cells whose concepts are known, and where truth is read from."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ccassets import open_database
+from ccassets import load_study, open_database
 from ccassets.analysis.classifiers import fit_logistic
-from ccassets.analysis.intervention import concept_auroc, extremes, intervention_curve, leakage, what_if
+from ccassets.analysis.intervention import concept_auroc, concept_groups, extremes, intervention_curve, leakage, what_if
 from ccassets.analysis.looks import LookLog
 from ccassets.analysis.truth import concept_truth
 from ccassets.datasets.phantom import PhantomDataset
@@ -186,7 +187,7 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
     rows = {"train": 12, "val": 4, "test": 8}
     samples = cells(24).samples
     keys = np.array([f"{split}/{row:05d}" for split, count in rows.items() for row in range(count)], object)
-    path = write_cells(tmp_path / "phantoms.h5", type(samples)(**{**vars(samples), "keys": keys}))
+    path = write_cells(tmp_path / "phantoms.h5", replace(samples, keys=keys))
     with open_database(path) as opened:
         truth = concept_truth(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows=rows, size=32))
@@ -199,3 +200,47 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
 
 def test_a_folder_knows_no_concept(database, tmp_path: Path):
     assert concept_truth(study(tmp_path, kind="folder", root="."), database) is None
+
+
+def test_the_wbcatt_study_reads_the_authors_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {
+        "cell_size": ["big", "small"],
+        "cell_shape": ["round", "irregular"],
+        "nucleus_shape": [
+            "unsegmented-band",
+            "unsegmented-indented",
+            "unsegmented-round",
+            "irregular",
+            "segmented-bilobed",
+            "segmented-multilobed",
+        ],
+        "nuclear_cytoplasmic_ratio": ["low", "high"],
+        "chromatin_density": ["densely", "loosely"],
+        "cytoplasm_vacuole": ["no", "yes"],
+        "cytoplasm_texture": ["clear", "frosted"],
+        "cytoplasm_colour": ["light blue", "blue", "purple blue"],
+        "granule_type": ["small", "round", "coarse", "nil"],
+        "granule_colour": ["pink", "red", "purple", "nil"],
+        "granularity": ["yes", "no"],
+    }
+    wbcatt = load_study("wbcatt")
+    samples = cells(24).samples
+    keys = [f"PBC_dataset_normal_DIB/monocyte/MO_{row}.jpg" for row in range(24)]
+    rows = [
+        {"label": "Monocyte", **{name: options[row % len(options)] for name, options in values.items()}}
+        | {"path": key, "split": split}
+        for row, (key, split) in enumerate(zip(keys, samples.split, strict=True))
+    ]
+    (tmp_path / "wbcatt").mkdir()
+    write_table(tmp_path / "wbcatt" / "wbcatt.csv", rows)
+    path = write_cells(tmp_path / "cells.h5", replace(samples, keys=np.array(keys, object)))
+    with open_database(path) as opened:
+        truth = concept_truth(wbcatt, opened)
+    assert truth.shape == (24, 29)
+    groups = concept_groups(wbcatt.vocabulary.concepts.words)
+    for group in dict.fromkeys(groups):
+        shown = truth[:, [place for place, name in enumerate(groups) if name == group]].sum(axis=1)
+        # Each attribute has one value, and one concept for it; granules that are not there have none.
+        assert set(shown.tolist()) == ({0, 1} if group in {"granule type", "granule colour"} else {1})
+    assert dict(zip([c.word for c in wbcatt.vocabulary.concepts.words], truth[1], strict=True))["Round granules"] == 1
