@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -13,6 +14,8 @@ from pathlib import Path
 from ccassets.errors import StorageError
 
 _TEMPORARY_SUFFIX = ".partial"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def fingerprint(path: Path) -> str:
@@ -26,19 +29,40 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails.
 
     It is locked meanwhile: a temporary file that nobody holds is the leftover of a process that died.
+    Raises `StorageError` when the disk is full or may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with _refusals_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield temporary
+            os.fsync(fd)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """What the disk refused, as a sentence with the path and what to do."""
+    if error.errno in _FULL:
+        return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
+    if error.errno in _FORBIDDEN:
+        return StorageError(f"{path} may not be written ({error.strerror}): check the folder's owner and mode.")
+    return StorageError(f"{path} could not be written: {error.strerror or error}.")
+
+
+@contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
-        yield temporary
-        os.fsync(fd)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in _FULL | _FORBIDDEN:
+            raise
+        raise storage_error(error, path) from error
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -46,7 +70,7 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
         try:
             fd = os.open(leftover, os.O_RDWR)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,8 +100,9 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the second waits. The lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    with _refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -87,7 +112,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise `StorageError` when the file system of `folder` has less than `needed` bytes free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with _refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from ccassets.database.layout import (
     VERSION,
     Profile,
 )
-from ccassets.errors import DatabaseError, StorageError
+from ccassets.errors import DatabaseError
 from ccassets.files import replacing
+from ccassets.files import storage_error as storage_error
 from ccassets.study import texts_hash
 
 _COPY_BLOCK = 8 << 20
@@ -127,15 +129,6 @@ def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
         raise storage_error(error, path) from error
 
 
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """What the disk refused, as a sentence with the path and what to do."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
-    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-        return StorageError(f"{path} may not be written ({error.strerror}): check the folder's owner and mode.")
-    return StorageError(f"{path} could not be written: {error.strerror or error}.")
-
-
 def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
     """Create a file with everything but its rows; where each bulk data set starts, and the bytes of its rows."""
     places = {}
@@ -153,12 +146,67 @@ def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _open_aligned(path: Path, mode: str, alignment: int) -> h5py.File:
+@contextmanager
+def _open_aligned(path: Path, mode: str, alignment: int) -> Iterator[h5py.File]:
     # HDF5 aligns every object or none: rows and small arrays are therefore made in one opening each.
-    # HDF5's own lock is left out: the temporary file is ours alone, and `replacing` holds one on it.
-    return h5py.File(
-        path, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment, locking=False
-    )
+    with (
+        _SteadyFile(path) as steady,
+        h5py.File(
+            steady, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment
+        ) as file,
+    ):
+        yield file
+
+
+class _SteadyFile(FileIO):
+    """A file that seems to take whatever HDF5 writes; what the disk refused is raised when it is closed.
+
+    HDF5 cannot close a file that it cannot write, and takes the process down with it. So from the first refusal on
+    everything is kept in memory, where HDF5 finds it again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "r+")
+        self._error: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        start = self.tell()
+        with self._refusal_kept():
+            while (written := self.tell() - start) < len(view):
+                super().write(view[written:])
+        if self._error is not None:
+            self._kept.append((start, bytes(view)))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        start = self.tell()
+        super().readinto(view)
+        for place, data in self._kept:
+            first, last = max(start, place), min(start + len(view), place + len(data))
+            if first < last:
+                view[first - start : last - start] = data[first - place : last - place]
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._refusal_kept():
+            super().truncate(size)
+        return size or 0
+
+    def close(self) -> None:
+        super().close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    @contextmanager
+    def _refusal_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._error = self._error or error
 
 
 def _write_root_attributes(file: h5py.File, content: FileContent) -> None:

@@ -60,8 +60,8 @@ class RowIndex:
 class VerifiedFiles:
     """Which files of a folder had the right bytes, by fingerprint: they are hashed again only when it changed.
 
-    Kept as lines of JSON that are only ever appended, so that several processes may write and a torn line is
-    nothing but a file that will be hashed once more.
+    Kept as lines of JSON that are only ever appended, so that several processes may write, and a line that is torn
+    or could not be written is nothing but a file that will be hashed once more.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +87,7 @@ class VerifiedFiles:
         """Remember that the file, as it is now, has the right bytes."""
         seen = fingerprint(path)
         self._known[path.name] = seen
-        with self._path.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([path.name, seen]) + "\n")
 
 
