@@ -141,9 +141,9 @@ def read_contents(database: FeatureDatabase, report: Report) -> Contents:
     names = frozenset(members(file, report))
     kind = _kind(names, attributes, report)
     templates = _read_templates(file, file_bytes, report) if kind != "image-part" else {}
-    rows = _row_datasets(file, file_bytes, attributes, report) if kind in {"database", "image-part"} else {}
-    small = {name: _read_small(rows[name], report) for name in _SMALL if name in rows}
     decoded = _decode_root(attributes, report)
+    rows = _row_datasets(file, file_bytes, decoded, report) if kind in {"database", "image-part"} else {}
+    small = {name: _read_small(rows[name], report) for name in _SMALL if name in rows}
     return Contents(
         kind=kind,
         published="profile" in attributes,
@@ -251,12 +251,20 @@ def _row_datasets(
     if attributes.get("T_img") != -1:
         required.add(IMAGE_TOKEN_FEATURES)
     if "profile" in attributes:
-        required |= {"keys", "image_digest", "feature_digest"}
+        required |= {"keys", "feature_digest"}
+        if _says_image_digests(attributes.get("provenance")):
+            required.add("image_digest")
     found = {
         name: usable_dataset(file, name, form, file_bytes, report, required=name in required)
         for name, form in _ROW_FORMS.items()
     }
     return {name: dataset for name, dataset in found.items() if dataset is not None}
+
+
+def _says_image_digests(provenance: Any) -> bool:
+    """Not so in a file that grew from a loader's tensors, and records that it has none."""
+    dataset = provenance.get("dataset") if isinstance(provenance, dict) else None
+    return not isinstance(dataset, dict) or dataset.get("image_digests") != "none"
 
 
 def _read_small(dataset: h5py.Dataset, report: Report) -> Any:
