@@ -81,7 +81,10 @@ def write_cells(
     off_domain: int = 0,
     labels: str = "present",
 ) -> Path:
-    """A database whose cosine concept scores are those of the samples; the rest of each feature is noise."""
+    """A database whose cosine concept scores are those of the samples; the rest of each feature is noise.
+
+    Prompts by another template than those of `TEMPLATES` lie elsewhere.
+    """
     rng = np.random.default_rng(1)
     rest = rng.standard_normal((len(samples), DIM - len(CONCEPTS)))
     left = 1 - (np.asarray(samples.features, np.float64) ** 2).sum(axis=1, keepdims=True)
@@ -89,7 +92,9 @@ def write_cells(
     features = np.concatenate([samples.features, rest], axis=1)
     vectors = concept_vectors()[[CONCEPTS.index(word) for word in concepts]]
     filled = {
-        f"concept_prompts_t{number:02d}": TemplateContent([template.format(word) for word in concepts], vectors)
+        f"concept_prompts_t{number:02d}": TemplateContent(
+            [template.format(word) for word in concepts], vectors if template in TEMPLATES else vectors[:, ::-1]
+        )
         for number, template in enumerate(templates, start=1)
     }
     if off_domain:

@@ -50,6 +50,27 @@ def test_correcting_concepts_raises_accuracy_and_doubt_is_the_better_order():
     assert sum(doubtful.accuracy[1:-1]) > sum(random.accuracy[1:-1])
 
 
+def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
+    train, test = NOISY.samples.of("train"), NOISY.samples.of("test")
+    low, high = np.percentile(train.features, [5, 95], axis=0)
+    truth = NOISY.truth[NOISY.samples.split == "test"]
+    predicted = CLASSIFIER.probabilities(np.where(truth == 1, high, low)).argmax(axis=1)
+    assert curve().accuracy[-1] == np.mean(predicted == test.labels)
+    # Scores of test that are all off do not matter any more.
+    off = np.where((NOISY.samples.split == "test")[:, None], NOISY.samples.features + 1, NOISY.samples.features)
+    moved = intervention_curve(
+        CLASSIFIER,
+        NOISY.samples.with_features(off, CONCEPTS),
+        NOISY.truth,
+        GROUPS,
+        order="random",
+        split="test",
+        log=LookLog(),
+    )
+    assert moved.accuracy[0] < 0.6
+    assert moved.accuracy[-1] == pytest.approx(curve().accuracy[-1])
+
+
 def test_without_known_truth_nothing_moves():
     unknown = np.full_like(NOISY.truth, np.nan)
     accuracy = curve(truth=unknown).accuracy
