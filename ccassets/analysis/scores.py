@@ -159,7 +159,7 @@ def zero_shot_scores(
     patches chosen for each word; with `multilabel` a sigmoid for both. S and C are `scale` and `concept_scale`, the
     exponentials of the stored parameters; no bias. Source: `medical_image_diagnosis/utils.py`.
     """
-    whole = _probabilities(scale * (unit(image_features) @ global_words.T), multilabel)
+    whole = _probabilities(scale * cosines(image_features, global_words), multilabel)
     local = _probabilities(concept_scale * top_mean(patch_cosines(image_tokens, local_words), top), multilabel)
     return Probabilities(whole, local)
 
@@ -193,7 +193,7 @@ def zero_shot(
     if rule is None:
         for first, block in iter_blocks(database.image_features, rows=rows):
             place = slice(first - rows.start, first - rows.start + len(block))
-            whole[place] = _probabilities(scale * (unit(block) @ global_words.T), sigmoid)
+            whole[place] = _probabilities(scale * cosines(block, global_words), sigmoid)
             progress(place.stop, shape[0])
         return ZeroShot(whole, None, chosen, names, sigmoid, None, None)
     tokens = _require_tokens(database)
@@ -254,7 +254,7 @@ def annotation_scores(
     """
     concepts, _, dim = text_features.shape
     tokens = unit(text_token_features[:, :, position].reshape(-1, dim))
-    whole = unit(image_features) @ unit(text_features.reshape(-1, dim)).T
+    whole = cosines(image_features, unit(text_features.reshape(-1, dim)))
     local = patch_cosines(image_tokens, tokens).mean(axis=1)
 
     def over_prompts(logits: FloatArray) -> FloatArray:
@@ -284,11 +284,11 @@ def concept_scores(
 def image_cosines(database: FeatureDatabase, vectors: FloatArray, *, split: str | None = None) -> FloatArray:
     """The cosine of every image with unit vectors (K, D): (N, K) float32."""
     rows = _row_range(database, split)
-    cosines = np.empty((rows.stop - rows.start, len(vectors)), np.float32)
+    found = np.empty((rows.stop - rows.start, len(vectors)), np.float32)
     for first, block in iter_blocks(database.image_features, rows=rows):
         place = first - rows.start
-        cosines[place : place + len(block)] = unit(block) @ vectors.T
-    return cosines
+        found[place : place + len(block)] = cosines(block, vectors)
+    return found
 
 
 def patch_scores(
@@ -314,28 +314,36 @@ def patch_scores(
 
 
 def patch_cosines(tokens: Values, vectors: FloatArray) -> FloatArray:
-    """The cosine of every patch (n, T, D), of any float dtype and length, with unit vectors (K, D): (n, T, K)."""
+    """The cosine of every patch (n, T, D) with unit vectors (K, D): (n, T, K)."""
     images, count, dim = tokens.shape
-    patches = tokens.reshape(-1, dim)
-    cosines = np.empty((len(patches), len(vectors)), np.float32)
+    return cosines(tokens.reshape(-1, dim), vectors).reshape(images, count, len(vectors))
+
+
+def cosines(features: Values, vectors: FloatArray) -> FloatArray:
+    """The cosine of features (n, D), of any float dtype and length, with unit vectors (K, D): (n, K) float32.
+
+    Little besides the result is held: features are converted, multiplied and measured some at a time.
+    """
+    dim = features.shape[1]
     columns = np.ascontiguousarray(vectors.T, np.float32)
-    chunk = np.empty((min(max(1, _CHUNK // dim), len(patches)), dim), np.float32)
-    for first in range(0, len(patches), max(1, len(chunk))):
-        part = patches[first : first + len(chunk)]
+    found = np.empty((len(features), len(vectors)), np.float32)
+    chunk = np.empty((min(max(1, _CHUNK // dim), len(features)), dim), np.float32)
+    for first in range(0, len(features), max(1, len(chunk))):
+        part = features[first : first + len(chunk)]
         converted = chunk[: len(part)]
         np.copyto(converted, part, casting="same_kind")
-        products = cosines[first : first + len(part)]
+        products = found[first : first + len(part)]
         np.matmul(converted, columns, out=products)
         products /= np.sqrt(np.einsum("nd,nd->n", converted, converted))[:, None]
-    return cosines.reshape(images, count, len(vectors))
+    return found
 
 
-def top_mean(cosines: FloatArray, top: int) -> FloatArray:
+def top_mean(patches: FloatArray, top: int) -> FloatArray:
     """The mean of the `top` highest patches for each word, (n, T, K) to (n, K); of all where there are fewer."""
-    count = cosines.shape[1]
+    count = patches.shape[1]
     if top >= count:
-        return np.asarray(cosines.mean(axis=1))
-    by_word = np.ascontiguousarray(cosines.transpose(0, 2, 1))
+        return np.asarray(patches.mean(axis=1))
+    by_word = np.ascontiguousarray(patches.transpose(0, 2, 1))
     by_word.partition(count - top, axis=2)
     return np.asarray(by_word[:, :, count - top :].mean(axis=2))
 
