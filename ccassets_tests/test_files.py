@@ -1,0 +1,136 @@
+"""Files that appear whole or not at all, locks that die with their process, and a disk that refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccassets.errors import StorageError
+from ccassets.files import exclusive, fingerprint, remove_leftovers, replacing, require_space, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process that runs `code`; its standard output can be read line by line."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_file_appears_when_it_is_finished_and_the_old_one_is_there_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "old")
+
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_file_that_could_not_be_finished_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ccassets.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); print(temporary.name, flush=True); sys.stdin.read()"
+    )
+    writer = python(code, tmp_path / "a.txt")
+    half = line(writer)
+    others = [".download.partial", ".notes.12345678.part", "a.txt.0123abcd.partial", ".a.txt.0123abcd.partial.bak"]
+    for other in others:
+        (tmp_path / other).write_text("mine")
+
+    remove_leftovers(tmp_path)
+    while_it_lives = names(tmp_path)
+    writer.kill()
+    assert writer.wait() == -signal.SIGKILL
+    remove_leftovers(tmp_path)
+
+    assert while_it_lives == sorted([*others, half])
+    assert names(tmp_path) == sorted(others)
+
+
+def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ccassets.files import exclusive\n"
+        "print('asks', flush=True)\n"
+        "with exclusive(Path(sys.argv[1])):\n    print('has it', flush=True); sys.stdin.read()"
+    )
+    first = python(code, tmp_path / "rows")
+    assert [line(first), line(first)] == ["asks", "has it"]
+    second = python(code, tmp_path / "rows")
+    assert line(second) == "asks"
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(0.3)  # It waits for the first one.
+
+    first.kill()
+    first.wait()
+
+    assert line(second) == "has it"
+    second.communicate("")
+    with exclusive(tmp_path / "rows"):
+        pass
+
+
+def test_a_fingerprint_changes_with_an_edit_that_keeps_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before, stat = fingerprint(path), path.stat()
+
+    path.write_text("two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert fingerprint(path) != before
+
+
+def test_too_little_space_is_said_with_both_numbers_and_what_to_do(tmp_path: Path) -> None:
+    require_space(tmp_path / "new", 1, "A build")
+
+    with pytest.raises(StorageError) as caught:
+        require_space(tmp_path / "new", 10**18, "A build")
+
+    assert str(caught.value).startswith(f"A build needs 1000000000.00 GB in {tmp_path / 'new'}, and ")
+    assert "CCASSETS_STORAGE" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    try:
+        with pytest.raises(StorageError, match=r"a\.txt may not be written"):
+            write_text(tmp_path / "a.txt", "text")
+        with pytest.raises(StorageError, match="may not be written"), exclusive(tmp_path / "rows"):
+            pass
+    finally:
+        tmp_path.chmod(0o755)
