@@ -29,7 +29,7 @@ from ccassets.database.layout import (
     UNSPECIFIED_SPLIT,
     VERSION,
 )
-from ccassets.database.reader import read_texts, safe_dataset
+from ccassets.database.reader import read_texts, safe_dataset, safe_group
 from ccassets.database.writer import TemplateContent, now, storage_error, write_template_group
 from ccassets.errors import DatabaseError
 from ccassets.h5.exceptions import ArgumentError
@@ -207,7 +207,7 @@ def _continue(file: h5py.File, dim: int | None, token_count: int | None) -> None
     if "split" not in file:
         _create_rows(file, "split", np.array([UNSPECIFIED_SPLIT] * rows, object), _TEXT)
     _require_counts(file)
-    if "templates" not in file:
+    if safe_group(file, "templates") is None:
         file.create_group("templates")
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ccassets.database.digests import database_digest, feature_digests, split_digest, template_digest
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database, safe_dataset
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
 from ccassets.files import require_space
@@ -72,7 +72,7 @@ def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False)
         raise MissingFileError(f"There is no file {path}.")
     with no_writer(source), open_database(source) as database:
         names = list(database.templates)
-        size = sum(dataset.id.get_storage_size() for dataset in _template_datasets(database.file))
+        size = sum(_stored_size(database.file["templates"][name]) for name in names)
         if names and not confirm:
             raise ArgumentError(
                 f"clear_all_templates would remove {len(names)} templates ({size:,} bytes) of {path}, which must be "
@@ -93,9 +93,9 @@ def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False)
     print(f"Cleared {len(names)} template groups: {names[:5]}{more} ({size:,} bytes, {fate})")
 
 
-def _template_datasets(file: h5py.File) -> Iterable[h5py.Dataset]:
-    groups = file["templates"].values() if "templates" in file else ()
-    return [item for group in groups for item in group.values() if isinstance(item, h5py.Dataset)]
+def _stored_size(group: h5py.Group) -> int:
+    datasets = [safe_dataset(group, name) for name in group]
+    return sum(dataset.id.get_storage_size() for dataset in datasets if dataset is not None)
 
 
 # --- content ------------------------------------------------------------------------------------------

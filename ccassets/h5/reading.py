@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
-from ccassets.database.reader import FeatureDatabase, Template, open_database
+from ccassets.database.reader import FeatureDatabase, Template, open_database, safe_dataset
 from ccassets.findings import Finding
 from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
 from ccassets.h5.growing import DEFAULT_PATH, WORD_LISTS, load_model_params, stored_json
@@ -248,8 +248,9 @@ def summarize_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 3) -> None:
         file = database.file
         names = list(database.templates)
         shown = names[:max_templates] + (["..."] if len(names) > max_templates else [])
-        print("image_features:", file[IMAGE_FEATURES].shape if IMAGE_FEATURES in file else None)
-        print("ids preview (first 5):", file["ids"][:5] if "ids" in file else None)
+        ids = safe_dataset(file, "ids")
+        print("image_features:", _shape_of(safe_dataset(file, IMAGE_FEATURES)))
+        print("ids preview (first 5):", None if ids is None else ids[:5])
         print("split counts:", stored_json(file, "split_counts") or {})
         print("templates:", shown)
         print("\nH5 structure:\n")
@@ -261,23 +262,24 @@ def _tree(database: FeatureDatabase, max_templates: int) -> Iterator[str]:
     notes = {"ids": " int64", "labels": " int64"}
     yield database.path.name
     for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split"):
-        if name in file:
-            yield f"├── {name:<28} # {_shape(file[name])}{notes.get(name, '')}"
+        dataset = safe_dataset(file, name)
+        if dataset is not None:
+            yield f"├── {name:<28} # {_shape(dataset)}{notes.get(name, '')}"
     yield f"├── attrs: {{{_attribute_names(file, _ROOT_ATTRIBUTES)}}}"
+    names = list(database.templates)
     if "templates" not in file:
         return
     yield "└── templates/"
-    names = list(database.templates)
     for number, name in enumerate(names[:max_templates], start=1):
         group = file["templates"][name]
         last = number == len(names)
         indent = "        " if last else "    │   "
         yield f"    {'└──' if last else '├──'} {name}/"
-        for array in ("text_features", "text_token_features"):
-            if array in group:
-                yield f"{indent}├── {array:<20} # {_shape(group[array])} ({group[array].dtype})"
-        if "texts" in group:
-            yield f"{indent}├── {'texts':<20} # {_shape(group['texts'])} (variable length string)"
+        for array in ("text_features", "text_token_features", "texts"):
+            dataset = safe_dataset(group, array)
+            if dataset is not None:
+                kind = "variable length string" if array == "texts" else dataset.dtype
+                yield f"{indent}├── {array:<20} # {_shape(dataset)} ({kind})"
         yield f"{indent}└── attrs: {{{_attribute_names(group, _TEMPLATE_ATTRIBUTES)}}}"
     if len(names) > max_templates:
         yield "    └── ..."
@@ -304,7 +306,7 @@ def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[F
         print(f"File '{path}' does not exist yet.")
         return None
     with _reading(path) as database:
-        _print_contents(database.file, max_templates)
+        _print_contents(database, max_templates)
     findings = validate_database(path)
     print(f"Findings: {len(findings) or 'none'}")
     for finding in findings:
@@ -312,25 +314,27 @@ def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[F
     return findings
 
 
-def _print_contents(file: h5py.File, max_templates: int) -> None:
-    def first(name: str) -> Any:
-        return file[name][:5] if name in file else None
-
-    shapes = {name: file[name].shape if name in file else None for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES)}
-    print(f"Total samples stored: {(shapes[IMAGE_FEATURES] or [0])[0]}")
-    for name, shape in shapes.items():
-        print(f"{name} dataset shape: {shape}")
+def _print_contents(database: FeatureDatabase, max_templates: int) -> None:
+    file = database.file
+    rows = {name: safe_dataset(file, name) for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split")}
+    print(f"Total samples stored: {len(database)}")
+    for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES):
+        print(f"{name} dataset shape: {_shape_of(rows[name])}")
     for label, name in (("ids", "ids"), ("labels", "labels"), ("splits", "split")):
-        print(f"Preview {label}: {first(name)}")
+        dataset = rows[name]
+        print(f"Preview {label}: {None if dataset is None else dataset[:5]}")
     print(f"Recorded split counts: {stored_json(file, 'split_counts') or {}}")
     for name in WORD_LISTS:
         value = stored_json(file, name)
         if value is not None:
             print(f"{name}: {value[:3] + ['...'] * (len(value) > 3) if isinstance(value, list) else value}")
-    templates = list(file["templates"]) if "templates" in file else []
-    print(f"Templates stored: {templates}")
-    for name in templates[:max_templates]:
-        group = file["templates"][name]
-        texts = group["texts"][:3] if "texts" in group else []
-        print(f"  • Template '{name}' -> K={group.attrs.get('K')}, D={group.attrs.get('D')}, sample texts={texts}")
+    print(f"Templates stored: {list(database.templates)}")
+    for name, template in list(database.templates.items())[:max_templates]:
+        texts = np.array([text.encode("utf-8", "surrogateescape") for text in template.texts[:3]], object)
+        stored = template.attributes
+        print(f"  • Template '{name}' -> K={stored.get('K')}, D={stored.get('D')}, sample texts={texts}")
     print(f"Stored model params: {load_model_params(file)}")
+
+
+def _shape_of(dataset: h5py.Dataset | None) -> tuple[int, ...] | None:
+    return None if dataset is None else dataset.shape
