@@ -65,11 +65,13 @@ def _runs(wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64], most: in
 def _check(
     database: FeatureDatabase, content: FileContent, wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64]
 ) -> None:
-    found = database.image_features.dtype, database.dim, database.token_count
-    expected = STORED_IMAGE_DTYPE, content.dim, content.token_count
-    if found != expected:
+    tokens = database.image_token_features
+    found = database.dim, database.token_count
+    dtypes = {database.image_features.dtype} if tokens is None else {database.image_features.dtype, tokens.dtype}
+    if found != (content.dim, content.token_count) or dtypes != {STORED_IMAGE_DTYPE}:
         raise DatabaseError(
-            f"{database.path}: dtype, D and T_img are {found}; {expected} were expected. "
+            f"{database.path}: D and T_img are {found}, dtypes {sorted(map(str, dtypes))}; "
+            f"{(content.dim, content.token_count)} in {STORED_IMAGE_DTYPE} were expected. "
             "This part belongs to another encoder: remove it and build again."
         )
     assert content.rows is not None
