@@ -7,7 +7,7 @@ import dagster as dg
 
 from ccassets.assets.common import is_partitioned
 from ccassets.errors import CcassetsError
-from ccassets.extraction.sources import current_identity, images_are_current, recorded_identity, source_digest
+from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
 from ccassets.jobs import Job, job_name
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.storage import Store
@@ -77,10 +77,9 @@ def _requests(study: Study, place: Store, encoder: EncoderResource) -> Iterator[
     identity = current_identity(study, place, device=encoder.device, hf_token=encoder.hf_token)
     if identity != recorded_identity(place):
         yield dg.RunRequest(run_key=identity, job_name=job_name(study, "read_encoder"))
-    changed = [split for split in study.splits if not images_are_current(study, split, place)]
-    if not changed:
+    sources = changed_splits(study, place, study.splits)
+    if not sources:
         return
-    sources = {split: source_digest(study, split, place) for split in changed}
     if is_partitioned(study):
         keys: dict[str | None, str] = {split: f"{split}:{digest}" for split, digest in sources.items()}
     else:

@@ -280,11 +280,14 @@ def main() -> None:
 
 def _print_plan(study: Study, splits: list[str] | None, fresh: bool) -> None:
     from ccassets.extraction import identify_encoder, plan_study, read_images
-    from ccassets.progress import silent
+    from ccassets.extraction.sources import fetched
+    from ccassets.storage import Store
 
-    identify_encoder(study)
+    store = Store.of(study)
+    identify_encoder(study, store=store)
+    dataset = fetched(study, store)
     for split in study.splits:
-        read_images(study, split, progress=silent)
+        read_images(study, split, store=store, dataset=dataset)
     plan = plan_study(study, splits, fresh=fresh)
     for part in plan.images:
         typer.echo(f"{part.split}: {part.to_encode} of {part.rows} images to encode, in {len(part.shards)} shards")

@@ -15,7 +15,7 @@ from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.parts import VerifiedFiles
-from ccassets.extraction.sources import current_identity, images_are_current, recorded_card, recorded_identity
+from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
 from ccassets.resources import EncoderResource
@@ -106,11 +106,9 @@ class Build:
         identity = current_identity(self.study, self.store, device=resource.device, hf_token=resource.hf_token)
         if identity != recorded_identity(self.store) or self._is_stale("encoder"):
             self._run("read_encoder", ["encoder"])
+        changed = changed_splits(self.study, self.store, splits)
         for split in self._runs_of(splits):
-            read = [split] if split else list(splits)
-            if self._is_stale("images", split=split) or not all(
-                images_are_current(self.study, name, self.store) for name in read
-            ):
+            if split in changed or (split is None and changed) or self._is_stale("images", split=split):
                 self._run("read_images", ["images"], split)
 
     def _text(self) -> None:

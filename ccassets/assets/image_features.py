@@ -14,7 +14,7 @@ from ccassets.assets.common import (
     splits_of,
 )
 from ccassets.assets.conditions import REBUILD_STALE
-from ccassets.extraction import extract_images
+from ccassets.extraction import extract_splits
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.study import Study
@@ -41,19 +41,17 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         place = store.of(study)
         with errors_as_sentences():
             card = recorded_card(study, place)
-            for split in splits_of(context, study):
+            splits = splits_of(context, study)
+            for split in splits:
                 recorded_manifest(study, split, place)
-            done = [
-                extract_images(
-                    study,
-                    split,
-                    encoder=lambda: encoder.load(study, card, place),
-                    store=place,
-                    fresh=config.fresh,
-                    progress=logged(context, f"encode images of {split}"),
-                )
-                for split in splits_of(context, study)
-            ]
+            done = extract_splits(
+                study,
+                splits,
+                encoder=lambda: encoder.load(study, card, place),
+                store=place,
+                fresh=config.fresh,
+                progress=logged(context, f"encode images of {', '.join(splits[:3])}"),
+            )
         for name in sorted({name for part in done for name in part.damaged}):
             context.log.warning(f"The part {name} is not what was written; its images were encoded again.")
         encoded = sum(part.encoded for part in done)

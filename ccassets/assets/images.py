@@ -14,6 +14,7 @@ from ccassets.assets.common import (
 from ccassets.assets.conditions import READ_SOURCES
 from ccassets.assets.pictures import contact_sheet
 from ccassets.extraction import read_images
+from ccassets.extraction.sources import fetched
 from ccassets.resources import StoreResource
 from ccassets.study import Study
 
@@ -34,13 +35,10 @@ def images(study: Study) -> dg.AssetsDefinition:
     def _images(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
         place = store.of(study)
         with errors_as_sentences():
+            dataset = fetched(study, place, logged(context, f"fetch {study.dataset.kind}"))
             manifests = {
                 split: read_images(
-                    study,
-                    split,
-                    store=place,
-                    fetching=logged(context, f"fetch {study.dataset.kind} (bytes)"),
-                    progress=logged(context, f"read images of {split}"),
+                    study, split, store=place, dataset=dataset, progress=logged(context, f"read images of {split}")
                 )
                 for split in splits_of(context, study)
             }
@@ -54,7 +52,7 @@ def images(study: Study) -> dg.AssetsDefinition:
                 "skipped": len(skipped),
                 **({"skipped_images": skipped} if skipped else {}),
                 "manifest": store.of(study).relative(place.manifest(samples.split)),
-                "samples": dg.MetadataValue.md(contact_sheet(study, place, samples)),
+                "samples": dg.MetadataValue.md(contact_sheet(dataset, samples)),
             },
         )
 

@@ -8,23 +8,18 @@ import io
 import numpy as np
 from PIL import Image
 
-from ccassets.datasets import open_dataset
+from ccassets.datasets.contract import Dataset
 from ccassets.datasets.manifest import Manifest, read_image
-from ccassets.progress import silent
-from ccassets.storage import Store
-from ccassets.study import Study
 
 _TILE = 72
 _TILES = 8
 
 
-def contact_sheet(study: Study, store: Store, manifest: Manifest) -> str:
+def contact_sheet(dataset: Dataset, manifest: Manifest) -> str:
     """A row of evenly spaced images of a split as Markdown with an embedded PNG; a sentence when there is none."""
     count = min(_TILES, len(manifest.keys))
     if not count:
         return "no images"
-    dataset = open_dataset(study, store)
-    dataset.fetch(silent)
     sheet = Image.new("RGB", (count * _TILE, _TILE), "white")
     for place, row in enumerate(np.linspace(0, len(manifest.keys) - 1, count).round().astype(int).tolist()):
         image = read_image(dataset, manifest, row)

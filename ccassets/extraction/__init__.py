@@ -1,7 +1,7 @@
 """Extraction: what is still to be encoded, encoding it into parts, and assembling the parts into the database."""
 
 from ccassets.extraction.assembly import Assembly, assemble_database
-from ccassets.extraction.images import ImageExtraction, extract_images
+from ccassets.extraction.images import ImageExtraction, extract_images, extract_splits
 from ccassets.extraction.plan import StudyPlan, plan_study
 from ccassets.extraction.sources import identify_encoder, read_images
 from ccassets.extraction.text import TemplateExtraction, extract_template, extract_text
@@ -13,6 +13,7 @@ __all__ = [
     "TemplateExtraction",
     "assemble_database",
     "extract_images",
+    "extract_splits",
     "extract_template",
     "extract_text",
     "identify_encoder",

@@ -8,7 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ from ccassets.datasets.manifest import Manifest, read_image
 from ccassets.encoders import load_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray
 from ccassets.errors import DatasetError, EncoderError, StorageError
-from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, with_newer
 from ccassets.extraction.plan import nothing_held, plan_images, row_bytes
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, read_images, recorded_card, recorded_manifest
@@ -74,39 +76,44 @@ def extract_images(
     Raises `StorageError` when the disk is too small before anything is encoded, `DatasetError` when an image is
     no longer the one in the manifest, `EncoderError` when features are not finite.
     """
+    return extract_splits(study, [split], encoder=encoder, store=store, fresh=fresh, progress=progress)[0]
+
+
+def extract_splits(
+    study: Study,
+    splits: Sequence[str],
+    *,
+    encoder: Callable[[], Encoder] | None = None,
+    store: Store | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> list[ImageExtraction]:
+    """`extract_images` for several splits, with one look at the parts and at the data set."""
     store = store or Store.of(study)
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
-    if not store.manifest(split).exists():
-        read_images(study, split, store=store)
+    for split in splits:
+        if not store.manifest(split).exists():
+            read_images(study, split, store=store)
     card = recorded_card(study, store)
-    manifest = recorded_manifest(study, split, store)
+    manifests = [recorded_manifest(study, split, store) for split in splits]
     folder = store.image_parts(card.identity)
-    started = time.perf_counter()
     with exclusive(folder):
         remove_leftovers(folder)
-        index = held_rows(store, card.identity)
-        damaged = index.damaged
-        plan = plan_images(manifest, nothing_held() if fresh else index, study.extraction.rows_per_shard)
-        busy = 0.0
-        if plan.shards:
-            require_space(folder, plan.to_encode * row_bytes(card), f"Encoding {plan.to_encode} images of {split!r}")
-            loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
-            require_identity(loaded, card)
-            busy = _Extraction(study, manifest, loaded, store).run(plan.shards, progress)
-            index = held_rows(store, card.identity)
-            if fresh:
-                _remove_superseded(index)
-    seconds = time.perf_counter() - started
-    return ImageExtraction(
-        split=split,
-        rows=len(manifest.keys),
-        encoded=plan.to_encode,
-        digest=manifest_split_digest(manifest, index),
-        seconds=seconds,
-        busy=busy / seconds if seconds else 0.0,
-        damaged=damaged,
-    )
+        held = held_rows(store, card.identity)
+        index = nothing_held() if fresh else held
+        plans = [plan_images(manifest, index, study.extraction.rows_per_shard) for manifest in manifests]
+        total = sum(plan.to_encode for plan in plans)
+        require_space(folder, total * row_bytes(card), f"Encoding {total} images of {study.name}")
+        work = _Extraction(study, card, store, encoder)
+        done: list[ImageExtraction] = []
+        for manifest in manifests:
+            before = sum(part.encoded for part in done)
+            extraction, index = work.split(manifest, index, _counted(progress, before, total))
+            done.append(replace(extraction, damaged=held.damaged))
+        if fresh:
+            _remove_superseded(held_rows(store, card.identity))
+    return done
 
 
 def manifest_split_digest(manifest: Manifest, index: RowIndex) -> str:
@@ -133,25 +140,59 @@ def held_entries(manifest: Manifest, index: RowIndex) -> npt.NDArray[np.int64]:
 
 
 class _Extraction:
-    """One run over the shards of a split: decoding, encoding and writing overlap, memory holds two shards at most."""
+    """The work on one data set with one encoder, which is loaded when the first image has to be encoded."""
 
-    def __init__(self, study: Study, manifest: Manifest, encoder: Encoder, store: Store) -> None:
+    def __init__(self, study: Study, card: EncoderCard, store: Store, encoder: Callable[[], Encoder] | None) -> None:
         self.study = study
-        self.manifest = manifest
-        self.encoder = encoder
-        self.card: EncoderCard = encoder.card
-        self.folder = store.image_parts(encoder.card.identity)
+        self.card = card
+        self.folder = store.image_parts(card.identity)
         self.dataset = open_dataset(study, store)
         self.verified = VerifiedFiles(self.folder)
+        self._load = encoder or (lambda: load_encoder(study, store_cache=store.cache))
 
-    def run(self, shards: Sequence[npt.NDArray[np.int64]], progress: Progress) -> float:
-        """Encode and write all shards; the seconds in which the encoder was at work."""
+    @cached_property
+    def encoder(self) -> Encoder:
+        loaded = self._load()
+        require_identity(loaded, self.card)
+        return loaded
+
+    def split(self, manifest: Manifest, index: RowIndex, progress: Progress) -> tuple[ImageExtraction, RowIndex]:
+        """Encode what the index does not hold of a split; what was done, and the index with the new parts."""
+        started = time.perf_counter()
+        plan = plan_images(manifest, index, self.study.extraction.rows_per_shard)
+        busy = 0.0
+        if plan.shards:
+            parts, busy = self._run(manifest, plan.shards, progress)
+            index = with_newer(index, parts, self.card.identity, self.verified)
+        seconds = time.perf_counter() - started
+        return (
+            ImageExtraction(
+                split=manifest.split,
+                rows=len(manifest.keys),
+                encoded=plan.to_encode,
+                digest=manifest_split_digest(manifest, index),
+                seconds=seconds,
+                busy=busy / seconds if seconds else 0.0,
+                damaged=(),
+            ),
+            index,
+        )
+
+    def _run(
+        self, manifest: Manifest, shards: Sequence[npt.NDArray[np.int64]], progress: Progress
+    ) -> tuple[list[Path], float]:
+        """Encode and write shards: decoding, encoding and writing overlap, memory holds two shards at most.
+
+        Gives the parts and the seconds in which the encoder was at work.
+        """
+        encoder = self.encoder
         total = sum(len(shard) for shard in shards)
         done = 0
         busy = 0.0
-        written: Future[None] | None = None
+        parts: list[Path] = []
+        writing: Future[Path] | None = None
         with ThreadPoolExecutor(DECODERS) as decoders, ThreadPoolExecutor(1) as writer:
-            batches = _prefetched(decoders, self._decode, self._batches(shards))
+            batches = _prefetched(decoders, partial(self._decode, manifest), self._batches(shards))
             for shard in shards:
                 started = time.perf_counter()
                 features = np.empty((len(shard), self.card.dim), STORED_IMAGE_DTYPE)
@@ -160,28 +201,30 @@ class _Extraction:
                     pixels = next(batches)
                     rows = slice(first, first + len(pixels))
                     begun = time.perf_counter()
-                    self._encode(pixels, shard[rows], features[rows], None if tokens is None else tokens[rows])
+                    keys = [manifest.keys[row] for row in shard[rows]]
+                    _encode(encoder, pixels, keys, features[rows], None if tokens is None else tokens[rows])
                     busy += time.perf_counter() - begun
                     done += len(pixels)
                     progress(done, total)
-                if written is not None:
-                    written.result()
-                written = writer.submit(self._write, shard, features, tokens, time.perf_counter() - started)
-            if written is not None:
-                written.result()
-        return busy
+                if writing is not None:
+                    parts.append(writing.result())
+                seconds = time.perf_counter() - started
+                writing = writer.submit(self._write, manifest, shard, features, tokens, seconds)
+            if writing is not None:
+                parts.append(writing.result())
+        return parts, busy
 
     def _batches(self, shards: Iterable[npt.NDArray[np.int64]]) -> Iterator[npt.NDArray[np.int64]]:
         size = self.study.extraction.batch_size
         return (shard[first : first + size] for shard in shards for first in range(0, len(shard), size))
 
-    def _decode(self, row: int) -> FloatArray:
+    def _decode(self, manifest: Manifest, row: int) -> FloatArray:
         """One image as the encoder's input; `DatasetError` when it is not the image of the manifest any more."""
-        image = read_image(self.dataset, self.manifest, row)
-        if image_digest(image) != self.manifest.image_digest[row].tobytes():
+        image = read_image(self.dataset, manifest, row)
+        if image_digest(image) != manifest.image_digest[row].tobytes():
             raise DatasetError(
-                f"{self.manifest.keys[row]} is not the image that was read for the manifest of "
-                f"{self.manifest.split!r}: it changed since. Materialize `images` again."
+                f"{manifest.keys[row]} is not the image that was read for the manifest of "
+                f"{manifest.split!r}: it changed since. Materialize `images` again."
             )
         return self.encoder.preprocess(image)
 
@@ -190,51 +233,28 @@ class _Extraction:
             return None
         return np.empty((rows, self.card.token_count, self.card.dim), STORED_IMAGE_DTYPE)
 
-    def _encode(
-        self,
-        pixels: FloatArray,
-        rows: npt.NDArray[np.int64],
-        features: npt.NDArray[np.float16],
-        tokens: npt.NDArray[np.float16] | None,
-    ) -> None:
-        encoded = self.encoder.encode_pixels(pixels)
-        outputs = [(BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)]
-        for name, stored, values in outputs:
-            if stored is None:
-                continue
-            if values is None or values.shape != stored.shape:
-                raise EncoderError(
-                    f"The encoder gave {name} of shape {None if values is None else values.shape}; "
-                    f"{stored.shape} was expected from its card."
-                )
-            with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
-                stored[...] = values
-            finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
-            if not finite.all():
-                keys = [self.manifest.keys[row] for row in rows[~finite]]
-                raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {keys}.")
-
     def _write(
         self,
+        manifest: Manifest,
         shard: npt.NDArray[np.int64],
         features: npt.NDArray[np.float16],
         tokens: npt.NDArray[np.float16] | None,
         seconds: float,
-    ) -> None:
-        images = self.manifest.image_digest[shard]
+    ) -> Path:
+        images = manifest.image_digest[shard]
         content = FileContent(
             profile="image-part",
             dim=self.card.dim,
             token_count=self.card.token_count,
             rows=RowContent(
-                split=[self.manifest.split] * len(shard),
-                labels=self.manifest.labels[shard],
-                keys=[self.manifest.keys[row] for row in shard],
+                split=[manifest.split] * len(shard),
+                labels=manifest.labels[shard],
+                keys=[manifest.keys[row] for row in shard],
                 image_digest=images,
                 feature_digest=feature_digests(features, tokens),
             ),
             attributes={
-                "split_counts": {self.manifest.split: len(shard)},
+                "split_counts": {manifest.split: len(shard)},
                 "provenance": part_provenance(self.study, self.encoder, seconds),
             },
         )
@@ -245,6 +265,37 @@ class _Extraction:
             if tokens is not None:
                 rows.write(BULK[1], 0, tokens)
         self.verified.add(path)
+        return path
+
+
+def _encode(
+    encoder: Encoder,
+    pixels: FloatArray,
+    keys: Sequence[str],
+    features: npt.NDArray[np.float16],
+    tokens: npt.NDArray[np.float16] | None,
+) -> None:
+    """Encode a batch into the arrays that will be stored; `EncoderError` for a wrong shape or what is not finite."""
+    encoded = encoder.encode_pixels(pixels)
+    for name, stored, values in ((BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)):
+        if stored is None:
+            continue
+        if values is None or values.shape != stored.shape:
+            raise EncoderError(
+                f"The encoder gave {name} of shape {None if values is None else values.shape}; "
+                f"{stored.shape} was expected from its card."
+            )
+        with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
+            stored[...] = values
+        finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
+        if not finite.all():
+            wrong = [keys[row] for row in np.flatnonzero(~finite).tolist()]
+            raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {wrong}.")
+
+
+def _counted(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of one split as progress of all."""
+    return lambda done, _: progress(before + done, total)
 
 
 def _prefetched(

@@ -108,6 +108,19 @@ def held_rows(store: Store, identity: str) -> RowIndex:
     return _index([*newest_first, *databases])
 
 
+def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: VerifiedFiles) -> RowIndex:
+    """The index with parts that were written after it was made; they win over what it held."""
+    newer = _index(_read_rows(path, identity, verified) for path in parts)
+    return RowIndex(
+        sources=[*newer.sources, *index.sources],
+        image_digest=np.concatenate([newer.image_digest, index.image_digest]),
+        feature_digest=np.concatenate([newer.feature_digest, index.feature_digest]),
+        source=np.concatenate([newer.source, len(newer.sources) + index.source]),
+        row=np.concatenate([newer.row, index.row]),
+        damaged=[*newer.damaged, *index.damaged],
+    )
+
+
 def verify_rows(database: FeatureDatabase) -> bool:
     """Whether every stored row still has the digest that was taken when it was written."""
     images, features = database.image_digest, database.feature_digest

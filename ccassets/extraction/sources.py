@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from ccassets.datasets import open_dataset
+from ccassets.datasets.contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch
-from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest
-from ccassets.datasets.manifest import source_digest as dataset_digest
+from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest, source_digest
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
@@ -24,17 +25,16 @@ def read_images(
     split: str,
     *,
     store: Store | None = None,
-    fetching: Progress = silent,
+    dataset: Dataset | None = None,
     progress: Progress = silent,
 ) -> Manifest:
-    """Fetch or find a split, decode every image once, and record its manifest.
+    """Decode every image of a split once, and record its manifest.
 
-    Images whose file fingerprint is that of the last manifest are not decoded again. `fetching` counts bytes,
-    `progress` images. Raises `DatasetError` naming every image that cannot be read.
+    `dataset` is what `fetched` gives, to be passed on when several splits are read. Images whose file fingerprint is
+    that of the last manifest are not decoded again. Raises `DatasetError` naming every image that cannot be read.
     """
     store = store or Store.of(study)
-    dataset = open_dataset(study, store)
-    dataset.fetch(fetching)
+    dataset = dataset or fetched(study, store)
     path = store.manifest(split)
     previous = Manifest.load(path) if path.exists() else None
     manifest = read_manifest(
@@ -49,23 +49,26 @@ def read_images(
     return manifest
 
 
-def images_are_current(study: Study, split: str, store: Store) -> bool:
-    """Whether a split's manifest still describes its source; file fingerprints decide, no image is decoded."""
-    path = store.manifest(split)
-    if not path.exists():
-        return False
+def fetched(study: Study, store: Store, progress: Progress = silent) -> Dataset:
+    """The data set of a study, found or downloaded and readable; `progress` counts bytes where there is a download."""
     dataset = open_dataset(study, store)
-    dataset.fetch(silent)
-    return is_current(
-        Manifest.load(path), dataset, limit=study.extraction.limit, on_bad_image=study.extraction.on_bad_image
-    )
+    dataset.fetch(progress)
+    return dataset
 
 
-def source_digest(study: Study, split: str, store: Store) -> str:
-    """What a split's source says without an image being decoded: it changes with keys, labels, groups and files."""
-    dataset = open_dataset(study, store)
-    dataset.fetch(silent)
-    return dataset_digest(dataset, split, limit=study.extraction.limit)
+def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:
+    """The splits whose manifest is not there or does not describe its source any more, with a digest of the source.
+
+    File fingerprints decide, no image is decoded. The digest changes with keys, labels, groups and files.
+    """
+    dataset = fetched(study, store)
+    limit, on_bad_image = study.extraction.limit, study.extraction.on_bad_image
+    changed = {}
+    for split in splits:
+        path = store.manifest(split)
+        if not path.exists() or not is_current(Manifest.load(path), dataset, limit=limit, on_bad_image=on_bad_image):
+            changed[split] = source_digest(dataset, split, limit=limit)
+    return changed
 
 
 def current_identity(study: Study, store: Store, *, device: str | None = None, hf_token: str | None = None) -> str:
