@@ -60,7 +60,7 @@ class GrowingFile(h5py.File):  # type: ignore[misc]  # h5py has no types
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._journaled = journaled = JournaledFile(path)
+        self._journaled = journaled = JournaledFile(path.absolute())
         try:
             mode = "r+" if path.stat().st_size else "w"
             super().__init__(journaled, mode, libver=("earliest", "v110"))
@@ -124,6 +124,8 @@ def init_file(
 
     Raises `DatabaseError` for a file that is not what was expected, `StorageError` when it is open elsewhere.
     """
+    if (d is not None and d < 1) or (t_img is not None and t_img < 0):
+        raise ArgumentError(f"d of 1 or more and t_img of 0 or more were expected; found {d} and {t_img}.")
     described = {name: _encode(name, value) for name, value in (metadata or {}).items()}
     file = GrowingFile(Path(path))
     try:
@@ -148,8 +150,6 @@ def _create(file: h5py.File, dim: int, token_count: int) -> None:
 
 def create_row_datasets(file: h5py.File, dim: int, token_count: int) -> None:
     """Empty row data sets of these sizes, in place of empty ones of other sizes."""
-    if dim < 1 or token_count < 0:
-        raise ArgumentError(f"D of 1 or more and T_img of 0 or more were expected; found {dim} and {token_count}.")
     for name in ROW_DATASETS:
         if name in file:
             del file[name]
@@ -200,35 +200,48 @@ def _continue(file: h5py.File, dim: int | None, token_count: int | None) -> None
         )
     if tokens is None and int(file.attrs.get("T_img", -1)) > 0:
         raise DatabaseError(f"{file.filename} has lost /{IMAGE_TOKEN_FEATURES}; its rows cannot be completed.")
-    rows = _heal_lengths(file)
-    for name, values in (("ids", np.arange(rows)), ("labels", np.zeros(rows, np.int64))):
-        if name not in file:
-            _create_rows(file, name, values, _SMALL_DTYPES[name])
-    if "split" not in file:
-        _create_rows(file, "split", np.array([UNSPECIFIED_SPLIT] * rows, object), _TEXT)
+    cut = _cut_to_shortest(file)
+    _add_missing(file, len(file[IMAGE_FEATURES]))
+    if cut:
+        set_split_counts(file, count_splits(file))
     _require_counts(file)
     if safe_group(file, "templates") is None:
         file.create_group("templates")
 
 
-def _heal_lengths(file: h5py.File) -> int:
-    """The number of rows, once all row data sets have it: a killed writer may have lengthened some of them only."""
-    present = [name for name in ROW_DATASETS if safe_dataset(file, name) is not None]
-    lengths = {name: len(file[name]) for name in present}
+def _cut_to_shortest(file: h5py.File) -> bool:
+    """Give all row data sets one length: a killed writer may have lengthened some of them only. Whether it had to."""
+    lengths = {name: len(file[name]) for name in ROW_DATASETS if safe_dataset(file, name) is not None}
     rows = min(lengths.values())
-    if max(lengths.values()) > rows:
-        warnings.warn(
-            f"{file.filename}: a batch was only half written ({lengths}); cut to {rows} whole rows.", stacklevel=4
-        )
-        cut_rows(file, rows)
-    return rows
+    if max(lengths.values()) == rows:
+        return False
+    warnings.warn(
+        f"{file.filename}: a batch was only half written ({lengths}); cut to {rows} whole rows.", stacklevel=4
+    )
+    _resize(file, rows)
+    return True
+
+
+def _add_missing(file: h5py.File, rows: int) -> None:
+    if "ids" not in file:
+        _create_rows(file, "ids", np.arange(rows), _SMALL_DTYPES["ids"])
+    if "split" not in file:
+        _create_rows(file, "split", np.array([UNSPECIFIED_SPLIT] * rows, object), _TEXT)
+    if "labels" not in file:
+        _create_rows(file, "labels", np.zeros(rows, np.int64), _SMALL_DTYPES["labels"])
+        counts = count_splits(file)
+        set_provenance(file, _labelled(file, counts, labelled=False), counts)
+
+
+def _resize(file: h5py.File, rows: int) -> None:
+    for name in ROW_DATASETS:
+        if name in file:
+            file[name].resize(rows, axis=0)
 
 
 def cut_rows(file: h5py.File, rows: int) -> None:
     """Keep the first `rows` rows, and count them anew."""
-    for name in ROW_DATASETS:
-        if name in file:
-            file[name].resize(rows, axis=0)
+    _resize(file, rows)
     set_split_counts(file, count_splits(file))
 
 

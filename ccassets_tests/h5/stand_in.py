@@ -50,9 +50,6 @@ class Pictures(torch.utils.data.Dataset[Any]):
 class WordProcessor:
     """Words become ids by their digest, padded to the longest text of a call; images are passed on."""
 
-    def __init__(self) -> None:
-        self.longest_batch = 0
-
     def __call__(
         self, text: Any = None, images: Any = None, *, return_tensors: str, padding: bool, truncation: bool
     ) -> Mapping[str, torch.Tensor]:
@@ -80,6 +77,7 @@ class StandIn(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-11.16))
         self.dropout = nn.Dropout(0.5)
         self.batches: list[int] = []
+        self.text_batches: list[int] = []
 
     def encode_image(self, pixel_values: torch.Tensor, normalize: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         assert normalize
@@ -90,6 +88,7 @@ class StandIn(nn.Module):
 
     def encode_text(self, input_ids: torch.Tensor, normalize: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         assert normalize
+        self.text_batches.append(len(input_ids))
         drawn = [_drawn(int(ids.sum()), len(ids)) for ids in input_ids]
         features, tokens = (torch.stack(values) for values in zip(*drawn, strict=True))
         return nn.functional.normalize(features, dim=-1), tokens

@@ -120,6 +120,21 @@ def test_one_writer_at_a_time(path: Path) -> None:
     init_file(path).close()
 
 
+def test_a_forked_process_does_not_keep_the_lock(path: Path) -> None:
+    file = init_file(path, 6, 9)
+    append_batch(file, **rows(0), split_names="train")
+    child = os.fork()  # as a data loader makes its workers
+    if child == 0:
+        signal.pause()
+    try:
+        file.close()
+        with init_file(path) as again:
+            assert len(again["ids"]) == 4
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_another_kind_of_file_is_left_alone(path: Path) -> None:
     path.write_bytes(b"no HDF5 at all")
 
@@ -128,6 +143,9 @@ def test_another_kind_of_file_is_left_alone(path: Path) -> None:
     assert path.read_bytes() == b"no HDF5 at all"
     with pytest.raises(CcassetsError, match="No such file or directory"):
         init_file(path.parent / "no folder" / "file.h5")
+    with pytest.raises(CcassetsError, match="t_img of 0 or more"):
+        init_file(path.parent / "new.h5", 6, -1)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_missing_data_set_of_an_old_file_gets_right_values(tmp_path: Path) -> None:
@@ -139,6 +157,7 @@ def test_a_missing_data_set_of_an_old_file_gets_right_values(tmp_path: Path) -> 
     with init_file(path) as file:
         assert file["ids"][:].tolist() == list(range(70))
         assert not file["labels"][:].any()
+        assert json.loads(file.attrs["provenance"])["dataset"]["labels"] == "none"
 
     with h5py.File(path, "r+") as file:
         del file["image_token_features"]

@@ -101,6 +101,19 @@ def test_the_pipeline_stores_what_the_model_gives(path: Path) -> None:
         assert template.text_token_features.shape == (3, 6, D)
 
 
+def test_many_prompts_are_encoded_a_few_at_a_time_and_padded_alike(path: Path) -> None:
+    artifacts = stand_in()
+    words = [f"concept {number} {'very ' * (number // 35)}long" for number in range(70)]
+
+    store_prompt_features(artifacts, PromptConfig([], [], words, ["a cell with {}"]), output_path=path)
+
+    assert artifacts.model.text_batches == [32, 32, 6]
+    with open_database(path) as database:
+        tokens = database.templates["concept_prompts_t01"].text_token_features
+        assert tokens is not None
+        assert tokens.shape == (70, 7, D)
+
+
 def test_a_second_run_appends_nothing_and_reads_no_image(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
     before, read = contents(path), []
