@@ -5,13 +5,7 @@ what changed. A study and its build (`ccassets build`) are the way that needs no
 """
 
 from ccassets.h5.artifacts import ModelArtifacts, load_conceptclip_model
-from ccassets.h5.growing import (
-    append_batch,
-    init_file,
-    load_model_params,
-    save_model_params,
-    write_template,
-)
+from ccassets.h5.growing import append_batch, init_file
 from ccassets.h5.loaders import (
     DatasetBundle,
     build_dataloader,
@@ -35,6 +29,7 @@ from ccassets.h5.reading import (
     summarize_h5,
     validate_h5,
 )
+from ccassets.h5.templates import load_model_params, save_model_params, write_template
 
 init_feature_store = init_file
 

@@ -28,17 +28,15 @@ from ccassets.h5.growing import (
     create_row_datasets,
     cut_rows,
     init_file,
-    load_model_params,
     provenance,
-    save_model_params,
     set_provenance,
     set_split_counts,
     split_counts,
     to_array,
-    write_template,
 )
 from ccassets.h5.loaders import batches, has_labels, require_order, rows_of
 from ccassets.h5.prompts import PromptConfig
+from ccassets.h5.templates import load_model_params, save_model_params, write_template
 from ccassets.study import PromptTemplate
 
 if TYPE_CHECKING:

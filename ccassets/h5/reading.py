@@ -16,8 +16,9 @@ from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT
 from ccassets.database.reader import FeatureDatabase, Template, open_database, safe_dataset
 from ccassets.findings import Finding
 from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
-from ccassets.h5.growing import DEFAULT_PATH, WORD_LISTS, load_model_params, stored_json
+from ccassets.h5.growing import DEFAULT_PATH, WORD_LISTS, stored_json
 from ccassets.h5.journal import no_writer
+from ccassets.h5.templates import load_model_params
 
 Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
