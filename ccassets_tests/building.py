@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
 
 
-def save_pictures(root: Path, rows: Mapping[str, int] = {"train": 9, "val": 5, "test": 4}) -> Path:  # noqa: B006
+def save_pictures(root: Path, rows: Mapping[str, int] = {"train": 9, "val": 5, "test": 4}) -> Path:
     """`<root>/<split>/<class>/<number>.png`, all different."""
     seed = 0
     for split, count in rows.items():
@@ -79,3 +79,12 @@ def write_study(
     text = yaml.safe_dump({"type": "ccassets.FeatureDatabase", "attributes": attributes}, allow_unicode=True)
     (folder / "defs.yaml").write_text(text, encoding="utf-8")
     return load_study(folder / "defs.yaml")
+
+
+def edit_study(study: Study, change: Callable[[dict[str, Any]], object]) -> Study:
+    """Change the attributes of a study file on disk, and load it again."""
+    path = study.folder / "defs.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(content["attributes"])
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return load_study(path)

@@ -6,14 +6,12 @@ The events happen one after another to one study, each followed by a build that 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -21,8 +19,8 @@ from ccassets.definitions import definitions_of
 from ccassets.jobs import job_name
 from ccassets.runs import run_build
 from ccassets.states import dagster_instance
-from ccassets.study import Study, load_study
-from ccassets_tests.building import picture, save_golden_weights, save_pictures, write_study
+from ccassets.study import Study
+from ccassets_tests.building import edit_study, picture, save_golden_weights, save_pictures, write_study
 from ccassets_tests.graphql import stale
 
 Attributes = dict[str, Any]
@@ -49,14 +47,6 @@ def study(place: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     study = write_study(place / "studies" / "cells", images=place / "pictures", encoder=place / "weights")
     run_build(study)
     return study
-
-
-def edit(study: Study, change: Callable[[Attributes], object]) -> Study:
-    path = study.folder / "defs.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    change(content["attributes"])
-    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    return load_study(path)
 
 
 def read_again(study: Study, job: str, split: str | None = None) -> None:
@@ -91,33 +81,33 @@ def new_code(*names: str) -> dict[str, str]:
 
 
 def test_one_word_of_a_template_edited(study: Study) -> None:
-    edited = edit(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
     assert stale("cells") == new_code(LABELS[1])
     assert encoded_by_build(edited) == (0, 3)
 
 
 def test_a_template_added_and_removed(study: Study) -> None:
-    edited = edit(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
+    edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
     added = "template_features/label_prompts_t03"
     assert stale("cells") == {
         added: "MISSING: ",
         "feature_database": f"STALE: feature_database has a new dependency on cells/{added}",
     }
     assert encoded_by_build(edited) == (0, 3)
-    removed = edit(study, lambda a: a["vocabulary"]["labels"]["templates"].pop())
+    removed = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].pop())
     assert list(stale("cells")) == ["feature_database"]
     assert "removed dependency" in stale("cells")["feature_database"]
     assert encoded_by_build(removed) == (0, 0)
 
 
 def test_templates_reordered(study: Study) -> None:
-    edited = edit(study, lambda a: a["vocabulary"]["concepts"]["templates"].reverse())
+    edited = edit_study(study, lambda a: a["vocabulary"]["concepts"]["templates"].reverse())
     assert stale("cells") == new_code(*CONCEPTS)
     assert encoded_by_build(edited) == (0, 0)
 
 
 def test_the_word_list_extended(study: Study) -> None:
-    edited = edit(study, lambda a: a["vocabulary"]["concepts"]["words"].append("blue"))
+    edited = edit_study(study, lambda a: a["vocabulary"]["concepts"]["words"].append("blue"))
     assert {name: cause for name, cause in stale("cells").items() if name in CONCEPTS} == new_code(*CONCEPTS)
     assert set(stale("cells")) == {*CONCEPTS, "feature_database"}
     assert encoded_by_build(edited) == (0, 8)
@@ -125,13 +115,13 @@ def test_the_word_list_extended(study: Study) -> None:
 
 def test_the_group_of_a_concept_edited(study: Study) -> None:
     word = {"word": "red cell", "group": "cells"}
-    edited = edit(study, lambda a: a["vocabulary"]["concepts"]["words"].__setitem__(1, word))
+    edited = edit_study(study, lambda a: a["vocabulary"]["concepts"]["words"].__setitem__(1, word))
     assert stale("cells") == new_code("feature_database")
     assert encoded_by_build(edited) == (0, 0)
 
 
 def test_the_precision_changed(study: Study) -> None:
-    edited = edit(study, lambda a: a["encoder"].update(dtype="bfloat16"))
+    edited = edit_study(study, lambda a: a["encoder"].update(dtype="bfloat16"))
     assert stale("cells") == new_code("encoder")
     read_again(edited, "read_encoder")
     cause = "STALE: encoder has a new data version"
@@ -140,7 +130,7 @@ def test_the_precision_changed(study: Study) -> None:
 
 
 def test_the_batch_changed(study: Study) -> None:
-    edited = edit(study, lambda a: a["extraction"].update(batch_size=1))
+    edited = edit_study(study, lambda a: a["extraction"].update(batch_size=1))
     assert stale("cells") == {}
     assert encoded_by_build(edited) == (0, 0)
 
@@ -216,7 +206,7 @@ def test_an_image_saved_again_with_equal_pixels(study: Study, place: Path) -> No
 
 
 def test_the_splits_reordered(study: Study) -> None:
-    edited = edit(study, lambda a: a["dataset"]["splits"].reverse())
+    edited = edit_study(study, lambda a: a["dataset"]["splits"].reverse())
     read = [name for name in stale("cells") if name.startswith("images")]
     assert set(stale("cells")) == {*read, "feature_database"}
     assert encoded_by_build(edited) == (0, 0)

@@ -9,7 +9,6 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
-import yaml
 
 import ccassets
 from ccassets.assets.common import asset_key
@@ -20,8 +19,8 @@ from ccassets.jobs import job_name
 from ccassets.runs import BuildError, run_build
 from ccassets.states import asset_state, dagster_instance, study_states
 from ccassets.storage import Store
-from ccassets.study import Study, load_study
-from ccassets_tests.building import CLASSES, save_golden_weights, save_pictures, write_study
+from ccassets.study import Study
+from ccassets_tests.building import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +42,6 @@ def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 TEMPLATES = ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "label_prompts_t02"]
-
-
-def edit(study: Study, change: Any) -> Study:
-    """Change the attributes of a study file on disk, and load it again."""
-    path = study.folder / "defs.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    change(content["attributes"])
-    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    return load_study(path)
 
 
 def state_of(study: Study, *parts: str, split: str | None = None) -> str:
@@ -102,7 +92,7 @@ def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
     with ccassets.open_database(path) as database:
         before = np.array(database.image_features), np.array(database.image_token_features)
 
-    edited = edit(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
     states = {name: state_of(edited, "template_features", name) for name in TEMPLATES}
     assert [name for name, state in states.items() if state == "stale"] == ["label_prompts_t02"]
     assert all(state_of(edited, "image_features", split=split) == "built" for split in built.splits)
@@ -228,7 +218,7 @@ def rewrite_with_long_vectors(part: Path) -> None:
 
 def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
     whole = ccassets.build(built)
-    limited = edit(built, lambda a: a["extraction"].update(limit=2))
+    limited = edit_study(built, lambda a: a["extraction"].update(limit=2))
     path = ccassets.build(limited)
     assert path != whole
     assert path is not None
@@ -246,7 +236,7 @@ def test_many_splits_are_one_asset_without_partitions(study: Study, pictures: Pa
         folder = pictures / f"s {number}é" / CLASSES[number % 2]
         folder.mkdir(parents=True)
         shutil.copy(pictures / "train" / "blood" / "000.png", folder / "a.png")
-    many = edit(study, lambda a: a["dataset"].update(splits=[f"s {number}é" for number in range(60)]))
+    many = edit_study(study, lambda a: a["dataset"].update(splits=[f"s {number}é" for number in range(60)]))
     assert definitions_of(many).resolve_asset_graph().get(asset_key(many, "image_features")).partitions_def is None
     path = ccassets.build(many)
     assert path is not None
@@ -257,7 +247,7 @@ def test_many_splits_are_one_asset_without_partitions(study: Study, pictures: Pa
 def test_studies_tell_what_is_built_stale_and_missing(built: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCASSETS_STUDIES", str(built.folder.parent))
     assert len(study_states()["cells"]["built"]) == 13
-    edit(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
+    edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
     states = study_states()["cells"]
     assert states["missing"] == ["template_features/concept_prompts_t03"]
     assert states["stale"] == ["feature_database"]

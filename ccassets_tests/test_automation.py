@@ -1,0 +1,158 @@
+"""What runs by itself: simulated nights, changed sources, failures; and once, the daemon for real."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ccassets.assets import study_assets
+from ccassets.automation import changed_study_file
+from ccassets.definitions import definitions_of
+from ccassets.resources import EncoderResource, StoreResource
+from ccassets.runs import run_build
+from ccassets.states import dagster_instance
+from ccassets.study import Study
+from ccassets_tests.building import edit_study, picture
+
+EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
+SOURCES = {"encoder", "images:train", "images:val", "images:test"}
+
+
+class Daemon:
+    """The asset daemon's evaluations at chosen times; what it asks for is materialized when a test says so."""
+
+    def __init__(self, study: Study, instance: dg.DagsterInstance) -> None:
+        self.study = study
+        self.instance = instance
+        self.cursor: Any = None
+        self.asks(EVENING - timedelta(minutes=1))
+
+    def asks(self, when: datetime) -> set[str]:
+        """What is asked for at a time, as `asset` or `asset:split`."""
+        result = dg.evaluate_automation_conditions(
+            definitions_of(self.study), self.instance, cursor=self.cursor, evaluation_time=when
+        )
+        self.cursor = result.cursor
+        asked = set()
+        for key in definitions_of(self.study).resolve_asset_graph().materializable_asset_keys:
+            name = "/".join(key.path[1:])
+            for split in result.get_requested_partitions(key):
+                asked.add(f"{name}:{split}" if split else name)
+        return asked
+
+    def materializes(self, *names: str) -> None:
+        for name in names:
+            asset, _, split = name.partition(":")
+            result = dg.materialize(
+                study_assets(self.study),
+                selection=dg.AssetSelection.assets(dg.AssetKey([self.study.name, *asset.split("/")])),
+                instance=self.instance,
+                partition_key=split or None,
+                resources={"store": StoreResource(), "encoder": EncoderResource()},
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+            assert result.success
+
+
+def edit(study: Study) -> Study:
+    return edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+
+
+def test_a_new_study_is_built_from_its_sources_on(study: Study) -> None:
+    with dagster_instance() as instance:
+        daemon = Daemon(study, instance)
+        daemon.cursor = None
+        assert daemon.asks(EVENING) >= SOURCES
+
+
+def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: Study, pictures: Path) -> None:
+    run_build(study)
+    with dagster_instance() as instance:
+        daemon = Daemon(study, instance)
+        assert daemon.asks(EVENING) == set()
+
+        picture(900).save(pictures / "val" / "blood" / "000.png")
+        assert daemon.asks(EVENING + timedelta(hours=5)) == set(), "nothing before the night"
+        night = EVENING + timedelta(hours=7, minutes=1)
+        assert daemon.asks(night) == SOURCES
+        daemon.materializes(*sorted(SOURCES))
+        assert daemon.asks(night + timedelta(minutes=1)) == {"image_features:val"}
+        daemon.materializes("image_features:val")
+        assert daemon.asks(night + timedelta(minutes=2)) == {"feature_database"}
+        daemon.materializes("feature_database")
+        assert daemon.asks(night + timedelta(minutes=3)) == {"validation_report"}
+        daemon.materializes("validation_report")
+        assert daemon.asks(night + timedelta(minutes=4)) == set()
+
+        next_night = night + timedelta(days=1)
+        assert daemon.asks(next_night) == SOURCES
+        daemon.materializes(*sorted(SOURCES))
+        assert daemon.asks(next_night + timedelta(minutes=1)) == set(), "equal sources wake nothing"
+
+
+def test_an_edited_template_is_followed_at_once(study: Study) -> None:
+    run_build(study)
+    with dagster_instance() as instance:
+        daemon = Daemon(study, instance)
+        daemon.study = edit(study)
+        assert daemon.asks(EVENING) == {"template_features/label_prompts_t02"}
+        assert daemon.asks(EVENING + timedelta(minutes=1)) == set(), "asked for once"
+        daemon.materializes("template_features/label_prompts_t02")
+        assert daemon.asks(EVENING + timedelta(minutes=2)) == {"feature_database"}
+
+
+def watch(study: Study) -> dg.SensorResult | dg.SkipReason:
+    sensor = next(s for s in definitions_of(study).sensors or () if s.name.endswith("watch_sources"))
+    assert isinstance(sensor, dg.SensorDefinition)
+    with dagster_instance() as instance:
+        context = dg.build_sensor_context(
+            instance=instance, resources={"store": StoreResource(), "encoder": EncoderResource()}
+        )
+        found = sensor(context)
+    assert isinstance(found, (dg.SensorResult, dg.SkipReason))
+    return found
+
+
+def test_the_watch_makes_no_run_while_nothing_changes(study: Study) -> None:
+    run_build(study)
+    assert isinstance(watch(study), dg.SkipReason)
+
+
+def test_the_watch_asks_once_for_a_split_whose_files_changed(study: Study, pictures: Path) -> None:
+    run_build(study)
+    picture(901).save(pictures / "test" / "blood" / "000.png")
+    first, second = watch(study), watch(study)
+    assert isinstance(first, dg.SensorResult)
+    assert isinstance(second, dg.SensorResult)
+    assert [(run.job_name, run.partition_key) for run in first.run_requests or ()] == [("cells__read_images", "test")]
+    assert [run.run_key for run in first.run_requests or ()] == [run.run_key for run in second.run_requests or ()]
+
+
+def test_the_watch_says_that_a_folder_is_gone(study: Study, pictures: Path) -> None:
+    run_build(study)
+    shutil.rmtree(pictures / "val")
+    found = watch(study)
+    assert isinstance(found, dg.SkipReason)
+    assert "val" in (found.skip_message or "")
+
+
+def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(study: Study) -> None:
+    assert changed_study_file(study) is None
+    edit(study)
+    assert "reload the definitions" in (changed_study_file(study) or "")
+    found = watch(study)
+    assert isinstance(found, (dg.SkipReason, dg.SensorResult))
+    (study.folder / "defs.yaml").write_text("type: nothing\n")
+    assert "cannot be loaded" in (changed_study_file(study) or "")
+
+
+@pytest.mark.parametrize("name", ["rebuild_stale", "watch_sources"])
+def test_sensors_say_what_they_do_and_ship_switched_off(study: Study, name: str) -> None:
+    sensor = next(s for s in definitions_of(study).sensors or () if s.name == f"cells__{name}")
+    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    assert len(sensor.description or "") > 60

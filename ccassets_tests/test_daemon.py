@@ -1,0 +1,117 @@
+"""Dagster's webserver and daemon for real: a template is edited, the definitions are reloaded, the database follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ccassets
+from ccassets.storage import Store
+from ccassets.study import Study
+from ccassets_tests.building import edit_study
+
+SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
+
+
+class Webserver:
+    """`ccassets ui` as a person starts it, spoken to as its pages do."""
+
+    def __init__(self, study: Study, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ccassets.cli", "ui", "--port", str(self.port)],
+            env={**os.environ, "CCASSETS_STUDIES": str(study.folder.parent)},
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def ask(self, query: str, variables: dict[str, Any] | None = None) -> Any:
+        body = json.dumps({"query": query, "variables": variables or {}}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = json.load(answer)
+        assert "errors" not in content, content
+        return content["data"]
+
+    def wait(self, seconds: float) -> float:
+        """Wait until it answers; how long that took."""
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            try:
+                self.ask("{ version }")
+                return time.monotonic() - started
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        raise AssertionError(f"no answer in {seconds} seconds")
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
+    ccassets.build(study)
+    server = Webserver(study, tmp_path / "ui.log")
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: Webserver, study: Study) -> None:
+    webserver.wait(180)
+    path = Store.of(study).database
+    with ccassets.open_database(path) as database:
+        before = np.array(database.image_features)
+        written = database.attributes["created_at"]
+    selector = {**SELECTOR, "sensorName": "cells__rebuild_stale"}
+    start = """mutation Start($selector: SensorSelector!) {
+      startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
+    }"""
+    assert webserver.ask(start, {"selector": selector})["startSensor"]["__typename"] == "Sensor"
+
+    edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    reload = """mutation { reloadRepositoryLocation(repositoryLocationName: "ccassets.definitions") { __typename } }"""
+    webserver.ask(reload)
+
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        with ccassets.open_database(path) as database:
+            if database.templates["label_prompts_t02"].texts[0] == "an image of blood":
+                break
+        time.sleep(2)
+    else:
+        raise AssertionError(f"the database of {written} was not rebuilt")
+    with ccassets.open_database(path) as database:
+        assert np.array_equal(database.image_features, before)
+    runs = webserver.ask("{ runsOrError { ... on Runs { results { tags { key } assetSelection { path } } } } }")[
+        "runsOrError"
+    ]["results"]
+    by_daemon = [run for run in runs if "ccassets/started_by" not in [tag["key"] for tag in run["tags"]]]
+    assert sorted("/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]) == [
+        "feature_database",
+        "template_features/label_prompts_t02",
+        "validation_report",
+    ]
