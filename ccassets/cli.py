@@ -267,6 +267,23 @@ def duplicates(
         raise typer.Exit(1)
 
 
+@app.command()
+def prune(
+    study: StudyArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Remove parts that no known study needs, and what dead processes left behind."""
+    from ccassets.extraction.pruning import prune as remove
+    from ccassets.study import load_study
+
+    found = remove(load_study(study), dry_run=dry_run)
+    for item in found:
+        typer.echo(f"{item.bytes:>15,} bytes  {item.path}  ({item.reason})")
+    verdict = "could be removed" if dry_run else "were removed"
+    typer.echo(f"{len(found)} files of {sum(item.bytes for item in found):,} bytes {verdict}.")
+
+
 def main() -> None:
     """Run the command line; our own errors end in one clear message on stderr."""
     try:

@@ -65,8 +65,8 @@ def _refusals_named(path: Path) -> Iterator[None]:
         raise storage_error(error, path) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove our temporary files from a folder when their writer is gone; those of other programs stay."""
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Our temporary files in a folder whose writer is gone, each held while it is looked at; not other programs'."""
     for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
         try:
             fd = os.open(leftover, os.O_RDWR)
@@ -74,11 +74,17 @@ def remove_leftovers(folder: Path) -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
+            yield leftover
         except BlockingIOError:
             pass
         finally:
             os.close(fd)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove our temporary files from a folder when their writer is gone; those of other programs stay."""
+    for leftover in leftovers(folder):
+        leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -98,9 +98,14 @@ def missing_templates(study: Study, card: EncoderCard, store: Store) -> list[str
 
 
 def template_part(template: PromptTemplate, card: EncoderCard, store: Store) -> Path:
-    """Where the part of a template lies: its name is a digest of the prompts and of where their words stand."""
+    """Where the part of a template lies."""
+    return store.template_parts(card.identity) / template_part_name(template)
+
+
+def template_part_name(template: PromptTemplate) -> str:
+    """The file name of a template's part: a digest of the prompts and of where their words stand."""
     content = repr((template.prompts, template.subjects)).encode("utf-8", "surrogatepass")
-    return store.template_parts(card.identity) / f"{hashlib.sha256(content).hexdigest()[:32]}.h5"
+    return f"{hashlib.sha256(content).hexdigest()[:32]}.h5"
 
 
 def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -> TemplateContent | None:
