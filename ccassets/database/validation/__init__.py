@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from ccassets.database.reader import open_database
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.reader import FeatureDatabase, open_database
 from ccassets.database.validation.against_study import check_study
-from ccassets.database.validation.contents import read_contents
+from ccassets.database.validation.contents import Contents, read_contents
 from ccassets.database.validation.digests import check_digests
 from ccassets.database.validation.legacy import TRACE_CHECKS, check_traces
 from ccassets.database.validation.provenance import check_provenance
@@ -21,7 +25,16 @@ from ccassets.errors import DatabaseError
 from ccassets.findings import Finding
 from ccassets.study import Study
 
-__all__ = ["CHECKS", "GROUPS", "Check", "validate_database"]
+__all__ = ["CHECKS", "GROUPS", "Check", "Examination", "examine", "validate_database"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What validation read and found; `unsound` are the rows (increasing) whose features must not be used."""
+
+    findings: list[Finding]
+    contents: Contents
+    unsound: npt.NDArray[np.int64]
 
 
 def validate_database(
@@ -44,22 +57,36 @@ def validate_database(
     unknown = sorted(wanted - set(CHECKS))
     if unknown:
         raise DatabaseError(f"There are no checks {unknown}; docs/checks.md lists those there are.")
-    report = Report()
     with open_database(path) as database:
-        contents = read_contents(database, report)
-        check_structure(contents, report)
-        check_rows(contents, report)
-        if wanted & TRACE_CHECKS:
-            check_traces(contents, report)
-        check_logit_parameters(contents, report)
-        digests = deep and contents.feature_digest is not None and "feature_digest" in wanted
-        if wanted & BULK_CHECKS or digests:
-            check_values(contents, report, digests=digests)
-        check_texts(contents, report)
-        check_provenance(contents, report)
-        if deep:
-            check_digests(contents, report)
-        if study is not None:
-            check_study(contents, study, report)
+        return examine(database, study, deep, only=wanted).findings
+
+
+def examine(
+    database: FeatureDatabase,
+    study: Study | None = None,
+    deep: bool = False,
+    *,
+    only: Collection[str] = frozenset(CHECKS),
+) -> Examination:
+    """`validate_database` for a file that is open, giving also what was read and which rows are not sound."""
+    wanted = set(only)
+    unsound = np.empty(0, np.int64)
+    report = Report()
+    contents = read_contents(database, report)
+    check_structure(contents, report)
+    check_rows(contents, report)
+    if wanted & TRACE_CHECKS:
+        check_traces(contents, report)
+    check_logit_parameters(contents, report)
+    digests = deep and contents.feature_digest is not None and "feature_digest" in wanted
+    if wanted & BULK_CHECKS or digests:
+        unsound = check_values(contents, report, digests=digests)
+    check_texts(contents, report)
+    check_provenance(contents, report)
+    if deep:
+        check_digests(contents, report)
+    if study is not None:
+        check_study(contents, study, report)
     order = {name: place for place, name in enumerate(CHECKS)}
-    return sorted((finding for finding in report.findings if finding.check in wanted), key=lambda f: order[f.check])
+    findings = [finding for finding in report.findings if finding.check in wanted]
+    return Examination(sorted(findings, key=lambda finding: order[finding.check]), contents, unsound)

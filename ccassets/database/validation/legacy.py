@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,16 @@ TRACE_CHECKS = frozenset({"stopped_extraction", "torn_rows", "foreign_split", "d
 
 _ROWS_PER_READ = 1024
 _MOST_RESTARTS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A split begun again: `again` shows the images of `first`, row by row, with equal features where `equal`."""
+
+    split: str
+    first: range
+    again: range
+    equal: Bools
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,28 @@ def _check_last_run(contents: Contents, report: Report) -> None:
 
 
 def find_repeats(contents: Contents) -> list[Repeat]:
-    """Rows that stand in the file twice because an extraction was resumed, in file order.
+    """Rows that stand in the file twice because an extraction was resumed, in file order."""
+    repeats = [
+        Repeat(copy.split, copy.first[start:stop], copy.again[start:stop])
+        for copy in find_copies(contents)
+        for start, stop in _true_ranges(copy.equal)
+    ]
+    return sorted(repeats, key=lambda repeat: repeat.again.start)
+
+
+def _true_ranges(values: Bools) -> Iterator[tuple[int, int]]:
+    starts = np.flatnonzero(np.diff(np.r_[False, values]) & values)
+    stops = np.flatnonzero(np.diff(np.r_[values, False]) & values) + 1
+    yield from zip(starts.tolist(), stops.tolist(), strict=True)
+
+
+def find_copies(contents: Contents) -> list[Copy]:
+    """Where an extraction was resumed and began a split again.
 
     Every restart writes a split from its first row on, so copies are found by position: a run of rows is a copy when
-    it equals, row by row and within `COPY_TOLERANCE`, the beginning of an earlier run of its split. Splits are
-    looked into only where there is a sign: a split stands in two places, has more rows than `split_counts` says, or
-    `split_counts` is absent. Only image features are read, block by block.
+    at least half of it equals, row by row and within `COPY_TOLERANCE`, the beginning of an earlier run of its split.
+    Splits are looked into only where there is a sign: a split stands in two places, has more rows than
+    `split_counts` says, or `split_counts` is absent. Only image features are read, block by block.
     """
     dataset = contents.datasets.get(IMAGE_FEATURES)
     if dataset is None or contents.split is None:
@@ -125,12 +151,12 @@ def find_repeats(contents: Contents) -> list[Repeat]:
     for run in contents.runs():
         if run.stop <= len(dataset):
             places.setdefault(run.split, []).append(run)
-    repeats: list[Repeat] = []
+    copies: list[Copy] = []
     for split, runs in places.items():
         excess = _excess(contents.split_counts, split, runs)
         if len(runs) > 1 or excess != 0:
-            repeats += _repeats_of(rows, split, runs, excess)
-    return sorted(repeats, key=lambda repeat: repeat.again.start)
+            copies += _copies_of(rows, split, runs, excess)
+    return copies
 
 
 def _excess(stored: Mapping[str, int] | None, split: str, runs: Sequence[Run]) -> int | None:
@@ -140,25 +166,19 @@ def _excess(stored: Mapping[str, int] | None, split: str, runs: Sequence[Run]) -
     return max(0, sum(map(len, runs)) - stored[split])
 
 
-def _repeats_of(
-    rows: tuple[StoredRows, StoredRows], split: str, runs: Sequence[Run], excess: int | None
-) -> list[Repeat]:
-    copies = [copy for run in runs for copy in _copies_in(rows, runs[0].start, run, excess if len(runs) == 1 else None)]
-    repeats: list[Repeat] = []
-    longest = copies[0]
-    for copy in copies[1:]:
-        length = min(len(copy), len(longest))
-        equal = _equal_rows(rows, longest.start, copy.start, length)
+def _copies_of(rows: tuple[StoredRows, StoredRows], split: str, runs: Sequence[Run], excess: int | None) -> list[Copy]:
+    begun = [copy for run in runs for copy in _copies_in(rows, runs[0].start, run, excess if len(runs) == 1 else None)]
+    copies: list[Copy] = []
+    longest = begun[0]
+    for run in begun[1:]:
+        length = min(len(run), len(longest))
+        equal = _equal_rows(rows, longest.start, run.start, length)
         if equal.mean() >= 0.5:
-            starts = np.flatnonzero(np.diff(np.r_[False, equal]) & equal)
-            stops = np.flatnonzero(np.diff(np.r_[equal, False]) & equal) + 1
-            repeats += [
-                Repeat(split, range(longest.start + a, longest.start + b), range(copy.start + a, copy.start + b))
-                for a, b in zip(starts.tolist(), stops.tolist(), strict=True)
-            ]
-        if len(copy) > len(longest):
-            longest = copy
-    return repeats
+            first = range(longest.start, longest.start + length)
+            copies.append(Copy(split, first, range(run.start, run.start + length), equal))
+        if len(run) > len(longest):
+            longest = run
+    return copies
 
 
 def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: Run, excess: int | None) -> list[Run]:

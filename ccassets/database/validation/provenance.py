@@ -120,13 +120,18 @@ def identity_of(encoder: Mapping[str, Any]) -> str:
 
 
 def _check_private(provenance: Mapping[str, Any], report: Report) -> None:
-    found = [place for place, text in _strings(provenance, "") if _PRIVATE.match(text)]
+    found = private_details(provenance)
     if found:
         report.add(
             "private_details",
             "/@provenance",
             f"no absolute path and no token was expected; found one under {listed(found)}",
         )
+
+
+def private_details(value: Any) -> list[str]:
+    """The places inside a JSON value that hold an absolute path or an access token."""
+    return [place for place, text in _strings(value, "") if _PRIVATE.match(text)]
 
 
 def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
         "provenance": "Where the file comes from, and what should be known before it is used",
         "digests": "Bytes against what was recorded when they were written (`--deep`)",
         "study": "The file against a study (`--study`)",
+        "adoption": "The file against the study's data set and encoder (`ccassets adopt`)",
     }
 )
 """Groups of checks, each with its heading; a group is what runs together as one Dagster asset check."""
@@ -223,14 +224,14 @@ _CHECKS = (
         "error",
         "counts",
         "-1 is what the original scripts write where no label was given; used as an index it means the last class.",
-        "`ccassets adopt FILE STUDY` takes the labels from the data set.",
+        "`ccassets adopt FILE STUDY --repair` takes the labels from the data set.",
     ),
     Check(
         "labels_all_zero",
         "warning",
         "counts",
         "Every label is 0: either one class only, or a data set without labels, which the file cannot tell apart.",
-        "Compare with the data set; `ccassets adopt FILE STUDY` takes the labels from there.",
+        "Compare with the data set; `ccassets adopt FILE STUDY --repair` takes the labels from there.",
     ),
     Check(
         "label_matrix",
@@ -510,6 +511,38 @@ _CHECKS = (
         "study",
         "The file's encoder is of the study's kind and dtype.",
         _REBUILD,
+    ),
+    # --- adoption -------------------------------------------------------------------------------------
+    Check(
+        "encoder_card",
+        "error",
+        "adoption",
+        "D, T_img and the logit parameters of the file, and the identity where it records one, are those of the "
+        "study's encoder: its features are taken for that encoder's.",
+        "Adopt with a study whose encoder is the one that made the file. `--repair` cannot help here.",
+    ),
+    Check(
+        "data_set_rows",
+        "error",
+        "adoption",
+        "A row belongs to the image at its place in the split, so a split has as many rows as the data set images.",
+        "Adopt with the data set as it was when the file was made, and change it afterwards. `--repair` keeps complete "
+        "splits, and the beginning of the one in which an extraction was stopped.",
+    ),
+    Check(
+        "data_set_labels",
+        "error",
+        "adoption",
+        "Equal labels show that row and image belong together; one that differs puts the order of its split in doubt.",
+        "If labels were corrected since, adopt with the old ones and correct them afterwards: no image is encoded for "
+        "it. `--repair` leaves such a split out.",
+    ),
+    Check(
+        "equal_images",
+        "error",
+        "adoption",
+        "Rows that are said to show one picture have the same features (to the last digits).",
+        "`--repair` leaves these rows out; the next build encodes their images.",
     ),
 )
 

@@ -13,7 +13,7 @@ from ccassets.database.digests import feature_digests
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.reader import READ_ERRORS
 from ccassets.database.validation.contents import Contents
-from ccassets.database.validation.report import Report, count, rows_text
+from ccassets.database.validation.report import Report, Rows, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
 
 Array = npt.NDArray[Any]
@@ -39,11 +39,19 @@ class _Faults:
     unreadable: list[int] = field(default_factory=list)
     reason: str = ""
 
+    @property
+    def unsound(self) -> list[int]:
+        """Rows that must not be used. One with single zero patches may: some encoders give them."""
+        return [*self.not_finite, *self.zero, *self.not_unit, *self.unreadable]
 
-def check_values(contents: Contents, report: Report, *, digests: bool = False) -> None:
-    """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`."""
+
+def check_values(contents: Contents, report: Report, *, digests: bool = False) -> Rows:
+    """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`.
+
+    Gives the rows of images in which something is wrong, increasing.
+    """
     images = [name for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
-    _scan(
+    unsound = _scan(
         [StoredRows(contents.datasets[name]) for name in images],
         report,
         stored_digests=contents.feature_digest if digests and IMAGE_FEATURES in images else None,
@@ -52,6 +60,7 @@ def check_values(contents: Contents, report: Report, *, digests: bool = False) -
         for name in ("text_features", "text_token_features"):
             if name in template.datasets:
                 _scan([StoredRows(template.datasets[name])], report)
+    return unsound
 
 
 def check_logit_parameters(contents: Contents, report: Report) -> None:
@@ -68,10 +77,10 @@ def check_logit_parameters(contents: Contents, report: Report) -> None:
         )
 
 
-def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | None = None) -> None:
-    """Read equal rows of all sources side by side, each once and in file order."""
+def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | None = None) -> Rows:
+    """Read equal rows of all sources side by side, each once and in file order; gives those that are not sound."""
     if not sources:
-        return
+        return np.empty(0, np.int64)
     faults = [_Faults() for _ in sources]
     if len({len(source) for source in sources} | {len(sources[0] if stored_digests is None else stored_digests)}) > 1:
         stored_digests = None  # rows that do not belong together; `row_counts` says so
@@ -92,6 +101,7 @@ def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | Non
             f"the digest of every row's stored bytes was expected; {count(len(changed), 'row')} give another: "
             "their features were changed after they were written",
         )
+    return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64)
 
 
 def _inspected(source: StoredRows, first: int, rows: int, faults: _Faults) -> Array | None:
