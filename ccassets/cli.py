@@ -284,6 +284,35 @@ def prune(
     typer.echo(f"{len(found)} files of {sum(item.bytes for item in found):,} bytes {verdict}.")
 
 
+@app.command()
+def new_study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits and _.")],
+    folder: Annotated[Path | None, typer.Option("--folder", help="Images in <split>/<class>/ or <class>/.")] = None,
+    medmnist: Annotated[str | None, typer.Option("--medmnist", help="A 2D set of MedMNIST: bloodmnist, …")] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="Folder of studies.", show_default="CCASSETS_STUDIES, else ./studies")
+    ] = None,
+) -> None:
+    """Write a study file for your own images, with what was found in them."""
+    from ccassets.scaffold import new_folder_study, new_medmnist_study
+
+    if (folder is None) == (medmnist is None):
+        raise typer.BadParameter("name the images: either --folder or --medmnist")
+    studies_folder = os.environ.get("CCASSETS_STUDIES")
+    target = into or Path(studies_folder or "studies")
+    if folder is not None:
+        new = new_folder_study(name, folder, target)
+    else:
+        new = new_medmnist_study(name, medmnist or "", target)
+    shown = os.path.relpath(new.path)
+    typer.echo(f"{shown}: {new.found}")
+    for line in new.splits:
+        typer.echo(f"  {line}")
+    typer.echo("Read it and correct its words, then:")
+    typer.echo(f"  ccassets doctor {shown}")
+    typer.echo(f"  ccassets build {shown}")
+
+
 def main() -> None:
     """Run the command line; our own errors end in one clear message on stderr."""
     try:

@@ -61,6 +61,22 @@ class MedmnistDataset:
         names: dict[str, str] = self._info["label"]
         return tuple(names[str(number)] for number in range(len(names)))
 
+    @property
+    def archive(self) -> Path:
+        """Where the downloaded file lies, or will."""
+        return self.root / f"{self.config.name}{self._suffix}.npz"
+
+    @property
+    def url(self) -> str:
+        """Where the archive is published."""
+        url: str = self._info[f"url{self._suffix}"]
+        return url
+
+    @property
+    def published_rows(self) -> dict[str, int]:
+        """How many images every split has; known without the archive."""
+        return dict(self._info["n_samples"])
+
     def fetch(self, progress: Progress) -> None:
         """Download (where the study allows it), verify and unpack; each step only when it is still to be done.
 
@@ -71,7 +87,7 @@ class MedmnistDataset:
         with exclusive(self.unpacked_root):
             if self._is_unpacked():
                 return
-            if self._archive.is_file():
+            if self.archive.is_file():
                 self._verify(progress)
             else:
                 self._download(progress)
@@ -112,64 +128,59 @@ class MedmnistDataset:
         return bool(self._info["task"].startswith("multi-label"))
 
     @property
-    def _archive(self) -> Path:
-        return self.root / f"{self.config.name}{self._suffix}.npz"
-
-    @property
     def _unpacked(self) -> Path:
         return self.unpacked_root / self.name
 
     def _record(self) -> dict[str, str]:
         """What tells whether the unpacked arrays are those of the archive as it is now."""
-        return {"file": self._archive.name, "fingerprint": fingerprint(self._archive), "md5": self._md5}
+        return {"file": self.archive.name, "fingerprint": fingerprint(self.archive), "md5": self._md5}
 
     def _is_unpacked(self) -> bool:
         try:
             record = json.loads((self._unpacked / _RECORD).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return self._archive.is_file() and bool(record == self._record())
+        return self.archive.is_file() and bool(record == self._record())
 
     def _verify(self, progress: Progress) -> None:
         digest = hashlib.md5(usedforsecurity=False)
-        with self._archive.open("rb") as file:
-            for block in _blocks(file, self._archive.stat().st_size, progress):
+        with self.archive.open("rb") as file:
+            for block in _blocks(file, self.archive.stat().st_size, progress):
                 digest.update(block)
         if digest.hexdigest() != self._md5:
             raise DatasetError(
-                f"{self._archive} has the MD5 {digest.hexdigest()}, published is {self._md5}: it is damaged, or "
+                f"{self.archive} has the MD5 {digest.hexdigest()}, published is {self._md5}: it is damaged, or "
                 "another file. Remove it and get it again."
             )
 
     def _download(self, progress: Progress) -> None:
-        url: str = self._info[f"url{self._suffix}"]
         if not self.config.download:
             raise DatasetError(
-                f"{self._archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
-                f"{url} and put it there."
+                f"{self.archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
+                f"{self.url} and put it there."
             )
         try:
             with exclusive(self.root):
-                for left_behind in self.root.glob(f".{self._archive.name}.*.partial"):
+                for left_behind in self.root.glob(f".{self.archive.name}.*.partial"):
                     left_behind.unlink()
-                self._download_from(url, progress)
+                self._download_from(progress)
         except (OSError, HTTPException) as error:
             raise DatasetError(
-                f"{url} could not be downloaded to {self._archive}: {error}. Try again, or get it in another way and "
-                "put it there."
+                f"{self.url} could not be downloaded to {self.archive}: {error}. Try again, or get it in another way "
+                "and put it there."
             ) from error
 
-    def _download_from(self, url: str, progress: Progress) -> None:
+    def _download_from(self, progress: Progress) -> None:
         digest = hashlib.md5(usedforsecurity=False)
-        with replacing(self._archive) as temporary:
-            with urllib.request.urlopen(url, timeout=60) as response, temporary.open("wb") as file:
+        with replacing(self.archive) as temporary:
+            with urllib.request.urlopen(self.url, timeout=60) as response, temporary.open("wb") as file:
                 for block in _blocks(response, int(response.headers.get("Content-Length") or 0), progress):
                     digest.update(block)
                     file.write(block)
             if digest.hexdigest() != self._md5:
                 raise DatasetError(
-                    f"The download from {url} has the MD5 {digest.hexdigest()}, published is {self._md5}; it was not "
-                    f"kept. Try again, or put the right file at {self._archive}."
+                    f"The download from {self.url} has the MD5 {digest.hexdigest()}, published is {self._md5}; it was "
+                    f"not kept. Try again, or put the right file at {self.archive}."
                 )
 
     def _unpack(self, progress: Progress) -> None:
@@ -179,10 +190,10 @@ class MedmnistDataset:
         partial.mkdir()
         record = self._record()
         try:
-            with zipfile.ZipFile(self._archive) as archive:
+            with zipfile.ZipFile(self.archive) as archive:
                 self._unpack_members(archive, partial, progress)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DatasetError(f"{self._archive} is no sound .npz archive ({error}); get it again.") from error
+            raise DatasetError(f"{self.archive} is no sound .npz archive ({error}); get it again.") from error
         for split in _SPLITS:
             self._load(partial, split)
         (partial / _RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -196,9 +207,9 @@ class MedmnistDataset:
         names = [f"{split}_{part}.npy" for split in _SPLITS for part in ("images", "labels")]
         missing = sorted(set(names) - set(archive.namelist()))
         if missing:
-            raise DatasetError(f"{self._archive} lacks {missing}; it holds {archive.namelist()}.")
+            raise DatasetError(f"{self.archive} lacks {missing}; it holds {archive.namelist()}.")
         total = sum(archive.getinfo(name).file_size for name in names)
-        require_space(folder, total, f"Unpacking {self._archive.name}")
+        require_space(folder, total, f"Unpacking {self.archive.name}")
         done = 0
         for name in names:
             with archive.open(name) as packed, (folder / name).open("wb") as file:
@@ -211,7 +222,7 @@ class MedmnistDataset:
     @cached_property
     def _arrays(self) -> dict[str, tuple[_Array, _Array]]:
         if not self._is_unpacked():
-            raise DatasetError(f"{self._archive} is not unpacked, or it changed since; fetch the data set first.")
+            raise DatasetError(f"{self.archive} is not unpacked, or it changed since; fetch the data set first.")
         return {split: self._load(self._unpacked, split) for split in _SPLITS}
 
     def _load(self, folder: Path, split: str) -> tuple[_Array, _Array]:
@@ -223,18 +234,18 @@ class MedmnistDataset:
         width = len(self.classes) if self._multi_label else 1
         if images.dtype != np.uint8 or images.shape[1:] != pixels:
             raise DatasetError(
-                f"{self._archive}: {split}_images must be uint8 of the shape (n, {', '.join(map(str, pixels))}); found "
+                f"{self.archive}: {split}_images must be uint8 of the shape (n, {', '.join(map(str, pixels))}); found "
                 f"{images.dtype} {images.shape}."
             )
         if labels.dtype.kind not in "iu" or labels.shape != (len(images), width):
             raise DatasetError(
-                f"{self._archive}: {split}_labels must be integers of the shape ({len(images)}, {width}); found "
+                f"{self.archive}: {split}_labels must be integers of the shape ({len(images)}, {width}); found "
                 f"{labels.dtype} {labels.shape}."
             )
         highest = 1 if self._multi_label else len(self.classes) - 1
         if labels.size and not 0 <= labels.min() <= labels.max() <= highest:
             raise DatasetError(
-                f"{self._archive}: {split}_labels must be 0 to {highest}; found {labels.min()} to {labels.max()}."
+                f"{self.archive}: {split}_labels must be 0 to {highest}; found {labels.min()} to {labels.max()}."
             )
         return images, labels
 
@@ -242,9 +253,9 @@ class MedmnistDataset:
         try:
             array: _Array = np.load(folder / f"{member}.npy", mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise DatasetError(f"{self._archive}: {member} is no plain array ({error}).") from error
+            raise DatasetError(f"{self.archive}: {member} is no plain array ({error}).") from error
         if array.ndim == 0:
-            raise DatasetError(f"{self._archive}: {member} is a single value, not an array.")
+            raise DatasetError(f"{self.archive}: {member} is a single value, not an array.")
         return array
 
 
