@@ -61,6 +61,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
             metadata={
                 "dagster/row_count": sum(part.rows for part in done),
                 "encoded": encoded,
+                "adopted": sum(part.adopted for part in done),
                 "seconds": round(seconds, 3),
                 "rows_per_second": round(encoded / seconds, 2) if encoded else 0.0,
                 "encoder_busy": round(sum(part.busy * part.seconds for part in done) / seconds, 3) if seconds else 0.0,

@@ -37,6 +37,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
             metadata={
                 "prompts": done.prompts,
                 "encoded": done.encoded,
+                "origin": done.origin,
                 "seconds": round(done.seconds, 3),
                 "texts_hash": template.texts_hash,
                 "part": place.relative(done.part),

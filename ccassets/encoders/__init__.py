@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ccassets.encoders.check import check_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
 from ccassets.progress import Progress, silent
 from ccassets.study import Study
+
+if TYPE_CHECKING:
+    from ccassets.encoders.tokenizer import Tokens
 
 __all__ = [
     "Encoder",
@@ -20,6 +24,7 @@ __all__ = [
     "check_encoder",
     "inspect_encoder",
     "load_encoder",
+    "load_tokenizer",
     "token_spans",
 ]
 
@@ -58,6 +63,17 @@ def load_encoder(
     """
     encoder: Encoder = _kind(study).load(study, device=device, store_cache=store_cache, hf_token=hf_token)
     return encoder
+
+
+def load_tokenizer(study: Study, *, hf_token: str | None = None) -> Callable[[Sequence[str]], Tokens] | None:
+    """What turns prompts into a study's `Tokens`, the model not built; None for an encoder of the user's own.
+
+    Raises `EncoderError`.
+    """
+    if study.encoder.kind == "python":
+        return None
+    tokenize: Callable[[Sequence[str]], Tokens] = _kind(study).tokenizer(study, hf_token=hf_token)
+    return tokenize
 
 
 def _kind(study: Study) -> Any:

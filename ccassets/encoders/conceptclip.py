@@ -92,6 +92,11 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     return ConceptClipEncoder(card, model.to(place), source.tokenizer, place)
 
 
+def tokenizer(study: Study, *, hf_token: str | None) -> BertTokenizer:
+    """The tokenizer of a `conceptclip` or `phantom` study, verified against its weights."""
+    return _find(study, hf_token).tokenizer
+
+
 class ConceptClipEncoder:
     """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of."""
 

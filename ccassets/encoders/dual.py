@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from ccassets.encoders.runtime import (
     strict_facts,
     to_host,
 )
-from ccassets.encoders.tokenizer import require_length
+from ccassets.encoders.tokenizer import Tokens, require_length
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files
 from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
@@ -67,6 +68,29 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
     encoder.encode_texts(["cell"])
     return encoder
+
+
+def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]], Tokens]:
+    """The tokenizer of a `transformers` study."""
+    source = _find(study, hf_token)
+    return partial(_tokenize, _parts(source.folder).tokenizer, source.context_length)
+
+
+def _tokenize(tokenizer: Any, length: int, prompts: Sequence[str]) -> Tokens:
+    """Prompts padded to `length`; raises `EncoderError` naming those that are longer."""
+    encoded = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=False,
+        return_attention_mask=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    require_length([len(ids) for ids in encoded["input_ids"]], prompts, length)
+    offsets = np.asarray(encoded["offset_mapping"], np.int32)
+    offsets[np.asarray(encoded["special_tokens_mask"], bool)] = 0
+    return Tokens(np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.uint8), offsets)
 
 
 class DualEncoder:
@@ -114,35 +138,26 @@ class DualEncoder:
     def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
         import torch
 
-        tokenizer, length = self._parts.tokenizer, self._context_length
-        encoded = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=length,
-            truncation=False,
-            return_attention_mask=True,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        require_length([len(ids) for ids in encoded["input_ids"]], prompts, length)
-        ids = np.asarray(encoded["input_ids"], np.int32)
-        mask = np.asarray(encoded["attention_mask"], np.uint8)
-        offsets = np.asarray(encoded["offset_mapping"], np.int32)
-        offsets[np.asarray(encoded["special_tokens_mask"], bool)] = 0
-
+        text = _tokenize(self._parts.tokenizer, self._context_length, prompts)
         features, tokens = [], []
         for start in range(0, len(prompts), TEXT_BATCH):
             batch = slice(start, start + TEXT_BATCH)
-            inputs = {"input_ids": torch.from_numpy(ids[batch]).long().to(self._device)}
+            inputs = {"input_ids": torch.from_numpy(text.input_ids[batch]).long().to(self._device)}
             # SigLIP was trained without a mask; its tokenizer says so by not naming one.
-            if "attention_mask" in tokenizer.model_input_names:
-                inputs["attention_mask"] = torch.from_numpy(mask[batch]).long().to(self._device)
+            if "attention_mask" in self._parts.tokenizer.model_input_names:
+                inputs["attention_mask"] = torch.from_numpy(text.attention_mask[batch]).long().to(self._device)
             with exact_arithmetic(), self._precision():
                 output = self._model.get_text_features(**inputs)
                 features.append(self._unit(output.pooler_output))
                 if self.card.token_count:
                     tokens.append(self._text_tokens(output.last_hidden_state))
-        return TextFeatures(np.concatenate(features), np.concatenate(tokens) if tokens else None, ids, mask, offsets)
+        return TextFeatures(
+            np.concatenate(features),
+            np.concatenate(tokens) if tokens else None,
+            text.input_ids,
+            text.attention_mask,
+            text.offsets,
+        )
 
     def _image_tokens(self, hidden: torch.Tensor) -> FloatArray:
         count = self.card.token_count

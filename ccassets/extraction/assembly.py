@@ -27,7 +27,7 @@ from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
 from ccassets.extraction.plan import row_bytes
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.extraction.text import stored_template
+from ccassets.extraction.text import stored_template, template_origin
 from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.findings import has_errors
 from ccassets.progress import Progress, silent
@@ -118,8 +118,11 @@ def _content(
     vocabulary = _vocabulary(study)
     splits = _split_digests(manifests, rows)
     dataset = open_dataset(study, store)
+    origins = {name: template_origin(template, card, store) for name, template in study.vocabulary.templates().items()}
+    parts = _part_provenance(index, entries)
+    adopted = "adopted" in {*origins.values(), *(part["origin"] for part in parts)}
     provenance = {
-        "origin": "extracted",
+        "origin": "adopted" if adopted else "extracted",
         "encoder": encoder_provenance(card),
         "dataset": {
             "kind": study.dataset.kind,
@@ -136,7 +139,8 @@ def _content(
         },
         "libraries": libraries(),
         "created": created(time.perf_counter() - started),
-        "parts": _part_provenance(index, entries),
+        "parts": parts,
+        "templates": {name: {"origin": origin} for name, origin in origins.items()},
         "digests": {
             "splits": splits,
             "database": database_digest(
@@ -216,7 +220,11 @@ def _split_provenance(manifests: Sequence[Manifest]) -> dict[str, Any]:
 def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
     numbers, counts = np.unique(index.source[entries], return_counts=True)
     return [
-        {"name": index.sources[number].name, "rows": int(count)}
+        {
+            "name": index.sources[number].name,
+            "rows": int(count),
+            "origin": "adopted" if index.is_adopted[number] else "extracted",
+        }
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
     ]
 

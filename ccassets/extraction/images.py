@@ -6,11 +6,12 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,13 +43,15 @@ _BATCHES_AHEAD = 2
 class ImageExtraction:
     """What `extract_images` did for a split.
 
-    `digest` is the split's: features, keys, labels and groups of all its rows, encoded now or before. `busy` is
-    the share of the time in which the encoder was at work, the rest it waited for decoding or writing.
+    `digest` is the split's: features, keys, labels and groups of all its rows, encoded now or before. `adopted` counts
+    the rows whose features come from an adopted file. `busy` is the share of the time in which the encoder was at
+    work, the rest it waited for decoding or writing.
     """
 
     split: str
     rows: int
     encoded: int
+    adopted: int
     digest: str
     seconds: float
     busy: float
@@ -170,6 +173,7 @@ class _Extraction:
                 split=manifest.split,
                 rows=len(manifest.keys),
                 encoded=plan.to_encode,
+                adopted=int(index.is_adopted[index.source[held_entries(manifest, index)]].sum()),
                 digest=manifest_split_digest(manifest, index),
                 seconds=seconds,
                 busy=busy / seconds if seconds else 0.0,
@@ -241,31 +245,42 @@ class _Extraction:
         tokens: npt.NDArray[np.float16] | None,
         seconds: float,
     ) -> Path:
-        images = manifest.image_digest[shard]
-        content = FileContent(
-            profile="image-part",
-            dim=self.card.dim,
-            token_count=self.card.token_count,
-            rows=RowContent(
-                split=[manifest.split] * len(shard),
-                labels=manifest.labels[shard],
-                keys=[manifest.keys[row] for row in shard],
-                image_digest=images,
-                feature_digest=feature_digests(features, tokens),
-            ),
-            attributes={
-                "split_counts": {manifest.split: len(shard)},
-                "provenance": part_provenance(self.study, self.encoder, seconds),
-            },
-        )
-        # The name only has to be the same for the same rows; which rows a part holds is written in it.
-        path = self.folder / f"{hashlib.sha256(images.tobytes()).hexdigest()[:32]}.h5"
-        with new_file(path, content) as rows:
-            rows.write(BULK[0], 0, features)
-            if tokens is not None:
-                rows.write(BULK[1], 0, tokens)
+        provenance = part_provenance(self.study, self.encoder, seconds)
+        path = write_image_part(self.folder, manifest, shard, features, tokens, provenance)
         self.verified.add(path)
         return path
+
+
+def write_image_part(
+    folder: Path,
+    manifest: Manifest,
+    shard: npt.NDArray[np.int64],
+    features: npt.NDArray[np.float16],
+    tokens: npt.NDArray[np.float16] | None,
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write rows of a manifest with their features (n, D) and token features (n, T_img, D) as an image part."""
+    images = manifest.image_digest[shard]
+    content = FileContent(
+        profile="image-part",
+        dim=features.shape[1],
+        token_count=0 if tokens is None else tokens.shape[1],
+        rows=RowContent(
+            split=[manifest.split] * len(shard),
+            labels=manifest.labels[shard],
+            keys=[manifest.keys[row] for row in shard],
+            image_digest=images,
+            feature_digest=feature_digests(features, tokens),
+        ),
+        attributes={"split_counts": {manifest.split: len(shard)}, "provenance": provenance},
+    )
+    # The name only has to be the same for the same rows; which rows a part holds is written in it.
+    path = folder / f"{hashlib.sha256(images.tobytes()).hexdigest()[:32]}.h5"
+    with new_file(path, content) as rows:
+        rows.write(BULK[0], 0, features)
+        if tokens is not None:
+            rows.write(BULK[1], 0, tokens)
+    return path
 
 
 def _encode(

@@ -31,8 +31,9 @@ class RowIndex:
     """The rows that parts and databases of one encoder identity already hold, found by image digest.
 
     `image_digest` (M, 32), `feature_digest` (M, 16), `source` and `row` (M,) say for every held row what went in,
-    what came out, and where it lies. Earlier entries win: the newest part first, databases last. `damaged` names
-    parts that are not what they were when they were written; their rows are not held.
+    what came out, and where it lies. Earlier entries win: the newest part first, databases last. `is_adopted` says of
+    every source whether its features were taken over from a file that was there before. `damaged` names parts that
+    are not what they were when they were written; their rows are not held.
     """
 
     sources: Sequence[Path]
@@ -40,6 +41,7 @@ class RowIndex:
     feature_digest: Digests
     source: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
+    is_adopted: npt.NDArray[np.bool_]
     damaged: Sequence[str] = ()
 
     @cached_property
@@ -117,6 +119,7 @@ def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: 
         feature_digest=np.concatenate([newer.feature_digest, index.feature_digest]),
         source=np.concatenate([newer.source, len(newer.sources) + index.source]),
         row=np.concatenate([newer.row, index.row]),
+        is_adopted=np.concatenate([newer.is_adopted, index.is_adopted]),
         damaged=[*newer.damaged, *index.damaged],
     )
 
@@ -136,12 +139,14 @@ def verify_rows(database: FeatureDatabase) -> bool:
 
 
 def seconds_per_row(folder: Path) -> float | None:
-    """The median time that a row of the newest parts took to encode; None when there is no part."""
+    """The median time that a row of the newest parts took to encode; None when there is none that was."""
     newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)[-16:]
     times = []
     for path in newest:
         with suppress(*UNUSABLE), open_database(path) as part:
-            times.append(float((part.provenance or {})["created"]["seconds"]) / len(part))
+            provenance = part.provenance or {}
+            if provenance["origin"] == "extracted":
+                times.append(float(provenance["created"]["seconds"]) / len(part))
     return statistics.median(times) if times else None
 
 
@@ -151,6 +156,7 @@ class _FileRows:
     written: int
     image_digest: Digests
     feature_digest: Digests
+    adopted: bool = False
     damaged: bool = False
 
 
@@ -166,7 +172,8 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles) -> _FileRows:
                 if not verify_rows(database):
                     return nothing
                 verified.add(path)
-            return _FileRows(path, int(provenance["created"]["unix_ns"]), images, features)
+            written = int(provenance["created"]["unix_ns"])
+            return _FileRows(path, written, images, features, adopted=provenance.get("origin") == "adopted")
     except UNUSABLE:
         return nothing
 
@@ -192,6 +199,7 @@ def _index(files: Iterable[_FileRows]) -> RowIndex:
         feature_digest=np.concatenate([np.empty((0, 16), np.uint8), *(file.feature_digest for file in kept)]),
         source=np.repeat(np.arange(len(kept)), [len(file.image_digest) for file in kept]).astype(np.int64),
         row=np.concatenate([np.empty(0, np.int64), *(np.arange(len(file.image_digest)) for file in kept)]),
+        is_adopted=np.array([file.adopted for file in kept], np.bool_),
         damaged=damaged,
     )
 

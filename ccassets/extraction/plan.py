@@ -97,4 +97,4 @@ def plan_study(
 def nothing_held() -> RowIndex:
     """The index of an empty storage."""
     none = np.empty(0, np.int64)
-    return RowIndex([], np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), none, none)
+    return RowIndex([], np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), none, none, np.empty(0, np.bool_))

@@ -28,10 +28,14 @@ from ccassets.study import PromptTemplate, Study
 
 @dataclass(frozen=True)
 class TemplateExtraction:
-    """What `extract_template` did: the part, the template's digest, and how many prompts were encoded (0: none)."""
+    """What `extract_template` did: the part, the template's digest, and how many prompts were encoded (0: none).
+
+    `origin` is `extracted`, or `adopted` where the features come from a file that was there before.
+    """
 
     template_id: str
     part: Path
+    origin: str
     digest: str
     prompts: int
     encoded: int
@@ -84,7 +88,13 @@ def extract_template(
     if content is None:
         raise EncoderError(f"{store.relative(path)} was written and cannot be read back: check the disk.")
     return TemplateExtraction(
-        template_id, path, template_digest(content), len(template.prompts), encoded, time.perf_counter() - started
+        template_id=template_id,
+        part=path,
+        origin=template_origin(template, card, store),
+        digest=template_digest(content),
+        prompts=len(template.prompts),
+        encoded=encoded,
+        seconds=time.perf_counter() - started,
     )
 
 
@@ -133,6 +143,12 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
     except (StopIteration, *UNUSABLE):
         return None
     return content if right else None
+
+
+def template_origin(template: PromptTemplate, card: EncoderCard, store: Store) -> str:
+    """Where the features of a stored template come from, `extracted` or `adopted`."""
+    with open_database(template_part(template, card, store)) as part:
+        return str((part.provenance or {}).get("origin"))
 
 
 def require_identity(encoder: Encoder, card: EncoderCard) -> None:
