@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ccassets.analysis.calibration import log_loss
 from ccassets.analysis.looks import LookLog
 from ccassets.analysis.metrics import Estimate, accuracy
-from ccassets.analysis.samples import Samples, folds, scikit_learn
+from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError
 
 FloatArray = npt.NDArray[np.float64]
@@ -40,6 +40,8 @@ MIXING = 0.99
 """Share of the L1 norm in the sparse path's penalty (VLG-CBM)."""
 
 _FOLDS = 5
+_FEW = 1 << 22
+"""Below this many numbers threads cost a logistic regression more than they bring, ten times more on taken cores."""
 _DENSE: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000, "tol": 1e-6}
 _PATH_RATIO = 2.0**-0.1
 _PATH_STEPS = 150
@@ -223,14 +225,18 @@ def _losses(fitted: Samples, held: Samples, strengths: Sequence[float]) -> list[
 
 def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -> Iterator[LinearClassifier]:
     """Logistic regressions of growing C, each started from the one before."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
     mean, scale = _standard(samples)
     standardised = (samples.features - mean) / scale
-    model = scikit_learn("linear_model").LogisticRegression(warm_start=True, **options)
+    model = LogisticRegression(warm_start=True, **options)
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1 if standardised.size < _FEW else None):
             # Told in `chosen` instead, where it stays with the result.
-            warnings.simplefilter("ignore", scikit_learn("exceptions").ConvergenceWarning)
+            warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardised, samples.labels)
         weights, intercept = model.coef_, model.intercept_
         if len(weights) == 1:
@@ -358,14 +364,15 @@ def fit_tree(
 
     Without `val` and with `refit` as in `fit_logistic`.
     """
-    balanced_accuracy = scikit_learn("metrics").balanced_accuracy_score
+    from sklearn.metrics import balanced_accuracy_score
+
     trials = _trials(samples, train, val)
     scores = []
     for count in leaves:
         found = []
         for fitted, held in trials:
             predicted = _grow(fitted, count).probabilities(held.features).argmax(axis=1)
-            found.append(balanced_accuracy(held.labels, predicted))
+            found.append(balanced_accuracy_score(held.labels, predicted))
         scores.append(float(np.mean(found)))
     best = int(leaves[int(np.argmax(scores))])
     fitted_on = _fitted_on(train, val, refit)
@@ -379,8 +386,10 @@ def fit_tree(
 
 
 def _grow(samples: Samples, leaves: int) -> TreeClassifier:
+    from sklearn.tree import DecisionTreeClassifier
+
     mean, scale = _standard(samples)
-    model = scikit_learn("tree").DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
+    model = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
     tree = model.fit((samples.features - mean) / scale, samples.labels).tree_
     leaf = tree.children_left < 0
     counts = tree.value[:, 0, :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -138,24 +137,17 @@ def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray
 
     Raises `AnalysisError` where a class has fewer rows, or the data fewer groups, than there are folds.
     """
-    selection = scikit_learn("model_selection")
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
     counts = np.bincount(samples.labels, minlength=len(samples.classes))
     scarce = [f"{samples.classes[label]} {counts[label]}" for label in np.flatnonzero((counts > 0) & (counts < count))]
     if scarce:
         raise AnalysisError(f"{count} folds need {count} rows of every class; found {', '.join(scarce)}.")
     if samples.groups is None:
-        splitter = selection.StratifiedKFold(count, shuffle=True, random_state=seed)
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         return list(splitter.split(samples.features, samples.labels))
     known = len(set(samples.groups.tolist()))
     if known < count:
         raise AnalysisError(f"{count} folds need {count} groups; found {known}.")
-    grouped = selection.StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     return list(grouped.split(samples.features, samples.labels, samples.groups))
-
-
-def scikit_learn(module: str) -> Any:
-    """A module of scikit-learn; raises `AnalysisError` that says what to install where there is none."""
-    try:
-        return import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise AnalysisError("Classifiers need the package scikit-learn: pip install 'ccassets[analysis]'.") from error
