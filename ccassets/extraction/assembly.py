@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def _content(
         **logit_parameters,
         **({"logit_scale_space": LOGIT_SCALE_SPACE} if logit_parameters else {}),
         **({"limit": study.extraction.limit} if study.extraction.limit else {}),
-        "dataset": json.dumps(dataset.name, ensure_ascii=False),  # JSON with its quotes, as the originals write it.
+        "dataset": dataset.name,
         "provenance": provenance,
     }
     return FileContent("database", card.dim, card.token_count, rows, templates, attributes)
@@ -239,7 +238,7 @@ def _is_already(path: Path, content: FileContent, verified: VerifiedFiles) -> bo
 
 def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """The named attributes without what differs between two assemblies of the same database."""
-    chosen = {name: attributes.get(name) for name in names if name != "dataset"}  # Told by the provenance too.
+    chosen = {name: attributes.get(name) for name in names}
     provenance = dict(chosen["provenance"] or {})
     for name in ("created", "parts", "libraries"):
         provenance.pop(name, None)

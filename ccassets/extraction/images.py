@@ -230,7 +230,10 @@ class _Extraction:
                 f"{manifest.keys[row]} is not the image that was read for the manifest of "
                 f"{manifest.split!r}: it changed since. Materialize `images` again."
             )
-        return self.encoder.preprocess(image)
+        try:
+            return self.encoder.preprocess(image)
+        except EncoderError as error:
+            raise EncoderError(f"{manifest.keys[row]}: {error}") from error
 
     def _token_array(self, rows: int) -> npt.NDArray[np.float16] | None:
         if not self.card.token_count:
@@ -291,7 +294,10 @@ def _encode(
     tokens: npt.NDArray[np.float16] | None,
 ) -> None:
     """Encode a batch into the arrays that will be stored; `EncoderError` for a wrong shape or what is not finite."""
-    encoded = encoder.encode_pixels(pixels)
+    try:
+        encoded = encoder.encode_pixels(pixels)
+    except EncoderError as error:
+        raise EncoderError(f"{error}\nIt was encoding {keys[0]!r} to {keys[-1]!r}.") from error
     for name, stored, values in ((BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)):
         if stored is None:
             continue

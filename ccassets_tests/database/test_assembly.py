@@ -66,7 +66,7 @@ ALL = [(source, row) for source, rows in enumerate(LENGTHS) for row in range(row
 
 
 def mixtures(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Numbers of `ALL`: nothing, everything in order and backwards, permutations, and any rows with repeats and runs."""
+    """Numbers of `ALL`: none, all in order and backwards, permutations, and any with repeats and runs."""
     everything = np.arange(len(ALL))
     yield from (everything[:0], everything, everything[::-1])
     for _ in range(10):
