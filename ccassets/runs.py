@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
+from ccassets.liveness import alive, settling
 from ccassets.resources import EncoderResource
 from ccassets.states import asset_state, dagster_instance
 from ccassets.storage import Store
@@ -93,13 +95,14 @@ class Build:
 
     def run(self, splits: Sequence[str] | None) -> BuildResult:
         wanted = tuple(splits or self.study.splits)
-        self._sources(wanted)
-        self._text()
-        self._images(wanted)
-        if splits:
-            return BuildResult(None, self.materialized)
-        self._database()
-        return BuildResult(self.store.database, self.materialized)
+        with settling(self.instance, self.store.runs):
+            self._sources(wanted)
+            self._text()
+            self._images(wanted)
+            if splits:
+                return BuildResult(None, self.materialized)
+            self._database()
+            return BuildResult(self.store.database, self.materialized)
 
     def _sources(self, splits: Sequence[str]) -> None:
         resource = EncoderResource()
@@ -151,14 +154,17 @@ class Build:
         config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         if fresh:
             config["ops"] = {key.to_python_identifier(): {"config": {"fresh": True}} for key in keys}
-        result = self.definitions.resolve_job_def(job_name(self.study, job)).execute_in_process(
-            instance=self.instance,
-            asset_selection=keys,
-            partition_key=split,
-            run_config=config,
-            raise_on_error=False,
-            tags={"ccassets/started_by": "build"},
-        )
+        run_id = str(uuid.uuid4())
+        with alive(self.store.runs, run_id):
+            result = self.definitions.resolve_job_def(job_name(self.study, job)).execute_in_process(
+                instance=self.instance,
+                asset_selection=keys,
+                partition_key=split,
+                run_config=config,
+                run_id=run_id,
+                raise_on_error=False,
+                tags={"ccassets/started_by": "build"},
+            )
         if not result.success:
             raise BuildError(_reason(result))
         self.materialized += [f"{asset}:{split}" if split else asset for asset in assets]

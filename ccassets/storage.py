@@ -9,6 +9,9 @@ from urllib.parse import quote
 
 from ccassets.study import Study
 
+UI_FILE = "ui.json"
+"""Below the home: the port on which its UI was started last."""
+
 
 def home(explicit: str | os.PathLike[str] | None = None) -> Path:
     """The folder of Dagster's records: the argument, else `CCASSETS_HOME`, `DAGSTER_HOME`, `./.ccassets`."""
@@ -51,6 +54,10 @@ class Store:
         return self.folder / "reports"
 
     @property
+    def analysis(self) -> Path:
+        return self.folder / "analysis"
+
+    @property
     def downloads(self) -> Path:
         """Unpacked data sets, shared by all studies."""
         return self.root / "datasets"
@@ -59,6 +66,11 @@ class Store:
     def cache(self) -> Path:
         """Digests of weight files by fingerprint, shared by all studies."""
         return self.root / "cache"
+
+    @property
+    def runs(self) -> Path:
+        """Locks of the runs that are at work, shared by all studies."""
+        return self.root / "runs"
 
     def manifest(self, split: str) -> Path:
         # Percent-escaped, so that any split name is a file name on any file system.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +217,48 @@ def rewrite_with_long_vectors(part: Path) -> None:
     with new_file(part, content) as rows:
         rows.write("image_features", 0, features)
         rows.write("image_token_features", 0, tokens)
+
+
+def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weights: Path, tmp_path: Path) -> None:
+    inner = write_study(tmp_path / "inner", images=tmp_path / "pictures", encoder=weights)
+    (study.folder / "mortal.py").write_text(
+        "import os, signal\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from ccassets.encoders import load_encoder\n"
+        "from ccassets.study import load_study\n"
+        "class Mortal:\n"
+        "    def __init__(self, study, dies):\n"
+        "        self.inner, self.dies, self.batches = load_encoder(load_study(study)), Path(dies), 0\n"
+        "        self.card = replace(self.inner.card, kind='python', weights_digest='mortal')\n"
+        "    def __getattr__(self, name):\n"
+        "        return getattr(self.inner, name)\n"
+        "    def encode_pixels(self, pixels):\n"
+        "        self.batches += 1\n"
+        "        if self.batches == 4 and self.dies.exists():\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return self.inner.encode_pixels(pixels)\n"
+    )
+    dies = tmp_path / "dies"
+    dies.touch()
+    options = {"study": str(inner.folder / "defs.yaml"), "dies": str(dies)}
+    mortal = edit_study(
+        study, lambda a: a.update(encoder={"kind": "python", "target": "mortal:Mortal", "options": options})
+    )
+    command = [sys.executable, "-m", "ccassets.cli", "build", str(mortal.folder)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+
+    dies.unlink()
+    result = run_build(mortal)
+    assert result.path is not None
+    assert "image_features:train" in result.materialized
+    assert ccassets.validate_database(result.path, study=mortal, deep=True) == []
+    with dagster_instance() as instance:
+        failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        assert [run.job_name for run in failed] == ["cells__extract_images"]
+    parts = list((Store.of(mortal).root / "features").glob("*/rows/*.h5"))
+    assert len(parts) == 3 + 2 + 1, "the finished shard was not encoded again"
+    assert not list(Store.of(mortal).root.rglob("*.partial"))
 
 
 def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:

@@ -16,6 +16,7 @@ from ccassets.assets.common import (
 from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.extraction import extract_splits
 from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.liveness import alive
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.study import Study
 
@@ -39,7 +40,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
         place = store.of(study)
-        with errors_as_sentences():
+        with errors_as_sentences(), alive(place.runs, context.run_id):
             card = recorded_card(study, place)
             splits = splits_of(context, study)
             for split in splits:

@@ -6,6 +6,7 @@ from ccassets.assets.common import GPU_POOL, ExtractionRun, asset_key, code_vers
 from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.extraction import extract_template
 from ccassets.extraction.sources import recorded_card
+from ccassets.liveness import alive
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.study import PromptTemplate, Study
 
@@ -27,7 +28,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
         place = store.of(study)
-        with errors_as_sentences():
+        with errors_as_sentences(), alive(place.runs, context.run_id):
             card = recorded_card(study, place)
             done = extract_template(
                 study, template_id, encoder=lambda: encoder.load(study, card, place), store=place, fresh=config.fresh

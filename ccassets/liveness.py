@@ -1,0 +1,89 @@
+"""Which runs still have a process: a lock per run that dies with it, so that a killed run gives its place back at once.
+
+Dagster itself learns of a killed run from its daemon, after minutes, and not at all where no daemon runs: the pool of
+the encoder would stay taken for ever.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+SETTLE_SECONDS = 5.0
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def alive(folder: Path, run_id: str) -> Iterator[None]:
+    """Show that a run has a process, as long as the block lasts and the process lives."""
+    path = folder / f"{run_id}.lock"
+    if path in _held:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _held.add(path)
+        yield
+    finally:
+        _held.discard(path)
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def settle_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
+    """Mark runs as failed whose process is gone, and free what they held of pools; their ids."""
+    settled = []
+    for path in folder.glob("*.lock"):
+        if path in _held or not _is_free(path):
+            continue
+        run = instance.get_run_by_id(path.stem)
+        if run is not None:
+            if not run.is_finished:
+                instance.report_run_failed(run, "The process of this run was killed.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            settled.append(run.run_id)
+        path.unlink(missing_ok=True)
+    return settled
+
+
+@contextmanager
+def settling(instance: dg.DagsterInstance, folder: Path) -> Iterator[None]:
+    """Settle dead runs now and every few seconds while the block lasts: one that dies now must not be waited for."""
+    settle_dead_runs(instance, folder)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SETTLE_SECONDS):
+            settle_dead_runs(instance, folder)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds the lock."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
