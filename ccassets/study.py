@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ from ccassets.errors import StudyError
 
 COMPONENT_TYPE = "ccassets.FeatureDatabase"
 SHIPPED_STUDIES = Path(__file__).parent / "defs"
+
+_MOST_BYTES = 4 << 20
+_MOST_NODES = 100_000
+_LONGEST_NUMBER = 1000
+_TEXT_TAG = "tag:yaml.org,2002:str"
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -264,7 +270,7 @@ class ConceptWords(_Words):
     @classmethod
     def _words_are_distinct(cls, words: tuple[Concept, ...]) -> tuple[Concept, ...]:
         texts = [text for concept in words for text in concept.texts]
-        twice = sorted({text for text in texts if texts.count(text) > 1})
+        twice = sorted(text for text, count in Counter(texts).items() if count > 1)
         if twice:
             raise ValueError(f"every concept word and synonym may stand once; found twice: {twice}")
         return words
@@ -440,15 +446,7 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def _read_config(path: Path) -> StudyConfig:
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: this is not valid YAML: {error}") from error
+    root, data = _parse(path)
     repeated = [f"{path}:{key.start_mark.line + 1}: {key.value} stands here a second time" for key in _repeated(root)]
     if repeated:
         raise StudyError("\n".join(repeated))
@@ -469,6 +467,37 @@ def _read_config(path: Path) -> StudyConfig:
             line, key = _place(root, ["attributes", *problem["loc"]])
             lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {problem['msg']}")
         raise StudyError("\n".join(lines)) from error
+
+
+def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
+    """The nodes and the content of a YAML file; `StudyError` where it is none, or larger than any study."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _expanded(root, {}) > _MOST_NODES:
+            raise StudyError(f"{path}: its aliases (*name) stand for more than {_MOST_NODES} values; write them out")
+        return root, yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise StudyError(f"{path}: lists and mappings are nested too deeply for a study") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: this is not valid YAML: {error}") from error
+    except ValueError as error:  # What looks like a date or a number, and is none.
+        raise StudyError(f"{path}: a value cannot be read ({error}); put quotes around it if it is a text") from error
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for once every alias in it is followed; `ValueError` for an endless number."""
+    if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT_TAG and len(node.value) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(node.value)} characters")
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # A node inside itself has no end.
+        known[id(node)] = 1 + sum(_expanded(child, known) for _, child in _children(node).values())
+    return known[id(node)]
 
 
 def _place(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:
@@ -506,6 +535,9 @@ def _repeated(root: yaml.Node | None) -> list[yaml.Node]:
         seen.add(id(node))
         pending += [child for _, child in _children(node).values()]
         if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value]
-            found += [key for number, (key, _) in enumerate(node.value) if key.value in keys[:number]]
+            keys: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in keys:
+                    found.append(key)
+                keys.add(str(key.value))
     return found
