@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -26,6 +27,9 @@ DECODER: Final = f"policy {POLICY_VERSION}, Pillow {PIL.__version__}"
 MAX_PIXELS: Final = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a GiB as RGB. Here it refuses, not only warns."""
 
+_FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
+"""The formats that are read, whatever a file is called. Pillow knows more, and runs Ghostscript for one of them."""
+
 _BITS_PER_SAMPLE: Final = 258  # the TIFF tag
 
 
@@ -35,7 +39,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     Raises `DatasetError` with the reason alone; the caller knows the key.
     """
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_formats()) as image:
             _refuse_large(image)
             _refuse_further_frames(image)
             image.load()
@@ -45,13 +49,20 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except FileNotFoundError as error:
         raise DatasetError("there is no such file") from error
     except PIL.UnidentifiedImageError as error:
-        raise DatasetError("this is no image of a format that Pillow can read") from error
+        raise DatasetError("this is no image of a format that is read here; docs/data.md names them") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
     except OSError as error:  # the reason is stored: the system's own text, without the path
         raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included
         raise DatasetError(f"it cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
