@@ -221,8 +221,9 @@ class FeatureDatabase:
     def templates(self) -> Mapping[str, Template]:
         """Every template by id, sorted by id."""
         group = safe_group(self._file, "templates")
-        names = [] if group is None else sorted(group)
-        return MappingProxyType({name: Template(name, safe_group(group, name)) for name in names})
+        if group is None:
+            return MappingProxyType({})
+        return MappingProxyType({name: Template(name, _listed_group(group, name)) for name in _names(group)})
 
     @cached_property
     def concepts(self) -> Mapping[str, tuple[str, ...]]:
@@ -326,7 +327,11 @@ class FeatureDatabase:
     def _parameter(self, name: str) -> float | None:
         assert name in LOGIT_PARAMETERS
         value = self.attributes.get(name)
-        return None if value is None else float(value)
+        if value is None:
+            return None
+        if not isinstance(value, (int, float)):
+            raise DatabaseError(f"{self.path}: the attribute {name} is no number; found {type(value).__name__}")
+        return float(value)
 
     def _words(self, attribute: str) -> list[str]:
         words = self.attributes.get(attribute)
@@ -538,6 +543,23 @@ def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
     return member
 
 
+def _names(group: h5py.Group) -> list[str]:
+    """The names in a group, sorted."""
+    names = list(group)
+    broken = [name for name in names if not isinstance(name, str)]
+    if broken:
+        raise DatabaseError(f"{group.name} holds names that are not UTF-8, such as {broken[0]!r}")
+    return sorted(names)
+
+
+def _listed_group(group: h5py.Group, name: str) -> h5py.Group:
+    """A group that is known to be there by its name."""
+    found = safe_group(group, name)
+    if found is None:
+        raise DatabaseError(f"{group.name} lists {name!r} and does not hold it: the file's structure is broken")
+    return found
+
+
 def _member(group: h5py.Group, name: str) -> Any:
     link = group.get(name, getlink=True)
     if link is None:
@@ -593,7 +615,7 @@ def _decode_attribute(name: str, value: Any) -> Any:
     if isinstance(value, str) and name in JSON_ATTRIBUTES:
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # Nested too deeply, or a number of too many digits.
             return value
     return value
 

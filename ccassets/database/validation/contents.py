@@ -283,7 +283,7 @@ def _read_templates(file: h5py.File, file_bytes: int, report: Report) -> dict[st
         return {}
     templates = {}
     for template_id in sorted(members(group, report)):
-        template = subgroup(group, template_id, report)
+        template = subgroup(group, template_id, report, listed=True)
         if template is not None:
             templates[template_id] = _read_template(template, template_id, file_bytes, report)
     return templates

@@ -119,12 +119,17 @@ def members(group: h5py.Group, report: Report) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def subgroup(group: h5py.Group, name: str, report: Report) -> h5py.Group | None:
-    """A group that lies in the file itself; None where there is no such name, or with a finding."""
+def subgroup(group: h5py.Group, name: str, report: Report, *, listed: bool = False) -> h5py.Group | None:
+    """A group that lies in the file itself; None where there is no such name, or with a finding.
+
+    `listed` says that the name is known to be there.
+    """
     where = f"{group.name.rstrip('/')}/{name}"
     try:
         link = group.get(name, getlink=True)
         if link is None:
+            if listed:
+                report.add("unreadable", where, "the name is listed, and leads to nothing")
             return None
         if not isinstance(link, h5py.HardLink):
             report.add(
@@ -213,11 +218,19 @@ def _is_there(dataset: h5py.Dataset, where: str, file_bytes: int, report: Report
     declared = int(np.prod([int(length) for length in dataset.shape], dtype=object)) * dataset.dtype.itemsize
     chunk = int(np.prod(dataset.chunks or (0,), dtype=object)) * dataset.dtype.itemsize
     allowed = max(_PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO * file_bytes)
-    if max(declared, chunk) > allowed:
+    if declared > allowed:
         report.add(
             "declared_size",
             where,
-            f"shape {dataset.shape} declares {declared:,} bytes in a file of {file_bytes:,}: most was never written",
+            f"shape {dataset.shape} declares {declared:,} bytes in a file of {file_bytes:,}: most was never written, "
+            "or packed so tightly that unpacking it would fill the memory",
+        )
+        return False
+    if chunk > allowed:
+        report.add(
+            "declared_size",
+            where,
+            f"chunks {dataset.chunks} declare {chunk:,} bytes each in a file of {file_bytes:,}; fewer were expected",
         )
         return False
     return _filters_work(dataset, where, report)

@@ -126,6 +126,8 @@ def _inspected(source: StoredRows, first: int, rows: int, faults: _Faults) -> Ar
 
 def _inspect(block: Array, first: int, name: str, faults: _Faults) -> None:
     values = block.astype(block.dtype.newbyteorder("="), copy=False)
+    if values.dtype.itemsize > 8:  # A long double: nothing below has use for its precision.
+        values = values.astype(np.float64)
     rows = len(values)
     sound = np.ones(rows, bool)
     if not _all_finite(values):
