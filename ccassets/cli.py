@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from ccassets import __version__
 from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyError
 
 if TYPE_CHECKING:
+    from ccassets.doctor import Diagnosis
     from ccassets.findings import Finding
     from ccassets.study import Study
 
@@ -89,9 +91,10 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
+    from ccassets.files import write_text
     from ccassets.states import dagster_instance
+    from ccassets.storage import UI_FILE, storage_root
     from ccassets.storage import home as home_folder
-    from ccassets.storage import storage_root
 
     with dagster_instance():
         pass  # Makes the home with our dagster.yaml, or says why it cannot.
@@ -100,6 +103,7 @@ def ui(
         "DAGSTER_HOME": str(home_folder()),
         "CCASSETS_STORAGE": str(storage_root()),
     }
+    write_text(home_folder() / UI_FILE, json.dumps({"port": port}))
     typer.echo(f"The UI will answer at http://127.0.0.1:{port} (Ctrl-C stops it).", err=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "ccassets.definitions", "-h", "127.0.0.1", "-p", str(port)]
     try:
@@ -268,6 +272,27 @@ def duplicates(
 
 
 @app.command()
+def doctor(
+    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Look at what this study needs, too.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Say what would stop a build, and what to do about it; exit 1 when something does."""
+    from ccassets.doctor import diagnose
+    from ccassets.study import load_study
+
+    lines = diagnose(load_study(study) if study else None)
+    ok = all(line.level != "problem" for line in lines)
+    if as_json:
+        content = {"ok": ok, "lines": [asdict(line) for line in lines]}
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        _print_diagnoses(lines)
+    if not ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def prune(
     study: StudyArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
@@ -374,6 +399,18 @@ def _print_findings(file: Path, findings: list[Finding]) -> None:
     errors = sum(finding.severity == "error" for finding in findings)
     verdict = "valid" if not errors else "not valid"
     console.print(Text(f"{file.name} is {verdict}: {errors} errors, {len(findings) - errors} warnings."))
+
+
+def _print_diagnoses(lines: list[Diagnosis]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    styles = {"ok": "green", "warning": "yellow", "problem": "red"}
+    for line in lines:
+        console.print(Text(f"{line.level:<8}", styles[line.level]), Text(f"{line.what}: {line.message}"))
+        if line.advice:
+            console.print(Text(indent(line.advice, " " * 9)))
 
 
 @contextmanager

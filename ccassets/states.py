@@ -16,11 +16,11 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from ccassets.definitions import definitions_of
 from ccassets.errors import StorageError
 from ccassets.storage import home
-from ccassets.study import load_study, study_files
+from ccassets.study import Study, load_study, study_files
 
 State = Literal["built", "stale", "failed", "missing"]
 
-_SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
+SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 _STATES: dict[StaleStatus, State] = {
     StaleStatus.FRESH: "built",
     StaleStatus.STALE: "stale",
@@ -35,7 +35,7 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "dagster.yaml").exists():
-            shutil.copyfile(_SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
     except OSError as error:
         raise StorageError(
             f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
@@ -56,19 +56,21 @@ def asset_state(
 
 
 def study_states() -> dict[str, dict[State, list[str]]]:
-    """For every study its assets, split by split, by state; names are those of the UI without the study's prefix."""
-    states: dict[str, dict[State, list[str]]] = {}
+    """The states of every study found by name."""
     with dagster_instance() as instance:
-        for path in study_files().values():
-            definitions = definitions_of(load_study(path))
-            found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "missing": []}
-            states[path.parent.name] = found
-            for node in definitions.resolve_asset_graph().asset_nodes:
-                name = "/".join(node.key.path[1:])
-                for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
-                    state = asset_state(instance, definitions, node.key, split)
-                    found[state].append(f"{name}:{split}" if split else name)
-    return states
+        return {name: states_of(instance, load_study(path)) for name, path in study_files().items()}
+
+
+def states_of(instance: dg.DagsterInstance, study: Study) -> dict[State, list[str]]:
+    """A study's assets, split by split, by state; names are those of the UI without the study's prefix."""
+    definitions = definitions_of(study)
+    found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "missing": []}
+    for node in definitions.resolve_asset_graph().asset_nodes:
+        name = "/".join(node.key.path[1:])
+        for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
+            state = asset_state(instance, definitions, node.key, split)
+            found[state].append(f"{name}:{split}" if split else name)
+    return found
 
 
 def _failed_last(

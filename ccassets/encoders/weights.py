@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def find_model(
     A download goes through huggingface_hub: `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and, without `hf_token`,
     `HF_TOKEN` hold as they do everywhere. Raises `EncoderError` saying what to do.
     """
+    return find_folder(reference, study) or _download(reference, revision, patterns, hf_token)
+
+
+def find_folder(reference: str, study: Study) -> ModelFolder | None:
+    """The folder of that name as the study sees it; None when the name is a hub id. Raises `EncoderError`."""
     folder = study.resolve(reference)
     if folder.is_dir():
         return ModelFolder(folder, folder.name)
@@ -38,7 +44,27 @@ def find_model(
         raise EncoderError(f"{reference} is a file; name the folder that holds it and the tokenizer.")
     if reference.startswith((".", "/", "~")) or "\\" in reference or reference.count("/") > 1:
         raise EncoderError(f"There is no folder {folder} (the study says {reference!r}).")
-    return _download(reference, revision, patterns, hf_token)
+    return None
+
+
+def find_download(repo: str, revision: str) -> ModelFolder | None:
+    """What an earlier download of a hub id left in the local cache; None without one. Nobody is asked."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    return ModelFolder(path, repo, path.name)
+
+
+def require_access(repo: str, revision: str, hf_token: str | None) -> None:
+    """Ask the hub whether it would give a repository's files; raises `EncoderError` as a download would."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors_named(repo, revision):
+        HfApi().auth_check(repo, token=hf_token)
+        HfApi().model_info(repo, revision=revision, token=hf_token)
 
 
 def safetensors_files(folder: ModelFolder) -> list[Path]:
@@ -86,12 +112,21 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
 
 
 def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str | None) -> ModelFolder:
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    # Our own sentences throughout: a library's message may quote a request.
+    with _hub_errors_named(repo, revision):
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=hf_token))
+    return ModelFolder(path, repo, path.name)
+
+
+@contextmanager
+def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
+    """Our own sentences for whatever the hub refuses: a library's message may quote a request."""
+    from huggingface_hub import constants, errors
+
     page = f"{constants.ENDPOINT}/{repo}"
     try:
-        path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=hf_token))
+        yield
     except errors.HFValidationError as error:
         raise EncoderError(f"{repo!r} is neither a folder nor a hub id of the form owner/name.") from error
     except errors.GatedRepoError as error:
@@ -106,7 +141,7 @@ def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str |
         ) from error
     except errors.RevisionNotFoundError as error:
         raise EncoderError(f"{repo} has no revision {revision!r}; see {page}/commits/main.") from error
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise EncoderError(
             f"{repo} at {revision!r} is not in the local cache, and {_why_not_fetched(error.__cause__)}, "
             "or name a local folder as weights."
@@ -117,12 +152,15 @@ def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str |
         raise EncoderError(f"The hub answered {status} for {repo} at {revision!r}: {hint}.") from error
     except OSError as error:
         raise EncoderError(f"{repo} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}.") from error
-    except Exception as error:  # the transports (httpx, xet) share no base class
+    except Exception as error:  # the transports (httpx, its successor, xet) share no base class
+        if type(error).__name__ in {"ConnectError", "ConnectTimeout"}:
+            raise EncoderError(
+                f"{repo} is not on this machine, and {_why_not_fetched(error)}, or name a local folder as weights."
+            ) from error
         raise EncoderError(
             f"The download of {repo} from {constants.ENDPOINT} broke off ({type(error).__name__}). "
             "Start again: what is complete is kept."
         ) from error
-    return ModelFolder(path, repo, path.name)
 
 
 def _why_not_fetched(cause: BaseException | None) -> str:

@@ -144,7 +144,9 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _repository(self, path: str) -> None:
         names = sorted(file.name for file in self.server.folder.iterdir())
-        if "/revision/" in path:
+        if path.endswith("/auth-check"):
+            self._send(200)
+        elif "/revision/" in path:
             if path.rpartition("/")[2] not in {"main", COMMIT}:
                 self._send(404, {"X-Error-Code": "RevisionNotFound"})
                 return
