@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +173,8 @@ class FeatureDatabase:
     @cached_property
     def attributes(self) -> Mapping[str, Any]:
         """Root attributes; JSON ones are decoded where the format says that they are JSON."""
-        return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._file.attrs.items()})
+        with _refusals_named(f"{self.path}: the attributes"):
+            return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._file.attrs.items()})
 
     @property
     def provenance(self) -> Mapping[str, Any] | None:
@@ -220,10 +222,11 @@ class FeatureDatabase:
     @cached_property
     def templates(self) -> Mapping[str, Template]:
         """Every template by id, sorted by id."""
-        group = safe_group(self._file, "templates")
-        if group is None:
-            return MappingProxyType({})
-        return MappingProxyType({name: Template(name, _listed_group(group, name)) for name in _names(group)})
+        with _refusals_named(f"{self.path}: /templates"):
+            group = safe_group(self._file, "templates")
+            if group is None:
+                return MappingProxyType({})
+            return MappingProxyType({name: Template(name, _listed_group(group, name)) for name in _names(group)})
 
     @cached_property
     def concepts(self) -> Mapping[str, tuple[str, ...]]:
@@ -301,28 +304,34 @@ class FeatureDatabase:
         return int(dataset.id.get_offset() or 0), int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
 
     def _dataset(self, name: str) -> h5py.Dataset | None:
-        return safe_dataset(self._file, name)
+        with _refusals_named(f"{self.path}: /{name}"):
+            return safe_dataset(self._file, name)
 
-    def _rows_of(self, name: str) -> Array:
+    def _required(self, name: str) -> h5py.Dataset:
         dataset = self._dataset(name)
         if dataset is None:
-            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
+            with _refusals_named(str(self.path)):
+                there = sorted(map(str, self._file))
+            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {there}")
+        return dataset
+
+    def _rows_of(self, name: str) -> Array:
+        dataset = self._required(name)
         if dataset.dtype.kind not in "fiu":
             raise DatabaseError(f"{self.path}: /{name} has dtype {dataset.dtype}; numbers were expected")
-        mapped = map_dataset(dataset)
+        with _refusals_named(f"{self.path}: /{name}"):
+            mapped = map_dataset(dataset)
         return cast(Array, dataset) if mapped is None else mapped
 
     def _values(self, name: str) -> Array:
-        dataset = self._dataset(name)
-        if dataset is None:
-            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
-        return cast(Array, dataset[...])
+        dataset = self._required(name)
+        with _refusals_named(f"{self.path}: /{name}"):
+            return cast(Array, dataset[...])
 
     def _texts(self, name: str) -> npt.NDArray[np.object_]:
-        dataset = self._dataset(name)
-        if dataset is None:
-            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {sorted(self._file)}")
-        return read_texts(dataset)
+        dataset = self._required(name)
+        with _refusals_named(f"{self.path}: /{name}"):
+            return read_texts(dataset)
 
     def _parameter(self, name: str) -> float | None:
         assert name in LOGIT_PARAMETERS
@@ -378,10 +387,11 @@ class Template:
     @cached_property
     def texts(self) -> list[str]:
         """The K prompts."""
-        dataset = safe_dataset(self._group, "texts")
-        if dataset is None:
-            raise DatabaseError(f"/templates/{self.template_id}/texts was expected")
-        return list(read_texts(dataset))
+        with _refusals_named(f"/templates/{self.template_id}/texts"):
+            dataset = safe_dataset(self._group, "texts")
+            if dataset is None:
+                raise DatabaseError(f"/templates/{self.template_id}/texts was expected")
+            return list(read_texts(dataset))
 
     @cached_property
     def text_features(self) -> npt.NDArray[np.float32]:
@@ -414,11 +424,13 @@ class Template:
     @property
     def attributes(self) -> Mapping[str, Any]:
         """`K`, `D`, `T_txt`, `texts_hash`, `digest`, `created_at`."""
-        return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._group.attrs.items()})
+        with _refusals_named(f"/templates/{self.template_id}: the attributes"):
+            return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._group.attrs.items()})
 
     def _values(self, name: str) -> Array | None:
-        dataset = safe_dataset(self._group, name)
-        return None if dataset is None else cast(Array, dataset[...])
+        with _refusals_named(f"/templates/{self.template_id}/{name}"):
+            dataset = safe_dataset(self._group, name)
+            return None if dataset is None else cast(Array, dataset[...])
 
 
 @dataclass(frozen=True)
@@ -517,6 +529,14 @@ def open_hdf5(path: Path) -> h5py.File:
         raise DatabaseError(
             f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
         ) from error
+
+
+@contextmanager
+def _refusals_named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise DatabaseError(f"{where} cannot be read ({error or type(error).__name__}): the file is damaged") from error
 
 
 def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:

@@ -1,0 +1,112 @@
+"""A file read and validated in a fork of this process: what came of it, how long it took, and how much memory."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import resource
+import select
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from ccassets.database.reader import open_database
+from ccassets.database.summary import summarize
+from ccassets.database.validation import validate_database
+from ccassets.errors import CcassetsError
+
+MEMORY = 1 << 30
+SECONDS = 5.0
+
+_ENDED = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the fork ended.
+
+    `findings` and `refused` are what we promise; `died` is a crash inside HDF5, which the process that opens foreign
+    files is there for; `traceback`, `hung` and `memory` are defects of ours.
+    """
+
+    end: Literal["findings", "refused", "died", "traceback", "hung", "memory"]
+    text: str
+    seconds: float
+    peak_bytes: int
+
+
+def examine(path: Path, *, seconds: float = SECONDS) -> Outcome:
+    """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `seconds` of time."""
+    started = time.monotonic()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _work(path, writing)
+    os.close(writing)
+    text = _read_until(reading, started + seconds)
+    if text is None:
+        os.kill(child, signal.SIGKILL)
+    _, status, usage = os.wait4(child, 0)
+    took, peak = time.monotonic() - started, usage.ru_maxrss << 10
+    if text is None:
+        return Outcome("hung", f"no answer after {seconds:g} s", took, peak)
+    if os.WIFSIGNALED(status):
+        return Outcome("died", f"it ended the process that read it ({_signal(os.WTERMSIG(status))})", took, peak)
+    end, text = json.loads(text)
+    return Outcome("memory" if peak > MEMORY else end, text, took, peak)
+
+
+def _signal(number: int) -> str:
+    assert number in _ENDED, f"signal {number} is nobody's crash"
+    return signal.Signals(number).name
+
+
+def _read_until(fd: int, deadline: float) -> str | None:
+    """All that is written to a pipe until its end; None when that is not before the deadline."""
+    blocks = []
+    with os.fdopen(fd, "rb", buffering=0) as pipe:
+        while True:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            block = pipe.read(1 << 20)
+            if not block:
+                return b"".join(blocks).decode()
+            blocks.append(block)
+
+
+def _work(path: Path, fd: int) -> NoReturn:
+    try:
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        with os.fdopen(fd, "wb") as pipe:
+            pipe.write(json.dumps(_examined(path)).encode())
+    finally:
+        os._exit(0)
+
+
+def _examined(path: Path) -> tuple[str, str]:
+    try:
+        return "findings", _summary(path) + "\n".join(
+            f"{finding.check}: {finding.message} [{finding.where}]" for finding in validate_database(path, deep=True)
+        )
+    except CcassetsError as error:
+        return "refused", str(error)
+    except Exception:
+        return "traceback", traceback.format_exc()
+
+
+def _summary(path: Path) -> str:
+    """What `info` says, or why it says nothing; both are right answers about a broken file."""
+    try:
+        with open_database(path) as database:
+            facts: dict[str, Any] = summarize(database)
+    except CcassetsError as error:
+        return f"info: {error}\n"
+    return f"info: {json.dumps(facts, default=str)}\n"

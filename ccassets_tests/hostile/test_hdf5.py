@@ -1,0 +1,111 @@
+"""Hostile HDF5 files: refused with a sentence, nothing beside them opened, memory and time bounded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from ccassets.database.foreign import summarize_foreign, validate_foreign
+from ccassets.database.validation import validate_database
+from ccassets.errors import DatabaseError
+from ccassets_tests.campaigns.examining import MEMORY, examine
+from ccassets_tests.database.building import study, write_database
+from ccassets_tests.hostile.case import Case
+from ccassets_tests.hostile.hdf5 import CASES, OUTSIDE
+from ccassets_tests.hostile.watching import opened_in
+
+
+def made(name: str, folder: Path) -> Path:
+    return next(case for case in CASES if case.name == name).make(folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hostile_file_gets_its_sentence_and_nothing_beside_it_is_opened(case: Case, tmp_path: Path) -> None:
+    path = case.make(tmp_path)
+    outside = tmp_path / OUTSIDE
+    outside.mkdir(exist_ok=True)
+    with opened_in(outside) as opened:
+        outcome = examine(path, seconds=60)  # A limit for a loaded machine; the campaigns hold it to 5.
+    assert outcome.end in {"findings", "refused", "died"}, outcome.text
+    assert case.sentence in outcome.text
+    assert opened == []
+    assert outcome.peak_bytes < MEMORY
+
+
+def test_the_watch_sees_what_hdf5_opens_when_it_follows_a_link(tmp_path: Path) -> None:
+    path = made("external link for a data set", tmp_path)
+    with opened_in(tmp_path / OUTSIDE) as opened, h5py.File(path) as file:
+        file["image_features"][:]
+    assert opened == ["other.h5"]
+
+
+# --- in a child process -------------------------------------------------------------------------------
+
+
+def test_a_file_that_brings_hdf5_down_is_a_finding(tmp_path: Path) -> None:
+    path = made("groups that are their own children", tmp_path)
+    assert [(finding.check, finding.severity) for finding in validate_foreign(path)] == [("unreadable", "error")]
+    with pytest.raises(DatabaseError, match="cannot be read"):
+        summarize_foreign(path)
+
+
+def test_a_chunk_that_inflates_without_end_is_a_finding(tmp_path: Path) -> None:
+    findings = validate_foreign(made("chunk that inflates to 16 GB", tmp_path))
+    assert ("unreadable", "/labels") in [(finding.check, finding.where) for finding in findings]
+
+
+def test_the_child_finds_what_the_validator_finds(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file["labels"][3] = 77
+        file["image_features"][5] = 0
+    expected = validate_database(path, study=study(), deep=True)
+    assert len(expected) > 2
+    assert validate_foreign(path, study=study(), deep=True) == expected
+    assert summarize_foreign(path)["rows"] == 20
+
+
+def test_a_file_that_is_no_hdf5_is_refused_as_ever(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    path.write_text("no")
+    for ask in (validate_foreign, summarize_foreign, validate_database):
+        with pytest.raises(DatabaseError, match="cannot be opened as HDF5"):
+            ask(path)
+
+
+def test_the_detour_costs_less_than_a_second(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    times = []
+    for _ in range(3):
+        started = time.process_time(), time.monotonic()
+        validate_foreign(path)
+        times.append(time.monotonic() - started[1])
+    assert min(times) < 2  # 0.4 s on an idle machine; this one may be busy.
+
+
+# --- on the command line ------------------------------------------------------------------------------
+
+
+def ccassets(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ccassets.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_survives_a_file_that_brings_hdf5_down(tmp_path: Path) -> None:
+    path = made("groups that are their own children", tmp_path)
+    validated = ccassets("validate", str(path), "--json")
+    assert validated.returncode == 1
+    answer = json.loads(validated.stdout)
+    assert not answer["ok"]
+    assert [finding["check"] for finding in answer["findings"]] == ["unreadable"]
+    shown = ccassets("info", str(path))
+    assert shown.returncode == 2
+    assert shown.stderr.startswith(f"ccassets: {path}")
+    assert "cannot be read" in shown.stderr
+    assert "Traceback" not in validated.stderr + shown.stderr
