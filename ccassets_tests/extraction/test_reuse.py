@@ -1,0 +1,292 @@
+"""Nothing is encoded twice: how many images and prompts each change costs, and that the result is a fresh build's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ccassets
+from ccassets.database.reader import open_database
+from ccassets.errors import DatasetError
+from ccassets.extraction import plan_study
+from ccassets.storage import Store
+from ccassets.study import Study
+from ccassets_tests.building import VOCABULARY, picture, save_pictures, write_study
+from ccassets_tests.extraction.building import (
+    Built,
+    arrays,
+    build,
+    build_elsewhere,
+    deep_errors,
+    differences,
+    far_rows,
+    parts,
+)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """More pictures than elsewhere, so that shards are whole and partly held."""
+    return save_pictures(tmp_path / "pictures", {"train": 15, "val": 6, "test": 4})
+
+
+def assert_like_a_fresh_build(built: Built, study: Study, folder: Path) -> None:
+    """Deep-valid, and row by row what a build from nothing gives: see `far_rows` for the tolerance."""
+    assert deep_errors(built, study) == []
+    assert far_rows(built.path, build_elsewhere(study, folder / "elsewhere").path) == []
+
+
+def test_nothing_changed_costs_nothing_and_leaves_the_file_as_it_is(study: Study) -> None:
+    first = build(study)
+    stat = first.path.stat()
+
+    again = build(study)
+
+    assert (first.encoded, again.encoded, again.prompts_encoded) == (25, 0, {})
+    assert (first.assembly.unchanged, again.assembly.unchanged) == (False, True)
+    assert again.assembly.digest == first.assembly.digest
+    assert again.path.stat() == stat
+
+
+def test_a_corrected_label_costs_nothing(study: Study, pictures: Path, tmp_path: Path) -> None:
+    build(study)
+    (pictures / "train" / "blood" / "003.png").rename(pictures / "train" / "white" / "003.png")
+
+    built = build(study)
+
+    assert built.encoded == 0
+    with open_database(built.path) as database:
+        row = database.keys.tolist().index("train/white/003.png")
+        assert database.labels[row] == 2
+    assert_like_a_fresh_build(built, study, tmp_path)
+
+
+def test_images_added_in_the_middle_and_removed_cost_what_was_added(
+    study: Study, pictures: Path, tmp_path: Path
+) -> None:
+    build(study)
+    for number in range(10):
+        picture(1000 + number).save(pictures / "train" / "platelet" / f"004-{number}.png")
+    for name in ("blood/003.png", "platelet/004.png", "white/014.png"):
+        (pictures / "train" / name).unlink()
+
+    planned = plan_of(study)
+    built = build(study)
+
+    assert planned == {"train": 10, "val": 0, "test": 0}
+    assert {split: part.encoded for split, part in built.images.items()} == planned
+    assert built.images["train"].rows == 22
+    assert_like_a_fresh_build(built, study, tmp_path)
+
+
+def plan_of(study: Study) -> dict[str, int]:
+    """What the plan says after the images were read again."""
+    for split in study.splits:
+        ccassets.read_images(study, split)
+    return {part.split: part.to_encode for part in plan_study(study).images}
+
+
+def test_train_and_val_cut_anew_cost_nothing(study: Study, pictures: Path, tmp_path: Path) -> None:
+    build(study)
+    shuffled = np.random.default_rng(0).permutation(
+        sorted(path.relative_to(pictures) for split in ("train", "val") for path in (pictures / split).rglob("*.png"))
+    )
+    (pictures / "train").rename(pictures / "old train")
+    (pictures / "val").rename(pictures / "old val")
+    for place, old in enumerate(shuffled):
+        new = pictures / ("train" if place % 2 else "val") / old.parts[1] / f"{place:03d}.png"
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / f"old {old.parts[0]}" / Path(*old.parts[1:]), new)
+
+    built = build(study)
+
+    assert built.encoded == 0
+    assert [part.rows for part in built.images.values()] == [10, 11, 4]
+    assert_like_a_fresh_build(built, study, tmp_path)
+
+
+def test_other_splits_of_the_same_pictures_cost_nothing(
+    study: Study, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    build(study)
+    (pictures / "val").rename(pictures / "fold 1")
+    folds = write_study(study.folder, images=pictures, encoder=weights, splits=("test", "fold 1"))
+
+    built = build(folds)
+
+    assert built.encoded == 0
+    with open_database(built.path) as database:
+        assert dict(database.splits) == {"test": slice(0, 4), "fold 1": slice(4, 10)}
+    assert_like_a_fresh_build(built, folds, tmp_path)
+
+
+def test_a_second_study_over_the_same_pictures_costs_nothing_but_its_own_prompts(
+    study: Study, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    build(study)
+    vocabulary = {**VOCABULARY, "labels": {"words": ["a", "b", "c"], "templates": ["one {}"]}}
+    second = write_study(tmp_path / "studies" / "second", images=pictures, encoder=weights, vocabulary=vocabulary)
+
+    built = build(second)
+
+    assert built.encoded == 0
+    assert built.prompts_encoded == {"label_prompts_t01": 3}
+    assert built.path == Store.of(second).database
+    assert_like_a_fresh_build(built, second, tmp_path)
+
+
+def test_another_batch_size_costs_nothing_unless_the_study_is_strict(
+    study: Study, pictures: Path, weights: Path
+) -> None:
+    build(study)
+    larger = write_study(study.folder, images=pictures, encoder=weights, extraction={"batch_size": 4})
+    strict = write_study(study.folder, images=pictures, encoder=weights, extraction={"strict": True})
+
+    assert build(larger).encoded == 0
+    assert build(strict).encoded == 25
+
+
+def test_one_edited_word_of_one_template_costs_that_template_and_keeps_the_image_bytes(
+    study: Study, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    before = arrays(build(study).path)
+    concepts = {**VOCABULARY["concepts"], "templates": ["a cell showing {}", "that is {}"]}
+    edited = write_study(
+        study.folder, images=pictures, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
+    )
+
+    built = build(edited)
+
+    after = arrays(built.path)
+    assert built.encoded == 0
+    assert built.prompts_encoded == {"concept_prompts_t02": 3}
+    changed = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert {name.rpartition("/")[0] for name in changed} == {"templates/concept_prompts_t02"}
+    assert [text.decode() for text in after["templates/concept_prompts_t02/texts"]] == [
+        "that is pigment network",
+        "that is red cell",
+        "that is immature granulocytes",
+    ]
+    assert_like_a_fresh_build(built, edited, tmp_path)
+
+
+def test_templates_in_another_order_cost_nothing(study: Study, pictures: Path, weights: Path, tmp_path: Path) -> None:
+    build(study)
+    concepts = {**VOCABULARY["concepts"], "templates": VOCABULARY["concepts"]["templates"][::-1]}
+    turned = write_study(
+        study.folder, images=pictures, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
+    )
+
+    built = build(turned)
+
+    assert (built.encoded, built.prompts_encoded) == (0, {})
+    assert_like_a_fresh_build(built, turned, tmp_path)
+
+
+def test_a_prompt_whose_word_stands_elsewhere_is_another_prompt(study: Study, pictures: Path, weights: Path) -> None:
+    """Equal texts, and another span of the word in them: the span is stored with the features."""
+
+    def with_words(words: list[str], template: str) -> Study:
+        vocabulary = {"concepts": {"words": words, "templates": [template]}}
+        return write_study(study.folder, images=pictures, encoder=weights, vocabulary=vocabulary)
+
+    first = build(with_words(["red"], "{} cell"))
+    second = build(with_words(["red cell"], "{}"))
+
+    assert second.prompts_encoded == {"concept_prompts_t01": 1}
+    spans = [
+        arrays(part.part)["templates/concept_prompts_t01/subject_span"].tolist()
+        for part in (first.templates["concept_prompts_t01"], second.templates["concept_prompts_t01"])
+    ]
+    assert spans == [[[1, 2]], [[1, 3]]]
+
+
+# --- without parts -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lean(study: Study, pictures: Path, weights: Path) -> Study:
+    """The study with `keep_parts: false`."""
+    return write_study(study.folder, images=pictures, encoder=weights, storage={"keep_parts": False})
+
+
+def test_without_parts_the_database_is_what_is_built_on(lean: Study, pictures: Path, tmp_path: Path) -> None:
+    first = build(lean)
+    assert parts(lean) == []
+    picture(1000).save(pictures / "train" / "platelet" / "004a.png")
+    (pictures / "test" / "blood" / "000.png").unlink()
+
+    second = build(lean)
+
+    assert (first.encoded, second.encoded) == (25, 1)
+    assert parts(lean) == []
+    assert_like_a_fresh_build(second, lean, tmp_path)
+    third = build(lean)
+    assert (third.encoded, third.assembly.unchanged) == (0, True)
+
+
+def test_without_parts_equal_bits_come_out_as_with_them(lean: Study, study: Study, tmp_path: Path) -> None:
+    assert differences(build(lean).path, build_elsewhere(study, tmp_path / "elsewhere").path) == []
+
+
+def test_parts_of_another_studys_pictures_are_kept(study: Study, lean: Study, weights: Path, tmp_path: Path) -> None:
+    """They are under the same encoder, and in no database yet."""
+    for number in range(5):
+        path = tmp_path / "others" / "train" / "blood" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(2000 + number).save(path)
+    other = write_study(tmp_path / "studies" / "other", images=tmp_path / "others", encoder=weights, splits=["train"])
+    ccassets.extract_images(other, "train")
+    theirs = parts(other)
+
+    build(lean)
+
+    assert parts(lean) == theirs
+    assert build(other).encoded == 0
+
+
+def test_a_database_written_elsewhere_does_not_cost_the_parts(lean: Study, tmp_path: Path) -> None:
+    ccassets.extract_text(lean)
+    for split in lean.splits:
+        ccassets.extract_images(lean, split)
+
+    made = ccassets.assemble_database(lean, output=tmp_path / "out" / "mine.h5")
+
+    assert made.path == tmp_path / "out" / "mine.h5"
+    assert [path.name for path in made.path.parent.iterdir()] == ["mine.h5"]
+    assert not Store.of(lean).database.exists()
+    assert len(parts(lean)) == 7
+    assert ccassets.assemble_database(lean, output=made.path).unchanged
+
+
+# --- labels ------------------------------------------------------------------------------------------
+
+
+def test_splits_read_under_different_classes_are_not_merged(study: Study, pictures: Path, weights: Path) -> None:
+    """A new class changes the numbers of all labels after it, in the splits that are read again."""
+    vocabulary = {**VOCABULARY, "labels": {}}
+    free = write_study(study.folder, images=pictures, encoder=weights, vocabulary=vocabulary)
+    build(free)
+    (pictures / "val" / "band").mkdir()
+    picture(1000).save(pictures / "val" / "band" / "000.png")
+    ccassets.read_images(free, "val")
+    ccassets.extract_images(free, "val")
+
+    with pytest.raises(
+        DatasetError, match=r"'train' of cells was read with .*'blood', 'platelet', 'white'\], split 'val'"
+    ):
+        ccassets.assemble_database(free)
+
+    built = build(free)
+    assert built.encoded == 0
+    with open_database(built.path) as database:
+        assert database.attributes["label_classes"] == ["band", "blood", "platelet", "white"]
+        assert {key.split("/")[1]: label for key, label in zip(database.keys, database.labels, strict=True)} == {
+            "band": 0,
+            "blood": 1,
+            "platelet": 2,
+            "white": 3,
+        }
