@@ -252,7 +252,7 @@ class MedmnistDataset:
     def _map(self, folder: Path, member: str) -> _Array:
         try:
             array: _Array = np.load(folder / f"{member}.npy", mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, OverflowError) as error:
             raise DatasetError(f"{self.archive}: {member} is no plain array ({error}).") from error
         if array.ndim == 0:
             raise DatasetError(f"{self.archive}: {member} is a single value, not an array.")
