@@ -11,6 +11,7 @@ from ccassets.study import load_study
 
 if TYPE_CHECKING:
     from ccassets.component import FeatureDatabase
+    from ccassets.database.foreign import validate_foreign
     from ccassets.database.reader import open_database
     from ccassets.database.validation import validate_database
     from ccassets.encoders import load_encoder
@@ -36,6 +37,7 @@ _HOME = {
     "plan_study": "ccassets.extraction",
     "read_images": "ccassets.extraction",
     "validate_database": "ccassets.database.validation",
+    "validate_foreign": "ccassets.database.foreign",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "plan_study",
     "read_images",
     "validate_database",
+    "validate_foreign",
 ]
 
 
