@@ -24,6 +24,7 @@ def study_sensors(study: Study, jobs: Sequence[Job]) -> list[dg.SensorDefinition
             name=job_name(study, "rebuild_stale"),
             target=dg.AssetSelection.key_prefixes(study.name),
             default_status=dg.DefaultSensorStatus.STOPPED,
+            use_user_code_server=True,  # Where our own condition is evaluated.
             description=(
                 "Reads the sources again every night at 03:00 and rebuilds only what is stale, at any hour: an edited "
                 "template costs its prompts, a changed image costs that image, equal sources cost nothing."

@@ -14,7 +14,7 @@ from ccassets.assets import study_assets
 from ccassets.automation import changed_study_file
 from ccassets.definitions import definitions_of
 from ccassets.resources import EncoderResource, StoreResource
-from ccassets.runs import run_build
+from ccassets.runs import BuildError, run_build
 from ccassets.states import dagster_instance
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, picture
@@ -101,9 +101,26 @@ def test_an_edited_template_is_followed_at_once(study: Study) -> None:
         daemon = Daemon(study, instance)
         daemon.study = edit(study)
         assert daemon.asks(EVENING) == {"template_features/label_prompts_t02"}
-        assert daemon.asks(EVENING + timedelta(minutes=1)) == set(), "asked for once"
         daemon.materializes("template_features/label_prompts_t02")
         assert daemon.asks(EVENING + timedelta(minutes=2)) == {"feature_database"}
+
+
+def test_what_was_stale_before_the_switch_was_turned_on_is_rebuilt(study: Study) -> None:
+    run_build(study)
+    edited = edit(study)
+    with dagster_instance() as instance:
+        first_look = dg.evaluate_automation_conditions(definitions_of(edited), instance, evaluation_time=EVENING)
+        assert first_look.total_requested == 1
+
+
+def test_what_failed_waits_for_the_night(study: Study, pictures: Path) -> None:
+    (pictures / "val" / "blood" / "000.png").write_bytes(b"no image")
+    with pytest.raises(BuildError, match=r"val/blood/000\.png"):
+        run_build(study)
+    with dagster_instance() as instance:
+        daemon = Daemon(study, instance)
+        assert "images:val" not in daemon.asks(EVENING)
+        assert "images:val" in daemon.asks(EVENING + timedelta(hours=7, minutes=1))
 
 
 def watch(study: Study) -> dg.SensorResult | dg.SkipReason:

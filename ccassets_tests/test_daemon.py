@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 
 import ccassets
+from ccassets.definitions import definitions_of
 from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import edit_study
+from ccassets_tests.graphql import stale
 
 SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
 
@@ -72,17 +74,44 @@ class Webserver:
 
 @pytest.fixture
 def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
-    ccassets.build(study)
     server = Webserver(study, tmp_path / "ui.log")
+    server.wait(180)
     yield server
     server.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_materialize_all_on_a_fresh_home_gives_a_finished_study(
+    webserver: Webserver, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [{"path": list(key.path)} for key in definitions_of(study).resolve_asset_graph().materializable_asset_keys]
+    launch = """mutation Launch($params: LaunchBackfillParams!) {
+      launchPartitionBackfill(backfillParams: $params) {
+        __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+      }
+    }"""
+    launched = webserver.ask(launch, {"params": {"assetSelection": keys, "allPartitions": True}})
+    backfill = launched["launchPartitionBackfill"]["backfillId"]
+    query = """query State($id: String!) {
+      partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } }
+    }"""
+    deadline = time.monotonic() + 600
+    state = "REQUESTED"
+    while state in {"REQUESTED", "COMPLETING"} and time.monotonic() < deadline:
+        time.sleep(3)
+        state = webserver.ask(query, {"id": backfill})["partitionBackfillOrError"]["status"]
+    assert state == "COMPLETED_SUCCESS"
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    assert stale("cells") == {}
+    assert ccassets.validate_database(Store.of(study).database, study=study, deep=True) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: Webserver, study: Study) -> None:
-    webserver.wait(180)
-    path = Store.of(study).database
+    path = ccassets.build(study)
+    assert path is not None
     with ccassets.open_database(path) as database:
         before = np.array(database.image_features)
         written = database.attributes["created_at"]

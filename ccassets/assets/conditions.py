@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import dagster as dg
 from dagster import AutomationCondition as When
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
 NIGHT = "0 3 * * *"
 
+
+class Stale(dg.AutomationCondition[dg.AssetKey]):
+    """Stale as the UI shows it, whenever it became so.
+
+    Dagster's own `code_version_changed` and `data_version_changed` see only what changed since the sensor's last
+    look: what was stale before its switch was turned on would stay so.
+    """
+
+    @property
+    def name(self) -> str:
+        return "stale"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        view = context.asset_graph_view
+        resolver = CachingStaleStatusResolver(view.instance, view.asset_graph, LoadingContextForTest(view.instance))
+        candidates = context.candidate_subset.expensively_compute_asset_partitions()
+        stale = {
+            one for one in candidates if resolver.get_status(one.asset_key, one.partition_key) == StaleStatus.STALE
+        }
+        subset = view.get_asset_subset_from_asset_partitions(context.key, stale)
+        return dg.AutomationResult(context, subset)
+
+
 _night = When.cron_tick_passed(NIGHT)
 _failed = When.execution_failed()
-_idle = ~When.in_progress()
-_study_changed: dg.AutomationCondition[Any] = When.code_version_changed()
-_upstream_changed: dg.AutomationCondition[Any] = When.any_deps_match(When.data_version_changed())
+_wanted = Stale() | When.missing()
+_upstream_is_there = ~When.any_deps_missing() & ~When.any_deps_in_progress()
 
-# `eager()` never asks for an asset that is missing when its sensor is first turned on; this does. What failed is
-# asked for again when something it depends on changes, and once every night.
-_stale = (_upstream_changed | _study_changed).since_last_handled() | (When.missing() & ~_failed) | (_failed & _night)
-_ready = ~When.any_deps_missing() & ~When.any_deps_in_progress()
+# What failed is asked for again every night and when something upstream changes, not once a minute.
+_once_more = _failed & (_night | When.any_deps_updated().since_last_handled())
 
-REBUILD_STALE = (_stale & _ready & _idle).with_label("stale, and everything upstream is there")
+REBUILD_STALE = (((_wanted & ~_failed) | (_wanted & _once_more)) & _upstream_is_there & ~When.in_progress()).with_label(
+    "stale or missing, and everything upstream is there"
+)
 
-_never_read = When.missing() & ~_failed
-READ_SOURCES = ((_night | _study_changed.since_last_handled() | _never_read) & _idle).with_label(
+READ_SOURCES = ((_night | (_wanted & ~_failed)) & ~When.in_progress()).with_label(
     "every night, when the study changed, and when it was never read"
 )

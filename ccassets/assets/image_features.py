@@ -40,7 +40,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
         place = store.of(study)
-        with errors_as_sentences(), alive(place.runs, context.run_id):
+        with errors_as_sentences(), alive(place.runs, context.run.run_id):
             card = recorded_card(study, place)
             splits = splits_of(context, study)
             for split in splits:

@@ -28,7 +28,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
         place = store.of(study)
-        with errors_as_sentences(), alive(place.runs, context.run_id):
+        with errors_as_sentences(), alive(place.runs, context.run.run_id):
             card = recorded_card(study, place)
             done = extract_template(
                 study, template_id, encoder=lambda: encoder.load(study, card, place), store=place, fresh=config.fresh
