@@ -293,6 +293,23 @@ def doctor(
 
 
 @app.command()
+def fetch(
+    study: StudyArgument,
+    to: Annotated[Path, typer.Option("--to", help="A new folder for the bundle.")],
+    home: HomeOption = None,
+) -> None:
+    """Gather weights, tokenizer and data of a study in one folder, for a machine without a network."""
+    from ccassets.bundle import fetch_bundle
+    from ccassets.study import load_study
+
+    loaded = load_study(study)
+    with _progress_bars() as listener:
+        bundle = fetch_bundle(loaded, to, progress=lambda done, total: listener("copy (bytes)", done, total))
+    typer.echo(f"{bundle.files} files of {bundle.bytes:,} bytes; `ccassets build` takes the study there:", err=True)
+    typer.echo(bundle.study)
+
+
+@app.command()
 def prune(
     study: StudyArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,

@@ -16,15 +16,17 @@ from typing import Any, Literal
 import yaml
 
 from ccassets.assets.common import GPU_POOL
+from ccassets.bundle import RECORD, changed_files
 from ccassets.datasets import open_dataset
 from ccassets.datasets.contract import Dataset
+from ccassets.datasets.files import first_few
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.definitions import definitions_of
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
 from ccassets.encoders.contract import EncoderCard
 from ccassets.encoders.weights import find_download, find_folder, require_access
-from ccassets.errors import CcassetsError, DatasetError, EncoderError, StudyError
+from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
 from ccassets.progress import silent
 from ccassets.states import SHIPPED_DAGSTER_YAML, dagster_instance, states_of
@@ -61,7 +63,16 @@ def diagnose(study: Study | None = None) -> list[Diagnosis]:
     data, dataset = _data(study, store)
     weights, card = _weights(study, store)
     needed = _needed_bytes(study, store, dataset, card)
-    return [*machine, data, *weights, _memory(study, card), _storage(needed), *_loaded(study), *_records(study)]
+    return [
+        *machine,
+        *_bundle(study),
+        data,
+        *weights,
+        _memory(study, card),
+        _storage(needed),
+        *_loaded(study),
+        *_records(study),
+    ]
 
 
 # --- the machine -------------------------------------------------------------------------------------
@@ -179,6 +190,25 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
         return Diagnosis("data set", "problem", str(error)), None
     more = f", and {len(study.splits) - 10} more splits" if len(study.splits) > 10 else ""
     return Diagnosis("data set", "ok", f"{dataset.name} is at hand: {rows}{more}"), dataset
+
+
+def _bundle(study: Study) -> Iterator[Diagnosis]:
+    """Whether every file of the bundle that a study lies in is what was bundled."""
+    folder = study.folder.parent
+    if not (folder / RECORD).is_file():
+        return
+    try:
+        changed = changed_files(folder)
+    except StorageError as error:
+        yield Diagnosis("bundle", "problem", str(error))
+        return
+    if changed:
+        advice = "Copy the bundle again, or make it again with `ccassets fetch`."
+        yield Diagnosis(
+            "bundle", "problem", f"{len(changed)} files are not what was bundled: {first_few(changed)}", advice
+        )
+    else:
+        yield Diagnosis("bundle", "ok", "every file is what was bundled")
 
 
 def _medmnist(dataset: MedmnistDataset) -> Diagnosis:

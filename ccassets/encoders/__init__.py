@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ccassets.encoders.check import check_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
+from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
 from ccassets.study import Study
 
@@ -22,6 +23,7 @@ __all__ = [
     "ImageFeatures",
     "TextFeatures",
     "check_encoder",
+    "encoder_files",
     "inspect_encoder",
     "load_encoder",
     "load_tokenizer",
@@ -63,6 +65,18 @@ def load_encoder(
     """
     encoder: Encoder = _kind(study).load(study, device=device, store_cache=store_cache, hf_token=hf_token)
     return encoder
+
+
+def encoder_files(study: Study, *, hf_token: str | None = None) -> dict[str, Path]:
+    """Every file a study's encoder is read from, by its name in a model folder; fetched where it is on the hub.
+
+    Nothing for an encoder that ships with ccassets. Raises `EncoderError`, also for an encoder of the user's own:
+    what that reads only it knows.
+    """
+    if study.encoder.kind == "python":
+        raise EncoderError(f"{study.name} has an encoder of its own, and only that knows which files it reads.")
+    files: dict[str, Path] = _kind(study).files(study, hf_token=hf_token)
+    return files
 
 
 def load_tokenizer(study: Study, *, hf_token: str | None = None) -> Callable[[Sequence[str]], Tokens] | None:

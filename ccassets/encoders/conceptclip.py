@@ -35,7 +35,7 @@ from ccassets.encoders.runtime import (
     to_host,
 )
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
-from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files
+from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
 from ccassets.study import ConceptClipConfig, PhantomEncoderConfig, Study
@@ -92,6 +92,15 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     return ConceptClipEncoder(card, model.to(place), source.tokenizer, place)
 
 
+def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
+    """Every file a `conceptclip` encoder is read from, by its name in a model folder; a `phantom` brings its own."""
+    if isinstance(study.encoder, PhantomEncoderConfig):
+        return {}
+    source = _find(study, hf_token)
+    named = {file.name: file for file in (*with_index(source.weights_files), source.tokenizer_file)}
+    return named if source.architecture_file is None else {**named, ARCHITECTURE_FILE: source.architecture_file}
+
+
 def tokenizer(study: Study, *, hf_token: str | None) -> BertTokenizer:
     """The tokenizer of a `conceptclip` or `phantom` study, verified against its weights."""
     return _find(study, hf_token).tokenizer
@@ -145,6 +154,7 @@ class _Source:
     """A verified encoder before it is built; `fills` is None for random weights, drawn from `seed`."""
 
     architecture: Architecture
+    architecture_file: Path | None
     tokenizer: BertTokenizer
     tokenizer_file: Path
     weights_files: list[Path]
@@ -159,14 +169,15 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         config = ConceptClipConfig(kind="conceptclip", weights=str(PHANTOM))
     assert isinstance(config, ConceptClipConfig)
     folder = None if config.weights == "random" else _folder(config.weights, config.revision, study, hf_token)
-    architecture = _architecture(config, folder, study)
+    architecture_file = _architecture_file(config, folder, study)
+    architecture = _read_architecture(architecture_file)
     recorded: dict[str, Any] = {"parameters": architecture.parameter_count}
     if folder is None:
-        files, fills = [], None
+        weights_files, fills = [], None
         recorded["weights"] = f"random, seed {config.seed}"
     else:
-        files = safetensors_files(folder)
-        fills = match(read_headers(files), architecture)
+        weights_files = safetensors_files(folder)
+        fills = match(read_headers(weights_files), architecture)
         recorded |= {"weights": folder.name, "commit": folder.commit}
     if architecture.untrained:
         recorded["untrained"] = True
@@ -176,7 +187,16 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         recorded |= {"tokenizer": text.name, "tokenizer_commit": text.commit}
     assert text is not None  # the study's own rule: random weights name a tokenizer
     file = tokenizer_file(text)
-    return _Source(architecture, BertTokenizer(file, architecture), file, files, fills, config.seed, recorded)
+    return _Source(
+        architecture=architecture,
+        architecture_file=architecture_file,
+        tokenizer=BertTokenizer(file, architecture),
+        tokenizer_file=file,
+        weights_files=weights_files,
+        fills=fills,
+        seed=config.seed,
+        recorded=recorded,
+    )
 
 
 def _folder(
@@ -185,13 +205,17 @@ def _folder(
     return find_model(reference, study=study, revision=revision, patterns=patterns, hf_token=hf_token)
 
 
-def _architecture(config: ConceptClipConfig, folder: ModelFolder | None, study: Study) -> Architecture:
-    """The dimensions: of the file the study names, else of the one beside the weights, else the published ones."""
+def _architecture_file(config: ConceptClipConfig, folder: ModelFolder | None, study: Study) -> Path | None:
+    """The file with the dimensions: the one the study names, else the one beside the weights."""
     if config.architecture is not None:
-        file = study.resolve(config.architecture)
-    elif folder is not None and (folder.path / ARCHITECTURE_FILE).is_file():
-        file = folder.path / ARCHITECTURE_FILE
-    else:
+        return study.resolve(config.architecture)
+    beside = None if folder is None else folder.path / ARCHITECTURE_FILE
+    return beside if beside is not None and beside.is_file() else None
+
+
+def _read_architecture(file: Path | None) -> Architecture:
+    """The dimensions in a file; without one the published ones."""
+    if file is None:
         return read_architecture(PUBLISHED)
     try:
         return read_architecture(json.loads(file.read_text(encoding="utf-8")), where=file.name)

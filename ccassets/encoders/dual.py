@@ -27,7 +27,7 @@ from ccassets.encoders.runtime import (
     to_host,
 )
 from ccassets.encoders.tokenizer import Tokens, require_length
-from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files
+from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
 from ccassets.study import Study, TransformersConfig
@@ -68,6 +68,17 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
     encoder.encode_texts(["cell"])
     return encoder
+
+
+def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
+    """Every file a `transformers` encoder is read from, by its name in a model folder."""
+    folder = _find(study, hf_token).folder
+    others = [
+        folder.path / CONFIG,
+        *_present(folder, PROCESSOR_FILES, "image processor"),
+        *_present(folder, TOKENIZER_FILES, "tokenizer"),
+    ]
+    return {file.name: file for file in (*with_index(safetensors_files(folder)), *others)}
 
 
 def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]], Tokens]:

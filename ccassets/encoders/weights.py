@@ -94,6 +94,12 @@ def safetensors_files(folder: ModelFolder) -> list[Path]:
     )
 
 
+def with_index(files: Sequence[Path]) -> list[Path]:
+    """The files of weights together with the index that names them, where there is one."""
+    indices = {file.with_name(INDEX) for file in files}
+    return [*files, *(index for index in indices if index.is_file())]
+
+
 def _shards(index: Path, folder: ModelFolder) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
