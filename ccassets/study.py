@@ -18,6 +18,11 @@ from ccassets.errors import StudyError
 COMPONENT_TYPE = "ccassets.FeatureDatabase"
 SHIPPED_STUDIES = Path(__file__).parent / "defs"
 
+_PROBLEMS = {
+    "extra_forbidden": "no such key; docs/study.md lists those there are",
+    "missing": "this key is needed",
+}
+
 _MOST_BYTES = 4 << 20
 _MOST_NODES = 100_000
 _LONGEST_NUMBER = 1000
@@ -465,7 +470,8 @@ def _read_config(path: Path) -> StudyConfig:
         lines = []
         for problem in error.errors():
             line, key = _place(root, ["attributes", *problem["loc"]])
-            lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {problem['msg']}")
+            what = _PROBLEMS.get(problem["type"], problem["msg"])
+            lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {what}")
         raise StudyError("\n".join(lines)) from error
 
 

@@ -139,8 +139,6 @@ def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: W
         "runsOrError"
     ]["results"]
     by_daemon = [run for run in runs if "ccassets/started_by" not in [tag["key"] for tag in run["tags"]]]
-    assert sorted("/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]) == [
-        "feature_database",
-        "template_features/label_prompts_t02",
-        "validation_report",
-    ]
+    asked = {"/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]}
+    assert {"template_features/label_prompts_t02", "feature_database"} <= asked
+    assert not any(name.startswith(("images", "image_features", "encoder")) for name in asked)

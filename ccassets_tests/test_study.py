@@ -96,10 +96,10 @@ def test_nothing_is_downloaded_unless_the_study_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (SMALLEST + "  vocabluary: {}\n", "defs.yaml:5: vocabluary: Extra inputs"),
+        (SMALLEST + "  vocabluary: {}\n", "defs.yaml:5: vocabluary: no such key"),
         (SMALLEST + "  extraction:\n    batch_size: 4\n    shards: 3\n", "defs.yaml:7: extraction.shards: Extra"),
         (SMALLEST + "vocabulary: {}\n", "defs.yaml:5: vocabulary: a study's own keys stand under `attributes`"),
-        (SMALLEST.replace("root: cells", "root: a, rooot: b"), "defs.yaml:3: dataset.rooot: Extra inputs"),
+        (SMALLEST.replace("root: cells", "root: a, rooot: b"), "defs.yaml:3: dataset.rooot: no such key"),
         (SMALLEST.replace("kind: folder", "kind: foldr"), "defs.yaml:3: dataset: Input tag 'foldr'"),
         (SMALLEST + "  extraction: {limit: 0}\n", "defs.yaml:5: extraction.limit: Input should be greater"),
         (SMALLEST + "  storage: {file: a/b.h5}\n", "defs.yaml:5: storage.file: String should match"),
