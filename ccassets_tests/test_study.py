@@ -97,7 +97,7 @@ def test_nothing_is_downloaded_unless_the_study_says_so(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         (SMALLEST + "  vocabluary: {}\n", "defs.yaml:5: vocabluary: no such key"),
-        (SMALLEST + "  extraction:\n    batch_size: 4\n    shards: 3\n", "defs.yaml:7: extraction.shards: Extra"),
+        (SMALLEST + "  extraction:\n    batch_size: 4\n    shards: 3\n", "defs.yaml:7: extraction.shards: no such key"),
         (SMALLEST + "vocabulary: {}\n", "defs.yaml:5: vocabulary: a study's own keys stand under `attributes`"),
         (SMALLEST.replace("root: cells", "root: a, rooot: b"), "defs.yaml:3: dataset.rooot: no such key"),
         (SMALLEST.replace("kind: folder", "kind: foldr"), "defs.yaml:3: dataset: Input tag 'foldr'"),
@@ -109,7 +109,7 @@ def test_nothing_is_downloaded_unless_the_study_says_so(tmp_path: Path) -> None:
         (SMALLEST.replace("FeatureDatabase", "Database"), "defs.yaml:1: a study starts with `type: ccassets.Feat"),
         ("", "defs.yaml:1: a study starts with `type: ccassets.FeatureDatabase`"),
         ("- 1\n", "defs.yaml:1: a study starts with `type: ccassets.FeatureDatabase`"),
-        ("type: ccassets.FeatureDatabase\n", "defs.yaml:1: dataset: Field required"),
+        ("type: ccassets.FeatureDatabase\n", "defs.yaml:1: dataset: this key is needed"),
         (
             SMALLEST + "  description: !!python/object/apply:os.getcwd []\n",
             "defs.yaml:5: this is not valid YAML: could not determine a constructor",
@@ -135,7 +135,7 @@ def test_a_mistake_inside_a_list_is_named_with_its_own_line(tmp_path: Path) -> N
         + "        - nucleus\n        - {word: granule, levle: 2}\n"
     )
 
-    assert problem(tmp_path / "cells", text).startswith("defs.yaml:10: vocabulary.concepts.words.1.levle: Extra")
+    assert problem(tmp_path / "cells", text).startswith("defs.yaml:10: vocabulary.concepts.words.1.levle: no such key")
 
 
 def test_a_yaml_alias_is_no_repeated_key(tmp_path: Path) -> None:
