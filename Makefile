@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check lint types imports format clean
+.PHONY: help demo ui test slow check lint types imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,7 +28,10 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 	@$(BIN)/ccassets ui
 
 test: $(INSTALLED)  ## run the tests
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+
+slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published dimensions, campaigns
+	@$(BIN)/python -m pytest -q -m slow
 
 check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
 
