@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
 from ccassets.files import write_text
 from ccassets.findings import Finding, has_errors
+from ccassets.pages import markdown_cell, render
 from ccassets.storage import Store
 from ccassets.study import Study
 
@@ -37,7 +36,7 @@ class ValidationReport:
         """The findings as a Markdown table."""
         if not self.findings:
             return "Nothing to report: every check passed."
-        rows = [f"| {f.severity} | {f.check} | {_cell(f.message)} | {_cell(f.where)} |" for f in self.findings]
+        rows = [f"| {f.severity} | {f.check} | {markdown_cell(f.message)} | {markdown_cell(f.where)} |" for f in self.findings]
         return "\n".join(["| severity | check | message | where |", "|---|---|---|---|", *rows])
 
 
@@ -62,11 +61,4 @@ def write_validation_report(study: Study, store: Store) -> ValidationReport:
 
 def render_page(study: Study, findings: Sequence[Finding], facts: dict[str, Any]) -> str:
     """One self-contained HTML page; every text that came from data is escaped."""
-    environment = Environment(loader=PackageLoader("ccassets"), autoescape=select_autoescape(default=True))
-    return environment.get_template("validation.html").render(
-        study=study, findings=findings, ok=not has_errors(findings), facts=facts
-    )
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return render("validation.html", study=study, findings=findings, ok=not has_errors(findings), facts=facts)

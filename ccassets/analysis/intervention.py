@@ -24,6 +24,7 @@ PERCENTILES = (5.0, 95.0)
 """A concept that is not there is set to the first percentile of train's scores, one that is there to the second."""
 
 Order = Literal["random", "uncertainty"]
+ORDERS: tuple[Order, ...] = ("random", "uncertainty")
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,6 +100,11 @@ def feature_samples(database: FeatureDatabase) -> Samples:
     return _described(database, features, [f"f{number}" for number in range(database.dim)])
 
 
+def is_labelled(database: FeatureDatabase) -> bool:
+    """Whether the labels in the file mean anything: a data set without labels has zeros there."""
+    return bool(((database.provenance or {}).get("dataset") or {}).get("labels") != "none")
+
+
 def class_names(database: FeatureDatabase) -> tuple[str, ...]:
     """What the labels are called: the data set's classes, else the label words, else the numbers."""
     named = database.attributes.get("label_classes") or database.attributes.get("label_texts")
@@ -116,7 +121,7 @@ def concepts_of(database: FeatureDatabase) -> tuple[Concept, ...]:
 
 
 def _described(database: FeatureDatabase, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
-    if ((database.provenance or {}).get("dataset") or {}).get("labels") == "none":
+    if not is_labelled(database):
         raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
     if database.label_matrix is not None:
         raise AnalysisError(f"{database.path.name} has images with several labels; these classifiers need one each.")

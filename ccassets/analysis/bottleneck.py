@@ -1,0 +1,131 @@
+"""The concept bottleneck of a study: a classifier on its concepts, and all that has to stand beside its accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ccassets.analysis.calibration import fit_temperature
+from ccassets.analysis.classifiers import (
+    Classifier,
+    LinearClassifier,
+    accuracy_against_nec,
+    fit_logistic,
+    fit_tree,
+    look,
+    sparse_path,
+)
+from ccassets.analysis.controls import Controls, accuracy_by_level, run_controls
+from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, leakage
+from ccassets.analysis.looks import LookLog
+from ccassets.analysis.metrics import Estimate, accuracy
+from ccassets.analysis.models import model_of, save_model
+from ccassets.analysis.results import TEST, VAL, Result, held_out, measured, write_result
+from ccassets.analysis.samples import Samples, concept_samples, concepts_of
+from ccassets.analysis.truth import Truth, concept_truth
+from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.errors import AnalysisError
+from ccassets.storage import Store
+from ccassets.study import Concept, Study
+
+FILE = "concept_bottleneck.json"
+MODEL = "model.json"
+LOOKS = "looks.jsonl"
+
+
+def write_bottleneck(study: Study, store: Store) -> Result:
+    """Fit on `train`, choose on `val`, measure; writes `concept_bottleneck.json` and `model.json`.
+
+    Controls, levels and interventions are measured on `test`, on `val` where there is no test. Every look at `test`
+    becomes a line of `looks.jsonl`, which is only ever added to.
+    """
+    with open_database(store.database) as database:
+        return write_result(store.analysis / FILE, database, lambda: _measure(study, database, store))
+
+
+def looks_at_test(store: Store) -> int:
+    """How often `test` was looked at, in all builds of the study."""
+    return sum(look.split == TEST for look in LookLog(store.analysis / LOOKS).looks())
+
+
+def _measure(study: Study, database: FeatureDatabase, store: Store) -> dict[str, Any]:
+    samples = concept_samples(database)
+    concepts = concepts_of(database)
+    log = LookLog(store.analysis / LOOKS)
+    names = held_out(database)
+    if VAL not in names:
+        raise AnalysisError(f"{database.path.name} has no rows of the split val, which a classifier is chosen on.")
+    last = names[-1]
+    classifier = fit_logistic(samples)
+    found = {name: look(classifier, samples, name, log, "accuracy") for name in names}
+    rows = {name: samples.of(name) for name in names}
+    temperature = fit_temperature(rows[VAL].labels, found[VAL])
+    save_model(model_of(classifier, database), store.analysis / MODEL)
+    path = sparse_path(samples)
+    tree = fit_tree(samples)
+    truth = concept_truth(study, database)
+    return {
+        "classes": samples.classes,
+        "concepts": samples.columns,
+        "model": MODEL,
+        "chosen": classifier.chosen,
+        "nec": classifier.nec,
+        "temperature": temperature,
+        "splits": {name: measured(rows[name].labels, found[name], rows[name].groups, temperature) for name in names},
+        "sparse": {name: _sparse(path, samples, name, log) for name in names},
+        "tree": {
+            "text": tree.text(),
+            "leaves": tree.chosen["leaves"],
+            "accuracy": {name: _accuracy(tree, samples, name, log) for name in names},
+        },
+        "controls": {"split": last, **_controls(run_controls(database, samples, classifier, split=last, log=log))},
+        "levels": [
+            {"level": level.level, "concepts": level.concepts, "accuracy": level.accuracy}
+            for level in accuracy_by_level(samples, concepts, split=last, log=log)
+        ],
+        "truth": None if truth is None else _with_truth(classifier, samples, truth, concepts, last, log),
+    }
+
+
+def _accuracy(classifier: Classifier, samples: Samples, split: str, log: LookLog) -> Estimate:
+    held = samples.of(split)
+    return accuracy(held.labels, look(classifier, samples, split, log, "accuracy"), held.groups)
+
+
+def _sparse(path: Sequence[LinearClassifier], samples: Samples, split: str, log: LookLog) -> dict[str, Any]:
+    found = accuracy_against_nec(path, samples, split, log)
+    return {"points": found.points, "anec_5": found.anec_5, "anec_avg": found.anec_avg}
+
+
+def _controls(controls: Controls) -> dict[str, Any]:
+    return {
+        "controls": [
+            {
+                "name": control.name,
+                "columns": control.columns,
+                "accuracy": control.accuracy,
+                "difference": control.difference,
+                "verdict": control.verdict,
+            }
+            for control in controls.controls
+        ],
+        "price": controls.price,
+        "class_names": controls.class_names,
+        "missing": controls.missing,
+    }
+
+
+def _with_truth(
+    classifier: LinearClassifier, samples: Samples, truth: Truth, concepts: Sequence[Concept], split: str, log: LookLog
+) -> dict[str, Any]:
+    """What only the truth of concepts can tell: accuracy after corrections, and what scores leak besides."""
+    curves = [
+        intervention_curve(classifier, samples, truth, concept_groups(concepts), order=order, split=split, log=log)
+        for order in ORDERS
+    ]
+    try:
+        leaked = {**asdict(found := leakage(samples, truth, split=split, log=log)), "information": found.information}
+    except AnalysisError as error:
+        leaked = {"obstacle": str(error)}
+    return {"split": split, "interventions": curves, "leakage": leaked}
