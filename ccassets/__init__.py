@@ -23,10 +23,12 @@ if TYPE_CHECKING:
         plan_study,
         read_images,
     )
+    from ccassets.extraction.adoption import adopt
     from ccassets.runs import build
 
 _HOME = {
     "FeatureDatabase": "ccassets.component",
+    "adopt": "ccassets.extraction.adoption",
     "assemble_database": "ccassets.extraction",
     "build": "ccassets.runs",
     "extract_images": "ccassets.extraction",
@@ -44,6 +46,7 @@ __all__ = [
     "CcassetsError",
     "FeatureDatabase",
     "__version__",
+    "adopt",
     "assemble_database",
     "build",
     "extract_images",

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyEr
 
 if TYPE_CHECKING:
     from ccassets.doctor import Diagnosis
+    from ccassets.extraction.adoption import Adoption
     from ccassets.findings import Finding
     from ccassets.study import Study
 
@@ -38,6 +39,12 @@ def _use_home(path: Path | None) -> Path | None:
     return path
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", callback=_use_home, help="Folder of Dagster's records.", show_default="./.ccassets"),
@@ -50,11 +57,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
     if debug:
         os.environ["CCASSETS_DEBUG"] = "1"
 
@@ -130,11 +136,9 @@ def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def info(file: FileArgument, as_json: JsonOption = False) -> None:
     """Say what is in a file, in one screen."""
-    from ccassets.database.reader import open_database
-    from ccassets.database.summary import summarize
+    from ccassets.database.foreign import summarize_foreign
 
-    with open_database(file) as database:
-        facts = summarize(database)
+    facts = summarize_foreign(file)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -149,18 +153,46 @@ def validate(
     deep: Annotated[bool, typer.Option("--deep", help="Recompute every digest.")] = False,
 ) -> None:
     """Check every invariant of a file; exit 1 when there is an error."""
-    from ccassets.database.validation import validate_database
+    from ccassets.database.foreign import validate_foreign
     from ccassets.findings import has_errors
     from ccassets.report import findings_as_json
     from ccassets.study import load_study
 
-    findings = validate_database(file, study=load_study(study) if study else None, deep=deep)
+    findings = validate_foreign(file, study=load_study(study) if study else None, deep=deep)
     if as_json:
         typer.echo(json.dumps(findings_as_json(findings), indent=2, ensure_ascii=False))
     else:
         _print_findings(file, findings)
     if has_errors(findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def adopt(
+    file: FileArgument,
+    study: StudyArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Keep what is provably right, name the rest.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Take a file that is there already as a study's extraction; the file is never changed."""
+    from ccassets.database.foreign import require_survivable
+    from ccassets.extraction.adoption import AdoptionError
+    from ccassets.extraction.adoption import adopt as take
+    from ccassets.study import load_study
+
+    loaded = load_study(study)
+    require_survivable(file)
+    try:
+        with _progress_bars() as listener:
+            adoption = take(
+                file, loaded, repair=repair, progress=lambda done, total: listener("rows taken over", done, total)
+            )
+    except AdoptionError as error:
+        _print_findings(file, error.findings)
+        typer.echo(f"ccassets: {error.message}", err=True)
+        raise typer.Exit(1) from None
+    _print_findings(file, adoption.findings)
+    typer.echo("\n".join(_adoption_lines(adoption)))
 
 
 @app.command()
@@ -405,7 +437,25 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  digest     {facts['digest'] or 'not recorded'}"
 
 
-def _print_findings(file: Path, findings: list[Finding]) -> None:
+def _adoption_lines(adoption: Adoption) -> Iterator[str]:
+    from ccassets.database.validation.report import rows_text
+
+    rows = sum(split.taken for split in adoption.splits)
+    yield f"taken over: {rows} rows, told by {adoption.matched_by}, and {len(adoption.templates)} templates"
+    for split in adoption.splits:
+        line = f"  {split.split}: {split.taken} of {split.rows} rows taken over"
+        held = split.rows - split.taken - len(split.missing)
+        if held:
+            line += f", {held} need no other features than parts hold already"
+        if len(split.missing):
+            keys = f"{split.missing_keys[0]} … {split.missing_keys[-1]}"
+            line += f"; the next build encodes {rows_text(split.missing)} ({len(split.missing)} images: {keys})"
+        yield line
+    if adoption.missing_templates:
+        yield f"  the next build encodes the templates {', '.join(adoption.missing_templates)}"
+
+
+def _print_findings(file: Path, findings: Sequence[Finding]) -> None:
     from rich.console import Console
     from rich.text import Text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -203,6 +204,16 @@ def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: Run, excess
         if whole and _has_two_distinct(rows, candidate, leading):
             starts.append(candidate)
     return [Run(run.split, a, b) for a, b in zip(starts, [*starts[1:], run.stop], strict=True)]
+
+
+def are_copies(dataset: h5py.Dataset, first: npt.NDArray[np.int64], again: npt.NDArray[np.int64]) -> Bools:
+    """Whether the features of each pair of rows are equal within `COPY_TOLERANCE`; read block by block."""
+    rows = StoredRows(dataset), StoredRows(dataset)
+    equal = np.zeros(len(first), bool)
+    starts = np.flatnonzero(np.r_[True, (np.diff(first) != 1) | (np.diff(again) != 1)])
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(first)], strict=True):
+        equal[start:stop] = _equal_rows(rows, int(first[start]), int(again[start]), stop - start)
+    return equal
 
 
 def _is_copy(rows: tuple[StoredRows, StoredRows], first: int, again: int, length: int) -> bool:

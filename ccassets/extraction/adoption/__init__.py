@@ -1,0 +1,234 @@
+"""Adoption: a file that was there before is taken as a study's extraction; what is wrong is named, or left out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
+from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.validation import Examination, examine
+from ccassets.database.validation.report import Report
+from ccassets.database.writer import TemplateContent
+from ccassets.datasets.contract import Dataset
+from ccassets.datasets.manifest import Manifest
+from ccassets.encoders import load_tokenizer
+from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.digests import digest_files
+from ccassets.errors import CcassetsError, DatasetError
+from ccassets.extraction.adoption.matching import Images, Ints, match
+from ccassets.extraction.adoption.templates import usable_templates, with_tokens
+from ccassets.extraction.adoption.writing import Shard, Source, shards_to_take, write_images, write_templates
+from ccassets.extraction.parts import held_rows
+from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
+from ccassets.extraction.sources import fetched, identify_encoder, read_images
+from ccassets.files import exclusive, remove_leftovers, require_space
+from ccassets.findings import Finding, has_errors
+from ccassets.progress import Progress, silent
+from ccassets.storage import Store
+from ccassets.study import Study
+
+__all__ = ["AdoptedSplit", "Adoption", "AdoptionError", "adopt"]
+
+_LOGIT_TOLERANCE = 1e-5
+
+
+class AdoptionError(CcassetsError):
+    """A file is not what a study asks for; `findings` are all the reasons."""
+
+    def __init__(self, message: str, findings: Sequence[Finding]) -> None:
+        errors = [finding for finding in findings if finding.severity == "error"]
+        super().__init__("\n".join([message, *(f"{f.check} at {f.where}: {f.message}" for f in errors)]))
+        self.message = message
+        self.findings = findings
+
+
+@dataclass(frozen=True, eq=False)
+class AdoptedSplit:
+    """Of a split: its rows, how many were taken over now, and those that the next build encodes, with their keys."""
+
+    split: str
+    rows: int
+    taken: int
+    missing: Ints
+    missing_keys: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Adoption:
+    """What `adopt` took over, and what it left to the next build.
+
+    `matched_by` says how rows were told to be of an image: by `image digest`, `position and label`, or `position`.
+    `templates` were taken over now, `missing_templates` are held by no part. `sha256` is the adopted file's.
+    """
+
+    splits: Sequence[AdoptedSplit]
+    templates: Sequence[str]
+    missing_templates: Sequence[str]
+    matched_by: str
+    sha256: str
+    findings: Sequence[Finding]
+
+
+def adopt(
+    file: str | os.PathLike[str],
+    study: Study,
+    *,
+    repair: bool = False,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> Adoption:
+    """Take a file of the original scripts, or of ours, as a study's extraction; the file itself is never changed.
+
+    Its features become parts under the identity of the study's encoder, where the next build finds them: that the
+    file was made with this encoder is what its user says by adopting it. Nothing is encoded, and what parts hold
+    already stays. With `repair` the rows and templates that are provably right are kept and the others left to the
+    next build; without it a single error refuses the file.
+
+    Raises `AdoptionError` with all findings, `DatabaseError` when the file cannot be read, `DatasetError` when the
+    study's images are not at hand, `EncoderError` when its encoder is not, `StorageError` when the disk is too small.
+    """
+    store = store or Store.of(study)
+    path = Path(file)
+    with open_database(path) as database:
+        card = identify_encoder(study, store=store)
+        dataset, manifests = _images(study, store)
+        images = Images.of(manifests)
+        examination = examine(database, study, deep=True)
+        report = Report()
+        _check_encoder(database, examination, study, card, report)
+        found = match(examination, images, manifests, dataset, report)
+        templates = usable_templates(examination, study, card)
+        findings = [*examination.findings, *report.findings]
+        _refuse(path.name, study, findings, repair, anything=bool((found.row >= 0).any() or templates))
+        source = Source(
+            name=path.name,
+            size=path.stat().st_size,
+            sha256=digest_files([path], cache=store.cache),
+            attributes=examination.contents.attributes,
+            matched_by=found.matched_by,
+            repaired=has_errors(findings),
+        )
+        taken = _take_images(study, store, card, manifests, images, examination, found.row, source, progress)
+        written = _take_templates(study, store, card, templates, source)
+    plan = plan_study(study, store=store)
+    return Adoption(
+        splits=[_adopted_split(*split, taken) for split in zip(plan.images, manifests, strict=True)],
+        templates=written,
+        missing_templates=plan.templates,
+        matched_by=found.matched_by,
+        sha256=source.sha256,
+        findings=findings,
+    )
+
+
+def _adopted_split(plan: ImagePlan, manifest: Manifest, taken: Sequence[Shard]) -> AdoptedSplit:
+    missing = np.concatenate([np.empty(0, np.int64), *plan.shards])
+    return AdoptedSplit(
+        split=plan.split,
+        rows=plan.rows,
+        taken=sum(len(shard.rows) for shard in taken if shard.manifest is manifest),
+        missing=missing,
+        missing_keys=[manifest.keys[row] for row in missing],
+    )
+
+
+def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
+    """The study's data set and its manifests as they are now: a row is found again by the digest of its image."""
+    try:
+        dataset = fetched(study, store)
+        return dataset, [read_images(study, split, store=store, dataset=dataset) for split in study.splits]
+    except DatasetError as error:
+        raise DatasetError(
+            f"A file can only be adopted where the images of {study.name} can be read: its rows are found again by "
+            f"the digests of their images, which the file does not have. Make the data set readable first. {error}"
+        ) from error
+
+
+def _check_encoder(
+    database: FeatureDatabase, examination: Examination, study: Study, card: EncoderCard, report: Report
+) -> None:
+    """What the file says of its encoder, against the study's."""
+    contents = examination.contents
+    provenance = contents.provenance or {}
+    encoder = provenance.get("encoder")
+    identity = encoder.get("identity") if isinstance(encoder, dict) else None
+    if identity is not None and identity != card.identity:
+        report.add("encoder_card", "/@provenance", f"encoder identity {card.identity} was expected; found {identity}")
+    if identity is None and study.extraction.strict:
+        report.add(
+            "encoder_card",
+            "/@provenance",
+            "the identity of a strict encoder was expected, with batch size, device kind and library versions; "
+            "the file records none",
+        )
+    expected, found = {"D": card.dim}, {"D": database.dim}
+    if IMAGE_FEATURES in contents.datasets:
+        expected["T_img"], found["T_img"] = card.token_count, database.token_count
+    for name, value in expected.items():
+        if found[name] != value:
+            report.add("encoder_card", "/", f"{name} = {value}, the encoder's, was expected; found {found[name]}")
+    for name in LOGIT_PARAMETERS:
+        value, stored = getattr(card, name), contents.attributes.get(name)
+        if value is None or not isinstance(stored, (int, float)):
+            continue
+        if not math.isclose(stored, value, rel_tol=_LOGIT_TOLERANCE):
+            report.add("encoder_card", f"/@{name}", f"{value:.6g}, the encoder's, was expected; found {stored:.6g}")
+
+
+def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
+    if any(finding.check == "encoder_card" for finding in findings):
+        raise AdoptionError(f"{name} was made with another encoder than that of {study.name}.", findings)
+    if has_errors(findings) and not repair:
+        raise AdoptionError(
+            f"{name} is not a finished extraction of {study.name}; nothing was taken over. "
+            "`--repair` keeps what is provably right.",
+            findings,
+        )
+    if not anything:
+        raise AdoptionError(f"{name} holds nothing that is provably a result of {study.name}.", findings)
+
+
+def _take_images(
+    study: Study,
+    store: Store,
+    card: EncoderCard,
+    manifests: Sequence[Manifest],
+    images: Images,
+    examination: Examination,
+    row_of_image: Ints,
+    source: Source,
+    progress: Progress,
+) -> list[Shard]:
+    """Write image parts; what was taken over."""
+    folder = store.image_parts(card.identity)
+    with exclusive(folder):
+        remove_leftovers(folder)
+        index = held_rows(store, card.identity)
+        shards = shards_to_take(study, manifests, images.numbers, row_of_image, index)
+        total = sum(len(shard.rows) for shard in shards)
+        require_space(folder, total * row_bytes(card), f"Adopting {total} rows of {source.name}")
+        write_images(folder, examination.contents, shards, card, source, progress)
+    return shards
+
+
+def _take_templates(
+    study: Study, store: Store, card: EncoderCard, templates: Mapping[str, TemplateContent], source: Source
+) -> list[str]:
+    """Write template parts, with the tokens of their prompts where the encoder's tokenizer gives them."""
+    tokenize = load_tokenizer(study)
+    prompts = study.vocabulary.templates()
+    if tokenize is not None:
+        templates = {
+            name: with_tokens(content, prompts[name], tokenize) if content.input_ids is None else content
+            for name, content in templates.items()
+        }
+    folder = store.template_parts(card.identity)
+    with exclusive(folder):
+        remove_leftovers(folder)
+        return write_templates(study, store, card, templates, replace(source, matched_by="prompts"))
