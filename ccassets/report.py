@@ -36,7 +36,10 @@ class ValidationReport:
         """The findings as a Markdown table."""
         if not self.findings:
             return "Nothing to report: every check passed."
-        rows = [f"| {f.severity} | {f.check} | {markdown_cell(f.message)} | {markdown_cell(f.where)} |" for f in self.findings]
+        rows = [
+            f"| {f.severity} | {f.check} | {markdown_cell(f.message)} | {markdown_cell(f.where)} |"
+            for f in self.findings
+        ]
         return "\n".join(["| severity | check | message | where |", "|---|---|---|---|", *rows])
 
 
