@@ -1,4 +1,4 @@
-"""Asset checks: the validator's groups of checks, run on the files by themselves, at any time."""
+"""Asset checks: the validator's groups of checks, run on the files by themselves, at any time; and accuracies."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from ccassets.analysis.results import analyses
 from ccassets.assets.common import asset_key, split_partitions, splits_of
 from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import CcassetsError
@@ -16,6 +17,9 @@ from ccassets.findings import Finding, has_errors
 from ccassets.resources import StoreResource
 from ccassets.storage import Store
 from ccassets.study import PromptTemplate, Study
+
+MOST_LOST = 0.02
+"""An accuracy on val that falls by more than this is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded 
 
 
 def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
-    """The checks of a study's image parts (by split), template parts and database."""
+    """The checks of a study's image parts (by split), template parts, database and accuracies."""
     return [
         _sources_check(study),
         *(_image_check(study, group) for group in (STRUCTURE, VALUES)),
@@ -50,6 +54,7 @@ def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
             for group in (TEXTS, VALUES)
         ),
         *(_database_check(study, group) for group in (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)),
+        *(_accuracy_check(study, name) for name in ("zero_shot", "concept_bottleneck") if name in analyses(study)),
     ]
 
 
@@ -117,6 +122,36 @@ def _database_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition
         return _result(group, [store.of(study).database], study)
 
     return _check
+
+
+def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
+    key = asset_key(study, analysis)
+
+    @dg.asset_check(
+        asset=key,
+        name="val_accuracy",
+        description=f"On val, accuracy is at most {MOST_LOST:g} below that of the materialization before.",
+    )
+    def _check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        values = [_val_accuracy(record) for record in context.instance.fetch_materializations(key, limit=2).records]
+        known = [value for value in values if value is not None]
+        if len(known) < 2:
+            return dg.AssetCheckResult(passed=True, description="There are no two accuracies on val to compare.")
+        now, before = known
+        return dg.AssetCheckResult(
+            passed=now >= before - MOST_LOST,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"Accuracy on val was {before:.3f} and is {now:.3f}.",
+            metadata={"before": before, "now": now, "change": now - before},
+        )
+
+    return _check
+
+
+def _val_accuracy(record: dg.EventLogRecord) -> float | None:
+    assert record.asset_materialization is not None
+    found = record.asset_materialization.metadata.get("val_accuracy")
+    return found.value if isinstance(found, dg.FloatMetadataValue) else None
 
 
 def _parts_of(study: Study, place: Store, splits: Iterable[str]) -> Sequence[Path]:

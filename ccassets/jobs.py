@@ -3,6 +3,7 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from ccassets.analysis.results import analyses, obstacles
 from ccassets.assets.common import asset_key, errors_as_sentences
 from ccassets.study import Study
 
@@ -10,7 +11,9 @@ Job = dg.JobDefinition | UnresolvedAssetJobDefinition
 
 
 def study_jobs(study: Study) -> list[Job]:
-    """`read_images` and `extract_images` run split by split, `read_encoder`, `extract_text`, `build_database` once."""
+    """`read_images` and `extract_images` run split by split; the others, once, are `read_encoder`, `extract_text`,
+    `build_database` and `analyse`.
+    """
     templates = [asset_key(study, "template_features", name) for name in study.vocabulary.templates()]
     jobs = {
         "read_images": ([asset_key(study, "images")], "Read the images of a split into its manifest."),
@@ -20,6 +23,10 @@ def study_jobs(study: Study) -> list[Job]:
         "build_database": (
             [asset_key(study, "feature_database"), asset_key(study, "validation_report")],
             "Assemble the database from the parts and validate it.",
+        ),
+        "analyse": (
+            [asset_key(study, name) for name in analyses(study)],
+            " ".join(["Analyse the database and draw the concept atlas.", *_left_out(study)]),
         ),
     }
     return [
@@ -34,6 +41,10 @@ def study_jobs(study: Study) -> list[Job]:
             if keys
         ),
     ]
+
+
+def _left_out(study: Study) -> list[str]:
+    return [f"No {name}: {reason}" for name, reason in obstacles(study).items()]
 
 
 def _rebuild_everything(study: Study) -> dg.JobDefinition:

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from ccassets.analysis.results import FILES, analyses
 from ccassets.assets.common import asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
@@ -102,6 +103,7 @@ class Build:
             if splits:
                 return BuildResult(None, self.materialized)
             self._database()
+            self._analyses()
             return BuildResult(self.store.database, self.materialized)
 
     def _sources(self, splits: Sequence[str]) -> None:
@@ -139,6 +141,13 @@ class Build:
             self._run("build_database", ["feature_database", "validation_report"])
         elif self._is_stale("validation_report") or not (self.store.reports / "validation.html").is_file():
             self._run("build_database", ["validation_report"])
+
+    def _analyses(self) -> None:
+        wanted = analyses(self.study)
+        stale = [name for name in wanted if self._is_stale(name) or not (self.store.analysis / FILES[name]).is_file()]
+        if stale:
+            # The atlas, last of them, shows what the others found.
+            self._run("analyse", list(dict.fromkeys([*stale, *wanted[-1:]])))
 
     def _runs_of(self, splits: Sequence[str]) -> Sequence[str | None]:
         """One run for every split, or one for all where the study has no partitions."""

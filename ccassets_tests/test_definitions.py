@@ -65,7 +65,7 @@ def test_definitions_load_offline_without_torch() -> None:
         "socket.socket.connect = refuse\n"
         "import ccassets.definitions\n"
         "ccassets.definitions.defs()\n"
-        "heavy = ('torch', 'transformers', 'sklearn', 'matplotlib', 'medmnist')\n"
+        "heavy = ('torch', 'transformers', 'sklearn', 'scipy', 'plotly', 'matplotlib', 'medmnist')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_
 from ccassets.analysis.looks import LookLog
 from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.models import model_of, save_model
-from ccassets.analysis.results import TEST, VAL, Result, held_out, measured, write_result
+from ccassets.analysis.results import FILES, TEST, VAL, Result, headline, held_out, measured, write_result
 from ccassets.analysis.samples import Samples, concept_samples, concepts_of
 from ccassets.analysis.truth import Truth, concept_truth
 from ccassets.database.reader import FeatureDatabase, open_database
@@ -29,7 +29,6 @@ from ccassets.errors import AnalysisError
 from ccassets.storage import Store
 from ccassets.study import Concept, Study
 
-FILE = "concept_bottleneck.json"
 MODEL = "model.json"
 LOOKS = "looks.jsonl"
 
@@ -41,12 +40,27 @@ def write_bottleneck(study: Study, store: Store) -> Result:
     becomes a line of `looks.jsonl`, which is only ever added to.
     """
     with open_database(store.database) as database:
-        return write_result(store.analysis / FILE, database, lambda: _measure(study, database, store))
+        return write_result(
+            store.analysis / FILES["concept_bottleneck"], database, lambda: _measure(study, database, store)
+        )
 
 
 def looks_at_test(store: Store) -> int:
     """How often `test` was looked at, in all builds of the study."""
     return sum(look.split == TEST for look in LookLog(store.analysis / LOOKS).looks())
+
+
+def numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers whose history is worth a curve: those of every split, of the sparse path and of the controls."""
+    if "obstacle" in content:
+        return {}
+    found = headline(content)
+    for split, sparse in content["sparse"].items():
+        found |= {f"{split}_{name}": sparse[name] for name in ("anec_5", "anec_avg") if sparse[name] is not None}
+    for control in content["controls"]["controls"]:
+        found[f"control_{control['name'].replace(' ', '_').replace('-', '_')}"] = control["accuracy"]["value"]
+    found["price_of_interpretability"] = content["controls"]["price"]["accuracy"]["value"]
+    return found
 
 
 def _measure(study: Study, database: FeatureDatabase, store: Store) -> dict[str, Any]:

@@ -19,8 +19,21 @@ from ccassets.errors import AnalysisError
 from ccassets.files import write_text
 from ccassets.study import Study
 
-ANALYSES = ("concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas")
+FILES = {
+    "concept_scores": "concept_scores.parquet",
+    "zero_shot": "zero_shot.json",
+    "concept_bottleneck": "concept_bottleneck.json",
+    "concept_atlas": "concept_atlas.html",
+}
+"""The analyses of a study, each after those it reads, and the files they leave in `Store.analysis`."""
+
 TRAIN, VAL, TEST = "train", "val", "test"
+
+
+def analyses(study: Study) -> list[str]:
+    """The analyses of a study, each after those it reads."""
+    left_out = obstacles(study)
+    return [name for name in FILES if name not in left_out]
 
 
 def obstacles(study: Study) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ccassets.analysis.calibration import fit_temperature
-from ccassets.analysis.results import VAL, Result, held_out, measured, write_result
+from ccassets.analysis.results import FILES, VAL, Result, held_out, measured, write_result
 from ccassets.analysis.samples import class_names, is_labelled
 from ccassets.analysis.scores import Rule, has_local_scores, zero_shot
 from ccassets.database.reader import FeatureDatabase, open_database
@@ -13,7 +13,6 @@ from ccassets.errors import AnalysisError
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
 
-FILE = "zero_shot.json"
 EVERYTHING = "all"
 """What the rows are called where there is neither `val` nor `test`: nothing was fitted, so all of them count."""
 
@@ -25,7 +24,7 @@ def write_zero_shot(store: Store, progress: Progress = silent) -> Result:
     patches. The temperature is fitted on `val`.
     """
     with open_database(store.database) as database:
-        return write_result(store.analysis / FILE, database, lambda: _measure(database, progress))
+        return write_result(store.analysis / FILES["zero_shot"], database, lambda: _measure(database, progress))
 
 
 def _measure(database: FeatureDatabase, progress: Progress) -> dict[str, Any]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import dagster as dg
 
+from ccassets.analysis.results import analyses
+from ccassets.assets.concept_atlas import concept_atlas
+from ccassets.assets.concept_bottleneck import concept_bottleneck
+from ccassets.assets.concept_scores import concept_scores
 from ccassets.assets.encoder import encoder
 from ccassets.assets.feature_database import feature_database
 from ccassets.assets.image_features import image_features
 from ccassets.assets.images import images
 from ccassets.assets.template_features import template_features
 from ccassets.assets.validation_report import validation_report
+from ccassets.assets.zero_shot import zero_shot
 from ccassets.study import Study
+
+_ANALYSES = {
+    "concept_scores": concept_scores,
+    "zero_shot": zero_shot,
+    "concept_bottleneck": concept_bottleneck,
+    "concept_atlas": concept_atlas,
+}
 
 
 def study_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """Every asset of a study, sources first."""
+    """Every asset of a study, sources first; of the analyses those that the study has what they need for."""
     return [
         images(study),
         encoder(study),
@@ -22,4 +34,5 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
         image_features(study),
         feature_database(study),
         validation_report(study),
+        *(_ANALYSES[name](study) for name in analyses(study)),
     ]

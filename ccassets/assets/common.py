@@ -19,6 +19,9 @@ from ccassets.study import Study
 GPU_POOL = "ccassets_encoder"
 """Steps that run an encoder take a slot of this pool; `dagster.yaml` gives it one."""
 
+ANALYSIS_VERSION = 1
+"""Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
+
 MOST_PARTITIONS = 50
 """Dagster stops seeing changes of 100 upstream partitions: studies with more splits than this have none."""
 

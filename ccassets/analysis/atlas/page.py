@@ -20,7 +20,7 @@ from ccassets.analysis.atlas.view import View, look_at
 from ccassets.analysis.classifiers import LinearClassifier
 from ccassets.analysis.looks import LookLog
 from ccassets.analysis.models import load_model
-from ccassets.analysis.results import held_out, obstacles, read_result
+from ccassets.analysis.results import FILES, held_out, obstacles, read_result
 from ccassets.analysis.samples import is_labelled
 from ccassets.analysis.thumbnails import HEAT, MOST_HEAT
 from ccassets.database.reader import open_database
@@ -31,8 +31,6 @@ from ccassets.pages import render
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
 from ccassets.study import Study
-
-FILE = "concept_atlas.html"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
     left_out = obstacles(study)
     with open_database(store.database) as database:
         zero, fitted = (
-            {"obstacle": left_out[name]} if name in left_out else read_result(store.analysis / f"{name}.json", database)
+            {"obstacle": left_out[name]} if name in left_out else read_result(store.analysis / FILES[name], database)
             for name in ("zero_shot", "concept_bottleneck")
         )
         view = look_at(study, database)
@@ -80,7 +78,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             data={**chart_data(view, zero, fitted), "held": classifier and classifier.split},
             plotly=_plotly(),
         )
-    path = store.analysis / FILE
+    path = store.analysis / FILES["concept_atlas"]
     write_text(path, page)
     digest = hashlib.sha256(page.encode("utf-8")).hexdigest()
     return Atlas(path, digest, _numbers(truths, located), contact_sheet(cards))
