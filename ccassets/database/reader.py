@@ -70,6 +70,11 @@ class FeatureDatabase:
     def __repr__(self) -> str:
         return f"FeatureDatabase({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
 
+    def _repr_html_(self) -> str:
+        from ccassets.database.notebook import as_html
+
+        return as_html(self)
+
     def close(self) -> None:
         """Close the file; arrays that were mapped from it stay usable."""
         self._file.close()

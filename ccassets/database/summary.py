@@ -39,7 +39,9 @@ def summarize(database: FeatureDatabase) -> dict[str, Any]:
 
 
 def _splits(database: FeatureDatabase) -> dict[str, int]:
-    """Rows per split as they stand in the file; as the attribute says where rows do not stand together."""
+    """Rows per split as they stand in the file, together or not; none in a file of templates alone."""
+    if "split" not in database.file:
+        return {}
     try:
         return {name: place.stop - place.start for name, place in database.splits.items()}
     except DatabaseError:
