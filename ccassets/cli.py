@@ -487,15 +487,20 @@ def _progress_bars() -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
 
-        def listen(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+    def listen(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            progress.start()  # Not before there is something to show: an error is the first line then.
+            tasks[what] = progress.add_task(what, total=total)
+        progress.update(tasks[what], completed=done, total=total)
 
+    try:
         yield listen
+    finally:
+        if tasks:
+            progress.stop()
 
 
 if __name__ == "__main__":
