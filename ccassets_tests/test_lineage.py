@@ -231,7 +231,7 @@ def test_many_splits_still_see_one_change(
     many = write_study(folder.parent, images=folder, encoder=place / "weights", splits=splits)
     run_build(many)
     assert stale("many") == {}
-    picture(9999).save(folder / "nodule 7" / "blood" / "a.png")
+    picture(9000 + count).save(folder / "nodule 7" / "blood" / "a.png")
     read_again(many, "read_images")
     assert stale("many") == {"image_features": "STALE: images has a new data version"}
     assert encoded_by_build(many) == (1, 0)
