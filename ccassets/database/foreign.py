@@ -7,11 +7,13 @@ a request as JSON and answers in JSON. Files that we wrote ourselves are opened 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from ccassets.findings import Finding
 from ccassets.study import Study
 
 _MEMORY = 1 << 30
-_SECONDS = 10
+_SECONDS = 4
 _BYTES_PER_SECOND = 10 << 20
-"""The child may allocate 1 GiB and the size of the file, and compute for 10 s and the time that 10 MiB/s take."""
+"""The child may allocate 1 GiB and the size of the file, and compute for 4 s and the time that 10 MiB/s take."""
 
 
 class _ChildDiedError(Exception):
@@ -111,7 +113,7 @@ def _answer(request: dict[str, Any]) -> Any:
 def _limit(path: Path) -> None:
     """Set the limits for reading a file; memory that is mapped from it does not count."""
     size = path.stat().st_size if path.is_file() else 0
-    seconds = _SECONDS + size // _BYTES_PER_SECOND
+    seconds = math.ceil(time.process_time()) + _SECONDS + size // _BYTES_PER_SECOND
     for what, most in (
         (resource.RLIMIT_DATA, _MEMORY + size),
         (resource.RLIMIT_CPU, seconds),

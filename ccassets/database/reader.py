@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.heaps import find_endless_heap
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, JSON_ATTRIBUTES, LOGIT_PARAMETERS
 from ccassets.errors import DatabaseError
 
@@ -65,6 +66,8 @@ class FeatureDatabase:
     def __len__(self) -> int:
         """N, the number of rows; 0 for a file without images."""
         dataset = self._dataset(IMAGE_FEATURES)
+        if dataset is not None and not dataset.shape:
+            raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES} is a single value; rows were expected")
         return 0 if dataset is None else len(dataset)
 
     def __repr__(self) -> str:
@@ -404,6 +407,10 @@ class Template:
         values = self._values("text_features")
         if values is None:
             raise DatabaseError(f"/templates/{self.template_id}/text_features was expected")
+        if values.ndim != 2:
+            raise DatabaseError(
+                f"/templates/{self.template_id}/text_features has shape {values.shape}; (K, D) expected"
+            )
         return values
 
     @cached_property
@@ -529,11 +536,18 @@ def open_hdf5(path: Path) -> h5py.File:
     if not path.is_file():
         raise DatabaseError(f"{path} is not a file.")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as error:
         raise DatabaseError(
             f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
         ) from error
+    place = find_endless_heap(file, _fileno(file))
+    if place is not None:
+        file.close()
+        raise DatabaseError(
+            f"{path} cannot be read: its texts at byte {place} are damaged, and HDF5 would read for ever."
+        )
+    return file
 
 
 @contextmanager
@@ -624,7 +638,7 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
 
 def _take(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     if isinstance(values, np.ndarray):
-        return np.array(values[rows])
+        return np.asarray(values)[rows]  # A copy already, and a plain array: a memory map's copy would still be one.
     # h5py wants growing numbers without repeats, and is slow at them: one row at a time is exact and faster.
     taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
     for place, row in enumerate(rows.tolist()):

@@ -1,0 +1,84 @@
+"""Global heaps, where HDF5 keeps texts: a damaged one can be read for ever, so they are walked before anything is."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+import h5py
+
+_SIGNATURE = b"GCOL\x01\0\0\0"
+_HEADER = 16
+"""Bytes of a heap's own header and of each object's."""
+
+
+def find_endless_heap(file: h5py.File, fd: int) -> int | None:
+    """The place of a heap in which HDF5 would go round for ever, or None.
+
+    Free space (object 0) counts itself by its stored size; where that is zero, as after a lost page, the reader never
+    gets on (H5HG, "Global Heap" in the HDF5 file format specification). Contiguous data is not looked into; in a file
+    of any size the rest is small. Chunked data may lie anywhere: such files are not searched.
+    """
+    ranges = _contiguous_ranges(file)
+    size = os.fstat(fd).st_size
+    if ranges is None or not size:
+        return None
+    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
+        for start, stop in _between(ranges, size):
+            for place in _heaps(data, start, stop):
+                if _is_endless(data, place):
+                    return place
+    return None
+
+
+def _contiguous_ranges(file: h5py.File) -> list[tuple[int, int]] | None:
+    """Where contiguous data lies, as far as it can be found, sorted; None for a file with chunked data."""
+    ranges: list[tuple[int, int]] = []
+    chunked = False
+
+    def add(_: str, item: object) -> None:
+        nonlocal chunked
+        if isinstance(item, h5py.Dataset):
+            chunked |= item.chunks is not None
+            offset = item.id.get_offset()
+            if offset is not None:
+                ranges.append((offset, offset + item.id.get_storage_size()))
+
+    with suppress(OSError, RuntimeError, ValueError, TypeError, LookupError):  # For the reader to find.
+        file.visititems(add)
+    return None if chunked else sorted(ranges)
+
+
+def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What lies between the ranges."""
+    start = 0
+    for first, stop in ranges:
+        if first > start:
+            yield start, min(first, size)
+        start = max(start, stop)
+    if start < size:
+        yield start, size
+
+
+def _heaps(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
+    place = data.find(_SIGNATURE, start, stop)
+    while place >= 0:
+        yield place
+        place = data.find(_SIGNATURE, place + 1, stop)
+
+
+def _is_endless(data: mmap.mmap, place: int) -> bool:
+    end = min(place + _number(data, place + 8, 8), len(data))
+    at = place + _HEADER
+    while at + _HEADER <= end:
+        index, size = _number(data, at, 2), _number(data, at + 8, 8)
+        if index == 0 and size == 0:
+            return True
+        at += size if index == 0 else _HEADER + (size + 7) // 8 * 8
+    return False
+
+
+def _number(data: mmap.mmap, place: int, size: int) -> int:
+    return int.from_bytes(data[place : place + size], "little")
