@@ -20,7 +20,11 @@ from ccassets.database.validation import validate_database
 from ccassets.errors import CcassetsError
 
 MEMORY = 1 << 30
-SECONDS = 5.0
+SECONDS = 4
+"""Of processor time, as the child process for foreign files has them for a small file."""
+
+_PATIENCE = 60.0
+"""Seconds of waiting: nothing that is read sleeps, so this is only for a machine that is busy with other things."""
 
 _ENDED = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
 
@@ -29,18 +33,18 @@ _ENDED = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.S
 class Outcome:
     """How the fork ended.
 
-    `findings` and `refused` are what we promise; `died` is a crash inside HDF5, which the process that opens foreign
-    files is there for; `traceback`, `hung` and `memory` are defects of ours.
+    `findings` and `refused` are what we promise. `died` and `stuck` are HDF5 crashing or going round for ever, which
+    the process that opens foreign files is there for. `traceback`, `hung` and `memory` are defects of ours.
     """
 
-    end: Literal["findings", "refused", "died", "traceback", "hung", "memory"]
+    end: Literal["findings", "refused", "died", "stuck", "traceback", "hung", "memory"]
     text: str
     seconds: float
     peak_bytes: int
 
 
-def examine(path: Path, *, seconds: float = SECONDS) -> Outcome:
-    """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `seconds` of time."""
+def examine(path: Path) -> Outcome:
+    """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `SECONDS` of processor time."""
     started = time.monotonic()
     reading, writing = os.pipe()
     child = os.fork()
@@ -48,13 +52,15 @@ def examine(path: Path, *, seconds: float = SECONDS) -> Outcome:
         os.close(reading)
         _work(path, writing)
     os.close(writing)
-    text = _read_until(reading, started + seconds)
+    text = _read_until(reading, started + _PATIENCE)
     if text is None:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    took, peak = time.monotonic() - started, usage.ru_maxrss << 10
+    took, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
     if text is None:
-        return Outcome("hung", f"no answer after {seconds:g} s", took, peak)
+        return Outcome("hung", f"no answer after {_PATIENCE:g} s", took, peak)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return Outcome("stuck", "reading it takes longer than a file of this size can", took, peak)
     if os.WIFSIGNALED(status):
         return Outcome("died", f"it ended the process that read it ({_signal(os.WTERMSIG(status))})", took, peak)
     end, text = json.loads(text)
@@ -85,10 +91,21 @@ def _work(path: Path, fd: int) -> NoReturn:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        # Our own code would get the first signal; a loop in C is ended by the second.
+        signal.signal(signal.SIGXCPU, _too_slow)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         with os.fdopen(fd, "wb") as pipe:
             pipe.write(json.dumps(_examined(path)).encode())
     finally:
         os._exit(0)
+
+
+class _TooSlowError(BaseException):
+    pass
+
+
+def _too_slow(number: int, frame: object) -> NoReturn:
+    raise _TooSlowError
 
 
 def _examined(path: Path) -> tuple[str, str]:
@@ -98,6 +115,8 @@ def _examined(path: Path) -> tuple[str, str]:
         )
     except CcassetsError as error:
         return "refused", str(error)
+    except _TooSlowError:
+        return "hung", traceback.format_exc()
     except Exception:
         return "traceback", traceback.format_exc()
 

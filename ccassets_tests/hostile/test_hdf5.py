@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -31,8 +31,8 @@ def test_a_hostile_file_gets_its_sentence_and_nothing_beside_it_is_opened(case: 
     outside = tmp_path / OUTSIDE
     outside.mkdir(exist_ok=True)
     with opened_in(outside) as opened:
-        outcome = examine(path, seconds=60)  # A limit for a loaded machine; the campaigns hold it to 5.
-    assert outcome.end in {"findings", "refused", "died"}, outcome.text
+        outcome = examine(path)
+    assert outcome.end in {"findings", "refused", "died", "stuck"}, outcome.text
     assert case.sentence in outcome.text
     assert opened == []
     assert outcome.peak_bytes < MEMORY
@@ -81,12 +81,10 @@ def test_a_file_that_is_no_hdf5_is_refused_as_ever(tmp_path: Path) -> None:
 
 def test_the_detour_costs_less_than_a_second(tmp_path: Path) -> None:
     path = write_database(tmp_path / "a.h5")
-    times = []
-    for _ in range(3):
-        started = time.process_time(), time.monotonic()
-        validate_foreign(path)
-        times.append(time.monotonic() - started[1])
-    assert min(times) < 2  # 0.4 s on an idle machine; this one may be busy.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    validate_foreign(path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 # --- on the command line ------------------------------------------------------------------------------
