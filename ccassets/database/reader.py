@@ -155,11 +155,11 @@ class FeatureDatabase:
 
     @cached_property
     def splits(self) -> Mapping[str, slice]:
-        """Every split and the rows it takes, in file order; after them those without rows.
+        """Every split and the rows it takes, in file order; after them those without rows. None in a file of templates.
 
         Raises `DatabaseError` when the rows of a split do not stand together, as in a file with doubled rows.
         """
-        names = self.split
+        names = self.split if self._dataset("split") is not None else np.empty(0, object)
         starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
         ends = np.append(starts[1:], len(names))[: len(starts)]
         splits: dict[str, slice] = {}
@@ -338,6 +338,8 @@ class FeatureDatabase:
 
     def _texts(self, name: str) -> npt.NDArray[np.object_]:
         dataset = self._required(name)
+        if dataset.ndim != 1:
+            raise DatabaseError(f"{self.path}: /{name} has shape {dataset.shape}; one text for every row was expected")
         with _refusals_named(f"{self.path}: /{name}"):
             return read_texts(dataset)
 
@@ -638,7 +640,7 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
 
 def _take(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     if isinstance(values, np.ndarray):
-        return np.asarray(values)[rows]  # A copy already, and a plain array: a memory map's copy would still be one.
+        return np.asarray(values)[rows]  # Which is a copy.
     # h5py wants growing numbers without repeats, and is slow at them: one row at a time is exact and faster.
     taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
     for place, row in enumerate(rows.tolist()):

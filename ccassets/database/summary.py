@@ -40,8 +40,6 @@ def summarize(database: FeatureDatabase) -> dict[str, Any]:
 
 def _splits(database: FeatureDatabase) -> dict[str, int]:
     """Rows per split as they stand in the file, together or not; none in a file of templates alone."""
-    if "split" not in database.file:
-        return {}
     try:
         return {name: place.stop - place.start for name, place in database.splits.items()}
     except DatabaseError:
