@@ -70,15 +70,17 @@ def _heaps(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
 
 
 def _is_endless(data: mmap.mmap, place: int) -> bool:
-    end = min(place + _number(data, place + 8, 8), len(data))
-    at = place + _HEADER
-    while at + _HEADER <= end:
-        index, size = _number(data, at, 2), _number(data, at + 8, 8)
-        if index == 0 and size == 0:
-            return True
-        at += size if index == 0 else _HEADER + (size + 7) // 8 * 8
+    end = min(place + _number(data, place + 8), len(data))
+    with memoryview(data) as view, view[place : place + (end - place) // 8 * 8] as heap, heap.cast("Q") as words:
+        at = _HEADER // 8
+        while at + _HEADER // 8 <= len(words):
+            # Index, references and nothing, then the size: of an object without its padding to whole words.
+            is_free, size = words[at] & 0xFFFF == 0, words[at + 1]
+            if is_free and (size == 0 or size % 8):
+                return True
+            at += size // 8 if is_free else _HEADER // 8 + (size + 7) // 8
     return False
 
 
-def _number(data: mmap.mmap, place: int, size: int) -> int:
-    return int.from_bytes(data[place : place + size], "little")
+def _number(data: mmap.mmap, place: int) -> int:
+    return int.from_bytes(data[place : place + 8], "little")
