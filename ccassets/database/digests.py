@@ -65,6 +65,12 @@ def template_digest(template: TemplateLike) -> str:
     return hasher.hexdigest()
 
 
+def attribute_digest(value: Any) -> str:
+    """XXH3-128 (hex) over a text's UTF-8 bytes, or over a number as JSON writes it."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogateescape"))
+
+
 def split_digest(
     feature_digest: Array,
     *,

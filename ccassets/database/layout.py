@@ -31,6 +31,7 @@ JSON_ATTRIBUTES = (
     "label_classes",
     "provenance",
     "dataset",
+    "attribute_digests",
 )
 """Root attributes that hold JSON text; `dataset` a JSON string, quotes included."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.digests import TEMPLATE_ARRAYS, rows_digest, template_digest
+from ccassets.database.digests import TEMPLATE_ARRAYS, attribute_digest, rows_digest, template_digest
 from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
@@ -37,7 +38,8 @@ from ccassets.files import replacing
 from ccassets.files import storage_error as storage_error
 from ccassets.study import texts_hash
 
-_COPY_BLOCK = 8 << 20
+_BLOCK = 32 << 20
+"""Bytes that are written at a time, large enough for the disk and small enough to keep it busy meanwhile."""
 _TEMPLATE_DTYPES = {"input_ids": "<i4", "attention_mask": "u1", "subject_span": "<i4"}
 
 
@@ -102,7 +104,8 @@ class RowBytes:
         data = np.ascontiguousarray(values, STORED_IMAGE_DTYPE).reshape(-1).view(np.uint8).data
         position = offset + first * row_bytes
         while len(data):
-            written = os.pwrite(self._fd, data, position)
+            written = os.pwrite(self._fd, data[:_BLOCK], position)
+            _start_writing(self._fd, position, written)
             data, position = data[written:], position + written
 
     def copy(self, name: str, first: int, source_fd: int, source_offset: int, count: int) -> None:
@@ -143,6 +146,8 @@ def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
             file.create_group("templates")
             for template_id, template in content.templates.items():
                 write_template_group(file["templates"].create_group(template_id), template)
+        digests = {name: attribute_digest(_plain(value)) for name, value in file.attrs.items()}
+        set_attribute(file, "attribute_digests", digests)
     return places
 
 
@@ -230,6 +235,10 @@ def set_attribute(file: h5py.Group, name: str, value: Any) -> None:
         file.attrs[name] = np.int64(value) if isinstance(value, int) else np.float64(value)
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def now() -> str:
     """Local time as the format writes it."""
     return datetime.now().strftime("%Y-%m-%d %H:%M:%S")
@@ -306,13 +315,23 @@ def write_template_group(group: h5py.Group, template: TemplateContent) -> None:
 def _copy_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, count: int) -> None:
     while count:
         try:
-            copied = os.copy_file_range(source_fd, target_fd, count, source_offset, target_offset)
+            copied = os.copy_file_range(source_fd, target_fd, min(count, _BLOCK), source_offset, target_offset)
         except OSError as error:
             # Another file system, or one that cannot: the same bytes go through memory, block by block.
             if error.errno not in {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
                 raise
-            block = os.pread(source_fd, min(count, _COPY_BLOCK), source_offset)
+            block = os.pread(source_fd, min(count, _BLOCK), source_offset)
             copied = os.pwrite(target_fd, block, target_offset)
         if not copied:
             raise DatabaseError("a part ends before its rows do: it was truncated; build again with --fresh")
+        _start_writing(target_fd, target_offset, copied)
         source_offset, target_offset, count = source_offset + copied, target_offset + copied, count - copied
+
+
+def _start_writing(fd: int, offset: int, count: int) -> None:
+    """Have the disk begin with a whole block while the next is made; the sync at the end then waits for little.
+
+    Linux writes dirty pages that are declared unneeded, and keeps them until that is done.
+    """
+    if sys.platform == "linux" and count == _BLOCK:
+        os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)

@@ -25,7 +25,17 @@ from ccassets.h5.journal import no_writer
 PathLike = str | os.PathLike[str]
 
 _BLOCK_BYTES = 8 << 20
-_SET_BY_WRITER = ("D", "T_img", "created_at", "version", "profile", "split_counts", "provenance", "rows_digest")
+_SET_BY_WRITER = (
+    "D",
+    "T_img",
+    "created_at",
+    "version",
+    "profile",
+    "split_counts",
+    "provenance",
+    "rows_digest",
+    "attribute_digests",
+)
 
 
 def finalize(path: PathLike, output_path: PathLike | None = None) -> Path:

@@ -86,7 +86,8 @@ class TemplateContents:
 class Contents:
     """What could be read of a file; what could not is missing here, and has its finding.
 
-    `members` are the names at the root, `datasets` the root data sets of the right kind and rank. `kind` is the
+    `members` are the names at the root, `attributes` those of the root with JSON decoded, `stored_attributes` as they
+    are stored, `datasets` the root data sets of the right kind and rank. `kind` is the
     profile, or `text-only` for files of templates alone. `published` tells files of our writer from those of the
     original scripts and of `append_batch`.
     """
@@ -95,6 +96,7 @@ class Contents:
     published: bool
     members: Collection[str]
     attributes: Mapping[str, Any]
+    stored_attributes: Mapping[str, Any]
     datasets: Mapping[str, h5py.Dataset]
     templates: Mapping[str, TemplateContents]
     ids: npt.NDArray[np.int64] | None = None
@@ -149,6 +151,7 @@ def read_contents(database: FeatureDatabase, report: Report) -> Contents:
         published="profile" in attributes,
         members=names,
         attributes=decoded,
+        stored_attributes=attributes,
         datasets={name: dataset for name, dataset in rows.items() if small.get(name, dataset) is not None},
         templates=templates,
         word_lists={name: decoded[name] for name in WORD_LISTS if isinstance(decoded.get(name), list)},
@@ -211,6 +214,7 @@ _JSON_FORMS: Mapping[str, tuple[str, str, Callable[[Any], bool]]] = {
     "concepts": ("attributes", "a JSON list of {word, synonyms, …}", _are_concepts),
     "split_counts": ("split_counts", "a JSON object of row numbers", _are_counts),
     "provenance": ("provenance", "one JSON object", _is_object),
+    "attribute_digests": ("attributes", "a JSON object of digests", _is_object),
 }
 
 

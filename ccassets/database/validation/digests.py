@@ -10,6 +10,7 @@ import h5py
 
 from ccassets.database.digests import (
     TEMPLATE_ARRAYS,
+    attribute_digest,
     database_digest,
     rows_digest,
     split_digest,
@@ -31,6 +32,7 @@ def check_digests(contents: Contents, report: Report) -> None:
         report.add("no_digests", "/", "digests of what was written were expected; the file records none")
         return
     _check_rows(contents, report)
+    _check_attributes(contents, report)
     splits = _strings(recorded.get("splits"))
     found_splits = _split_digests(contents)
     for split, stored in splits.items():
@@ -73,6 +75,14 @@ def _check_rows(contents: Contents, report: Report) -> None:
         found = rows_digest(contents.image_digest, contents.feature_digest)
         if found != stored:
             _different(report, "rows_digest", "/@rows_digest", stored, found)
+
+
+def _check_attributes(contents: Contents, report: Report) -> None:
+    """Every root attribute that was there at writing; what others added later is theirs."""
+    for name, stored in _strings(contents.attributes.get("attribute_digests")).items():
+        found = attribute_digest(contents.stored_attributes[name]) if name in contents.stored_attributes else None
+        if found != stored:
+            _different(report, "attribute_digest", f"/@{name}", stored, found)
 
 
 def _check_template(template: TemplateContents, report: Report) -> str | None:

@@ -456,6 +456,13 @@ _CHECKS = (
         "Restore the file, or remove it and build again from the parts.",
     ),
     Check(
+        "attribute_digest",
+        "error",
+        "digests",
+        "A root attribute (a word list, a logit parameter, the provenance) is not the one that was written.",
+        "Restore the file, or remove it and build again from the parts.",
+    ),
+    Check(
         "template_digest",
         "error",
         "digests",
