@@ -21,6 +21,7 @@ from ccassets_tests.building import edit_study, picture
 
 EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
 SOURCES = {"encoder", "images:train", "images:val", "images:test"}
+REPORTS = ("validation_report", "concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas")
 
 
 class Daemon:
@@ -85,8 +86,8 @@ def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: 
         daemon.materializes("image_features:val")
         assert daemon.asks(night + timedelta(minutes=2)) == {"feature_database"}
         daemon.materializes("feature_database")
-        assert daemon.asks(night + timedelta(minutes=3)) == {"validation_report"}
-        daemon.materializes("validation_report")
+        assert daemon.asks(night + timedelta(minutes=3)) == set(REPORTS)
+        daemon.materializes(*REPORTS)
         assert daemon.asks(night + timedelta(minutes=4)) == set()
 
         next_night = night + timedelta(days=1)

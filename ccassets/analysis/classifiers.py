@@ -227,14 +227,15 @@ def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -
     """Logistic regressions of growing C, each started from the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
     mean, scale = _standard(samples)
     standardised = (samples.features - mean) / scale
     model = LogisticRegression(warm_start=True, **options)
+    threads = ThreadpoolController()
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings(), threadpool_limits(1 if standardised.size < _FEW else None):
+        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < _FEW else None):
             # Told in `chosen` instead, where it stays with the result.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardised, samples.labels)
