@@ -122,7 +122,7 @@ def test_bytes_are_copied_through_memory_where_the_file_system_cannot(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    monkeypatch.setattr("ccassets.database.writer._COPY_BLOCK", 7)
+    monkeypatch.setattr("ccassets.database.writer._BLOCK", 7)
     source_of, row_in = np.array(ALL[::-1], np.int64).T
     features, tokens = wanted(sources, source_of, row_in)
 

@@ -124,6 +124,14 @@ def test_rows_may_be_written_in_any_order_and_pieces(tmp_path: Path) -> None:
         assert np.array_equal(database.image_features, features)
 
 
+def test_rows_of_many_blocks_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccassets.database.writer._BLOCK", 7)
+
+    path = write_database(tmp_path / "a.h5")
+
+    assert validate_database(path, deep=True) == []
+
+
 # --- content -----------------------------------------------------------------------------------------
 
 
