@@ -78,18 +78,31 @@ class Manifest:
         _update_array(digest, self.blank.astype(np.uint8))
         return digest.hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write the manifest as Parquet; the file appears as a whole or not at all."""
-        facts = {
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What is stored beside the columns."""
+        return {
             "format": _FORMAT,
             "split": self.split,
-            "skipped": self.skipped,
+            "skipped": [list(pair) for pair in self.skipped],
             "limit": self.limit,
-            "classes": self.classes,
+            "classes": list(self.classes),
             "labelled": self.labelled,
             "source": self.source,
             "decoder": self.decoder,
         }
+
+    @property
+    def _content(self) -> str:
+        """SHA-256 (hex) over everything that is stored: a file that was damaged or edited does not have it."""
+        digest = hashlib.sha256(self.digest.encode())
+        _update_texts(digest, [json.dumps(self._facts)])
+        _update_texts(digest, self.fingerprints)
+        _update_array(digest, self.rows.astype("<i8"))
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as Parquet; the file appears as a whole or not at all."""
         columns = {
             "key": pa.array(self.keys, pa.string()),
             "row": pa.array(self.rows),
@@ -102,7 +115,9 @@ class Manifest:
             columns["group"] = pa.array(self.groups, pa.string())
         if self.label_matrix is not None:
             columns["label_matrix"] = _fixed_size_bytes(self.label_matrix)
-        table = pa.table(columns).replace_schema_metadata({"ccassets": json.dumps(facts)})
+        table = pa.table(columns).replace_schema_metadata(
+            {"ccassets": json.dumps({**self._facts, "content": self._content})}
+        )
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -118,7 +133,7 @@ class Manifest:
             if facts["format"] != _FORMAT:
                 raise ValueError(f"its format is {facts['format']!r}, expected is {_FORMAT!r}")
             names = table.column_names
-            return cls(
+            manifest = cls(
                 split=facts["split"],
                 keys=table["key"].to_pylist(),
                 rows=table["row"].to_numpy(),
@@ -135,6 +150,9 @@ class Manifest:
                 source=facts["source"],
                 decoder=facts["decoder"],
             )
+            if manifest._content != facts["content"]:
+                raise ValueError("its rows are not those that were written: it was damaged, or edited")
+            return manifest
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{path} is not a manifest that can be read ({error}). Remove it and read the images again."

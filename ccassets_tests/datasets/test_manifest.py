@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -131,6 +132,18 @@ def test_a_manifest_that_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, co
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"train\.parquet"):
+        Manifest.load(path)
+
+
+@pytest.mark.parametrize("column", ["label", "row", "key", "fingerprint", "image_digest"])
+def test_a_manifest_that_was_edited_is_refused(root: Path, tmp_path: Path, column: str):
+    path = tmp_path / "train.parquet"
+    read_manifest(folder_of(root), "train").save(path)
+    table = pq.ParquetFile(path).read()
+    place = table.column_names.index(column)
+    swapped = table[column].take([1, 0, *range(2, len(table))])
+    pq.write_table(table.set_column(place, column, swapped), path)
+    with pytest.raises(DatasetError, match="not those that were written"):
         Manifest.load(path)
 
 
