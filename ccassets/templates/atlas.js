@@ -77,9 +77,9 @@ const charts = {
           },
         })];
     return [traces, layout(colours, {
-      height: narrow() ? 440 : 560, showlegend: chosen === "class", legend: { orientation: "h", y: -0.1, x: 0 },
+      height: narrow() ? 440 : 540, showlegend: chosen === "class", legend: { orientation: "h", y: -0.1, x: 0 },
       xaxis: axis(colours, "first principal component", { showticklabels: false, showgrid: false, zeroline: false }),
-      yaxis: axis(colours, "second", { showticklabels: false, showgrid: false, zeroline: false, scaleanchor: "x" }),
+      yaxis: axis(colours, "second", { showticklabels: false, showgrid: false, zeroline: false }),
     })];
   },
   // Accuracy with few concepts a class.

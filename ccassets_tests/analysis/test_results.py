@@ -1,0 +1,163 @@
+"""What analyses leave behind: their files, what keeps them from being made, and the small measures of the atlas."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccassets.analysis.localisation import localisation, patch_mask, permuted
+from ccassets.analysis.results import analyses, obstacles, read_result, write_result
+from ccassets.analysis.retrieval import retrieval
+from ccassets.analysis.thumbnails import heat_layer, overlaid, sprite, strip
+from ccassets.database.reader import open_database
+from ccassets.errors import AnalysisError
+from ccassets.study import Study, load_study
+from ccassets_tests.analysis.cells import cells, write_cells
+from ccassets_tests.analysis.phantoms import phantom_study
+
+
+def test_a_study_has_the_analyses_that_it_has_words_and_splits_for(tmp_path: Path) -> None:
+    def changed(name: str, change: Any) -> Study:
+        return phantom_study(tmp_path / name, change)
+
+    assert obstacles(load_study("demo")) == {}
+    assert analyses(load_study("demo")) == ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+    without_labels = changed("labels", lambda a: a["vocabulary"]["labels"].update(templates=[]))
+    assert analyses(without_labels) == ["concept_scores", "concept_bottleneck", "concept_atlas"]
+    assert "no label words" in obstacles(without_labels)["zero_shot"]
+    without_concepts = changed("concepts", lambda a: a["vocabulary"].pop("concepts"))
+    assert analyses(without_concepts) == ["zero_shot"]
+    folds = changed("folds", lambda a: a["dataset"].update(rows={"train": 8, "fold 2": 8}))
+    assert analyses(folds) == ["concept_scores", "zero_shot", "concept_atlas"]
+    assert "the study has no val" in obstacles(folds)["concept_bottleneck"]
+
+
+@dataclass(frozen=True)
+class Part:
+    share: float
+
+
+def test_a_result_is_plain_json_whose_digest_is_that_of_what_was_found(tmp_path: Path) -> None:
+    samples = cells(48).samples
+    with (
+        open_database(write_cells(tmp_path / "a.h5", samples)) as first,
+        open_database(write_cells(tmp_path / "b.h5", samples, identity="f" * 32)) as second,
+    ):
+        found = {"parts": (Part(0.5), Part(float("nan"))), "counts": np.arange(2), "rule": None}
+        one = write_result(tmp_path / "x.json", first, lambda: found)
+        assert json.loads(one.path.read_text()) == {
+            "database": None,
+            "parts": [{"share": 0.5}, {"share": None}],
+            "counts": [0, 1],
+            "rule": None,
+        }
+        assert write_result(tmp_path / "y.json", second, lambda: found).digest == one.digest
+        assert write_result(tmp_path / "z.json", second, lambda: {"rule": "span"}).digest != one.digest
+        assert read_result(one.path, first) == one.content
+
+
+def test_what_does_not_apply_is_a_sentence_in_the_result(tmp_path: Path) -> None:
+    def refuse() -> dict[str, Any]:
+        raise AnalysisError("There are no labels.")
+
+    with open_database(write_cells(tmp_path / "a.h5", cells(48).samples)) as database:
+        assert write_result(tmp_path / "x.json", database, refuse).obstacle == "There are no labels."
+
+
+def test_a_result_of_another_database_or_none_is_refused(tmp_path: Path) -> None:
+    with open_database(write_cells(tmp_path / "a.h5", cells(48).samples)) as database:
+        with pytest.raises(AnalysisError, match="materialize zero_shot first"):
+            read_result(tmp_path / "zero_shot.json", database)
+        (tmp_path / "zero_shot.json").write_text(json.dumps({"database": "of yesterday"}))
+        with pytest.raises(AnalysisError, match="another state of the database: materialize zero_shot again"):
+            read_result(tmp_path / "zero_shot.json", database)
+
+
+# --- retrieval ---------------------------------------------------------------------------------------
+
+
+def test_retrieval_counts_what_stands_first() -> None:
+    truth = np.array([[1, 1], [0, np.nan], [1, 0], [0, 0]], np.float32)
+    scores = np.array([[0.9, 0.1], [0.8, 0.9], [0.7, 0.2], [0.1, 0.3]], np.float32)
+    first, second = retrieval(scores, truth, ["a", "b"])
+    assert (first.base_rate, first.precision) == (0.5, 0.5)
+    assert first.average_precision == pytest.approx((1 + 2 / 3) / 2)
+    assert (second.images, second.average_precision) == (3, pytest.approx(1 / 3))
+
+
+def test_precision_looks_at_twenty() -> None:
+    scores = np.arange(40, dtype=np.float32)[::-1, None]
+    truth = (np.arange(40) % 2 == 0).astype(np.float32)[:, None]
+    assert retrieval(scores, truth, ["a"])[0].precision == 0.5
+    truth[:20] = 1
+    assert retrieval(scores, truth, ["a"])[0].precision == 1.0
+
+
+# --- localisation ------------------------------------------------------------------------------------
+
+PARTS = ["nucleus", "cytoplasm", "surroundings"]
+
+
+def made_up_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps that are high exactly in their part, on a grid of four patches: one nucleus, two cytoplasm, one outside."""
+    maps = np.tile(np.array([[4, 0, 0, 0], [0, 2, 2, 0], [0, 0, 0, 3]], np.float32), (5, 1, 1))
+    there = np.ones((5, 3), bool)
+    mask = np.tile(np.array([True, False, False, False]), (5, 1))
+    return maps, there, mask
+
+
+def test_maps_that_keep_to_their_part_pass_and_fail_when_permuted() -> None:
+    maps, there, mask = made_up_maps()
+    found = localisation(maps, there, PARTS, "nucleus", mask)
+    assert (found.inside, found.outside, found.pointing, found.mass, found.area) == (1, 1, 1, 1, 0.25)
+    wrong = localisation(permuted(maps, PARTS), there, PARTS, "nucleus", mask)
+    assert (wrong.inside, wrong.outside, wrong.pointing, wrong.mass) == (0, 0, 0, 0)
+
+
+def test_a_map_of_the_whole_foreground_does_not_pass() -> None:
+    maps, there, mask = made_up_maps()
+    maps[:] = [[2, 2, 2, 0]] * 3
+    found = localisation(maps, there, PARTS, "nucleus", mask)
+    assert (found.inside, found.outside) == (0, 0)
+
+
+def test_only_concepts_that_are_there_count() -> None:
+    maps, there, mask = made_up_maps()
+    there[1:, 0] = False
+    assert localisation(maps, there, PARTS, "nucleus", mask).images == 1
+    with pytest.raises(AnalysisError, match="'nucleus'"):
+        localisation(maps, np.zeros_like(there), PARTS, "nucleus", mask)
+
+
+def test_a_patch_belongs_to_a_part_that_covers_most_of_it() -> None:
+    mask = np.zeros((6, 6), bool)
+    mask[:3, :2] = True
+    mask[3:, 3:5] = True
+    assert patch_mask(mask, 2).tolist() == [True, False, False, True]
+
+
+# --- small pictures ----------------------------------------------------------------------------------
+
+
+def test_heat_lies_over_the_patch_it_belongs_to() -> None:
+    layer = heat_layer(np.array([0, 1, 0, 0], np.float32))
+    assert layer.size == (2, 2)
+    assert [layer.getpixel((x, y))[3] > 0 for y in (0, 1) for x in (0, 1)] == [False, True, False, False]
+    heated = np.asarray(overlaid(Image.new("RGB", (40, 40), "white"), layer), int)
+    change = np.abs(heated - 255).sum(axis=2)
+    assert change[5, 35] > 100
+    assert change[35, 5] < 20
+
+
+def test_a_sprite_holds_every_picture_at_its_place() -> None:
+    pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "green", "blue", "white", "yellow")]
+    found = sprite(pictures, 8)
+    assert (found.side, found.columns) == (8, 3)
+    assert found.source.startswith("data:image/webp;base64,")
+    assert strip(pictures, 8).size == (5 * 12 - 4, 8)
