@@ -62,23 +62,22 @@ class RowIndex:
 class VerifiedFiles:
     """Which files of a folder had the right bytes, by fingerprint: they are hashed again only when it changed.
 
+    `rows_only` is a record of its own for databases of which only the rows were hashed, not templates, labels and keys.
     Kept as lines of JSON that are only ever appended, so that several processes may write, and a line that is torn
     or could not be written is nothing but a file that will be hashed once more.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "verified.jsonl"
+    def __init__(self, folder: Path, *, rows_only: bool = False) -> None:
+        self._path = folder / ("verified_rows.jsonl" if rows_only else "verified.jsonl")
 
     @cached_property
     def _known(self) -> dict[str, str]:
         known = {}
         lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else []
         for line in lines:
-            try:
+            with suppress(ValueError, TypeError):  # A damaged line may be any JSON.
                 name, seen = json.loads(line)
-            except ValueError:
-                continue
-            known[name] = seen
+                known[name] = seen
         return known
 
     def has(self, path: Path) -> bool:
@@ -103,11 +102,17 @@ def held_rows(store: Store, identity: str) -> RowIndex:
     parts = [_read_rows(path, identity, verified) for path in folder.glob("*.h5")]
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
     databases = [
-        _read_rows(path, identity, VerifiedFiles(path.parent))
+        _read_rows(path, identity, _verified_database(path))
         for path in sorted(store.root.glob("*/*.h5"))
         if _identity_of(path) == identity
     ]
     return _index([*newest_first, *databases])
+
+
+def _verified_database(path: Path) -> VerifiedFiles:
+    """The record that holds a database: a whole file needs no look at its rows, and one of rows is no whole file."""
+    whole = VerifiedFiles(path.parent)
+    return whole if whole.has(path) else VerifiedFiles(path.parent, rows_only=True)
 
 
 def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: VerifiedFiles) -> RowIndex:
