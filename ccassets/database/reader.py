@@ -401,6 +401,8 @@ class Template:
             dataset = safe_dataset(self._group, "texts")
             if dataset is None:
                 raise DatabaseError(f"/templates/{self.template_id}/texts was expected")
+            if dataset.ndim != 1:
+                raise DatabaseError(f"/templates/{self.template_id}/texts has shape {dataset.shape}; (K,) was expected")
             return list(read_texts(dataset))
 
     @cached_property

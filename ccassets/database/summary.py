@@ -10,8 +10,8 @@ from ccassets.errors import DatabaseError
 
 def summarize(database: FeatureDatabase) -> dict[str, Any]:
     """Sizes, splits, templates, vocabulary and origin of a file; what the file does not say is None or empty."""
-    provenance = dict(database.provenance or {})
-    encoder = provenance.get("encoder") or {}
+    provenance = _object(database.attributes.get("provenance"))
+    encoder = _object(provenance.get("encoder"))
     return {
         "file": database.path.name,
         "profile": database.profile,
@@ -24,18 +24,26 @@ def summarize(database: FeatureDatabase) -> dict[str, Any]:
             name: {"prompts": len(template.texts), "first": template.texts[0] if template.texts else None}
             for name, template in database.templates.items()
         },
-        "labels": database.attributes.get("label_texts") or [],
-        "concepts": database.attributes.get("concept_texts") or [],
+        "labels": _list(database.attributes.get("label_texts")),
+        "concepts": _list(database.attributes.get("concept_texts")),
         "created_at": database.attributes.get("created_at"),
         "limit": database.attributes.get("limit"),
         "logit_multiplier": database.logit_multiplier,
         "concept_logit_multiplier": database.concept_logit_multiplier,
         "origin": provenance.get("origin"),
-        "digest": (provenance.get("digests") or {}).get("database"),
+        "digest": _object(provenance.get("digests")).get("database"),
         "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
-        "dataset": provenance.get("dataset") or {},
-        "libraries": provenance.get("libraries") or {},
+        "dataset": _object(provenance.get("dataset")),
+        "libraries": _object(provenance.get("libraries")),
     }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _splits(database: FeatureDatabase) -> dict[str, int]:

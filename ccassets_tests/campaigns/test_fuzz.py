@@ -8,7 +8,7 @@ import pytest
 
 from ccassets_tests.campaigns.fuzz import DEFECTS, campaign, iteration, sources
 
-FOUND = ((1, 167), (1, 593), (1, 1029))
+FOUND = ((1, 167), (1, 593), (1, 1029), (2, 901), (2, 959), (2, 1925))
 """Seed and iteration of what ended in a traceback of ours, or went round for ever in HDF5, before it was mended."""
 
 
