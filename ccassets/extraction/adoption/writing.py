@@ -111,13 +111,16 @@ def write_images(
     verified = VerifiedFiles(folder)
     done, total = 0, sum(len(shard.rows) for shard in shards)
     for shard in shards:
-        started = time.perf_counter()
-        features = _take(contents.datasets[IMAGE_FEATURES], shard.file_rows)
-        tokens = _take(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
-        provenance = source.provenance(card, started)
-        verified.add(write_image_part(folder, shard.manifest, shard.rows, features, tokens, provenance))
+        verified.add(_write_shard(folder, contents, shard, card, source))
         done += len(shard.rows)
         progress(done, total)
+
+
+def _write_shard(folder: Path, contents: Contents, shard: Shard, card: EncoderCard, source: Source) -> Path:
+    started = time.perf_counter()
+    features = _take(contents.datasets[IMAGE_FEATURES], shard.file_rows)
+    tokens = _take(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
+    return write_image_part(folder, shard.manifest, shard.rows, features, tokens, source.provenance(card, started))
 
 
 def _take(dataset: h5py.Dataset, rows: Ints) -> npt.NDArray[np.float16]:
