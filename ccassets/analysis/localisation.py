@@ -22,9 +22,10 @@ class Localisation:
     """How well the maps of one part's concepts keep to that part, over `images` images that show the part.
 
     `inside` is the share of images in whose part the concepts of the part have a higher mean than those of other
-    parts, `outside` the share of images in the rest of which they have a lower one; each over the `compared` images
-    that show concepts of both. Over `maps` maps: `pointing` is how often the highest patch lies in the part,
-    `mass` the part's share of what a map has above its own mean, and `area` what both would be by chance.
+    parts, `outside` the share of images in the rest of which they have a lower one, `both` the share in which both is
+    so; over the `compared` images that show concepts of both. Over `maps` maps: `pointing` is how often the highest
+    patch lies in the part, `mass` the part's share of what a map has above its own mean, and `area` what these two
+    would be by chance.
     """
 
     images: int
@@ -32,6 +33,7 @@ class Localisation:
     maps: int
     inside: float
     outside: float
+    both: float
     pointing: float
     mass: float
     area: float
@@ -46,14 +48,13 @@ def localisation(maps: FloatArray, there: Mask, parts: Sequence[str], part: str,
     """
     own = np.array([name == part for name in parts])
     other = np.array([name not in ("", part) for name in parts])
-    inside, outside, pointing, mass, area = [], [], [], [], []
+    keeps, pointing, mass, area = [], [], [], []
     shown = np.flatnonzero(mask.any(axis=1) & (there & own).any(axis=1))
     for scores, present, inner in zip(maps[shown], there[shown], mask[shown], strict=True):
         ours, theirs = scores[present & own], scores[present & other]
         if len(theirs) and not inner.all():
             lead = ours.mean(axis=0) - theirs.mean(axis=0)
-            inside.append(lead[inner].mean() > 0)
-            outside.append(lead[~inner].mean() < 0)
+            keeps.append((lead[inner].mean() > 0, lead[~inner].mean() < 0))
         above = np.maximum(ours - ours.mean(axis=1, keepdims=True), 0)
         pointing += inner[ours.argmax(axis=1)].tolist()
         mass += (above[:, inner].sum(axis=1) / np.maximum(above.sum(axis=1), np.finfo(np.float32).tiny)).tolist()
@@ -62,10 +63,11 @@ def localisation(maps: FloatArray, there: Mask, parts: Sequence[str], part: str,
         raise AnalysisError(f"No image shows a concept of the part {part!r}.")
     return Localisation(
         images=len(shown),
-        compared=len(inside),
+        compared=len(keeps),
         maps=len(pointing),
-        inside=_mean(inside),
-        outside=_mean(outside),
+        inside=_mean([inside for inside, _ in keeps]),
+        outside=_mean([outside for _, outside in keeps]),
+        both=_mean([inside and outside for inside, outside in keeps]),
         pointing=_mean(pointing),
         mass=_mean(mass),
         area=_mean(area),
@@ -80,9 +82,10 @@ def patch_mask(mask: Mask, side: int, share: float = 0.5) -> Mask:
 
 def permuted(maps: FloatArray, parts: Sequence[str]) -> FloatArray:
     """The same maps, each taken for a concept of another part: what must fail where localisation is no accident."""
-    by_part = np.argsort(parts, kind="stable")
-    order = np.empty(len(parts), np.int64)
-    order[by_part] = np.roll(by_part, -max(Counter(parts).values()))
+    known = [place for place in np.argsort(parts, kind="stable").tolist() if parts[place]]
+    shift = max(Counter(part for part in parts if part).values(), default=0)
+    order = np.arange(len(parts))
+    order[known] = np.roll(known, -shift)
     return maps[:, order]
 
 

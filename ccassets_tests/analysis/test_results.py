@@ -115,9 +115,9 @@ def made_up_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_maps_that_keep_to_their_part_pass_and_fail_when_permuted() -> None:
     maps, there, mask = made_up_maps()
     found = localisation(maps, there, PARTS, "nucleus", mask)
-    assert (found.inside, found.outside, found.pointing, found.mass, found.area) == (1, 1, 1, 1, 0.25)
+    assert (found.inside, found.outside, found.both, found.pointing, found.mass, found.area) == (1, 1, 1, 1, 1, 0.25)
     wrong = localisation(permuted(maps, PARTS), there, PARTS, "nucleus", mask)
-    assert (wrong.inside, wrong.outside, wrong.pointing, wrong.mass) == (0, 0, 0, 0)
+    assert (wrong.inside, wrong.outside, wrong.both, wrong.pointing, wrong.mass) == (0, 0, 0, 0, 0)
 
 
 def test_a_map_of_the_whole_foreground_does_not_pass() -> None:
@@ -125,6 +125,14 @@ def test_a_map_of_the_whole_foreground_does_not_pass() -> None:
     maps[:] = [[2, 2, 2, 0]] * 3
     found = localisation(maps, there, PARTS, "nucleus", mask)
     assert (found.inside, found.outside) == (0, 0)
+
+
+def test_concepts_of_no_part_are_not_exchanged() -> None:
+    maps = np.arange(5, dtype=np.float32).reshape(1, 5, 1)
+    exchanged = permuted(maps, ["", "nucleus", "cytoplasm", "cytoplasm", ""])[0, :, 0].tolist()
+    assert [exchanged[0], exchanged[4]] == [0, 4]
+    assert exchanged[1] in {2, 3}
+    assert sorted(exchanged) == [0, 1, 2, 3, 4]
 
 
 def test_only_concepts_that_are_there_count() -> None:
