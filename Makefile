@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow check lint types imports format clean
+.PHONY: help demo ui test slow test-browser check lint types imports format clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
@@ -29,10 +29,13 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 	@$(BIN)/ccassets ui
 
 test: $(INSTALLED)  ## run the tests
-	@$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile
 
 slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published dimensions, campaigns
 	@$(BIN)/python -m pytest -q -m slow
+
+test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
+	@$(BIN)/python -m pytest -q -m browser
 
 check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
 
