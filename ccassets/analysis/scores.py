@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.halves import widened
 from ccassets.database.reader import FeatureDatabase, Rows, Template, iter_blocks
 from ccassets.errors import DatabaseError
 from ccassets.progress import Progress, silent
@@ -67,7 +68,7 @@ def pooled_tokens(token_features: Values, positions: Positions) -> npt.NDArray[n
 
 def unit(vectors: Values) -> FloatArray:
     """Vectors (…, D) of any float dtype divided by their length, float32."""
-    wide = np.asarray(vectors, np.float32) if vectors.dtype == np.float16 else vectors
+    wide = widened(vectors) if vectors.dtype == np.float16 else vectors
     lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
     return np.asarray(wide / lengths, np.float32)
 
@@ -331,7 +332,10 @@ def cosines(features: Values, vectors: FloatArray) -> FloatArray:
     for first in range(0, len(features), max(1, len(chunk))):
         part = features[first : first + len(chunk)]
         converted = chunk[: len(part)]
-        np.copyto(converted, part, casting="same_kind")
+        if part.dtype == np.float16:
+            widened(part, converted)
+        else:
+            np.copyto(converted, part, casting="same_kind")
         products = found[first : first + len(part)]
         np.matmul(converted, columns, out=products)
         products /= np.sqrt(np.einsum("nd,nd->n", converted, converted))[:, None]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.digests import feature_digests, split_digest
+from ccassets.database.halves import all_finite
 from ccassets.database.layout import BULK, STORED_IMAGE_DTYPE
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.datasets import open_dataset
@@ -308,8 +309,8 @@ def _encode(
             )
         with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
             stored[...] = values
-        finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
-        if not finite.all():
+        if not all_finite(stored):
+            finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
             wrong = [keys[row] for row in np.flatnonzero(~finite).tolist()]
             raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {wrong}.")
 
