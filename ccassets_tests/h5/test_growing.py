@@ -123,9 +123,12 @@ def test_one_writer_at_a_time(path: Path) -> None:
 def test_a_forked_process_does_not_keep_the_lock(path: Path) -> None:
     file = init_file(path, 6, 9)
     append_batch(file, **rows(0), split_names="train")
+    here, there = os.pipe()
     child = os.fork()  # as a data loader makes its workers
     if child == 0:
+        os.write(there, b"!")
         signal.pause()
+    os.read(here, 1)
     try:
         file.close()
         with init_file(path) as again:
