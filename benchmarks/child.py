@@ -1,0 +1,41 @@
+"""A process of its own for one row: it runs the contest, or our side alone for its memory, and prints JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.contest import run_contest
+from benchmarks.rows import contest
+from benchmarks.sizes import Size
+
+
+def main() -> None:
+    row, folder, size, task = sys.argv[1], Path(sys.argv[2]), Size(**json.loads(sys.argv[3])), sys.argv[4]
+    made = contest(row, folder, size)
+    result = {}
+    if task == "memory":
+        made.reset()
+        made.ours()
+        result["peak"] = peak_memory()
+    if task == "contest":
+        result = {
+            "work": made.work,
+            "limit": made.limit.what,
+            "usual": made.usual.what if made.usual else None,
+            "wanted": asdict(made.wanted),
+            "times": asdict(run_contest(made, size.rounds)),
+        }
+    print(json.dumps(result))
+
+
+def peak_memory() -> int:
+    """The most bytes that this process, or one it started, ever held; mapped pages count (Linux counts in KiB)."""
+    return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What rows work on: a study whose encoder costs nothing, built for real, and its numbers as raw bytes and in LZF."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import yaml
+from PIL import Image
+
+from benchmarks import original, stand_in
+from benchmarks.sizes import Size
+from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder
+from ccassets.storage import Store
+from ccassets.study import Study, load_study
+
+CLASSES = ("basophil", "eosinophil", "lymphocyte", "platelet")
+VOCABULARY: dict[str, Any] = {
+    "labels": {"words": list(CLASSES), "templates": ["a photo of a {} cell"]},
+    "concepts": {
+        "words": ["Segmented nucleus", "Round nucleus", "Eosinophilic granules", "Pale cytoplasm"],
+        "templates": ["a cell with {}", "a cell photo with sign of {}"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """A built study, and what its database holds in two other forms."""
+
+    study: Study
+    store: Store
+    raw: Path
+    """The token features alone, row by row, as bytes."""
+    lzf: Path
+    """Features, token features and labels in the original layout."""
+
+    def open(self) -> FeatureDatabase:
+        return open_database(self.store.database)
+
+    def map_raw(self, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
+        return np.memmap(self.raw, np.float16, "r", shape=shape)
+
+
+def material(folder: Path, size: Size) -> Material:
+    """The material of a size, made when it is not there."""
+    place = folder / "material"
+    study = write_study(place / "studies" / "cells", stand_in_encoder(size.dim, size.tokens), place / "pictures")
+    made = Material(study, Store.of(study, place / "storage"), place / "raw.bin", place / "lzf.h5")
+    if not made.store.database.is_file():
+        save_pictures(place / "pictures", {"train": size.rows}, stand_in.SIDE)
+        build(study, made.store)
+    return made
+
+
+def raw_and_lzf(made: Material) -> None:
+    """Write the database's numbers as raw bytes and in the original layout, unless they are there."""
+    if made.lzf.is_file():
+        return
+    with made.open() as database, made.raw.open("wb") as raw:
+        file = original.create(made.lzf, database.dim, database.token_count)
+        for first, tokens in iter_blocks(database.image_token_features):
+            raw.write(tokens.tobytes())
+            rows = slice(first, first + len(tokens))
+            original.append(file, database.image_features[rows], tokens, database.labels[rows])
+        file.close()
+
+
+def build(study: Study, store: Store) -> None:
+    """Build a study with the library alone."""
+    identify_encoder(study, store=store)
+    extract_text(study, store=store)
+    extract_splits(study, study.splits, store=store)
+    assemble_database(study, store=store)
+
+
+def write_study(folder: Path, encoder: dict[str, Any], pictures: Path, **changes: Any) -> Study:
+    """Write a study of pictures in a folder, and load it."""
+    attributes = {
+        "dataset": {"kind": "folder", "root": str(pictures), "splits": ["train"]},
+        "encoder": encoder,
+        "vocabulary": VOCABULARY,
+        "extraction": {"batch_size": 64, "rows_per_shard": 128},
+        **changes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    # Where a study says `stand_in`, it means the file beside it.
+    shutil.copy(stand_in.__file__, folder / "stand_in.py")
+    (folder / "defs.yaml").write_text(yaml.safe_dump({"type": "ccassets.FeatureDatabase", "attributes": attributes}))
+    return load_study(folder / "defs.yaml")
+
+
+def stand_in_encoder(dim: int, tokens: int) -> dict[str, Any]:
+    return {"kind": "python", "target": "stand_in:StandIn", "options": {"dim": dim, "tokens": tokens}}
+
+
+def save_pictures(root: Path, splits: dict[str, int], side: int) -> None:
+    """Pictures of noise, all different, as `<root>/<split>/<class>/<number>.png`."""
+    noise = np.random.default_rng(0)
+    for split, rows in splits.items():
+        for label in CLASSES:
+            (root / split / label).mkdir(parents=True, exist_ok=True)
+        for row in range(rows):
+            picture = Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8))
+            picture.save(root / split / CLASSES[row % len(CLASSES)] / f"{row:06d}.png", compress_level=1)
+
+
+def copy_through_h5py(source: Path, target: Path) -> None:
+    """A new file with every data set and attribute of another, through HDF5."""
+    with h5py.File(source, "r") as old, h5py.File(target, "w") as new:
+        for name in old:
+            old.copy(name, new)
+        for name, value in old.attrs.items():
+            new.attrs[name] = value
+    original.sync(target)

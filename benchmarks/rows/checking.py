@@ -1,0 +1,65 @@
+"""Rows about checking: a whole file validated, and with every digest recomputed, against reading it once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.material import material
+from benchmarks.sizes import Size
+from ccassets.database.validation import validate_database
+
+BLOCK = 8 << 20
+
+
+def validation(folder: Path, size: Size) -> Contest:
+    path = material(folder, size).store.database
+    return Contest(
+        work=f"every check of a file of {path.stat().st_size / 1e6:.0f} MB, warm",
+        ours=lambda: validate_database(path),
+        limit=Contestant("reading it in one thread", lambda: _read(path)),
+        usual=Contestant("finite, not zero and of length 1, by h5py and numpy", lambda: _usual_checks(path)),
+        wanted=Wanted(of_limit=0.25),
+    )
+
+
+def digests(folder: Path, size: Size) -> Contest:
+    path = material(folder, size).store.database
+    return Contest(
+        work=f"every check and every digest of a file of {path.stat().st_size / 1e6:.0f} MB (`--deep`), warm",
+        ours=lambda: validate_database(path, deep=True),
+        limit=Contestant("reading it in one thread", lambda: _read(path)),
+        usual=Contestant("its SHA-256", lambda: _sha256(path)),
+    )
+
+
+def _read(path: Path) -> None:
+    buffer = bytearray(BLOCK)
+    fd = os.open(path, os.O_RDONLY)
+    position = 0
+    while done := os.preadv(fd, [buffer], position):
+        position += done
+    os.close(fd)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _usual_checks(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        good = True
+        for name in ("image_features", "image_token_features"):
+            for first in range(0, len(file[name]), 16):
+                block = file[name][first : first + 16]
+                good &= bool(np.isfinite(block).all()) and bool(block.any(axis=-1).all())
+                if block.ndim == 2:
+                    lengths = np.linalg.norm(block.astype(np.float32), axis=1)
+                    good &= bool((np.abs(lengths - 1) < 2e-3).all())
+        return good

@@ -1,0 +1,142 @@
+"""Rows about files that are made: a part written, parts assembled, a database rebuilt for one changed template."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import original
+from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.material import VOCABULARY, build, copy_through_h5py, material, stand_in_encoder, write_study
+from benchmarks.sizes import Size
+from benchmarks.stand_in import StandIn
+from ccassets.database.layout import BULK
+from ccassets.extraction import assemble_database, extract_template
+from ccassets.extraction.images import write_image_part
+from ccassets.extraction.provenance import part_provenance
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.extraction.text import template_part
+from ccassets.storage import Store
+from ccassets.study import Study
+
+
+def part_writing(folder: Path, size: Size) -> Contest:
+    made = material(folder, size)
+    manifest = recorded_manifest(made.study, "train", made.store)
+    shard = np.arange(min(128, size.rows))
+    with made.open() as database:
+        features, tokens = (np.array(getattr(database, name)[: len(shard)]) for name in BULK)
+    provenance = part_provenance(made.study, StandIn(size.dim, size.tokens), 1.0)
+    out = _Out(folder / "out")
+
+    def raw() -> None:
+        path = out.path / "raw.bin"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for values in (features, tokens):
+            data = values.reshape(-1).view(np.uint8).data
+            while len(data):
+                data = data[os.write(fd, data) :]
+        os.fsync(fd)
+        os.close(fd)
+
+    def usual() -> None:
+        path = out.path / "original.h5"
+        with original.create(path, size.dim, size.tokens) as file:
+            for first in range(0, len(shard), 64):
+                batch = slice(first, first + 64)
+                original.append(file, features[batch], tokens[batch], manifest.labels[shard[batch]])
+        original.sync(path)
+
+    return Contest(
+        work=f"a part of {len(shard)} rows, {_megabytes(features.nbytes + tokens.nbytes)}, digests included",
+        ours=lambda: write_image_part(out.path, manifest, shard, features, tokens, provenance),
+        limit=Contestant("write and fsync of the same bytes", raw),
+        usual=Contestant("batches appended to a chunked LZF file", usual),
+        wanted=Wanted(of_limit=0.95),
+        reset=out.empty,
+    )
+
+
+def assembly(folder: Path, size: Size) -> Contest:
+    made = material(folder, size)
+    out = _Out(folder / "out")
+    database = made.store.database
+    return Contest(
+        work=f"{size.rows} rows of unchanged parts, {_megabytes(database.stat().st_size)}, into a database",
+        ours=lambda: assemble_database(made.study, store=made.store, output=out.path / "database.h5"),
+        limit=Contestant("`cp` of the database, and fsync", lambda: _cp(database, out.path / "copy.h5")),
+        usual=Contestant("a copy through HDF5", lambda: copy_through_h5py(database, out.path / "copy.h5")),
+        wanted=Wanted(of_limit=0.95),
+        reset=out.empty,
+    )
+
+
+def template_rebuild(folder: Path, size: Size) -> Contest:
+    """A second study over the same parts is built with two wordings by turns: each time one template is new."""
+    made = material(folder, size)
+    encoder = StandIn(size.dim, size.tokens)
+    out = _Out(folder / "out")
+    changed = "concept_prompts_t01"
+    wordings = [_reworded(made.study, size, wording) for wording in ("a cell showing {}", "a cell that shows {}")]
+    store = Store.of(wordings[0], made.store.root)
+    if not store.database.is_file():
+        build(wordings[0], store)
+
+    def reset() -> None:
+        out.empty()
+        new = wordings[1].vocabulary.templates()[changed]
+        template_part(new, recorded_card(wordings[1], store), store).unlink(missing_ok=True)
+
+    def ours() -> None:
+        wordings.reverse()
+        extract_template(wordings[0], changed, encoder=lambda: encoder, store=store)
+        if assemble_database(wordings[0], store=store).unchanged:
+            raise RuntimeError("the changed template should have made another database")
+
+    def limit() -> None:
+        encoder.encode_texts(wordings[1].vocabulary.templates()[changed].prompts)
+        _cp(store.database, out.path / "copy.h5")
+
+    return Contest(
+        work=f"one changed template encoded, {_megabytes(store.database.stat().st_size)} rebuilt",
+        ours=ours,
+        limit=Contestant("encoding it and `cp --reflink=auto` of the database, and fsync", limit),
+        usual=Contestant("a copy through HDF5", lambda: copy_through_h5py(store.database, out.path / "copy.h5")),
+        wanted=Wanted(of_limit=1 / 1.05),
+        reset=reset,
+    )
+
+
+class _Out:
+    """A folder for what a run writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def empty(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+
+
+def _reworded(study: Study, size: Size, wording: str) -> Study:
+    concepts: dict[str, Any] = VOCABULARY["concepts"]
+    return write_study(
+        study.folder.with_name("reworded"),
+        stand_in_encoder(size.dim, size.tokens),
+        study.folder.parent.parent / "pictures",
+        vocabulary={**VOCABULARY, "concepts": {**concepts, "templates": [wording, *concepts["templates"][1:]]}},
+    )
+
+
+def _cp(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--reflink=auto", source, target], check=True)
+    original.sync(target)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"

@@ -1,0 +1,32 @@
+"""How large the material of a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """`dim` and `tokens` are D and T_img of the material; all the rest are numbers of rows, and `rounds` of runs.
+
+    `rows` are those of the database that is written, read, checked and assembled; `pictures` go through the phantom
+    encoder; `build_rows` (with `build_tokens` patches) make the study that is built again with nothing to do;
+    `tenth` are the rows whose peak memory is compared with that of ten times as many.
+    """
+
+    name: str
+    dim: int
+    tokens: int
+    rows: int
+    pictures: int
+    search: tuple[int, int]
+    build_rows: int
+    build_tokens: int
+    tenth: int
+    rounds: int
+
+
+SIZES = {
+    "small": Size("small", 32, 9, 48, 12, (500, 2000), 40, 9, 12, 2),
+    "real": Size("real", 1152, 729, 384, 512, (17_092, 1_000_000), 17_092, 729, 48, 7),
+}
