@@ -16,6 +16,7 @@ from benchmarks.material import VOCABULARY, build, copy_through_h5py, material, 
 from benchmarks.sizes import Size
 from benchmarks.stand_in import StandIn
 from ccassets.database.layout import BULK
+from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database, extract_template
 from ccassets.extraction.images import write_image_part
 from ccassets.extraction.provenance import part_provenance
@@ -86,6 +87,9 @@ def template_rebuild(folder: Path, size: Size) -> Contest:
     store = Store.of(wordings[0], made.store.root)
     if not store.database.is_file():
         build(wordings[0], store)
+    with open_database(store.database) as database:  # A process before this one may have left the other wording.
+        if database.attributes["prompt_temp_for_concepts"] != list(wordings[0].vocabulary.concepts.templates):
+            wordings.reverse()
 
     def reset() -> None:
         out.empty()
