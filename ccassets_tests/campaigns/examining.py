@@ -41,22 +41,27 @@ class Outcome:
     text: str
     seconds: float
     peak_bytes: int
+    """The most memory the fork held beyond what it was born with."""
 
 
 def examine(path: Path) -> Outcome:
-    """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `SECONDS` of processor time."""
+    """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `SECONDS` of processor time.
+
+    Memory is counted from what this process holds when it forks: that is nothing the file asked for.
+    """
     started = time.monotonic()
+    resident, data = _held_bytes()
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
-        _work(path, writing)
+        _work(path, writing, data + MEMORY)
     os.close(writing)
     text = _read_until(reading, started + _PATIENCE)
     if text is None:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
-    took, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+    took, peak = usage.ru_utime + usage.ru_stime, max(0, (usage.ru_maxrss << 10) - resident)
     if text is None:
         return Outcome("hung", f"no answer after {_PATIENCE:g} s", took, peak)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
@@ -86,11 +91,17 @@ def _read_until(fd: int, deadline: float) -> str | None:
             blocks.append(block)
 
 
-def _work(path: Path, fd: int) -> NoReturn:
+def _held_bytes() -> tuple[int, int]:
+    """Bytes this process has in memory, and those that `RLIMIT_DATA` counts (proc_pid_statm(5))."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(pages[1]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()
+
+
+def _work(path: Path, fd: int, data_limit: int) -> NoReturn:
     try:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
         # Our own code would get the first signal; a loop in C is ended by the second.
         signal.signal(signal.SIGXCPU, _too_slow)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
