@@ -17,6 +17,14 @@ from ccassets.errors import StorageError
 _TEMPORARY_SUFFIX = ".partial"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_BROKEN = {
+    errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.ENOLCK, errno.ENOENT, errno.EEXIST,
+}  # fmt: skip
+"""What disks and file systems refuse with; an error of the network is none of these."""
+_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+EXHAUSTED = _MANY_FILES | {errno.ENOMEM, errno.ESTALE}
+"""What the system says when it has nothing to give: true of any file at that moment."""
 
 
 def fingerprint(path: Path) -> str:
@@ -62,7 +70,20 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
     if error.errno in _FORBIDDEN:
         return StorageError(f"{path} may not be written ({error.strerror}): check the folder's owner and mode.")
+    if error.errno in _MANY_FILES:
+        return StorageError(
+            f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
+        )
     return StorageError(f"{path} could not be written: {error.strerror or error}.")
+
+
+def reading_refused(error: BaseException, what: str) -> StorageError | None:
+    """What the system refused to let us read, as a sentence; None when the error is about the file itself."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in _FORBIDDEN | EXHAUSTED:
+        return None
+    advice = "Raise the limit (`ulimit -n`), then go on." if number in _MANY_FILES else "Nothing was changed."
+    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}")
 
 
 @contextmanager
@@ -70,7 +91,7 @@ def _refusals_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL | _FORBIDDEN:
+        if error.errno not in _FULL | _FORBIDDEN | _BROKEN:
             raise
         raise storage_error(error, path) from error
 
@@ -93,8 +114,9 @@ def leftovers(folder: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove our temporary files from a folder when their writer is gone; those of other programs stay."""
-    for leftover in leftovers(folder):
-        leftover.unlink(missing_ok=True)
+    with _refusals_named(folder):
+        for leftover in leftovers(folder):
+            leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -120,7 +142,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with _refusals_named(folder):
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from sqlalchemy.exc import DBAPIError
 
 from ccassets.definitions import definitions_of
 from ccassets.errors import StorageError
@@ -30,7 +31,10 @@ _STATES: dict[StaleStatus, State] = {
 
 @contextmanager
 def dagster_instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none."""
+    """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none.
+
+    Raises `StorageError` where the home cannot be written, or its disk is full.
+    """
     folder = home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +44,14 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
         raise StorageError(
             f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
         ) from error
-    with dg.DagsterInstance.from_config(str(folder)) as instance:
-        yield instance
+    try:
+        with dg.DagsterInstance.from_config(str(folder)) as instance:
+            yield instance
+    except DBAPIError as error:
+        raise StorageError(
+            f"Dagster's records under {folder} cannot be written or read ({error.orig}). Free some space there, or "
+            "choose another home with --home; features and databases are not touched by this."
+        ) from error
 
 
 def asset_state(

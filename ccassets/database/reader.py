@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ccassets.database.heaps import find_endless_heap
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, JSON_ATTRIBUTES, LOGIT_PARAMETERS
 from ccassets.errors import DatabaseError
+from ccassets.files import reading_refused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -542,10 +543,11 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise DatabaseError(
+        raise reading_refused(error, str(path)) or DatabaseError(
             f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
         ) from error
-    place = find_endless_heap(file, _fileno(file))
+    with _refusals_named(str(path)):
+        place = find_endless_heap(file, _fileno(file))
     if place is not None:
         file.close()
         raise DatabaseError(
@@ -559,7 +561,9 @@ def _refusals_named(where: str) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as error:
-        raise DatabaseError(f"{where} cannot be read ({error or type(error).__name__}): the file is damaged") from error
+        raise reading_refused(error, where) or DatabaseError(
+            f"{where} cannot be read ({error or type(error).__name__}): the file is damaged"
+        ) from error
 
 
 def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:

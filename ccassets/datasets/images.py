@@ -17,6 +17,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from ccassets.errors import DatasetError
+from ccassets.files import EXHAUSTED, reading_refused
 
 POLICY_VERSION: Final = 1
 """Raised on purpose whenever the conversion below gives other pixels than before."""
@@ -36,7 +37,8 @@ _BITS_PER_SAMPLE: Final = 258  # the TIFF tag
 def decode_image(source: Path | BinaryIO) -> Image.Image:
     """The picture in a file as 8-bit RGB, upright.
 
-    Raises `DatasetError` with the reason alone; the caller knows the key.
+    Raises `DatasetError` with the reason alone; the caller knows the key. `StorageError` when the system has no more
+    open files or memory to give.
     """
     try:
         with Image.open(source, formats=_formats()) as image:
@@ -53,6 +55,8 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
     except OSError as error:  # the reason is stored: the system's own text, without the path
+        if error.errno in EXHAUSTED and (refusal := reading_refused(error, str(source))):  # says nothing of the picture
+            raise refusal from error
         raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included
         raise DatasetError(f"it cannot be decoded ({str(error) or type(error).__name__})") from error

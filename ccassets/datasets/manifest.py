@@ -22,7 +22,7 @@ from PIL import Image
 from ccassets.datasets.contract import Dataset, Rows
 from ccassets.datasets.images import DECODER, blank_image, image_digest
 from ccassets.errors import DatasetError
-from ccassets.files import remove_leftovers, replacing
+from ccassets.files import reading_refused, remove_leftovers, replacing
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 
@@ -154,7 +154,7 @@ class Manifest:
                 raise ValueError("its rows are not those that were written: it was damaged, or edited")
             return manifest
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise DatasetError(
+            raise reading_refused(error, str(path)) or DatasetError(
                 f"{path} is not a manifest that can be read ({error}). Remove it and read the images again."
             ) from error
 

@@ -16,14 +16,17 @@ import numpy.typing as npt
 
 from ccassets.database.digests import feature_digests, rows_digest
 from ccassets.database.reader import READ_ERRORS, FeatureDatabase, iter_blocks, open_database
-from ccassets.errors import CcassetsError
+from ccassets.errors import DatabaseError
 from ccassets.files import fingerprint
 from ccassets.storage import Store
 
 Digests = npt.NDArray[np.uint8]
 
-UNUSABLE = (CcassetsError, *READ_ERRORS)
-"""What reading a part can raise that is not what was written: it is then not used, and encoded again."""
+UNUSABLE = (DatabaseError, *READ_ERRORS)
+"""What reading a part can raise that is not what was written: it is then not used, and encoded again.
+
+Not so a `StorageError`: what the system does not let us read now may be as it should be.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,12 @@ class VerifiedFiles:
 
     @cached_property
     def _known(self) -> dict[str, str]:
-        known = {}
-        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else []
-        for line in lines:
+        known: dict[str, str] = {}
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return known
+        for line in text.splitlines():
             with suppress(ValueError, TypeError):  # A damaged line may be any JSON.
                 name, seen = json.loads(line)
                 known[name] = seen

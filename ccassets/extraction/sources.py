@@ -13,7 +13,7 @@ from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_ma
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
-from ccassets.files import write_text
+from ccassets.files import reading_refused, write_text
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
@@ -142,7 +142,9 @@ def _read_card(store: Store) -> tuple[str, EncoderCard] | None:
     try:
         record = json.loads(store.encoder_card.read_text(encoding="utf-8"))
         return record["asked"], EncoderCard.from_json(json.dumps(record["card"]))
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if refusal := reading_refused(error, str(store.encoder_card)):
+            raise refusal from error
         return None
 
 
