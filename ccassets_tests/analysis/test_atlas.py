@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -194,6 +196,19 @@ def test_the_page_says_that_only_some_rows_were_taken(tmp_path: Path) -> None:
     page = write_atlas(study, store).page.read_text(encoding="utf-8")
     assert "only 4 images of each split were taken" in page
     assert "No zero-shot classes: The study has no label words" in page
+
+
+def test_a_file_that_knows_no_keys_has_an_atlas_without_pictures(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.store.root, tmp_path / "storage")
+    store = replace(made.store, root=tmp_path / "storage")
+    with h5py.File(store.database, "r+") as file:
+        del file["keys"]
+    atlas = write_atlas(made.study, store)
+    page = atlas.page.read_text(encoding="utf-8")
+    page = page[: page.index('id="data"')]
+    assert "does not say where its rows came from" in page
+    assert "<img" not in page
+    assert re.search(r"<br>row \d+</figcaption>", page)
 
 
 def test_equal_databases_make_equal_pages(made: Made) -> None:

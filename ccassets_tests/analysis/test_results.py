@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccassets.analysis.bottleneck import numbers, write_bottleneck
 from ccassets.analysis.localisation import localisation, patch_mask, permuted
 from ccassets.analysis.results import analyses, obstacles, read_result, write_result
 from ccassets.analysis.retrieval import retrieval
 from ccassets.analysis.thumbnails import heat_layer, overlaid, sprite, strip
+from ccassets.analysis.zero_shot import write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
+from ccassets.storage import Store
 from ccassets.study import Study, load_study
 from ccassets_tests.analysis.cells import cells, write_cells
 from ccassets_tests.analysis.phantoms import phantom_study
@@ -77,6 +80,39 @@ def test_a_result_of_another_database_or_none_is_refused(tmp_path: Path) -> None
         (tmp_path / "zero_shot.json").write_text(json.dumps({"database": "of yesterday"}))
         with pytest.raises(AnalysisError, match="another state of the database: materialize zero_shot again"):
             read_result(tmp_path / "zero_shot.json", database)
+
+
+# --- zero-shot and bottleneck ------------------------------------------------------------------------
+
+
+def stored(root: Path, **options: Any) -> Store:
+    """A storage root whose study "cells" has the made-up cells as its database."""
+    store = Store(root, "cells", "conceptclip_features.h5")
+    store.folder.mkdir(parents=True)
+    write_cells(store.database, cells(480, grouped=True).samples, **options)
+    return store
+
+
+def test_an_encoder_without_a_scale_has_no_zero_shot_probabilities(tmp_path: Path) -> None:
+    assert "no logit_scale" in (write_zero_shot(stored(tmp_path)).obstacle or "")
+
+
+def test_where_patients_are_known_intervals_are_per_patient(tmp_path: Path) -> None:
+    result = write_bottleneck(load_study("bloodmnist"), stored(tmp_path, off_domain=9))
+    for split in ("val", "test"):
+        assert result.content["splits"][split]["accuracy"]["per"] == "group"
+    controls = result.content["controls"]
+    assert controls["missing"] == {}
+    assert {control["accuracy"]["per"] for control in controls["controls"]} == {"group"}
+    assert controls["price"]["accuracy"]["per"] == "group"
+    assert [level["concepts"] for level in result.content["levels"]] == [2, 4, 6]
+    assert numbers(result.content)["control_off_domain_phrases"] < result.content["splits"]["test"]["accuracy"]["value"]
+
+
+def test_a_bottleneck_needs_labels(tmp_path: Path) -> None:
+    result = write_bottleneck(load_study("bloodmnist"), stored(tmp_path, labels="none"))
+    assert "has no labels" in (result.obstacle or "")
+    assert numbers(result.content) == {}
 
 
 # --- retrieval ---------------------------------------------------------------------------------------

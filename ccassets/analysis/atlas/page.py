@@ -132,6 +132,8 @@ def _notes(study: Study, view: View) -> list[str]:
     ]
     if (limit := database.attributes.get("limit")) is not None:
         notes.append(f"A first try: only {limit} images of each split were taken.")
+    if view.picture is None:
+        notes.append("The file does not say where its rows came from: there are no pictures.")
     if not is_labelled(database):
         notes.append("The data set has no labels: there are no classes to tell apart.")
     elif database.label_matrix is not None:
