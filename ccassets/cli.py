@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ def ui(
     write_text(home_folder() / UI_FILE, json.dumps({"port": port}))
     typer.echo(f"The UI will answer at http://127.0.0.1:{port} (Ctrl-C stops it).", err=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "ccassets.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    # Dagster stops its own processes by SIGINT, which is ignored where a script started us with `&`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.execve(sys.executable, command, environment)  # In our place: whoever stops us stops it, by any signal.
 
 
