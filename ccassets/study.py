@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ccassets.errors import StudyError
 
@@ -241,6 +250,14 @@ class Concept(_Section):
         return (self.word, *self.synonyms)
 
 
+def _as_mapping(written: Any) -> Any:
+    return {"word": written} if isinstance(written, str) else written
+
+
+# The schema, which editors and `dg check` hold a study to, has to know the short form too.
+_ConceptAsWritten = Annotated[Concept, BeforeValidator(_as_mapping, json_schema_input_type=str | Concept)]
+
+
 class _Words(_Section):
     templates: tuple[Text, ...] = ()
 
@@ -262,14 +279,7 @@ class LabelWords(_Words):
 class ConceptWords(_Words):
     """Concepts and the templates they are put into."""
 
-    words: tuple[Concept, ...] = ()
-
-    @field_validator("words", mode="before")
-    @classmethod
-    def _a_string_is_a_word(cls, words: Any) -> Any:
-        if not isinstance(words, (list, tuple)):
-            return words
-        return [{"word": word} if isinstance(word, str) else word for word in words]
+    words: tuple[_ConceptAsWritten, ...] = ()
 
     @field_validator("words")
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
     from ccassets_tests.test_daemon import Webserver
 
@@ -24,8 +24,11 @@ _UNSYNCED = re.compile("Code version|Upstream .*|Unsynced.*")
 class Person:
     """Somebody with the UI open who works on one study, and waits for what a person would wait for."""
 
-    def __init__(self, browser: Browser, server: Webserver, study: str, *, width: int, height: int) -> None:
-        self.page: Page = browser.new_page(viewport={"width": width, "height": height})
+    def __init__(
+        self, browser: Browser, server: Webserver, study: str, *, width: int, height: int, scale: float = 1.0
+    ) -> None:
+        size: ViewportSize = {"width": width, "height": height}
+        self.page: Page = browser.new_page(viewport=size, device_scale_factor=scale)
         self.page.set_default_timeout(_SECONDS * 1000)
         self.server = server
         self.study = study
