@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from datetime import date
 
 import dagster as dg
 
-from ccassets.assets.common import is_partitioned
+from ccassets.analysis.results import FILES
+from ccassets.assets.common import asset_key, is_partitioned
 from ccassets.errors import CcassetsError
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
 from ccassets.jobs import Job, job_name
@@ -30,7 +32,7 @@ def study_sensors(study: Study, jobs: Sequence[Job]) -> list[dg.SensorDefinition
                 "template costs its prompts, a changed image costs that image, equal sources cost nothing."
             ),
         ),
-        _source_sensor(study, jobs),
+        _watch_sensor(study, jobs),
     ]
 
 
@@ -47,33 +49,43 @@ def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
     ]
 
 
-def _source_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
-    read_images, read_encoder = job_name(study, "read_images"), job_name(study, "read_encoder")
+def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
+    names = {"read_encoder", "read_images", *(job for _, job in _REMADE_BY.values())}
+    started = {job_name(study, name) for name in names}
 
     @dg.sensor(
         name=job_name(study, "watch_sources"),
         minimum_interval_seconds=SOURCES_SECONDS,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        jobs=[job for job in jobs if job.name in {read_images, read_encoder}],
+        jobs=[job for job in jobs if job.name in started],
         description=(
-            "Looks at the source files every five minutes, by size and time, and reads those that changed into their "
-            "manifest or identity card. Makes no run while nothing changes."
+            "Looks at files every five minutes, by size and time: reads source files that changed into their manifest "
+            "or identity card, and makes again what was deleted or replaced by hand, a part, the database or a page. "
+            "Makes no run while nothing changes."
         ),
     )
-    def _watch(store: StoreResource, encoder: EncoderResource) -> dg.SensorResult | dg.SkipReason:
-        notice = changed_study_file(study)
+    def _watch(
+        context: dg.SensorEvaluationContext, store: StoreResource, encoder: EncoderResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        place = store.of(study)
+        notices = [notice] if (notice := changed_study_file(study)) else []
         try:
-            requests = list(_requests(study, store.of(study), encoder))
+            requests = list(_changed_sources(study, place, encoder))
+            if not requests:
+                requests, losses = _losses(study, place, context.instance)
+                notices += losses
         except CcassetsError as error:
-            return dg.SkipReason(str(error))
+            return dg.SkipReason(" ".join([*notices, str(error)]))
+        for notice in notices:
+            context.log.warning(notice)
         if not requests:
-            return dg.SkipReason(notice or "The sources are what they were when they were last read.")
+            return dg.SkipReason(" ".join(notices) or "Sources and files are what they were when they were last read.")
         return dg.SensorResult(run_requests=requests)
 
     return _watch
 
 
-def _requests(study: Study, place: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
+def _changed_sources(study: Study, place: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
     """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
     identity = current_identity(study, place, device=encoder.device, hf_token=encoder.hf_token)
     if identity != recorded_identity(place):
@@ -87,6 +99,49 @@ def _requests(study: Study, place: Store, encoder: EncoderResource) -> Iterator[
         keys = {None: hashlib.sha256(repr(sources).encode()).hexdigest()}
     for split, run_key in keys.items():
         yield dg.RunRequest(run_key=run_key, job_name=job_name(study, "read_images"), partition_key=split)
+
+
+_REMADE_BY = {
+    "template_features": (0, "extract_text"),
+    "image_features": (0, "extract_images"),
+    "feature_database": (1, "build_database"),
+    "validation_report": (2, "build_database"),
+    **dict.fromkeys(FILES, (2, "analyse")),
+}
+"""What may be lost: when its turn is, as what reads others waits for them, and the job that makes it again."""
+
+
+def _losses(study: Study, place: Store, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
+    """Runs that make lost files again, and a sentence for each loss."""
+    from ccassets.states import lost_assets  # It needs the definitions that this sensor is part of.
+
+    lost = lost_assets(instance, study, place)
+    runs: dict[tuple[int, str, str | None], list[dg.AssetKey]] = {}
+    for name in lost:
+        asset, _, split = name.partition(":")
+        path = asset.split("/")
+        runs.setdefault((*_REMADE_BY[path[0]], split or None), []).append(asset_key(study, *path))
+    first = min((turn for turn, _, _ in runs), default=0)
+    requests = [
+        dg.RunRequest(
+            run_key=_loss_key(instance, keys, split),
+            job_name=job_name(study, job),
+            asset_selection=keys,
+            partition_key=split,
+        )
+        for (turn, job, split), keys in runs.items()
+        if turn == first
+    ]
+    return requests, [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
+
+
+def _loss_key(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], split: str | None) -> str:
+    """What makes it one run for each loss, and one a day where that run failed."""
+    made = []
+    for key in keys:
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[split] if split else None)
+        made += [record.storage_id for record in instance.fetch_materializations(records, limit=1).records]
+    return f"{date.today()}:{split}:{made}"
 
 
 def changed_study_file(study: Study) -> str | None:

@@ -10,6 +10,7 @@ from ccassets.analysis.results import analyses
 from ccassets.assets.common import asset_key, split_partitions, splits_of
 from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import CcassetsError
+from ccassets.extraction.images import held_entries
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text import template_part
@@ -155,12 +156,12 @@ def _val_accuracy(record: dg.EventLogRecord) -> float | None:
 
 
 def _parts_of(study: Study, place: Store, splits: Iterable[str]) -> Sequence[Path]:
-    """The image parts that hold rows of the given splits."""
+    """The image parts that hold the rows of the given splits; `StorageError` when rows are in none."""
     index = held_rows(place, recorded_card(study, place).identity)
     sources: set[Path] = set()
     for split in splits:
-        entries = index.find(recorded_manifest(study, split, place).image_digest)
-        sources.update(index.sources[number] for number in set(index.source[entries[entries >= 0]].tolist()))
+        entries = held_entries(recorded_manifest(study, split, place), index)
+        sources.update(index.sources[number] for number in set(index.source[entries].tolist()))
     return sorted(sources)
 
 

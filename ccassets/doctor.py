@@ -377,6 +377,9 @@ def _records(study: Study) -> Iterator[Diagnosis]:
     if states["failed"]:
         advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
         yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(states['failed'])}", advice)
+    if states["lost"]:
+        advice = f"`ccassets build {study.name}` makes them again."
+        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(states['lost'])}", advice)
     counts = ", ".join(f"{len(names)} {state}" for state, names in states.items() if names)
     yield Diagnosis("assets", "ok", counts)
 

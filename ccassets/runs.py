@@ -11,16 +11,16 @@ from typing import Any
 
 import dagster as dg
 
-from ccassets.analysis.results import FILES, analyses
+from ccassets.analysis.results import analyses
 from ccassets.assets.common import asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
-from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
 from ccassets.extraction.text import missing_templates
 from ccassets.jobs import job_name
 from ccassets.liveness import alive, settling
+from ccassets.losses import absent_database, absent_pages
 from ccassets.resources import EncoderResource
 from ccassets.states import asset_state, dagster_instance
 from ccassets.storage import Store
@@ -135,16 +135,14 @@ class Build:
                 self._run("extract_images", ["image_features"], split, fresh=self.fresh)
 
     def _database(self) -> None:
-        database = self.store.database
-        there = database.is_file() and VerifiedFiles(database.parent).has(database)
-        if self._is_stale("feature_database") or not there:
+        if self._is_stale("feature_database") or absent_database(self.store):
             self._run("build_database", ["feature_database", "validation_report"])
-        elif self._is_stale("validation_report") or not (self.store.reports / "validation.html").is_file():
+        elif self._is_stale("validation_report") or "validation_report" in absent_pages(self.study, self.store):
             self._run("build_database", ["validation_report"])
 
     def _analyses(self) -> None:
-        wanted = analyses(self.study)
-        stale = [name for name in wanted if self._is_stale(name) or not (self.store.analysis / FILES[name]).is_file()]
+        wanted, absent = analyses(self.study), absent_pages(self.study, self.store)
+        stale = [name for name in wanted if self._is_stale(name) or name in absent]
         if stale:
             # The atlas, last of them, shows what the others found.
             self._run("analyse", list(dict.fromkeys([*stale, *wanted[-1:]])))

@@ -1,4 +1,4 @@
-"""What Dagster's records say of a study's assets: built, stale, failed or missing; and where the records are."""
+"""What Dagster's records and the disk say of a study's assets: built, stale, failed, lost or missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from sqlalchemy.exc import DBAPIError
 
+from ccassets.assets.common import asset_key
 from ccassets.definitions import definitions_of
 from ccassets.errors import StorageError
-from ccassets.storage import home
+from ccassets.losses import absent
+from ccassets.storage import Store, home
 from ccassets.study import Study, load_study, study_files
 
-State = Literal["built", "stale", "failed", "missing"]
+State = Literal["built", "stale", "failed", "lost", "missing"]
 
 SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 _STATES: dict[StaleStatus, State] = {
@@ -72,14 +74,30 @@ def study_states() -> dict[str, dict[State, list[str]]]:
 
 
 def states_of(instance: dg.DagsterInstance, study: Study) -> dict[State, list[str]]:
-    """A study's assets, split by split, by state; names are those of the UI without the study's prefix."""
+    """A study's assets, split by split, by state; names are those of the UI without the study's prefix.
+
+    What Dagster calls fresh and the disk does not hold any more is lost.
+    """
     definitions = definitions_of(study)
-    found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "missing": []}
+    lost = lost_assets(instance, study, Store.of(study))
+    found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "lost": [], "missing": []}
     for node in definitions.resolve_asset_graph().asset_nodes:
-        name = "/".join(node.key.path[1:])
+        asset = "/".join(node.key.path[1:])
         for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
+            name = f"{asset}:{split}" if split else asset
             state = asset_state(instance, definitions, node.key, split)
-            found[state].append(f"{name}:{split}" if split else name)
+            found["lost" if name in lost else state].append(name)
+    return found
+
+
+def lost_assets(instance: dg.DagsterInstance, study: Study, place: Store) -> dict[str, str]:
+    """What Dagster calls fresh and the disk does not hold any more, in the order of the graph, and in what way."""
+    definitions = definitions_of(study)
+    found = {}
+    for name, reason in absent(study, place).items():
+        asset, _, split = name.partition(":")
+        if asset_state(instance, definitions, asset_key(study, *asset.split("/")), split or None) == "built":
+            found[name] = reason
     return found
 
 

@@ -98,17 +98,17 @@ class VerifiedFiles:
             file.write(json.dumps([path.name, seen]) + "\n")
 
 
-def held_rows(store: Store, identity: str) -> RowIndex:
+def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIndex:
     """The index of all rows of an encoder identity under a storage root: parts first, then databases.
 
-    Every file is verified unless its fingerprint is known.
+    A file whose fingerprint is not known is verified first; with `known_only` its rows are not held.
     """
     folder = store.image_parts(identity)
     verified = VerifiedFiles(folder)
-    parts = [_read_rows(path, identity, verified) for path in folder.glob("*.h5")]
+    parts = [_read_rows(path, identity, verified, known_only) for path in folder.glob("*.h5")]
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
     databases = [
-        _read_rows(path, identity, _verified_database(path))
+        _read_rows(path, identity, _verified_database(path), known_only)
         for path in sorted(store.root.glob("*/*.h5"))
         if _identity_of(path) == identity
     ]
@@ -171,7 +171,7 @@ class _FileRows:
     damaged: bool = False
 
 
-def _read_rows(path: Path, identity: str, verified: VerifiedFiles) -> _FileRows:
+def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: bool = False) -> _FileRows:
     nothing = _FileRows(path, 0, np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), damaged=True)
     try:
         with open_database(path) as database:
@@ -180,7 +180,7 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles) -> _FileRows:
             if provenance.get("encoder", {}).get("identity") != identity or images is None or features is None:
                 return nothing
             if not verified.has(path):
-                if not verify_rows(database):
+                if known_only or not verify_rows(database):
                     return nothing
                 verified.add(path)
             written = int(provenance["created"]["unix_ns"])

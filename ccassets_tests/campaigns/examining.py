@@ -20,8 +20,8 @@ from ccassets.database.validation import validate_database
 from ccassets.errors import CcassetsError
 
 MEMORY = 1 << 30
-SECONDS = 4
-"""Of processor time, as the child process for foreign files has them for a small file."""
+SECONDS = 8
+"""Of processor time: twice what the child process for foreign files has for a small file, as a busy machine needs it."""
 
 _PATIENCE = 60.0
 """Seconds of waiting: nothing that is read sleeps, so this is only for a machine that is busy with other things."""
