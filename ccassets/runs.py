@@ -22,7 +22,7 @@ from ccassets.jobs import job_name
 from ccassets.liveness import alive, settling
 from ccassets.losses import absent_database, absent_pages
 from ccassets.resources import EncoderResource
-from ccassets.states import asset_state, dagster_instance
+from ccassets.states import Look, dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study, load_study
 
@@ -93,6 +93,7 @@ class Build:
         self.store = Store.of(study)
         self.definitions = definitions_of(study)
         self.materialized: list[str] = []
+        self._look: Look | None = None
 
     def run(self, splits: Sequence[str] | None) -> BuildResult:
         wanted = tuple(splits or self.study.splits)
@@ -153,8 +154,8 @@ class Build:
 
     def _is_stale(self, *parts: str, split: str | None = None) -> bool:
         """Whether Dagster calls an asset (or a partition of it) stale or missing, as the UI shows it."""
-        state = asset_state(self.instance, self.definitions, asset_key(self.study, *parts), split)
-        return state != "built"
+        self._look = self._look or Look(self.instance, self.definitions)
+        return self._look.state(asset_key(self.study, *parts), split) != "built"
 
     def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: bool = False) -> None:
         keys = [asset_key(self.study, *asset.split("/")) for asset in assets]
@@ -162,6 +163,7 @@ class Build:
         if fresh:
             config["ops"] = {key.to_python_identifier(): {"config": {"fresh": True}} for key in keys}
         run_id = str(uuid.uuid4())
+        self._look = None  # It is out of date now.
         with alive(self.store.runs, run_id):
             result = self.definitions.resolve_job_def(job_name(self.study, job)).execute_in_process(
                 instance=self.instance,

@@ -11,6 +11,7 @@ from typing import Literal
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.event_log.base import AssetRecord
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from sqlalchemy.exc import DBAPIError
 
@@ -56,15 +57,37 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
         ) from error
 
 
-def asset_state(
-    instance: dg.DagsterInstance, definitions: dg.Definitions, key: dg.AssetKey, split: str | None = None
-) -> State:
-    """The state of an asset, or of one split of it, as the UI shows it; the reader of Dagster's private staleness."""
-    graph = definitions.resolve_asset_graph()
-    if _failed_last(instance, graph.get(key).partitions_def, key, split):
-        return "failed"
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    return _STATES[resolver.get_status(key, split)]
+class Look:
+    """One look at Dagster's records of some definitions; what happens later takes another one."""
+
+    def __init__(self, instance: dg.DagsterInstance, definitions: dg.Definitions) -> None:
+        self._instance = instance
+        self._graph = definitions.resolve_asset_graph()
+        self._context = LoadingContextForTest(instance)
+        AssetRecord.prepare(self._context, self._graph.materializable_asset_keys)  # One query for all of them.
+        self._resolver = CachingStaleStatusResolver(instance, self._graph, self._context)
+
+    def state(self, key: dg.AssetKey, split: str | None = None) -> State:
+        """The state of an asset, or of one split of it, as the UI shows it."""
+        return "failed" if self._failed_last(key, split) else _STATES[self._resolver.get_status(key, split)]
+
+    def is_fresh(self, key: dg.AssetKey, split: str | None = None) -> bool:
+        """Whether the newest materialization is of the current versions, whatever failed since."""
+        return self._resolver.get_status(key, split) == StaleStatus.FRESH
+
+    def _failed_last(self, key: dg.AssetKey, split: str | None) -> bool:
+        partitions = self._graph.get(key).partitions_def
+        if partitions is not None and split is not None:
+            statuses = self._instance.get_status_by_partition(key, [split], partitions) or {}
+            return statuses.get(split) == AssetPartitionStatus.FAILED
+        record = AssetRecord.blocking_get(self._context, key)
+        entry = record.asset_entry if record else None
+        if entry is None or entry.last_run_id is None:
+            return False
+        if entry.last_materialization is not None and entry.last_materialization.run_id == entry.last_run_id:
+            return False
+        run = self._instance.get_run_by_id(entry.last_run_id)
+        return run is not None and run.status == dg.DagsterRunStatus.FAILURE
 
 
 def study_states() -> dict[str, dict[State, list[str]]]:
@@ -79,38 +102,27 @@ def states_of(instance: dg.DagsterInstance, study: Study) -> dict[State, list[st
     What Dagster calls fresh and the disk does not hold any more is lost.
     """
     definitions = definitions_of(study)
-    lost = lost_assets(instance, study, Store.of(study))
+    look = Look(instance, definitions)
+    lost = _lost(look, study, Store.of(study))
     found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "lost": [], "missing": []}
     for node in definitions.resolve_asset_graph().asset_nodes:
         asset = "/".join(node.key.path[1:])
         for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
             name = f"{asset}:{split}" if split else asset
-            state = asset_state(instance, definitions, node.key, split)
-            found["lost" if name in lost else state].append(name)
+            state = look.state(node.key, split)
+            found["lost" if state == "built" and name in lost else state].append(name)
     return found
 
 
 def lost_assets(instance: dg.DagsterInstance, study: Study, place: Store) -> dict[str, str]:
     """What Dagster calls fresh and the disk does not hold any more, in the order of the graph, and in what way."""
-    definitions = definitions_of(study)
+    return _lost(Look(instance, definitions_of(study)), study, place)
+
+
+def _lost(look: Look, study: Study, place: Store) -> dict[str, str]:
     found = {}
     for name, reason in absent(study, place).items():
         asset, _, split = name.partition(":")
-        if asset_state(instance, definitions, asset_key(study, *asset.split("/")), split or None) == "built":
+        if look.is_fresh(asset_key(study, *asset.split("/")), split or None):
             found[name] = reason
     return found
-
-
-def _failed_last(
-    instance: dg.DagsterInstance, partitions: dg.PartitionsDefinition | None, key: dg.AssetKey, split: str | None
-) -> bool:
-    if partitions is not None and split is not None:
-        statuses = instance.get_status_by_partition(key, [split], partitions) or {}
-        return statuses.get(split) == AssetPartitionStatus.FAILED
-    records = instance.get_asset_records([key])
-    entry = records[0].asset_entry if records else None
-    if entry is None or entry.last_run_id is None:
-        return False
-    run = instance.get_run_by_id(entry.last_run_id)
-    made_it = entry.last_materialization is not None and entry.last_materialization.run_id == entry.last_run_id
-    return run is not None and run.status == dg.DagsterRunStatus.FAILURE and not made_it

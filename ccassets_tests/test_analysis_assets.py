@@ -16,7 +16,7 @@ from ccassets.checks import MOST_LOST, study_checks
 from ccassets.definitions import definitions_of
 from ccassets.jobs import job_name
 from ccassets.runs import run_build
-from ccassets.states import asset_state, dagster_instance
+from ccassets.states import Look, dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, save_golden_weights, save_pictures, write_study
@@ -78,7 +78,8 @@ def materialize(study: Study, *assets: str) -> dg.ExecuteInProcessResult:
 def test_a_build_ends_with_all_four_and_their_files(built: Study) -> None:
     with dagster_instance() as instance:
         definitions = definitions_of(built)
-        assert {asset_state(instance, definitions, asset_key(built, name)) for name in ANALYSES} == {"built"}
+        look = Look(instance, definitions)
+        assert {look.state(asset_key(built, name)) for name in ANALYSES} == {"built"}
     folder = Store.of(built).analysis
     assert {path.name for path in folder.iterdir()} == {
         *("concept_scores.parquet", "zero_shot.json", "concept_bottleneck.json", "concept_atlas.html"),

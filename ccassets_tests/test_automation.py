@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ccassets.automation import changed_study_file
 from ccassets.definitions import definitions_of
 from ccassets.resources import EncoderResource, StoreResource
 from ccassets.runs import BuildError, run_build
-from ccassets.states import dagster_instance
+from ccassets.states import dagster_instance, states_of
+from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, picture
 
@@ -124,49 +126,109 @@ def test_what_failed_waits_for_the_night(study: Study, pictures: Path) -> None:
         assert "images:val" in daemon.asks(EVENING + timedelta(hours=7, minutes=1))
 
 
-def watch(study: Study) -> dg.SensorResult | dg.SkipReason:
+@dataclass(frozen=True)
+class Tick:
+    """What the watch said, and the runs it asked for: job, split and key of each."""
+
+    said: str
+    runs: list[tuple[str | None, str | None]]
+    keys: list[str | None]
+
+
+def watch(study: Study) -> Tick:
     sensor = next(s for s in definitions_of(study).sensors or () if s.name.endswith("watch_sources"))
     assert isinstance(sensor, dg.SensorDefinition)
+    said: list[str] = []
     with dagster_instance() as instance:
-        context = dg.build_sensor_context(
-            instance=instance, resources={"store": StoreResource(), "encoder": EncoderResource()}
-        )
-        found = sensor(context)
-    assert isinstance(found, (dg.SensorResult, dg.SkipReason))
-    return found
+        resources = {"store": StoreResource(), "encoder": EncoderResource()}
+        context = dg.build_sensor_context(instance, definitions=definitions_of(study), resources=resources)
+        context.log.addFilter(lambda record: bool(said.append(record.getMessage())) or True)
+        found = sensor.evaluate_tick(context)
+    runs = found.run_requests or []
+    return Tick(
+        " ".join([*said, found.skip_message or ""]).strip(),
+        [(run.job_name, run.partition_key) for run in runs],
+        [run.run_key for run in runs],
+    )
+
+
+def follow(study: Study, tick: Tick) -> None:
+    """Run what the watch asked for."""
+    for job, split in tick.runs:
+        with dagster_instance() as instance:
+            resolved = definitions_of(study).resolve_job_def(job or "")
+            assert resolved.execute_in_process(instance=instance, partition_key=split).success
 
 
 def test_the_watch_makes_no_run_while_nothing_changes(study: Study) -> None:
     run_build(study)
-    assert isinstance(watch(study), dg.SkipReason)
+    assert watch(study) == Tick("Sources and files are what they were when they were last read.", [], [])
 
 
 def test_the_watch_asks_once_for_a_split_whose_files_changed(study: Study, pictures: Path) -> None:
     run_build(study)
     picture(901).save(pictures / "test" / "blood" / "000.png")
     first, second = watch(study), watch(study)
-    assert isinstance(first, dg.SensorResult)
-    assert isinstance(second, dg.SensorResult)
-    assert [(run.job_name, run.partition_key) for run in first.run_requests or ()] == [("cells__read_images", "test")]
-    assert [run.run_key for run in first.run_requests or ()] == [run.run_key for run in second.run_requests or ()]
+    assert first.runs == [("cells__read_images", "test")]
+    assert first.keys == second.keys
 
 
 def test_the_watch_says_that_a_folder_is_gone(study: Study, pictures: Path) -> None:
     run_build(study)
     shutil.rmtree(pictures / "val")
     found = watch(study)
-    assert isinstance(found, dg.SkipReason)
-    assert "val" in (found.skip_message or "")
+    assert found.runs == []
+    assert "val" in found.said
 
 
-def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(study: Study) -> None:
+def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(study: Study, pictures: Path) -> None:
+    run_build(study)
     assert changed_study_file(study) is None
     edit(study)
-    assert "reload the definitions" in (changed_study_file(study) or "")
-    found = watch(study)
-    assert isinstance(found, (dg.SkipReason, dg.SensorResult))
+    assert "reload the definitions" in watch(study).said
+    picture(902).save(pictures / "test" / "blood" / "000.png")
+    tick = watch(study)
+    assert "reload the definitions" in tick.said, "also where there is something to do"
+    assert tick.runs == [("cells__read_images", "test")]
     (study.folder / "defs.yaml").write_text("type: nothing\n")
-    assert "cannot be loaded" in (changed_study_file(study) or "")
+    assert "cannot be loaded" in watch(study).said
+
+
+def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(study: Study) -> None:
+    run_build(study)
+    place = Store.of(study)
+    shutil.copy(place.database, place.database.with_suffix(".mine"))
+    place.database.unlink()
+    place.database.with_suffix(".mine").rename(place.database)
+    replaced = watch(study)
+    assert replaced.runs == [("cells__build_database", None)]
+    assert "feature_database is lost, its file is not the one that was written: it is made again." in replaced.said
+    assert watch(study).keys == replaced.keys, "one run for one loss"
+    follow(study, replaced)
+    assert watch(study).runs == []
+
+    place.database.unlink()
+    shutil.rmtree(place.reports)
+    shutil.rmtree(place.root / "features")
+    lost = watch(study)
+    assert set(lost.runs) == {("cells__extract_text", None), *(("cells__extract_images", s) for s in study.splits)}
+    assert "image_features:train is lost, 9 of 9 images of train are in no part" in lost.said
+    with dagster_instance() as instance:
+        states = states_of(instance, study)
+    assert {name.partition(":")[0].partition("/")[0] for name in states["lost"]} == {
+        "template_features",
+        "image_features",
+        "feature_database",
+        "validation_report",
+    }
+    follow(study, lost)
+    assert watch(study).runs == [("cells__build_database", None)]
+    assert watch(study).keys != replaced.keys, "another loss, another run"
+    follow(study, watch(study))
+    assert watch(study).runs == [], "the report came with the database"
+    (place.analysis / "concept_atlas.html").unlink()
+    assert watch(study).runs == [("cells__analyse", None)]
+    assert run_build(study).materialized == ["concept_atlas"]
 
 
 @pytest.mark.parametrize("name", ["rebuild_stale", "watch_sources"])

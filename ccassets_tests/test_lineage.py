@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from ccassets.definitions import definitions_of
 from ccassets.jobs import job_name
 from ccassets.runs import run_build
-from ccassets.states import dagster_instance
+from ccassets.states import dagster_instance, lost_assets
+from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, picture, save_golden_weights, save_pictures, write_study
 from ccassets_tests.graphql import stale
@@ -74,6 +75,12 @@ def encoded_by_build(study: Study) -> tuple[int, int]:
                     counts[kind] += int(materialization.metadata["encoded"].value)  # type: ignore[call-overload]
     assert stale(study.name) == {}
     return counts["image_features"], counts["template_features"]
+
+
+def lost(study: Study) -> dict[str, str]:
+    """What the watch over the files makes again, `ccassets studies` lists, and the doctor names."""
+    with dagster_instance() as instance:
+        return lost_assets(instance, study, Store.of(study))
 
 
 def new_code(*names: str) -> dict[str, str]:
@@ -205,6 +212,39 @@ def test_an_image_saved_again_with_equal_pixels(study: Study, place: Path) -> No
     assert stale("cells") == {}
 
 
+def test_the_database_deleted_and_replaced(study: Study) -> None:
+    path = Store.of(study).database
+    before = path.read_bytes()
+    path.unlink()
+    assert stale("cells") == {}
+    assert lost(study) == {"feature_database": "its file is not there"}
+    assert encoded_by_build(study) == (0, 0)
+    path.unlink()
+    path.write_bytes(before)
+    assert lost(study) == {"feature_database": "its file is not the one that was written"}
+    assert encoded_by_build(study) == (0, 0)
+    assert lost(study) == {}
+
+
+def test_a_part_deleted_by_hand(study: Study) -> None:
+    place = Store.of(study)
+    for part in (place.root / "features").glob("*/*/*.h5"):
+        part.unlink()
+    assert stale("cells") == {}, "Dagster knows versions, not files"
+    assert set(lost(study)) == {*CONCEPTS, *LABELS}, "the rows of images are in the database as well"
+    assert encoded_by_build(study) == (0, 12)
+    assert lost(study) == {}
+
+
+def test_parts_and_database_deleted(study: Study, place: Path) -> None:
+    files = Store.of(study)
+    shutil.rmtree(files.root / "features")
+    files.database.unlink()
+    assert stale("cells") == {}
+    assert set(lost(study)) == {*CONCEPTS, *LABELS, *FEATURES, "feature_database"}
+    assert encoded_by_build(study) == (len(list((place / "pictures").rglob("*.png"))), 12)
+
+
 def test_the_splits_reordered(study: Study) -> None:
     edited = edit_study(study, lambda a: a["dataset"]["splits"].reverse())
     read = [name for name in stale("cells") if name.startswith("images")]
@@ -216,6 +256,26 @@ def test_our_own_extraction_code_raised(study: Study, monkeypatch: pytest.Monkey
     monkeypatch.setattr("ccassets.encoders.contract.EXTRACTION_VERSION", 2)
     monkeypatch.setattr("ccassets.assets.common.EXTRACTION_VERSION", 2)
     assert {"encoder", *CONCEPTS, *LABELS, *FEATURES} <= set(stale("cells"))
+
+
+@pytest.mark.slow
+def test_a_hundred_templates_still_see_one_change(study: Study, place: Path) -> None:
+    concepts = {"words": ["red cell"], "templates": [f"{number} {{}}" for number in range(100)]}
+    many = write_study(
+        place / "studies" / "wordy",
+        images=place / "pictures",
+        encoder=place / "weights",
+        splits=["val"],
+        vocabulary={"concepts": concepts},
+    )
+    run_build(many)
+    assert stale("wordy") == {}
+    edited = edit_study(many, lambda a: a["vocabulary"]["concepts"]["templates"].__setitem__(41, "another {}"))
+    assert stale("wordy") == new_code("template_features/concept_prompts_t42")
+    read_again(edited, "extract_text")
+    assert stale("wordy") == {"feature_database": "STALE: template_features/concept_prompts_t42 has a new data version"}
+    assert encoded_by_build(edited) == (0, 0)
+    shutil.rmtree(many.folder)
 
 
 @pytest.mark.parametrize("count", [100, 678])

@@ -20,7 +20,7 @@ from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.definitions import definitions_of
 from ccassets.jobs import job_name
 from ccassets.runs import BuildError, run_build
-from ccassets.states import asset_state, dagster_instance, study_states
+from ccassets.states import Look, dagster_instance, study_states
 from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
@@ -51,7 +51,7 @@ ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"
 
 def state_of(study: Study, *parts: str, split: str | None = None) -> str:
     with dagster_instance() as instance:
-        return asset_state(instance, definitions_of(study), asset_key(study, *parts), split)
+        return Look(instance, definitions_of(study)).state(asset_key(study, *parts), split)
 
 
 def metadata(study: Study, *parts: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dagster as dg
 from dagster import AutomationCondition as When
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
 
 NIGHT = "0 3 * * *"
 
@@ -23,7 +22,7 @@ class Stale(dg.AutomationCondition[dg.AssetKey]):
 
     def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
         view = context.asset_graph_view
-        resolver = CachingStaleStatusResolver(view.instance, view.asset_graph, LoadingContextForTest(view.instance))
+        resolver = CachingStaleStatusResolver(view.instance, view.asset_graph, view)
         candidates = context.candidate_subset.expensively_compute_asset_partitions()
         stale = {
             one for one in candidates if resolver.get_status(one.asset_key, one.partition_key) == StaleStatus.STALE
