@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises `StorageError` when the disk is full or may not be written.
     """
     with _refusals_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -128,6 +128,15 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and have the disk hold their names: without them, what is inside is lost."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync(folder.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is whole, or what was there before."""
     remove_leftovers(path.parent)
@@ -139,7 +148,7 @@ def write_text(path: Path, text: str) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the second waits. The lock dies with its process."""
     with _refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with _refusals_named(folder):
@@ -152,7 +161,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise `StorageError` when the file system of `folder` has less than `needed` bytes free."""
     with _refusals_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(

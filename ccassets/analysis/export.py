@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from ccassets.analysis.samples import class_names, concepts_of
 from ccassets.analysis.scores import unit
 from ccassets.database.reader import FeatureDatabase, iter_blocks
-from ccassets.errors import AnalysisError, StorageError
+from ccassets.errors import AnalysisError
+from ccassets.files import remove_leftovers, replacing, storage_error
 from ccassets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -92,15 +92,12 @@ def _facts(database: FeatureDatabase) -> dict[str, npt.NDArray[Any]]:
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """A temporary sibling that takes the path's place when all went well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        remove_leftovers(path.parent)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
 
 
 # --- CSV and Parquet ---------------------------------------------------------------------------------
@@ -160,8 +157,8 @@ def _write_anndata(content: _Content, path: Path, progress: Progress) -> None:
 
     rows = table(content.facts, list(map(str, content.facts["id"])))
     columns = table(content.columns(), content.names)
-    anndata.AnnData(obs=rows, var=columns).write_h5ad(path)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(path, "w", locking=False) as file:  # We hold the lock of a file that is not finished.
+        anndata.io.write_elem(file, "/", anndata.AnnData(obs=rows, var=columns))
         if "X" in file:
             del file["X"]
         numbers = file.create_dataset("X", (len(content), len(content.names)), "f4")

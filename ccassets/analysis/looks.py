@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ccassets.errors import StorageError
+from ccassets.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class LookLog:
             return look
         line = json.dumps(asdict(look), ensure_ascii=False) + "\n"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             # One write to a file opened for appending: lines of two processes never mix.
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                os.write(fd, line.encode("utf-8"))
+                size = os.fstat(fd).st_size
+                torn = size and os.pread(fd, 1, size - 1) != b"\n"
+                os.write(fd, b"\n" * bool(torn) + line.encode("utf-8"))
+                os.fsync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -53,9 +58,13 @@ class LookLog:
         return look
 
     def looks(self) -> list[Look]:
-        """Every look so far, the oldest first."""
+        """Every look so far, the oldest first. A line that a crash tore is left out: that look, nobody had."""
         if self._path is None:
             return list(self._kept)
         if not self._path.exists():
             return []
-        return [Look(**json.loads(line)) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        found = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with suppress(ValueError, TypeError):
+                found.append(Look(**json.loads(line)))
+        return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ccassets.files import write_text
 from ccassets.progress import Progress, silent
 
 CACHE_FILE = "encoder-file-digests.json"
@@ -67,7 +67,4 @@ def _load(cache: Path | None) -> dict[str, str]:
 def _save(cache: Path | None, known: dict[str, str]) -> None:
     if cache is None:
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".tmp", delete=False, encoding="utf-8") as temporary:
-        json.dump(known, temporary)
-    Path(temporary.name).replace(cache / CACHE_FILE)
+    write_text(cache / CACHE_FILE, json.dumps(known))
