@@ -2,7 +2,14 @@
 
 
 class CcassetsError(Exception):
-    """Base of all errors that ccassets raises for its user; its text is meant to be read as it is."""
+    """Base of all errors that ccassets raises for its user; its text is meant to be read as it is.
+
+    `may_pass` tells what may be over in a while by itself, such as a hub that does not answer or a disk that is busy.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class StudyError(CcassetsError):

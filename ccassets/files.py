@@ -25,6 +25,8 @@ _BROKEN = {
 _MANY_FILES = {errno.EMFILE, errno.ENFILE}
 EXHAUSTED = _MANY_FILES | {errno.ENOMEM, errno.ESTALE}
 """What the system says when it has nothing to give: true of any file at that moment."""
+_PASSING = {errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ESTALE}
+"""What may be over in a while by itself."""
 
 
 def fingerprint(path: Path) -> str:
@@ -74,7 +76,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         return StorageError(
             f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
         )
-    return StorageError(f"{path} could not be written: {error.strerror or error}.")
+    return StorageError(f"{path} could not be written: {error.strerror or error}.", may_pass=error.errno in _PASSING)
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
@@ -83,7 +85,7 @@ def reading_refused(error: BaseException, what: str) -> StorageError | None:
     if number not in _FORBIDDEN | EXHAUSTED:
         return None
     advice = "Raise the limit (`ulimit -n`), then go on." if number in _MANY_FILES else "Nothing was changed."
-    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}")
+    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", may_pass=number in _PASSING)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def _rebuild_everything(study: Study) -> dg.JobDefinition:
         from ccassets.runs import Build
 
         with errors_as_sentences():
-            done = Build(study, context.instance, fresh=True).run(None)
+            done = Build(study, context.instance, fresh=True, started_by=context.job_name).run(None)
         context.log.info(f"materialized {', '.join(done.materialized)}")
 
     @dg.job(name=job_name(study, "rebuild_everything"), description="Encode everything again, stale or not.")

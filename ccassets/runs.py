@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from ccassets.analysis.results import analyses
-from ccassets.assets.common import asset_key, is_partitioned, progress_listener
+from ccassets.assets.common import BUILD, STARTED_BY, asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction import assemble_database, plan_study
@@ -86,10 +86,11 @@ def run_build(
 class Build:
     """One build: every step asks Dagster what is stale and the library what is really there."""
 
-    def __init__(self, study: Study, instance: dg.DagsterInstance, *, fresh: bool) -> None:
+    def __init__(self, study: Study, instance: dg.DagsterInstance, *, fresh: bool, started_by: str = BUILD) -> None:
         self.study = study
         self.instance = instance
         self.fresh = fresh
+        self.started_by = started_by
         self.store = Store.of(study)
         self.definitions = definitions_of(study)
         self.materialized: list[str] = []
@@ -172,7 +173,7 @@ class Build:
                 run_config=config,
                 run_id=run_id,
                 raise_on_error=False,
-                tags={"ccassets/started_by": "build"},
+                tags={STARTED_BY: self.started_by},
             )
         if not result.success:
             raise BuildError(_reason(result))
@@ -192,7 +193,5 @@ def _reason(result: dg.ExecuteInProcessResult) -> str:
             error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
-            if error and error.cls_name == "DagsterExecutionInterruptedError":
-                return f"{event.step_key} was interrupted. What was finished until then is kept: build again to go on."
             return f"{event.step_key} failed: {error.message.strip() if error else 'no reason was recorded'}"
     return f"The run {result.run_id} failed; `ccassets ui` shows its log."

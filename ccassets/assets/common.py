@@ -25,6 +25,12 @@ ANALYSIS_VERSION = 1
 MOST_PARTITIONS = 50
 """Dagster stops seeing changes of 100 upstream partitions: studies with more splits than this have none."""
 
+RETRY_SECONDS = (30, 120, 600)
+"""How long a step waits, time after time, before it tries again what may pass by itself."""
+
+STARTED_BY, BUILD = "ccassets/started_by", "build"
+"""The tag of runs that are steps of a whole build, and its value where `ccassets build` started them."""
+
 _LOG_SECONDS = 15.0
 
 progress_listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("progress_listener", default=None)
@@ -95,8 +101,19 @@ def logged(context: dg.AssetExecutionContext, what: str) -> Progress:
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Our own errors are written for the user: show their text as the step's failure."""
+    """Our own errors are written for the user: show their text as the step's failure.
+
+    What may pass by itself is tried again, unless `ccassets build` started the run: there somebody reads the sentence.
+    """
     try:
         yield
     except CcassetsError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        failure = dg.Failure(description=str(error), allow_retries=False)
+        context = dg.OpExecutionContext.get()
+        waits = RETRY_SECONDS[context.retry_number :]
+        if not (error.may_pass and waits) or context.run.tags.get(STARTED_BY) == BUILD:
+            raise failure from error
+        failure.__cause__ = error
+        context.log.warning(f"{error}\nThis may pass by itself: it is tried again in {waits[0]} seconds.")
+        time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
+        raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

@@ -14,6 +14,7 @@ from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+from urllib.error import HTTPError
 
 import numpy as np
 import numpy.typing as npt
@@ -167,7 +168,8 @@ class MedmnistDataset:
         except (OSError, HTTPException) as error:
             raise DatasetError(
                 f"{self.url} could not be downloaded to {self.archive}: {error}. Try again, or get it in another way "
-                "and put it there."
+                "and put it there.",
+                may_pass=not isinstance(error, HTTPError) or error.code >= 500 or error.code == 429,
             ) from error
 
     def _download_from(self, progress: Progress) -> None:
