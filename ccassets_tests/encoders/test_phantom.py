@@ -42,8 +42,10 @@ def held_out() -> HeldOut:
 
     words: dict[str, list[Floats]] = {"label": [], "concept": [], "local": []}
     for name, template in study.vocabulary.templates().items():
-        text = encoder.encode_texts(template.prompts)
         kind = name.split("_")[0]
+        if kind not in words:
+            continue
+        text = encoder.encode_texts(template.prompts)
         words[kind].append(text.features)
         if kind == "concept" and text.tokens is not None:
             spans = token_spans(text.offsets, text.attention_mask, template.subjects)
