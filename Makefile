@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow test-browser check lint types imports format clean
+.PHONY: help demo ui test slow test-browser bench check lint types imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published d
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
 	@$(BIN)/python -m pytest -q -m browser
+
+bench: $(INSTALLED)  ## measure every stage against a limit and the usual way (minutes); `SIZE=small` only tries it
+	@$(BIN)/python -m benchmarks $(if $(SIZE),--size $(SIZE))
 
 check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
 

@@ -27,7 +27,7 @@ def main() -> None:
             "limit": made.limit.what,
             "usual": made.usual.what if made.usual else None,
             "wanted": asdict(made.wanted),
-            "times": asdict(run_contest(made, size.rounds)),
+            "times": asdict(run_contest(made, size.rounds, size.seconds)),
         }
     print(json.dumps(result))
 

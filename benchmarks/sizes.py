@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """`dim` and `tokens` are D and T_img of the material; all the rest are numbers of rows, and `rounds` of runs.
+    """`dim` and `tokens` are D and T_img of the material, most others are numbers of rows.
 
     `rows` are those of the database that is written, read, checked and assembled; `pictures` go through the phantom
     encoder; `build_rows` (with `build_tokens` patches) make the study that is built again with nothing to do;
-    `tenth` are the rows whose peak memory is compared with that of ten times as many.
+    `tenth` are the rows whose peak memory is compared with that of ten times as many. Every contest has `rounds`
+    rounds, and more until `seconds` have passed.
     """
 
     name: str
@@ -24,9 +25,10 @@ class Size:
     build_tokens: int
     tenth: int
     rounds: int
+    seconds: float
 
 
 SIZES = {
-    "small": Size("small", 32, 9, 48, 12, (500, 2000), 40, 9, 12, 2),
-    "real": Size("real", 1152, 729, 384, 512, (17_092, 1_000_000), 17_092, 729, 48, 7),
+    "small": Size("small", 32, 9, 48, 12, (500, 2000), 40, 9, 12, 2, 0),
+    "real": Size("real", 1152, 729, 1024, 512, (17_092, 1_000_000), 17_092, 729, 48, 7, 10),
 }
