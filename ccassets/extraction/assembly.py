@@ -16,7 +16,7 @@ from ccassets.database.digests import database_digest, split_digest, template_di
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
-from ccassets.database.writer import FileContent, RowContent, TemplateContent
+from ccassets.database.writer import FileContent, RowContent
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.contract import EncoderCard
@@ -26,7 +26,7 @@ from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
 from ccassets.extraction.plan import row_bytes
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.extraction.text import stored_template, template_origin
+from ccassets.extraction.text import StoredTemplate, stored_template
 from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.findings import has_errors
 from ccassets.progress import Progress, silent
@@ -90,17 +90,17 @@ def _require_one_class_list(study: Study, manifests: Sequence[Manifest]) -> None
             )
 
 
-def _templates(study: Study, card: EncoderCard, store: Store) -> dict[str, TemplateContent]:
-    contents = {}
+def _templates(study: Study, card: EncoderCard, store: Store) -> dict[str, StoredTemplate]:
+    templates = {}
     for template_id, template in study.vocabulary.templates().items():
-        content = stored_template(template, card, store)
-        if content is None:
+        stored = stored_template(template, card, store)
+        if stored is None:
             raise StorageError(
                 f"Template {template_id!r} of {study.name} is not encoded yet. "
                 f"Materialize `{study.name}/template_features/{template_id}` first."
             )
-        contents[template_id] = content
-    return contents
+        templates[template_id] = stored
+    return templates
 
 
 def _content(
@@ -108,7 +108,7 @@ def _content(
     store: Store,
     card: EncoderCard,
     manifests: Sequence[Manifest],
-    templates: Mapping[str, TemplateContent],
+    templates: Mapping[str, StoredTemplate],
     index: RowIndex,
     entries: npt.NDArray[np.int64],
     started: float,
@@ -117,11 +117,10 @@ def _content(
     vocabulary = _vocabulary(study)
     splits = _split_digests(manifests, rows)
     dataset = open_dataset(study, store)
-    origins = {name: template_origin(template, card, store) for name, template in study.vocabulary.templates().items()}
     parts = _part_provenance(index, entries)
-    adopted = "adopted" in {*origins.values(), *(part["origin"] for part in parts)}
+    origins = {*(template.origin for template in templates.values()), *(part["origin"] for part in parts)}
     provenance = {
-        "origin": "adopted" if adopted else "extracted",
+        "origin": "adopted" if "adopted" in origins else "extracted",
         "encoder": encoder_provenance(card),
         "dataset": {
             "kind": study.dataset.kind,
@@ -139,11 +138,11 @@ def _content(
         "libraries": libraries(),
         "created": created(time.perf_counter() - started),
         "parts": parts,
-        "templates": {name: {"origin": origin} for name, origin in origins.items()},
+        "templates": {name: {"origin": template.origin} for name, template in templates.items()},
         "digests": {
             "splits": splits,
             "database": database_digest(
-                splits, {name: template_digest(template) for name, template in templates.items()}, vocabulary
+                splits, {name: template_digest(template.content) for name, template in templates.items()}, vocabulary
             ),
         },
     }
@@ -159,7 +158,8 @@ def _content(
         "dataset": dataset.name,
         "provenance": provenance,
     }
-    return FileContent("database", card.dim, card.token_count, rows, templates, attributes)
+    contents = {name: template.content for name, template in templates.items()}
+    return FileContent("database", card.dim, card.token_count, rows, contents, attributes)
 
 
 def _rows(manifests: Sequence[Manifest], feature_digest: npt.NDArray[np.uint8]) -> RowContent:

@@ -27,11 +27,16 @@ from ccassets.study import PromptTemplate, Study
 
 
 @dataclass(frozen=True)
-class TemplateExtraction:
-    """What `extract_template` did: the part, the template's digest, and how many prompts were encoded (0: none).
+class StoredTemplate:
+    """A template as its part holds it; `origin` is `extracted`, or `adopted` from a file that was there before."""
 
-    `origin` is `extracted`, or `adopted` where the features come from a file that was there before.
-    """
+    content: TemplateContent
+    origin: str
+
+
+@dataclass(frozen=True)
+class TemplateExtraction:
+    """What `extract_template` did: the part, where its features come from, its digest, and the prompts encoded now."""
 
     template_id: str
     part: Path
@@ -79,19 +84,20 @@ def extract_template(
     with exclusive(path.parent):
         remove_leftovers(path.parent)
         encoded = 0
-        if fresh or stored_template(template, card, store) is None:
+        stored = None if fresh else stored_template(template, card, store)
+        if stored is None:
             loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
             require_identity(loaded, card)
             _write_part(path, study, template, loaded)
             encoded = len(template.prompts)
-        content = stored_template(template, card, store)
-    if content is None:
+            stored = stored_template(template, card, store)
+    if stored is None:
         raise EncoderError(f"{store.relative(path)} was written and cannot be read back: check the disk.")
     return TemplateExtraction(
         template_id=template_id,
         part=path,
-        origin=template_origin(template, card, store),
-        digest=template_digest(content),
+        origin=stored.origin,
+        digest=template_digest(stored.content),
         prompts=len(template.prompts),
         encoded=encoded,
         seconds=time.perf_counter() - started,
@@ -118,14 +124,14 @@ def template_part_name(template: PromptTemplate) -> str:
     return f"{hashlib.sha256(content).hexdigest()[:32]}.h5"
 
 
-def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -> TemplateContent | None:
+def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -> StoredTemplate | None:
     """The template as its part holds it; None when there is no part, or one that is not what was written."""
     path = template_part(template, card, store)
     if not path.is_file():
         return None
     try:
         with open_database(path) as part:
-            identity = (part.provenance or {}).get("encoder", {}).get("identity")
+            provenance = part.provenance or {}
             stored = next(iter(part.templates.values()))
             content = TemplateContent(
                 texts=stored.texts,
@@ -136,19 +142,13 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
                 subject_span=stored.subject_span,
             )
             right = (
-                identity == card.identity
+                provenance.get("encoder", {}).get("identity") == card.identity
                 and tuple(content.texts) == template.prompts
                 and stored.attributes.get("digest") == template_digest(content)
             )
     except (StopIteration, *UNUSABLE):
         return None
-    return content if right else None
-
-
-def template_origin(template: PromptTemplate, card: EncoderCard, store: Store) -> str:
-    """Where the features of a stored template come from, `extracted` or `adopted`."""
-    with open_database(template_part(template, card, store)) as part:
-        return str((part.provenance or {}).get("origin"))
+    return StoredTemplate(content, str(provenance.get("origin"))) if right else None
 
 
 def require_identity(encoder: Encoder, card: EncoderCard) -> None:
