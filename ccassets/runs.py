@@ -193,5 +193,7 @@ def _reason(result: dg.ExecuteInProcessResult) -> str:
             error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
+            if error and error.cls_name == "DagsterExecutionInterruptedError":
+                return f"{event.step_key} was interrupted. What was finished until then is kept: build again to go on."
             return f"{event.step_key} failed: {error.message.strip() if error else 'no reason was recorded'}"
     return f"The run {result.run_id} failed; `ccassets ui` shows its log."
