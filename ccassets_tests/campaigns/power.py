@@ -1,0 +1,145 @@
+"""A power cut: what was synced is there afterwards, and of everything else any part, or none.
+
+The process that is about to die records what it syncs. Then its tree is copied as a disk may hold it: names that were
+not synced with their folder are there or not, bytes that were not synced with their file are cut off, zeroed, older or
+there. That is all POSIX promises; real file systems keep more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ccassets.files import fingerprint
+from ccassets_tests.campaigns.mutations import PAGE, Rng
+
+
+@dataclass
+class Disk:
+    """Names by folder, relative to a root, with the inode of each, and what is in the files."""
+
+    names: dict[str, dict[str, int]] = field(default_factory=dict)
+    contents: dict[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, root: Path) -> Disk:
+        """A tree as it is now."""
+        disk = cls()
+        for folder, _, _ in os.walk(root):
+            entries = {entry.name: entry for entry in os.scandir(folder)}
+            disk.names[os.path.relpath(folder, root)] = {name: entry.inode() for name, entry in entries.items()}
+            disk.contents |= {e.inode(): Path(e).read_bytes() for e in entries.values() if e.is_file()}
+        return disk
+
+    def synced(self, record: Path) -> Disk:
+        """What is sure to be on the disk: what was there before, and what a `SyncRecord` says was synced since."""
+        names, contents = dict(self.names), dict(self.contents)
+        for line in record.read_text(encoding="utf-8").splitlines() if record.exists() else ():
+            event = json.loads(line)
+            if "folder" in event:
+                names[event["folder"]] = event["names"]
+            else:
+                contents[event["file"]] = bytes.fromhex(event["content"])
+        return Disk(names, contents)
+
+
+class SyncRecord:
+    """Records in a file, while a process works below a root, what it has the disk hold."""
+
+    def __init__(self, root: Path, record: Path) -> None:
+        self._root = str(root)
+        self._record = os.open(record, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._fsync = os.fsync
+        self._held: list[int] = []
+        os.fsync = self._sync
+        sys.addaudithook(self._keep_inode)
+
+    def _sync(self, fd: int) -> None:
+        self._fsync(fd)
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if not path.is_relative_to(self._root):
+            return
+        if path.is_dir():
+            listing = {entry.name: entry.inode() for entry in os.scandir(path)}
+            event: dict[str, Any] = {"folder": os.path.relpath(path, self._root), "names": listing}
+        else:
+            stat = os.fstat(fd)
+            event = {"file": stat.st_ino, "content": os.pread(fd, stat.st_size, 0).hex()}
+        os.write(self._record, (json.dumps(event) + "\n").encode())
+
+    def _keep_inode(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Hold open what is about to lose its name: else its inode's number could be given to another file."""
+        gone = {"os.rename": 1, "os.remove": 0}.get(event)
+        if gone is not None and os.fspath(arguments[gone]).startswith(self._root):
+            with suppress(OSError):
+                self._held.append(os.open(arguments[gone], os.O_RDONLY))
+
+
+def cut(root: Path, image: Path, sure: Disk, rng: Rng) -> list[str]:
+    """Copy a tree as the disk may hold it after a power cut; the files that are not whole."""
+    now = Disk.of(root)
+    damaged = []
+
+    def copy(folder: str) -> None:
+        (image / folder).mkdir()
+        current, safe = now.names.get(folder, {}), sure.names.get(folder, {})
+        for name in sorted(current.keys() | safe.keys()):
+            choices = [current.get(name), safe.get(name)]
+            inode = choices[int(rng.integers(2))]
+            path = os.path.normpath(f"{folder}/{name}")
+            if inode is None:
+                continue
+            if path in now.names or path in sure.names:
+                copy(path)
+                continue
+            content, whole = _content(inode, now, sure, rng)
+            (image / path).write_bytes(content)
+            if not whole:
+                damaged.append(path)
+
+    copy(".")
+    carry_fingerprints(root, image)
+    return damaged
+
+
+def _content(inode: int, now: Disk, sure: Disk, rng: Rng) -> tuple[bytes, bool]:
+    """What a file holds afterwards, and whether that is all that was written."""
+    safe, current = sure.contents.get(inode, b""), now.contents.get(inode)
+    if current is None:
+        return safe, inode in sure.contents
+    if inode in sure.contents and current == safe:
+        return current, True
+    pages = [current[first : first + PAGE] for first in range(0, len(current), PAGE)]
+    zeroed = b"".join(bytes(len(page)) if rng.random() < 0.5 else page for page in pages)
+    content = (safe, current, current[: int(rng.integers(len(current) + 1))], zeroed)[int(rng.integers(4))]
+    return content, content == current
+
+
+def carry_fingerprints(root: Path, copy: Path) -> None:
+    """Let records of verified files hold for a copy as they hold for the tree: a power cut changes no inode."""
+    for record in copy.rglob("verified*.jsonl"):
+        original = root / record.relative_to(copy).parent
+        lines = record.read_bytes().split(b"\n")
+        record.write_bytes(b"\n".join(_carried(line, original, record.parent) for line in lines))
+
+
+def _carried(line: bytes, original: Path, copy: Path) -> bytes:
+    with suppress(ValueError, TypeError, OSError):
+        name, seen = json.loads(line)
+        if seen == fingerprint(original / name):
+            return json.dumps([name, fingerprint(copy / name)]).encode()
+    return line
+
+
+def lost(image: Path, sure: Disk) -> Iterator[str]:
+    """Finished files that were synced under their names, and are not there after all."""
+    for folder, names in sure.names.items():
+        for name in names:
+            if name.endswith((".h5", ".parquet", ".json", ".html")) and not (image / folder / name).is_file():
+                yield f"{folder}/{name}"

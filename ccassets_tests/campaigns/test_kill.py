@@ -1,0 +1,47 @@
+"""A short run of the kill campaign, what it found, and that it can find something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccassets.analysis.looks import LookLog
+from ccassets_tests.campaigns.kill import STAGES, campaign
+from ccassets_tests.campaigns.power import Disk, cut, lost
+
+
+def test_killed_builds_are_built_on_to_equal_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    through_the_library = [stage for stage in STAGES if stage != "dagster"]
+    ends = campaign(tmp_path, seed=2, kills=20, stages=through_the_library)
+    assert ends == {"right": 20}, capsys.readouterr().out
+
+
+def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "kept").mkdir(parents=True)
+    (root / "kept" / "old.json").write_text("old")
+    before = Disk.of(root)
+    (root / "kept" / "new.json").write_text("new" * 5000)
+    record = tmp_path / "synced"
+    ends = set()
+    for number in range(40):
+        image = tmp_path / f"image-{number}"
+        damaged = cut(root, image, before.synced(record), np.random.default_rng(number))
+        assert (image / "kept" / "old.json").read_text() == "old"
+        assert list(lost(image, before)) == []
+        new = image / "kept" / "new.json"
+        whole = new.exists() and new.read_text() == "new" * 5000
+        assert (damaged == ["kept/new.json"]) == (new.exists() and not whole)
+        ends.add("whole" if whole else "damaged" if new.exists() else "gone")
+    assert ends == {"whole", "damaged", "gone"}
+
+
+def test_a_torn_look_at_test_neither_stops_the_next_nor_takes_it_along(tmp_path: Path) -> None:
+    log = LookLog(tmp_path / "looks.jsonl")
+    log.add("accuracy", model="a", split="test", rows=4)
+    with (tmp_path / "looks.jsonl").open("a") as file:
+        file.write('{"at": "2026-')  # Where a crash cut it off.
+    log.add("accuracy", model="b", split="test", rows=4)
+    assert [look.model for look in log.looks()] == ["a", "b"]
