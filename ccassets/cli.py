@@ -92,6 +92,36 @@ def build(
 
 
 @app.command()
+def extract(
+    study: StudyArgument,
+    shards: Annotated[
+        str, typer.Option("--shards", metavar="I/N", help="This is job I of N jobs that share the work.")
+    ] = "1/1",
+    home: HomeOption = None,
+) -> None:
+    """Encode images without Dagster, as one job of an array; the next build takes up what all of them encoded."""
+    from ccassets.extraction import extract_shards
+    from ccassets.extraction.runners import choose_runner
+    from ccassets.study import load_study
+
+    number, _, count = shards.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise typer.BadParameter(f"two numbers such as 3/8 are expected; found {shards!r}", param_hint="--shards")
+    loaded = load_study(study)
+    with _progress_bars() as listener:
+        done = extract_shards(
+            loaded,
+            int(number),
+            int(count),
+            runner=choose_runner(),
+            progress=lambda done, total: listener("images encoded", done, total),
+        )
+    typer.echo(f"{done.encoded} images encoded in {done.shards} shards; {done.times}", err=True)
+    if done.elsewhere:
+        typer.echo(f"{done.elsewhere} shards were encoded elsewhere meanwhile, or still are.", err=True)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option("--port", help="Port on loopback.")] = 3000,
     home: HomeOption = None,

@@ -149,12 +149,25 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the second waits. The lock dies with its process."""
+    with _locked(folder, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Several writers at a time in a folder who agree among themselves; who wants it `exclusive` waits for them all."""
+    with _locked(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
     with _refusals_named(folder):
         make_folder(folder)
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with _refusals_named(folder):
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, kind)
         yield
     finally:
         os.close(fd)

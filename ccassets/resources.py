@@ -9,6 +9,7 @@ import dagster as dg
 
 from ccassets.encoders import load_encoder
 from ccassets.encoders.contract import Encoder, EncoderCard
+from ccassets.extraction.runners import Runner, choose_runner
 from ccassets.storage import Store
 from ccassets.study import Study
 
@@ -25,12 +26,16 @@ class StoreResource(dg.ConfigurableResource["StoreResource"]):
 
 
 class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
-    """The device that encoders run on: `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one.
+    """Where encoders run, which changes no number.
 
-    The hub token is read from `HF_TOKEN` where it is used, so it is in no configuration and no log.
+    `device` is `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one, and for images all that are visible.
+    `runner` says who encodes images: `local` (a worker for every device), `local:N`, or `ray:N` (N workers on an
+    existing Ray cluster); by default what `CCASSETS_RUNNER` says, else `local`. The hub token is read from `HF_TOKEN`
+    where it is used, so it is in no configuration and no log.
     """
 
     device: str | None = None
+    runner: str | None = None
 
     @property
     def hf_token(self) -> str | None:
@@ -43,3 +48,7 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
             _loaded.clear()
             _loaded[key] = load_encoder(study, device=self.device, store_cache=store.cache, hf_token=self.hf_token)
         return _loaded[key]
+
+    def choose_runner(self, study: Study, card: EncoderCard, store: Store) -> Runner:
+        """Who encodes the images of a study; where that is this process, it keeps the encoder it loaded."""
+        return choose_runner(self.runner, device=self.device, load=lambda: self.load(study, card, store))

@@ -22,7 +22,7 @@ from ccassets.study import Study
 from ccassets_tests.building import DATA, edit_study, save_golden_weights, save_pictures, write_study
 
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-OF_A_STUDY = ["build", "doctor", "fetch", "prune"]
+OF_A_STUDY = ["build", "doctor", "extract", "fetch", "prune"]
 OF_A_FILE = ["info", "validate", "duplicates"]
 TOKEN = "hf_marker0that0must0be0nowhere"
 
@@ -129,6 +129,7 @@ def test_help_and_version_load_no_heavy_library() -> None:
         (["search", "a.h5"], "--text, --concept or --row"),
         (["search", "a.h5", "--text", "a cell"], "name --study"),
         (["fetch", "demo"], "Missing option '--to'"),
+        (["extract", "demo", "--shards", "3"], "two numbers such as 3/8"),
     ],
 )
 def test_options_that_do_not_go_together_are_explained(arguments: list[str], said: str) -> None:

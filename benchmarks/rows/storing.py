@@ -18,8 +18,8 @@ from benchmarks.stand_in import StandIn
 from ccassets.database.layout import BULK
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database, extract_template
-from ccassets.extraction.images import write_image_part
 from ccassets.extraction.provenance import part_provenance
+from ccassets.extraction.shards import write_image_part
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text import template_part
 from ccassets.storage import Store

@@ -78,8 +78,11 @@ def combined(digests: dict[str, str]) -> str:
     return next(iter(digests.values())) if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
-def logged(context: dg.AssetExecutionContext, what: str) -> Progress:
-    """Progress that goes to the run's log a few times a minute, with rate and time left, and to the listener always."""
+def logged(context: dg.AssetExecutionContext, what: str, note: Callable[[], str] | None = None) -> Progress:
+    """Progress that goes to the run's log a few times a minute, with rate and time left, and to the listener always.
+
+    `note` gives what else the log should say then.
+    """
     started = time.monotonic()
     last = started
 
@@ -94,7 +97,8 @@ def logged(context: dg.AssetExecutionContext, what: str) -> Progress:
         last = now
         rate = done / (now - started)
         left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
-        context.log.info(f"{what}: {done} of {total}, {rate:.1f} per second, {left} left")
+        more = f"; {note()}" if note else ""
+        context.log.info(f"{what}: {done} of {total}, {rate:.1f} per second, {left} left{more}")
 
     return report
 

@@ -15,6 +15,7 @@ from ccassets.assets.common import (
 )
 from ccassets.assets.conditions import REBUILD_STALE
 from ccassets.extraction import extract_splits
+from ccassets.extraction.shards import StageTimes
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.liveness import alive
 from ccassets.resources import EncoderResource, StoreResource
@@ -45,13 +46,15 @@ def image_features(study: Study) -> dg.AssetsDefinition:
             splits = splits_of(context, study)
             for split in splits:
                 recorded_manifest(study, split, place)
+            times = StageTimes()
             done = extract_splits(
                 study,
                 splits,
-                encoder=lambda: encoder.load(study, card, place),
+                runner=encoder.choose_runner(study, card, place),
                 store=place,
                 fresh=config.fresh,
-                progress=logged(context, f"encode images of {', '.join(splits[:3])}"),
+                progress=logged(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
+                times=times,
             )
         for name in sorted({name for part in done for name in part.damaged}):
             context.log.warning(f"The part {name} is not what was written; its images were encoded again.")
@@ -65,7 +68,9 @@ def image_features(study: Study) -> dg.AssetsDefinition:
                 "adopted": sum(part.adopted for part in done),
                 "seconds": round(seconds, 3),
                 "rows_per_second": round(encoded / seconds, 2) if encoded else 0.0,
-                "encoder_busy": round(sum(part.busy * part.seconds for part in done) / seconds, 3) if seconds else 0.0,
+                "encoder_busy": round(times.share(times.encoding), 3),
+                "waited_for_images": round(times.share(times.decoding), 3),
+                "waited_for_disk": round(times.share(times.writing), 3),
                 "bytes": encoded * 2 * card.dim * (1 + card.token_count),
             },
         )

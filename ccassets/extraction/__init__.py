@@ -1,7 +1,13 @@
 """Extraction: what is still to be encoded, encoding it into parts, and assembling the parts into the database."""
 
 from ccassets.extraction.assembly import Assembly, assemble_database
-from ccassets.extraction.images import ImageExtraction, extract_images, extract_splits
+from ccassets.extraction.images import (
+    ImageExtraction,
+    ShardsExtraction,
+    extract_images,
+    extract_shards,
+    extract_splits,
+)
 from ccassets.extraction.plan import StudyPlan, plan_study
 from ccassets.extraction.sources import identify_encoder, read_images
 from ccassets.extraction.text import TemplateExtraction, extract_template, extract_text
@@ -9,10 +15,12 @@ from ccassets.extraction.text import TemplateExtraction, extract_template, extra
 __all__ = [
     "Assembly",
     "ImageExtraction",
+    "ShardsExtraction",
     "StudyPlan",
     "TemplateExtraction",
     "assemble_database",
     "extract_images",
+    "extract_shards",
     "extract_splits",
     "extract_template",
     "extract_text",

@@ -20,10 +20,10 @@ from ccassets.database.validation.stored_rows import StoredRows
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.contract import EncoderCard
-from ccassets.extraction.images import write_image_part
 from ccassets.extraction.parts import RowIndex, VerifiedFiles
 from ccassets.extraction.plan import plan_images
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
+from ccassets.extraction.shards import write_image_part
 from ccassets.extraction.text import stored_template, template_part
 from ccassets.progress import Progress
 from ccassets.storage import Store

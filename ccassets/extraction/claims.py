@@ -1,0 +1,48 @@
+"""Who is at which shard: locks that every process and host sharing the storage sees, and that die with their holder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from ccassets.files import storage_error
+
+
+class ShardLocks:
+    """Locks of shards by name, each a byte of one empty file, so that nothing is left to be cleaned up.
+
+    They are POSIX locks: they hold between processes, not inside one, and NFS carries them to other hosts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".shards"
+        self._held: dict[str, int] = {}
+
+    def __enter__(self) -> ShardLocks:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._fd)
+
+    def take(self, name: str, *, held_for: str) -> bool:
+        """Lock the shard of that name (32 hex digits first) unless another process holds it; never waits.
+
+        `held_for` names it at its release.
+        """
+        place = int(name[:15], 16)  # 60 bits, which any file system takes for an offset.
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            if error.errno in {errno.EACCES, errno.EAGAIN}:
+                return False
+            raise storage_error(error, self._path) from error
+        self._held[held_for] = place
+        return True
+
+    def release(self, held_for: str) -> None:
+        """Let others have a shard again."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._held.pop(held_for))

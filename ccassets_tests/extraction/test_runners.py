@@ -1,0 +1,324 @@
+"""Runners and jobs: whoever encodes a shard, however many, and whatever dies meanwhile, the same bytes come out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+import ccassets
+from ccassets.errors import DatasetError, EncoderError, StudyError
+from ccassets.extraction import extract_shards, extract_splits
+from ccassets.extraction.runners import choose_runner
+from ccassets.extraction.shards import StageTimes
+from ccassets.storage import Store
+from ccassets.study import Study
+from ccassets_tests.building import SPLITS, edit_study, write_study
+from ccassets_tests.extraction.building import (
+    COLOURS,
+    arrays,
+    build,
+    build_elsewhere,
+    deep_errors,
+    differences,
+    parts,
+)
+
+WATCHED = (
+    COLOURS
+    + '''
+import os, signal, time
+from pathlib import Path
+
+
+class Watched(Colours):
+    """Writes down who encodes which batch, `slow` seconds each; dies by SIGKILL the first `deaths` times."""
+
+    def __init__(self, log, slow=0.0, deaths=0, fault=None):
+        super().__init__(fault=fault)
+        self.log, self.slow, self.deaths = Path(log), slow, deaths
+
+    def encode_pixels(self, pixels):
+        digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()} {' '.join(digests)}\\n")
+        if self.log.read_text().count("\\n") <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.slow)
+        return super().encode_pixels(pixels)
+'''
+)
+
+
+def watched(tmp_path: Path, pictures: Path, **options: Any) -> tuple[Study, Path]:
+    """A study whose encoder writes down what it encodes, and where it does."""
+    log = tmp_path / "encoded.log"
+    encoder = {"kind": "python", "target": "watched:Watched", "options": {"log": str(log), **options}}
+    study = write_study(tmp_path / "studies" / "cells", images=pictures, encoder=encoder, vocabulary={})
+    (study.folder / "watched.py").write_text(WATCHED)
+    return study, log
+
+
+def read_sources(study: Study) -> None:
+    ccassets.identify_encoder(study)
+    for split in study.splits:
+        ccassets.read_images(study, split)
+
+
+def encoded(log: Path) -> dict[str, list[str]]:
+    """The images that every process encoded."""
+    found: dict[str, list[str]] = {}
+    for line in log.read_text().splitlines():
+        process, *images = line.split()
+        found.setdefault(process, []).extend(images)
+    return found
+
+
+def undisturbed(study: Study, tmp_path: Path) -> Path:
+    """The database of the same pictures that one process makes without a runner."""
+    options = study.encoder.model_dump(mode="json")["options"]
+    plain = {name: value for name, value in options.items() if name == "log"}
+    alone = write_study(
+        tmp_path / "alone" / "cells",
+        images=study.resolve(study.dataset.root),
+        encoder={"kind": "python", "target": "watched:Watched", "options": plain},
+        vocabulary={},
+    )
+    (alone.folder / "watched.py").write_text(WATCHED)
+    return build_elsewhere(alone, tmp_path / "alone").path
+
+
+# --- workers on this machine -------------------------------------------------------------------------
+
+
+def test_two_local_workers_give_the_bytes_of_one_process(study: Study, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    extract_splits(study, SPLITS, runner=choose_runner("local:2"), progress=lambda *at: seen.append(at))
+
+    built = build(study)
+    assert built.encoded == 0
+    assert deep_errors(built, study) == []
+    assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert seen[-1] == (18, 18)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_worker_that_is_killed_at_a_shard_costs_that_shard_and_nothing_else(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, deaths=2)
+    read_sources(study)
+    times = StageTimes()
+
+    done = extract_splits(study, SPLITS, runner=choose_runner("local:2"), times=times)
+
+    assert [part.encoded for part in done] == [9, 5, 4]
+    assert [len(arrays(part)["ids"]) for part in parts(study)].count(4) == 4
+    assert not list(Store.of(study).root.rglob("*.partial"))
+    assert len(encoded(log)) in {3, 4}  # The one that was replaced, or both.
+    assert times.share(times.encoding) + times.share(times.decoding) + times.share(times.writing) == pytest.approx(1)
+    assert differences(build(study).path, undisturbed(study, tmp_path)) == []
+
+
+def test_workers_that_die_whatever_is_tried_end_in_a_sentence(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, deaths=1000)
+    read_sources(study)
+
+    with pytest.raises(EncoderError, match=r"died one after the other .* killed by signal 9\..* use fewer workers"):
+        extract_splits(study, SPLITS, runner=choose_runner("local:2"))
+
+    assert 4 <= len(encoded(log)) <= 10
+
+
+def test_an_error_in_a_worker_is_the_one_that_a_single_process_raises(tmp_path: Path, pictures: Path) -> None:
+    from PIL import Image
+
+    study, _ = watched(tmp_path, pictures, fault="nan")
+    Image.new("RGB", (30, 30), "white").save(pictures / "val" / "white" / "000.png")
+    read_sources(study)
+    said = []
+    for runner in ("local:1", "local:2"):
+        with pytest.raises(EncoderError) as error:
+            extract_splits(study, ["val"], runner=choose_runner(runner), fresh=True)
+        said.append(str(error.value))
+
+    assert said[0] == said[1]
+    assert said[0].splitlines()[-1].startswith("It was encoding")
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, slow=30.0)
+    read_sources(study)
+    code = (
+        "import sys, ccassets\n"
+        "from ccassets.extraction import extract_splits\n"
+        "from ccassets.extraction.runners import choose_runner\n"
+        "if __name__ == '__main__':\n"
+        "    study = ccassets.load_study(sys.argv[1])\n"
+        "    extract_splits(study, study.splits, runner=choose_runner('local:2'))\n"
+    )
+    script = tmp_path / "extract.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script), str(study.folder)], env=os.environ)
+    wait_until(lambda: log.exists() and len(encoded(log)) == 2)
+
+    process.kill()
+    process.wait()
+
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in encoded(log)), seconds=5)
+
+
+def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures)
+    (pictures / "val" / "blood" / "leak.png").write_bytes((pictures / "train" / "blood" / "003.png").read_bytes())
+    read_sources(study)
+
+    done = extract_splits(study, SPLITS, runner=choose_runner("local:2"))
+
+    images = [image for of_process in encoded(log).values() for image in of_process]
+    assert [part.encoded for part in done] == [9, 5, 4]
+    assert len(images) == len(set(images)) == 18
+    assert build(study).encoded == 0
+
+
+def test_a_build_takes_the_runner_of_the_environment_and_shows_all_workers_in_one_run(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ccassets.runs import run_build
+    from ccassets.states import dagster_instance
+
+    study, log = watched(tmp_path, pictures)
+    study = edit_study(study, lambda attributes: attributes["extraction"].update(partitioned=False))
+    monkeypatch.setenv("CCASSETS_RUNNER", "local:2")
+    said: list[tuple[int, int]] = []
+
+    def listen(what: str, done: int, total: int) -> None:
+        if what.startswith("encode images"):
+            said.append((done, total))
+
+    built = run_build(study, listener=listen)
+
+    assert "image_features" in built.materialized
+    assert str(os.getpid()) not in encoded(log)
+    assert said[-1] == (18, 18)
+    with dagster_instance() as instance:
+        [record] = instance.fetch_materializations(dg.AssetKey(["cells", "image_features"]), limit=2).records
+    metadata = {name: value.value for name, value in record.asset_materialization.metadata.items()}
+    shares = [metadata[name] for name in ("encoder_busy", "waited_for_images", "waited_for_disk")]
+    assert sum(shares) == pytest.approx(1, abs=0.01)
+    assert metadata["encoded"] == 18
+
+
+@pytest.mark.parametrize("text", ["slurm", "local:0", "local:-1", "ray:many", "local:2:3", ":2"])
+def test_a_runner_that_there_is_not_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_RUNNER", text)
+
+    with pytest.raises(StudyError, match=rf"A runner is local, local:N, ray or ray:N with N workers; found '{text}'"):
+        choose_runner()
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+# --- jobs that share a study -------------------------------------------------------------------------
+
+
+def test_jobs_share_the_shards_and_the_next_build_encodes_nothing(study: Study, tmp_path: Path) -> None:
+    read_sources(study)
+
+    done = [extract_shards(study, number, 4) for number in (3, 1, 4, 2)]
+
+    # Six shards of 4, 4, 1, 4, 1, 4 images, dealt out in turn.
+    assert [job.shards for job in done] == [1, 2, 1, 2]
+    assert [job.encoded for job in done] == [1, 5, 4, 8]
+    assert [extract_shards(study, 1, 1).shards, extract_shards(study, 2, 3).elsewhere] == [0, 0]
+    built = build(study)
+    assert built.encoded == 0
+    assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
+
+
+def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, slow=0.3)
+    read_sources(study)
+
+    processes = [start_job(study, 1, 2) for _ in range(2)]
+    told = [process.communicate()[0].split() for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0]
+    images = [image for of_process in encoded(log).values() for image in of_process]
+    assert len(images) == len(set(images)) == 4 + 1 + 1  # Every second shard.
+    assert sum(int(encoded) for encoded, _ in told) == 6
+    build(study)
+    assert len(parts(study)) == 6
+
+
+def test_a_job_that_was_killed_at_a_shard_leaves_it_to_the_next(tmp_path: Path, pictures: Path) -> None:
+    study, _ = watched(tmp_path, pictures, deaths=2)
+    read_sources(study)
+    killed = start_job(study, 1, 1)
+    assert killed.wait() == -9
+
+    again = start_job(study, 1, 1)
+    assert again.wait() == -9
+    assert extract_shards(study, 1, 1).encoded == 18
+
+    built = build(study)
+    assert built.encoded == 0
+    assert differences(built.path, undisturbed(study, tmp_path)) == []
+
+
+def test_a_build_waits_for_the_jobs_that_are_at_work(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, slow=0.3)
+    read_sources(study)
+    job = start_job(study, 1, 2)
+    wait_until(log.exists)
+
+    built = build(study)
+
+    assert job.wait() == 0
+    assert built.encoded == 12
+    images = [image for of_process in encoded(log).values() for image in of_process]
+    assert len(images) == len(set(images)) == 18
+
+
+def test_a_damaged_part_is_encoded_again_by_the_job_it_belongs_to(study: Study) -> None:
+    read_sources(study)
+    extract_shards(study, 1, 1)
+    damaged = parts(study)[1]
+    os.truncate(damaged, damaged.stat().st_size // 2)
+
+    assert [extract_shards(study, number, 2).encoded for number in (1, 2)] == [0, 4]
+    assert build(study).encoded == 0
+
+
+def test_a_job_reads_no_sources_and_says_who_does(study: Study) -> None:
+    with pytest.raises(DatasetError, match=r"run `ccassets build cells --plan` once before"):
+        extract_shards(study, 1, 2)
+
+
+def test_a_job_that_is_not_of_so_many_is_refused(study: Study) -> None:
+    for number, count in ((0, 4), (5, 4), (-1, 4), (1, 0)):
+        with pytest.raises(StudyError, match=rf"1 <= i <= n; found {number}/{count}"):
+            extract_shards(study, number, count)
+
+
+def start_job(study: Study, number: int, count: int) -> subprocess.Popen[str]:
+    code = (
+        "import sys, ccassets\n"
+        "from ccassets.extraction import extract_shards\n"
+        "done = extract_shards(ccassets.load_study(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))\n"
+        "print(done.encoded, done.elsewhere)"
+    )
+    command = [sys.executable, "-c", code, str(study.folder), str(number), str(count)]
+    environment: Mapping[str, str] = os.environ
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
