@@ -85,7 +85,9 @@ def build(
 
     with _progress_bars() as listener:
         result = run_build(loaded, splits=split, fresh=fresh, output=output, listener=listener)
-    if not result.materialized:
+    for notice in result.notices:
+        typer.echo(f"ccassets: {notice}", err=True)
+    if not (result.materialized or result.notices):
         typer.echo(f"Nothing is stale: {loaded.name} is up to date.", err=True)
     if result.path is not None:
         typer.echo(result.path)

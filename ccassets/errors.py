@@ -20,6 +20,10 @@ class DatasetError(CcassetsError):
     """Images or labels of a data set are missing, unreadable, or not what the study says."""
 
 
+class AbsentDataError(DatasetError):
+    """The folder, table or archive of a data set is not on this machine: nothing can be said of it, good or bad."""
+
+
 class EncoderError(CcassetsError):
     """Weights, tokenizer or device of an encoder are missing or do not fit."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import dagster as dg
 from ccassets.analysis.results import analyses
 from ccassets.assets.common import BUILD, STARTED_BY, asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
-from ccassets.errors import CcassetsError
+from ccassets.errors import AbsentDataError, CcassetsError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
 from ccassets.extraction.text import missing_templates
@@ -36,10 +37,14 @@ class BuildError(CcassetsError):
 
 @dataclass
 class BuildResult:
-    """The database's path, and what was materialized, in order, as `asset:split`; nothing if all was fresh."""
+    """The database's path, and what was materialized, in order, as `asset:split`; nothing if all was fresh.
+
+    `notices` are sentences on what could not be looked at or made although the database is what it should be.
+    """
 
     path: Path | None
     materialized: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 def build(
@@ -54,9 +59,12 @@ def build(
 
     Sources are read again where their files changed; then only what is stale or missing runs. With `splits` it
     stops after the features of those splits and gives None. Raises `BuildError` with the sentence of the step
-    that failed; everything finished until then is kept.
+    that failed; everything finished until then is kept. An analysis that cannot be made is warned of.
     """
-    return run_build(study, splits=splits, fresh=fresh, output=output, listener=listener).path
+    result = run_build(study, splits=splits, fresh=fresh, output=output, listener=listener)
+    for notice in result.notices:
+        warnings.warn(notice, stacklevel=2)
+    return result.path
 
 
 def run_build(
@@ -94,7 +102,8 @@ class Build:
         self.store = Store.of(study)
         self.definitions = definitions_of(study)
         self.materialized: list[str] = []
-        self._look: Look | None = None
+        self.notices: list[str] = []
+        self._looked: Look | None = None
 
     def run(self, splits: Sequence[str] | None) -> BuildResult:
         wanted = tuple(splits or self.study.splits)
@@ -103,17 +112,25 @@ class Build:
             self._text()
             self._images(wanted)
             if splits:
-                return BuildResult(None, self.materialized)
+                return BuildResult(None, self.materialized, self.notices)
             self._database()
             self._analyses()
-            return BuildResult(self.store.database, self.materialized)
+            return BuildResult(self.store.database, self.materialized, self.notices)
 
     def _sources(self, splits: Sequence[str]) -> None:
         resource = EncoderResource()
         identity = current_identity(self.study, self.store, device=resource.device, hf_token=resource.hf_token)
         if identity != recorded_identity(self.store) or self._is_stale("encoder"):
             self._run("read_encoder", ["encoder"])
-        changed = changed_splits(self.study, self.store, splits)
+        try:
+            changed = changed_splits(self.study, self.store, splits)
+        except AbsentDataError as error:
+            key = asset_key(self.study, "images")
+            if not all(self._look().is_fresh(key, split) for split in self._runs_of(splits)):
+                raise
+            # What was read of them is there: words, database and most analyses do without the images.
+            self.notices.append(f"{error} What was read of its images before is used.")
+            return
         for split in self._runs_of(splits):
             if split in changed or (split is None and changed) or self._is_stale("images", split=split):
                 self._run("read_images", ["images"], split)
@@ -145,9 +162,15 @@ class Build:
     def _analyses(self) -> None:
         wanted, absent = analyses(self.study), absent_pages(self.study, self.store)
         stale = [name for name in wanted if self._is_stale(name) or name in absent]
-        if stale:
-            # The atlas, last of them, shows what the others found.
-            self._run("analyse", list(dict.fromkeys([*stale, *wanted[-1:]])))
+        if not stale:
+            return
+        # The atlas, last of them, shows what the others found.
+        asked = list(dict.fromkeys([*stale, *wanted[-1:]]))
+        try:
+            self._run("analyse", asked)
+        except BuildError as error:
+            lacking = [name for name in asked if name not in self.materialized]
+            self.notices.append(f"The database is finished, but not {', '.join(lacking)}: {error}")
 
     def _runs_of(self, splits: Sequence[str]) -> Sequence[str | None]:
         """One run for every split, or one for all where the study has no partitions."""
@@ -155,8 +178,11 @@ class Build:
 
     def _is_stale(self, *parts: str, split: str | None = None) -> bool:
         """Whether Dagster calls an asset (or a partition of it) stale or missing, as the UI shows it."""
-        self._look = self._look or Look(self.instance, self.definitions)
-        return self._look.state(asset_key(self.study, *parts), split) != "built"
+        return self._look().state(asset_key(self.study, *parts), split) != "built"
+
+    def _look(self) -> Look:
+        self._looked = self._looked or Look(self.instance, self.definitions)
+        return self._looked
 
     def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: bool = False) -> None:
         keys = [asset_key(self.study, *asset.split("/")) for asset in assets]
@@ -164,7 +190,7 @@ class Build:
         if fresh:
             config["ops"] = {key.to_python_identifier(): {"config": {"fresh": True}} for key in keys}
         run_id = str(uuid.uuid4())
-        self._look = None  # It is out of date now.
+        self._looked = None  # It is out of date now.
         with alive(self.store.runs, run_id):
             result = self.definitions.resolve_job_def(job_name(self.study, job)).execute_in_process(
                 instance=self.instance,
@@ -175,9 +201,12 @@ class Build:
                 raise_on_error=False,
                 tags={STARTED_BY: self.started_by},
             )
+        made = {event.asset_key for event in result.get_asset_materialization_events()}
+        self.materialized += [
+            f"{asset}:{split}" if split else asset for asset, key in zip(assets, keys, strict=True) if key in made
+        ]
         if not result.success:
             raise BuildError(_reason(result))
-        self.materialized += [f"{asset}:{split}" if split else asset for asset in assets]
 
 
 def _reason(result: dg.ExecuteInProcessResult) -> str:

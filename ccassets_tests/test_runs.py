@@ -18,6 +18,7 @@ from ccassets.assets.common import asset_key
 from ccassets.database.digests import feature_digests
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.definitions import definitions_of
+from ccassets.errors import DatasetError
 from ccassets.jobs import job_name
 from ccassets.runs import BuildError, run_build
 from ccassets.states import Look, dagster_instance, study_states
@@ -262,6 +263,28 @@ def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weigh
     parts = list((Store.of(mortal).root / "features").glob("*/rows/*.h5"))
     assert len(parts) == 3 + 2 + 1, "the finished shard was not encoded again"
     assert not list(Store.of(mortal).root.rglob("*.partial"))
+
+
+def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(built: Study, shared: Path) -> None:
+    (shared / "pictures").rename(shared / "away")
+    try:
+        edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+        result = run_build(edited)
+        assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-1]]
+        assert result.path == Store.of(edited).database
+        assert ccassets.validate_database(result.path, study=edited, deep=True) == []
+        away, lacking = result.notices
+        assert "pictures is not there; dataset.root names it. What was read of its images before is used." in away
+        assert lacking.startswith("The database is finished, but not concept_atlas: ")
+        assert "pictures" in lacking
+        with pytest.warns(UserWarning, match="not concept_atlas"):
+            assert ccassets.build(edited) == result.path
+
+        elsewhere = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
+        with pytest.raises(DatasetError, match="nowhere is not there"):
+            run_build(elsewhere)
+    finally:
+        (shared / "away").rename(shared / "pictures")
 
 
 def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:

@@ -15,7 +15,7 @@ from ccassets.datasets.contract import Rows
 from ccassets.datasets.files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
 from ccassets.datasets.images import decode_image
 from ccassets.datasets.labels import class_order
-from ccassets.errors import DatasetError
+from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.progress import Progress
 from ccassets.study import FolderConfig
 
@@ -118,9 +118,10 @@ class FolderDataset:
         if folder.is_dir():
             return folder
         if not self.root.is_dir():
-            raise DatasetError(f"The data set's folder {self.root} is not there; dataset.root names it.")
+            raise AbsentDataError(f"The data set's folder {self.root} is not there; dataset.root names it.")
         there = sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        raise DatasetError(
+        # An empty one is where a disk is not mounted.
+        raise (DatasetError if there else AbsentDataError)(
             f"{self.root} has no folder for the split {split!r}; it has {there}. Create it, or correct dataset.splits."
         )
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ccassets.datasets.contract import Rows
 from ccassets.datasets.images import to_rgb
-from ccassets.errors import DatasetError
+from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import exclusive, fingerprint, replacing, require_space, sync
 from ccassets.progress import Progress
 from ccassets.study import MedmnistConfig
@@ -156,7 +156,7 @@ class MedmnistDataset:
 
     def _download(self, progress: Progress) -> None:
         if not self.config.download:
-            raise DatasetError(
+            raise AbsentDataError(
                 f"{self.archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
                 f"{self.url} and put it there."
             )

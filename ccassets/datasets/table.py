@@ -21,7 +21,7 @@ from ccassets.datasets.contract import Rows
 from ccassets.datasets.files import check_keys, fingerprints, first_few
 from ccassets.datasets.images import decode_image
 from ccassets.datasets.labels import class_order
-from ccassets.errors import DatasetError
+from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.progress import Progress
 from ccassets.study import TableConfig
 
@@ -173,7 +173,7 @@ class TableDataset:
             table = self._read_csv() if self._is_csv else self._read_parquet()
             table = pa.table({name: self._typed(name, table[name]) for name in table.column_names})
         except FileNotFoundError as error:
-            raise DatasetError(f"The table {self.file} is not there; dataset.file names it.") from error
+            raise AbsentDataError(f"The table {self.file} is not there; dataset.file names it.") from error
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.file} cannot be read as a table: {error}") from error
         return table.append_column(_ROW, pa.array(np.arange(1, len(table) + 1)))
