@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ import numpy as np
 import pytest
 
 import ccassets
+from ccassets.assets.common import GPU_POOL
 from ccassets.definitions import definitions_of
+from ccassets.jobs import job_name
+from ccassets.runs import run_build
+from ccassets.states import dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study
-from ccassets_tests.building import edit_study
+from ccassets_tests.building import edit_study, write_study
 from ccassets_tests.graphql import stale
 
 SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
@@ -71,6 +75,36 @@ class Webserver:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def launch(self, job: str, split: str) -> str:
+        """Press Materialize for a split; the run's id."""
+        params = {
+            "selector": {**SELECTOR, "jobName": job},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": split}]},
+        }
+        launch = """mutation Launch($params: ExecutionParams!) {
+          launchRun(executionParams: $params) {
+            __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+          }
+        }"""
+        run_id: str = self.ask(launch, {"params": params})["launchRun"]["run"]["runId"]
+        return run_id
+
+    def status(self, run: str) -> str:
+        query = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+        status: str = self.ask(query, {"run": run})["runOrError"]["status"]
+        return status
+
+
+def wait_for(there: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline, f"not in {seconds} seconds"
+        time.sleep(0.2)
+
+
+def parts(place: Store) -> list[str]:
+    return sorted(path.name for path in place.root.glob("features/*/rows/*.h5"))
+
 
 @pytest.fixture
 def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
@@ -78,6 +112,68 @@ def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
     server.wait(180)
     yield server
     server.stop()
+
+
+SLOW_ENCODER = """
+import time
+from dataclasses import replace
+from ccassets.encoders import load_encoder
+from ccassets.study import load_study
+
+class Slow:
+    def __init__(self, study):
+        self.inner = load_encoder(load_study(study))
+        self.card = replace(self.inner.card, kind="python", weights_digest="slow")
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def encode_pixels(self, pixels):
+        time.sleep(SECONDS_A_BATCH)
+        return self.inner.encode_pixels(pixels)
+"""
+SECONDS_A_BATCH = 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(
+    study: Study, pictures: Path, weights: Path, tmp_path: Path
+) -> None:
+    inner = write_study(tmp_path / "inner", images=pictures, encoder=weights)
+    (study.folder / "slow.py").write_text(SLOW_ENCODER.replace("SECONDS_A_BATCH", str(SECONDS_A_BATCH)))
+    encoder = {"kind": "python", "target": "slow:Slow", "options": {"study": str(inner.folder / "defs.yaml")}}
+    slow = edit_study(study, lambda a: a.update(encoder=encoder))
+    place = Store.of(slow)
+    with dagster_instance() as instance:
+        for job, split in (("read_encoder", None), ("read_images", "train")):
+            resolved = definitions_of(slow).resolve_job_def(job_name(slow, job))
+            assert resolved.execute_in_process(instance=instance, partition_key=split).success
+    server = Webserver(slow, tmp_path / "ui.log")
+    try:
+        server.wait(180)
+        run = server.launch("cells__extract_images", "train")
+        wait_for(lambda: parts(place), 120)
+        pressed = time.monotonic()
+        stop = """mutation Stop($run: String!) {
+          terminateRun(runId: $run) { __typename ... on PythonError { message } }
+        }"""
+        assert server.ask(stop, {"run": run})["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        wait_for(lambda: server.status(run) == "CANCELED", 60)
+        stopped_after = time.monotonic() - pressed
+    finally:
+        server.stop()
+    kept = parts(place)
+    print(f"canceled {stopped_after:.1f} s after Terminate; {len(kept)} of 3 shards kept")
+    assert stopped_after < SECONDS_A_BATCH + 10, "a batch, and what Dagster needs to end a process and to write it down"
+    assert 1 <= len(kept) < 3
+    assert not list(place.root.rglob("*.partial"))
+    assert not list(place.runs.glob("*.lock"))
+    with dagster_instance() as instance:
+        assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).claimed_slots
+    assert run_build(slow, splits=["train"]).materialized[-1] == "image_features:train"
+    assert len(parts(place)) == 3
+    assert set(kept) <= set(parts(place)), "what was finished was not encoded again"
 
 
 @pytest.mark.slow
