@@ -11,19 +11,17 @@ nobody disturbed, and leaves no other file. One line per kill; exit 1 when one i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +41,7 @@ from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
 from ccassets_tests.campaigns.faults import Moments
+from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.mutations import Rng
 from ccassets_tests.campaigns.power import Disk, SyncRecord, carry_fingerprints, cut, lost
 from ccassets_tests.campaigns.watching import Readers, digest_of
@@ -56,7 +55,6 @@ VOCABULARY = {
     "labels": {"words": list(CLASSES), "templates": [f"photo {number} of {{}} cell" for number in range(3)]},
     "concepts": {"words": ["red cell", "pigment"], "templates": [f"cell {number} with {{}}" for number in range(3)]},
 }
-_PATIENCE = 180
 _LOCKS = {".lock", ".shards"}
 _STORED = (".h5", ".parquet", ".json", ".html")
 
@@ -134,7 +132,7 @@ class Campaign:
         return Store(home / "storage", "cells", "conceptclip_features.h5")
 
     def _finish(self, study: Study, home: Path, steps: Sequence[str]) -> Mapping[str, Any]:
-        code, answer = forked(lambda: self._work(study, home, steps))
+        code, answer = Fork(lambda: self._work(study, home, steps)).end()
         if code:
             raise SystemExit(f"A build that nobody disturbed failed: {answer}")
         return answer
@@ -179,7 +177,7 @@ class Campaign:
         record = home.with_name(f"{home.name}-synced")
         before = Disk.of(home)
         readers = self._readers(home, chosen)
-        code, answer = forked(lambda: self._work(self.study, home, chosen.steps, kill, record))
+        code, answer = Fork(lambda: self._work(self.study, home, chosen.steps, kill, record)).end()
         if code == 0:
             readers.stop() if readers else None
             return "", []
@@ -195,7 +193,7 @@ class Campaign:
             home = image
             readers = self._readers(home, chosen)
         held = what_is_held(self.store(home))
-        code, answer = forked(lambda: self._work(self.study, home, chosen.steps))
+        code, answer = Fork(lambda: self._work(self.study, home, chosen.steps)).end()
         more, wrong = self._stopped(readers, wrong)
         seen += more
         wrong += [f"building on failed: {answer}"] if code else self._differences(home, chosen, held, answer)
@@ -291,38 +289,6 @@ def _end(kill: Kill | None) -> None:
         threading.Timer(kill.after, os.kill, (os.getpid(), number)).start()
     else:
         os.kill(os.getpid(), number)
-
-
-def forked(work: Callable[[], Mapping[str, Any]]) -> tuple[int, Any]:
-    """What a function gives in a process of its own, and 0; or its exit code, and what it said."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reading)
-        _answer(work, writing)
-    os.close(writing)
-    ending = threading.Timer(_PATIENCE, os.kill, (child, signal.SIGKILL))
-    ending.start()
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    ending.cancel()
-    ending.join()
-    code = os.waitstatus_to_exitcode(status)
-    return code, json.loads(text) if text else {}
-
-
-def _answer(work: Callable[[], Mapping[str, Any]], pipe: int) -> NoReturn:
-    code, answer = 2, {}
-    try:
-        code, answer = 0, dict(work())
-    except CcassetsError as error:
-        code, answer = 1, {"sentence": str(error)}
-    except BaseException:
-        answer = {"traceback": traceback.format_exc()}
-    finally:
-        os.write(pipe, json.dumps(answer).encode())
-        os._exit(code)
 
 
 def ended_badly(answer: Mapping[str, Any]) -> list[str]:

@@ -38,21 +38,25 @@ def digest_of(path: Path) -> str:
 
 
 class Readers:
-    """A process that reads the database at `path` until it is stopped; `known` are the contents it may find."""
+    """A process that reads the database at `path` until it is stopped; `known` are the contents it may find.
 
-    def __init__(self, path: Path, known: Mapping[str, str]) -> None:
+    What is not known is called `others`, and is wrong if they have no name.
+    """
+
+    def __init__(self, path: Path, known: Mapping[str, str], others: str = "") -> None:
         asked, self._stop = os.pipe()
         self._answer, answer = os.pipe()
         self._child = os.fork()
         if not self._child:
             os.close(self._stop)
-            _read(path, known, asked, answer)
+            _read(path, known, others, asked, answer)
         os.close(asked)
         os.close(answer)
         os.read(self._answer, 1)  # It holds the database now.
 
     def stop(self) -> tuple[Counter[str], list[str]]:
         """How often each content was found, and all that was wrong."""
+        os.write(self._stop, b" ")  # To close it would say nothing: later forks have it open too.
         os.close(self._stop)
         with os.fdopen(self._answer, encoding="utf-8") as pipe:
             found, wrong = json.loads(pipe.read() or '[{}, ["a reader died"]]')
@@ -60,7 +64,7 @@ class Readers:
         return Counter(found), wrong
 
 
-def _read(path: Path, known: Mapping[str, str], asked: int, answer: int) -> NoReturn:
+def _read(path: Path, known: Mapping[str, str], others: str, asked: int, answer: int) -> NoReturn:
     found: Counter[str] = Counter()
     wrong: set[str] = set()
     try:
@@ -68,12 +72,14 @@ def _read(path: Path, known: Mapping[str, str], asked: int, answer: int) -> NoRe
             first = content_digest(held.file)
             features = held.image_features.tobytes()
             os.write(answer, b" ")
-            while not select.select([asked], [], [], random.uniform(0.0, 0.06))[0]:
+            stopped = False
+            while not stopped:
+                stopped = bool(select.select([asked], [], [], random.uniform(0.0, 0.06))[0])
                 if content_digest(held.file) != first or held.image_features.tobytes() != features:
                     wrong.add("a database that is held open changed")
-                content = known.get(digest_of(path), "something else")
+                content = known.get(digest_of(path), others)
                 found[content] += 1
-                if content == "something else":
+                if not content:
                     wrong.add("a reader found a database that is neither the old nor the new one")
     except BaseException:
         wrong.add(f"a reader failed: {traceback.format_exc(limit=-2)}")
