@@ -136,9 +136,8 @@ def _instance(folder: Path, file: Path) -> Diagnosis:
                 lacking["concurrency"] = shipped["concurrency"]
             if not instance.run_monitoring_enabled:
                 lacking["run_monitoring"] = shipped["run_monitoring"]
-    except Exception as error:  # Dagster and the database behind it raise many kinds.
-        advice = f"Correct {file}, or choose another home with --home or CCASSETS_HOME."
-        return Diagnosis("home", "problem", f"Dagster cannot use {folder}: {str(error).strip()}", advice)
+    except StorageError as error:
+        return Diagnosis("home", "problem", str(error))
     if not lacking:
         return Diagnosis("home", "ok", f"{folder}, one encoder at a time")
     without = {

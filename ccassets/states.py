@@ -36,7 +36,7 @@ _STATES: dict[StaleStatus, State] = {
 def dagster_instance() -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of the home, which is made with our `dagster.yaml` if it has none.
 
-    Raises `StorageError` where the home cannot be written, or its disk is full.
+    Raises `StorageError` where the home cannot be written or used, or its disk is full.
     """
     folder = home()
     try:
@@ -48,12 +48,28 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
             f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
         ) from error
     try:
-        with dg.DagsterInstance.from_config(str(folder)) as instance:
+        with _opened(folder) as instance:
             yield instance
     except DBAPIError as error:
         raise StorageError(
-            f"Dagster's records under {folder} cannot be written or read ({error.orig}). Free some space there, or "
-            "choose another home with --home; features and databases are not touched by this."
+            f"Dagster's records of the home {folder} cannot be written or read ({error.orig}). Free some space there, "
+            "see that their server runs, or choose another home with --home; features and databases are not touched."
+        ) from error
+
+
+def _opened(folder: Path) -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.from_config(str(folder))
+    except DBAPIError:
+        raise
+    except Exception as error:  # What a foreign dagster.yaml names may raise anything.
+        first = error
+        while first.__cause__ is not None:
+            first = first.__cause__  # type: ignore[assignment]
+        reason = str(first).strip() or type(first).__name__
+        raise StorageError(
+            f"Dagster cannot use the home {folder}: {reason}\nCorrect {folder / 'dagster.yaml'}, or choose another "
+            "home with --home or CCASSETS_HOME."
         ) from error
 
 

@@ -88,3 +88,33 @@ def edit_study(study: Study, change: Callable[[dict[str, Any]], object]) -> Stud
     change(content["attributes"])
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return load_study(path)
+
+
+_SLOW_ENCODER = """
+import time
+from dataclasses import replace
+from ccassets.encoders import load_encoder
+from ccassets.study import load_study
+
+class Slow:
+    def __init__(self, study, seconds, name):
+        self.inner, self.seconds = load_encoder(load_study(study)), seconds
+        self.card = replace(self.inner.card, kind="python", weights_digest=name)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def encode_pixels(self, pixels):
+        time.sleep(self.seconds)
+        return self.inner.encode_pixels(pixels)
+"""
+
+
+def with_slow_encoder(study: Study, seconds: float) -> Study:
+    """The study with an encoder that takes so long for every batch; its identity is of this study alone."""
+    inner = study.folder.parent.parent / f"{study.name}_inner"
+    inner.mkdir()
+    shutil.copy(study.folder / "defs.yaml", inner)
+    (study.folder / "slow.py").write_text(_SLOW_ENCODER)
+    options = {"study": str(inner / "defs.yaml"), "seconds": seconds, "name": study.name}
+    return edit_study(study, lambda a: a.update(encoder={"kind": "python", "target": "slow:Slow", "options": options}))

@@ -26,7 +26,7 @@ from ccassets.runs import run_build
 from ccassets.states import dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study
-from ccassets_tests.building import edit_study, write_study
+from ccassets_tests.building import edit_study, with_slow_encoder
 from ccassets_tests.graphql import stale
 
 SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
@@ -114,36 +114,13 @@ def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
     server.stop()
 
 
-SLOW_ENCODER = """
-import time
-from dataclasses import replace
-from ccassets.encoders import load_encoder
-from ccassets.study import load_study
-
-class Slow:
-    def __init__(self, study):
-        self.inner = load_encoder(load_study(study))
-        self.card = replace(self.inner.card, kind="python", weights_digest="slow")
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def encode_pixels(self, pixels):
-        time.sleep(SECONDS_A_BATCH)
-        return self.inner.encode_pixels(pixels)
-"""
 SECONDS_A_BATCH = 3.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(
-    study: Study, pictures: Path, weights: Path, tmp_path: Path
-) -> None:
-    inner = write_study(tmp_path / "inner", images=pictures, encoder=weights)
-    (study.folder / "slow.py").write_text(SLOW_ENCODER.replace("SECONDS_A_BATCH", str(SECONDS_A_BATCH)))
-    encoder = {"kind": "python", "target": "slow:Slow", "options": {"study": str(inner.folder / "defs.yaml")}}
-    slow = edit_study(study, lambda a: a.update(encoder=encoder))
+def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: Study, tmp_path: Path) -> None:
+    slow = with_slow_encoder(study, SECONDS_A_BATCH)
     place = Store.of(slow)
     with dagster_instance() as instance:
         for job, split in (("read_encoder", None), ("read_images", "train")):

@@ -18,7 +18,7 @@ import yaml
 
 import ccassets
 from ccassets.doctor import Diagnosis, diagnose
-from ccassets.errors import CcassetsError
+from ccassets.errors import CcassetsError, StorageError
 from ccassets.storage import storage_root
 from ccassets.study import Study, load_study
 from ccassets_tests.building import edit_study, write_study
@@ -107,11 +107,14 @@ def test_a_foreign_home_without_a_limit_gets_lines_to_merge_and_no_edit(home: Pa
     assert line("home").level == "ok"
 
 
-def test_a_home_that_dagster_cannot_use_is_a_problem(home: Path) -> None:
+def test_a_home_that_dagster_cannot_use_is_a_problem(home: Path, study: Study) -> None:
     home.mkdir()
     (home / "dagster.yaml").write_text("concurrency: {pools: {default_limit: many}}\n")
     assert line("home").level == "problem"
     assert "many" in line("home").message
+    (home / "dagster.yaml").write_text("storage: {postgres: {postgres_url: 'nothing://a@b/c'}}\n")
+    with pytest.raises(StorageError, match=r"Dagster cannot use the home [^:]+: .*\nCorrect .*dagster\.yaml"):
+        ccassets.build(study)
 
 
 def test_a_broken_study_file_is_named_since_it_hides_all_others(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
