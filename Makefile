@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow test-browser bench check lint types imports format clean
+.PHONY: help demo ui test slow test-browser guarantees audit bench check lint types imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,14 @@ slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published d
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
 	@$(BIN)/python -m pytest -q -m browser
+
+guarantees: $(INSTALLED)  ## try to break every promise of docs/guarantees.md (two hours; `SHORT=1`: ten minutes)
+	@$(BIN)/python -m ccassets_tests.campaigns $(if $(SHORT),--short)
+
+audit: $(INSTALLED)  ## look up known vulnerabilities of all that is installed (needs a network)
+	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit/installed.txt
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/installed.txt
 
 bench: $(INSTALLED)  ## measure every stage against a limit and the usual way (minutes); `SIZE=small` only tries it
 	@$(BIN)/python -m benchmarks $(if $(SIZE),--size $(SIZE))
