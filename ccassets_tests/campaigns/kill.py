@@ -197,10 +197,10 @@ class Campaign:
         more, wrong = self._stopped(readers, wrong)
         seen += more
         wrong += [f"building on failed: {answer}"] if code else self._differences(home, chosen, held, answer)
-        counts = f"{answer.get('templates')} templates and {answer.get('rows')} rows made" if not code else "failed"
+        counts = ", ".join(f"{answer[name]} {name} made" for name in ("templates", "rows") if name in answer) or "done"
         line = (
             f"moment {kill.at}{f' + {kill.after * 1000:.0f} ms' if kill.after else ''}: {held.templates} templates, "
-            f"{held.rows} rows held, {held.unfinished} unfinished; built on: {counts}; readers: {dict(seen)}"
+            f"{held.rows} rows held, {held.unfinished} unfinished; built on: {counts}; readers: {dict(seen) or 'none'}"
         )
         return line, wrong
 
