@@ -152,16 +152,20 @@ def ui(
 @app.command()
 def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the studies, with what is built, stale and failed."""
+    from ccassets.doctor import compared_with_ui
     from ccassets.states import study_states
+    from ccassets.study import load_study, study_files
 
     states = study_states()
     if as_json:
         typer.echo(json.dumps(states, indent=2, ensure_ascii=False))
         return
     width = max((len(name) for name in states), default=0)
+    in_ui = compared_with_ui(*(load_study(path) for path in study_files().values()))
     for name, state in states.items():
         counts = ", ".join(f"{len(assets)} {word}" for word, assets in state.items() if assets)
-        typer.echo(f"{name:<{width}}  {counts}")
+        reload = "; its file changed since the UI loaded it: reload definitions" if in_ui.get(name) == "changed" else ""
+        typer.echo(f"{name:<{width}}  {counts}{reload}")
 
 
 @app.command()
@@ -420,6 +424,8 @@ def new_study(
 
 def main() -> None:
     """Run the command line; our own errors end in one clear message on stderr."""
+    # Before torch is imported: threads that wait for each other would else take the cores from those that decode.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except CcassetsError as error:

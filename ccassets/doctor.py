@@ -333,20 +333,29 @@ def _storage(needed: int | None) -> Diagnosis:
 
 def _loaded(study: Study) -> Iterator[Diagnosis]:
     """Whether a UI that is running has the study as its file says now."""
-    loaded = _code_versions_in_ui()
-    if loaded is None:
-        return
-    graph = definitions_of(study).resolve_asset_graph()
-    now = {tuple(node.key.path): node.code_version for node in graph.asset_nodes}
-    there = {path: code for path, code in loaded.items() if path[0] == study.name}
-    if not there:
+    found = compared_with_ui(study).get(study.name)
+    if found == "unknown":
         advice = f"Start it with CCASSETS_STUDIES={study.folder.parent}."
         yield Diagnosis("ui", "warning", f"the UI that is running does not know {study.name}", advice)
-    elif there != now:
+    elif found == "changed":
         advice = "Press Reload definitions in the UI: a study is code."
         yield Diagnosis("ui", "warning", f"the study file of {study.name} changed since the UI loaded it", advice)
-    else:
+    elif found == "same":
         yield Diagnosis("ui", "ok", "the UI that is running has the study file as it is now")
+
+
+def compared_with_ui(*studies: Study) -> dict[str, Literal["same", "changed", "unknown"]]:
+    """How the files of studies compare with what the UI of this home has loaded; {} when none is running."""
+    loaded = _code_versions_in_ui()
+    if loaded is None:
+        return {}
+    found: dict[str, Literal["same", "changed", "unknown"]] = {}
+    for study in studies:
+        graph = definitions_of(study).resolve_asset_graph()
+        now = {tuple(node.key.path): node.code_version for node in graph.asset_nodes}
+        there = {path: code for path, code in loaded.items() if path[0] == study.name}
+        found[study.name] = "unknown" if not there else "same" if there == now else "changed"
+    return found
 
 
 def _code_versions_in_ui() -> Mapping[tuple[str, ...], str | None] | None:

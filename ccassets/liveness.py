@@ -46,11 +46,12 @@ def settle_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
         if path in _held or not _is_free(path):
             continue
         run = instance.get_run_by_id(path.stem)
-        if run is not None:
-            if not run.is_finished:
-                instance.report_run_failed(run, "The process of this run was killed.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-            settled.append(run.run_id)
+        if run is None:
+            continue  # A run of another home that shares the storage: it is settled there.
+        if not run.is_finished:
+            instance.report_run_failed(run, "The process of this run was killed.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        settled.append(run.run_id)
         path.unlink(missing_ok=True)
     return settled
 

@@ -26,7 +26,7 @@ from ccassets.runs import run_build
 from ccassets.states import dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study
-from ccassets_tests.building import edit_study, with_slow_encoder
+from ccassets_tests.building import edit_study, with_slow_encoder, write_study
 from ccassets_tests.graphql import stale
 
 SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
@@ -75,12 +75,10 @@ class Webserver:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def launch(self, job: str, split: str) -> str:
-        """Press Materialize for a split; the run's id."""
-        params = {
-            "selector": {**SELECTOR, "jobName": job},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": split}]},
-        }
+    def launch(self, job: str, split: str | None = None) -> str:
+        """Press Materialize; the run's id."""
+        tags = [{"key": "dagster/partition", "value": split}] if split else []
+        params = {"selector": {**SELECTOR, "jobName": job}, "executionMetadata": {"tags": tags}}
         launch = """mutation Launch($params: ExecutionParams!) {
           launchRun(executionParams: $params) {
             __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
@@ -151,6 +149,55 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
     assert run_build(slow, splits=["train"]).materialized[-1] == "image_features:train"
     assert len(parts(place)) == 3
     assert set(kept) <= set(parts(place)), "what was finished was not encoded again"
+
+
+TOKEN = "hf_marker0that0must0be0nowhere"
+EVERYTHING = """{
+  runsOrError { ... on Runs { results {
+    status runConfigYaml tags { key value }
+    eventConnection { events { ... on MessageEvent { message } ... on ErrorEvent { error { message stack } }
+      ... on ExecutionStepFailureEvent { error { message stack causes { message stack } } failureMetadata { label } }
+      ... on MaterializationEvent { metadataEntries { label ... on TextMetadataEntry { text }
+        ... on JsonMetadataEntry { jsonString } ... on MarkdownMetadataEntry { mdStr } } } } }
+    assets { key { path } }
+  } } }
+  assetNodes { assetKey { path } description opVersion configField { configTypeKey } }
+  workspaceOrError { ... on Workspace { locationEntries { displayMetadata { key value } locationOrLoadError {
+    ... on PythonError { message stack } ... on RepositoryLocation { repositories { allTopLevelResourceDetails {
+      name configuredValues { key value type } configFields { name defaultValueAsJson } } } } } } } }
+  instance { info daemonHealth { allDaemonStatuses { lastHeartbeatErrors { message } } } }
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_token_is_in_no_answer_log_or_file_after_a_failed_and_a_good_run(
+    study: Study, weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    for name, value in hub.items():
+        monkeypatch.setenv(name, value)
+    encoder = {"kind": "conceptclip", "weights": "nobody/nothing"}
+    write_study(study.folder.parent / "asking", images=pictures, encoder=encoder)
+    server = Webserver(study, tmp_path / "ui.log")
+    try:
+        server.wait(180)
+        good, failed = server.launch("cells__read_encoder"), server.launch("asking__read_encoder")
+        wait_for(lambda: server.status(good) == "SUCCESS", 120)
+        # The hub may come back: the run says so and waits. We do not.
+        wait_for(lambda: "tried again in 30 seconds" in json.dumps(server.ask(EVERYTHING)), 120)
+        server.ask("mutation Stop($run: String!) { terminateRun(runId: $run) { __typename } }", {"run": failed})
+        wait_for(lambda: server.status(failed) in {"CANCELED", "FAILURE"}, 60)
+        refused = server.launch("asking__extract_text")
+        wait_for(lambda: server.status(refused) == "FAILURE", 120)
+        answer = json.dumps(server.ask(EVERYTHING))
+    finally:
+        server.stop()
+    assert "cannot be reached" in answer
+    assert "was not looked at yet" in answer
+    assert TOKEN not in answer
+    assert list((tmp_path / "home").rglob("*.db")), "Dagster's records are looked at"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ccassets
+from ccassets.cli import studies
+from ccassets.definitions import defs
 from ccassets.doctor import Diagnosis, diagnose
 from ccassets.errors import CcassetsError, StorageError
 from ccassets.storage import storage_root
@@ -56,9 +59,14 @@ def test_a_study_that_can_be_built_has_no_problem_before_and_after_it_was_built(
     assert "train 9, val 5, test 4" in line("data set", study).message
     assert "will take" in line("disk", study).message
 
-    ccassets.build(study)
+    path = ccassets.build(study)
+    assert path is not None
     assert re.fullmatch(r"\d+ built", line("assets", study).message)
     assert "nothing is left to be written" in line("disk", study).message
+
+    path.unlink()
+    lost = next(found.message for found in diagnose(study) if found.what == "assets")
+    assert lost == "deleted or replaced by hand: feature_database"
 
 
 def test_looking_makes_nothing(study: Study, home: Path) -> None:
@@ -201,6 +209,46 @@ def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Stu
     assert not [path for path in hub.asked if "/resolve/" in path]
     nobody = run(load_study(study.folder), **{**hf, "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
+
+
+@pytest.fixture
+def ui(study: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A UI of this home that has loaded the study as it is now; a real one is asked where the browser is tested."""
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    nodes = [
+        {"assetKey": {"path": list(node.key.path)}, "opVersion": node.code_version}
+        for node in defs().resolve_asset_graph().asset_nodes
+    ]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"assetNodes": nodes}}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        home.mkdir()
+        (home / "ui.json").write_text(json.dumps({"port": server.server_address[1]}))
+        yield
+        server.shutdown()
+
+
+def test_a_study_that_the_ui_has_in_another_form_is_said_by_doctor_and_studies(
+    ui: None, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line("ui", study).level == "ok"
+    studies()
+    assert "reload" not in capsys.readouterr().out
+    edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
+    assert line("ui", edited).message == "the study file of cells changed since the UI loaded it"
+    studies()
+    said = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in said if "changed since the UI loaded it" in row] == ["cells"]
+    unknown = write_study(study.folder.parent.parent / "elsewhere" / "new", images=Path(), encoder={"kind": "phantom"})
+    assert "does not know new" in line("ui", unknown).message
 
 
 def test_assets_that_failed_are_listed(study: Study, pictures: Path) -> None:
