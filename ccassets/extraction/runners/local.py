@@ -167,8 +167,10 @@ def _worker_died(worker: _Worker) -> EncoderError:
 def _work(connection: Connection, work: Work, place: _Place) -> None:
     """A worker's whole life: it asks for shards until there are none, and tells of parts, progress, or its error."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    # Before torch is imported: each worker has its share of the cores, unless the user set the number.
+    # Before torch is imported: each worker has its share of the cores, and its threads sleep while they wait, unless
+    # the user said otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(place.cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if place.visible is not None:
         os.environ[_VISIBLE] = place.visible
 
