@@ -35,6 +35,10 @@ class BuildError(CcassetsError):
     """A run of a build failed; the text is that of the step that failed."""
 
 
+class InterruptedBuildError(BuildError):
+    """A signal ended a build; everything finished until then is kept."""
+
+
 @dataclass
 class BuildResult:
     """The database's path, and what was materialized, in order, as `asset:split`; nothing if all was fresh.
@@ -168,6 +172,8 @@ class Build:
         asked = list(dict.fromkeys([*stale, *wanted[-1:]]))
         try:
             self._run("analyse", asked)
+        except InterruptedBuildError:
+            raise
         except BuildError as error:
             lacking = [name for name in asked if name not in self.materialized]
             self.notices.append(f"The database is finished, but not {', '.join(lacking)}: {error}")
@@ -206,23 +212,27 @@ class Build:
             f"{asset}:{split}" if split else asset for asset, key in zip(assets, keys, strict=True) if key in made
         ]
         if not result.success:
-            raise BuildError(_reason(result))
+            raise _failure(result)
 
 
-def _reason(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence of the step or the check that failed."""
+def _failure(result: dg.ExecuteInProcessResult) -> BuildError:
+    """What ended a run, with the sentence of the step or the check that failed."""
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
-            return f"The check {check.check_name} of {check.asset_key.to_user_string()} failed. {check.description}"
+            key = check.asset_key.to_user_string()
+            return BuildError(f"The check {check.check_name} of {key} failed. {check.description}")
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data and failure.user_failure_data.description:
-                return failure.user_failure_data.description
+                return BuildError(failure.user_failure_data.description)
             error = failure.error
             while error is not None and error.cause is not None:
                 error = error.cause
             if error and error.cls_name == "DagsterExecutionInterruptedError":
-                return f"{event.step_key} was interrupted. What was finished until then is kept: build again to go on."
-            return f"{event.step_key} failed: {error.message.strip() if error else 'no reason was recorded'}"
-    return f"The run {result.run_id} failed; `ccassets ui` shows its log."
+                return InterruptedBuildError(
+                    f"{event.step_key} was interrupted. What was finished until then is kept: build again to go on."
+                )
+            reason = error.message.strip() if error else "no reason was recorded"
+            return BuildError(f"{event.step_key} failed: {reason}")
+    return BuildError(f"The run {result.run_id} failed; `ccassets ui` shows its log.")

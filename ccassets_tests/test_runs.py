@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.definitions import definitions_of
 from ccassets.errors import DatasetError
 from ccassets.jobs import job_name
-from ccassets.runs import BuildError, run_build
+from ccassets.runs import BuildError, InterruptedBuildError, run_build
 from ccassets.states import Look, dagster_instance, study_states
 from ccassets.storage import Store
 from ccassets.study import Study
@@ -285,6 +287,26 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
             run_build(elsewhere)
     finally:
         (shared / "away").rename(shared / "pictures")
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Dagster lets SIGTERM be what SIGINT is, and leaves it so."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_interrupted_build_says_so_and_is_built_on(study: Study) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what == "draw concepts":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedBuildError, match=r"was interrupted\. What was finished until then is kept"):
+        run_build(study, listener=interrupt)
+
+    assert run_build(study).materialized == ["concept_atlas"]
 
 
 def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
