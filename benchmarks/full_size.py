@@ -1,7 +1,7 @@
 """A built study of BloodMNIST's size that takes little of the disk: its token features are holes but for one patch.
 
 Everything is made by the project's own code. The parts are written without their holes; while the first build
-assembles the database, `os.copy_file_range` leaves holes where it finds them, as `cp` does.
+assembles the database, `os.copy_file_range` leaves holes where it finds them, as `cp` does. No space is reserved.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.material import save_pictures, stand_in_encoder, write_study
 from benchmarks.sizes import SIZES, Size
 from benchmarks.stand_in import SIDE
+from ccassets.database import writer
 from ccassets.database.digests import feature_digests
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.writer import FileContent, RowContent, new_file
@@ -78,10 +79,10 @@ def _write_parts(study: Study, store: Store, manifest: Manifest) -> None:
         )
         attributes = {"split_counts": {manifest.split: len(shard)}, "provenance": provenance}
         path = folder / f"{manifest.split}_{number:05d}.h5"
-        with new_file(path, FileContent("image-part", card.dim, card.token_count, rows, {}, attributes)) as writer:
-            writer.write(IMAGE_FEATURES, 0, features)
+        with new_file(path, FileContent("image-part", card.dim, card.token_count, rows, {}, attributes)) as file:
+            file.write(IMAGE_FEATURES, 0, features)
             for row in range(len(shard)):
-                writer.write(IMAGE_TOKEN_FEATURES, row, tokens[0])  # The first patch; the others stay a hole.
+                file.write(IMAGE_TOKEN_FEATURES, row, tokens[0])  # The first patch; the others stay a hole.
         verified.add(path)
 
 
@@ -101,7 +102,7 @@ def _holes_kept() -> Iterator[None]:
         data = min(count, os.lseek(source, source_offset, os.SEEK_HOLE) - source_offset)
         return copy(source, target, data, source_offset, target_offset)
 
-    with mock.patch.object(os, "copy_file_range", copy_data):
+    with mock.patch.object(os, "copy_file_range", copy_data), mock.patch.object(writer, "_reserve"):
         yield
 
 
