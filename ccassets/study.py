@@ -37,7 +37,8 @@ _MOST_NODES = 100_000
 _LONGEST_NUMBER = 1000
 _TEXT_TAG = "tag:yaml.org,2002:str"
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What an encoder computes in: float32, on CUDA with products of TensorFloat-32, or under autocast."""
 
 
 def _not_blank(text: str) -> str:
@@ -378,6 +379,7 @@ class StudyConfig(_Section):
     """The `attributes` of a study file; every key and default is documented in `docs/study.md`."""
 
     description: str = ""
+    owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$")], ...] = ()
     dataset: DatasetConfig
     encoder: EncoderConfig
     vocabulary: Vocabulary = Vocabulary()
@@ -418,7 +420,7 @@ class Study(StudyConfig):
     def readme(self) -> str | None:
         """The text of the study folder's README.md, if it has one."""
         path = self.folder / "README.md"
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def resolve(self, path: str | Path) -> Path:
         """A path of the study file, made absolute: `~` is the home, a relative path starts at the study's folder."""

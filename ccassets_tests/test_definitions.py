@@ -10,9 +10,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ccassets.assets.common import GPU_POOL
+from ccassets.assets.common import GPU_POOL, asset_key
 from ccassets.definitions import definitions_of, defs
+from ccassets.errors import StudyError
 from ccassets.study import Study, load_study, study_files
+from ccassets_tests.building import edit_study
 
 SNAPSHOT = Path(__file__).parent / "data" / "definitions.json"
 
@@ -27,12 +29,17 @@ def snapshot(definitions: dg.Definitions) -> dict[str, object]:
             "checks": sorted(key.name for key in node.check_keys),
             "pools": sorted(node.pools or ()),
             "group": node.group_name,
+            "kinds": sorted(node.kinds),
+            "tags": {key: value for key, value in node.tags.items() if not key.startswith("dagster/kind/")},
+            "automation": node.automation_condition.get_label() if node.automation_condition else None,
         }
         for node in graph.asset_nodes
     }
     return {
         "assets": dict(sorted(assets.items())),
-        "jobs": sorted(job.name for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")),
+        "jobs": {
+            job.name: job.description for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")
+        },
         "schedules": {s.name: s.default_status.value for s in definitions.schedules or ()},
         "sensors": {s.name: s.default_status.value for s in definitions.sensors or ()},
     }
@@ -42,6 +49,17 @@ def test_names_dependencies_checks_and_switches_are_what_they_were() -> None:
     found = snapshot(definitions_of(load_study("demo")))
     # After a change on purpose: python -m ccassets_tests.test_definitions
     assert found == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_a_study_tells_its_owners_and_shows_its_readme(study: Study) -> None:
+    (study.folder / "README.md").write_text("# Cells\nOf two hospitals.\n")
+    owned = edit_study(study, lambda a: a.update(owners=["team:hematology", "ada@example.org"], description="Smears."))
+    graph = definitions_of(owned).resolve_asset_graph()
+    assert all(graph.get(key).owners == ["team:hematology", "ada@example.org"] for key in graph.get_all_asset_keys())
+    description = graph.get(asset_key(owned, "feature_database")).description or ""
+    assert description.endswith("\n\nSmears.\n\n# Cells\nOf two hospitals.\n")
+    with pytest.raises(StudyError, match=r"defs\.yaml:\d+: owners"):
+        edit_study(study, lambda a: a.update(owners=["somebody"]))
 
 
 def test_everything_that_runs_by_itself_is_switched_off() -> None:

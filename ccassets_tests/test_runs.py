@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,28 @@ def test_every_check_runs_and_passes(built: Study) -> None:
             assert evaluation is not None, key
             # Accuracy on five images of noise rises and falls as it likes.
             assert evaluation.passed or key.name == "val_accuracy", (key, evaluation.description)
+
+
+def test_the_columns_in_the_ui_are_the_data_sets_of_the_file(built: Study) -> None:
+    columns = {
+        column.name: column.type for column in metadata(built, "feature_database")["dagster/column_schema"].columns
+    }
+    assert columns["/image_features"].startswith("float16 (18, ")
+    assert columns["/labels"] == "int64 (18,)"
+
+
+def test_progress_is_in_the_log_at_a_humane_rate(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> list[str]:
+        result = run_job(study, "read_images", "val")
+        with dagster_instance() as instance:
+            return [e.user_message for e in instance.all_logs(result.run_id) if "per second" in e.user_message]
+
+    assert said() == []
+    monkeypatch.setattr("ccassets.assets.common._LOG_SECONDS", 0.0)
+    shutil.rmtree(Store.of(study).folder)
+    lines = [line for line in said() if line.startswith("read images")]
+    assert len(lines) == 5
+    assert re.fullmatch(r"read images of val: 2 of 5, [\d.]+ per second, \d\d:\d\d:\d\d left", lines[1])
 
 
 def test_a_failing_check_keeps_the_old_database(built: Study, shared: Path) -> None:

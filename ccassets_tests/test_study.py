@@ -50,6 +50,7 @@ def test_every_default_is_the_documented_one(tmp_path: Path) -> None:
 
     assert study.model_dump(exclude={"name", "folder"}) == {
         "description": "",
+        "owners": (),
         "dataset": {"kind": "folder", "root": Path("cells"), "classes": None, "splits": ("train", "val", "test")},
         "encoder": {
             "kind": "conceptclip",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import dagster as dg
 
 from ccassets.analysis.results import analyses
@@ -26,8 +28,11 @@ _ANALYSES = {
 
 
 def study_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """Every asset of a study, sources first; of the analyses those that the study has what they need for."""
-    return [
+    """Every asset of a study, sources first; of the analyses those that the study has what they need for.
+
+    All carry the study's owners, and its data set and model as tags, by which the UI finds them among many studies.
+    """
+    assets = [
         images(study),
         encoder(study),
         *(template_features(study, template) for template in study.vocabulary.templates().values()),
@@ -36,3 +41,18 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
         validation_report(study),
         *(_ANALYSES[name](study) for name in analyses(study)),
     ]
+    return [asset.map_asset_specs(lambda spec: _with_tags(spec, study)) for asset in assets]
+
+
+def _with_tags(spec: dg.AssetSpec, study: Study) -> dg.AssetSpec:
+    dataset, model = study.dataset, study.encoder
+    # Ids of the hub and paths: their last name is what a person looks for.
+    names = {
+        "dataset": getattr(dataset, "name", None) or getattr(dataset, "root", None) or dataset.kind,
+        "model": getattr(model, "weights", None) or model.kind,
+    }
+    tags = {
+        key: re.sub(r"[^A-Za-z0-9_.-]", "_", str(name).rstrip("/").rpartition("/")[2])[:63]
+        for key, name in names.items()
+    }
+    return spec.merge_attributes(owners=list(study.owners), tags=tags)

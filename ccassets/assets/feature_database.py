@@ -25,10 +25,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         automation_condition=REBUILD_STALE,
         kinds={"hdf5"},
         code_version=code_version(_grouping(study), study.splits, study.storage, study.extraction.limit),
-        description=(
-            f"The database `{study.database_file}`: every image, label, prompt and their features, with digests and "
-            "provenance. Refused while a split or a template is missing; the old file stays readable until the end."
-        ),
+        description=_description(study),
     )
     def _feature_database(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
         place = store.of(study)
@@ -44,11 +41,20 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
                 "seconds": round(done.seconds, 3),
                 "digest": done.digest,
                 "file": place.relative(done.path),
-                "datasets": dg.MetadataValue.table_schema(_schema(place)),
+                "dagster/column_schema": _schema(place),
             },
         )
 
     return _feature_database
+
+
+def _description(study: Study) -> str:
+    """What the asset is, and what the study says of itself: a group of assets has no text of its own in the UI."""
+    own = (
+        f"The database `{study.database_file}`: every image, label, prompt and their features, with digests and "
+        "provenance. Refused while a split or a template is missing; the old file stays readable until the end."
+    )
+    return "\n\n".join(text for text in (own, study.description, study.readme) if text)
 
 
 def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
