@@ -2,7 +2,7 @@
 
 The process that is about to die records what it syncs. Then its tree is copied as a disk may hold it: names that were
 not synced with their folder are there or not, bytes that were not synced with their file are cut off, zeroed, older or
-there. That is all POSIX promises; real file systems keep more.
+there, page by page. That is all POSIX promises; real file systems keep more.
 """
 
 from __future__ import annotations
@@ -115,10 +115,18 @@ def _content(inode: int, now: Disk, sure: Disk, rng: Rng) -> tuple[bytes, bool]:
         return safe, inode in sure.contents
     if inode in sure.contents and current == safe:
         return current, True
-    pages = [current[first : first + PAGE] for first in range(0, len(current), PAGE)]
-    zeroed = b"".join(bytes(len(page)) if rng.random() < 0.5 else page for page in pages)
-    content = (safe, current, current[: int(rng.integers(len(current) + 1))], zeroed)[int(rng.integers(4))]
+    content = (safe, current, _mixed(safe, current, rng))[int(rng.integers(3))]
     return content, content == current
+
+
+def _mixed(safe: bytes, current: bytes, rng: Rng) -> bytes:
+    """Any of the pages that were written since the last sync, and any length since then; never written is zero."""
+    shorter, longer = sorted((len(safe), len(current)))
+    size = int(rng.integers(shorter, longer + 1))
+    pages = [
+        (safe, current)[int(rng.integers(2))][first : first + PAGE].ljust(PAGE, b"\0") for first in range(0, size, PAGE)
+    ]
+    return b"".join(pages)[:size]
 
 
 def carry_fingerprints(root: Path, copy: Path) -> None:

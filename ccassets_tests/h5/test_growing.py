@@ -22,6 +22,7 @@ import ccassets.h5.journal as journal
 from ccassets import CcassetsError
 from ccassets.database.reader import open_database
 from ccassets.h5 import append_batch, init_file, load_model_params, save_model_params, write_template
+from ccassets_tests.campaigns.power import Disk, SyncRecord, cut
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents, rows
 
 LISTS = {"label_texts": ["a", "b"], "concept_texts": ["深", "pale"], "prompt_temp_for_concepts": ["{} cell"]}
@@ -406,6 +407,43 @@ def test_a_kill_at_any_write_neither_loses_nor_doubles_rows(tmp_path: Path, path
         pytest.fail("the append never ended")
     assert point > 15
     assert recovered == {8, 12}
+
+
+def test_a_power_cut_at_any_write_leaves_what_was_flushed(tmp_path: Path) -> None:
+    def work(root: Path, *, template: bool = True) -> None:
+        with init_file(root / "a.h5", 6, 9) as file:
+            append_batch(file, **rows(len(file["ids"])), split_names="train", labels=[1, 0, 1, 0])
+            if template:  # Which makes the file longer; a batch finds its place in it.
+                write_template(
+                    file, "wide", [str(row) for row in range(64)], np.full((64, 6), 0.25), np.ones((64, 9, 6))
+                )
+
+    start = tmp_path / "start"
+    start.mkdir()
+    work(start, template=False)
+    states = {4: contents(start / "a.h5")}
+    for template in (False, True):
+        after = shutil.copytree(start, tmp_path / f"after-{template}")
+        work(after, template=template)
+        states[8 + template] = contents(after / "a.h5")
+
+    recovered = set()
+    for point in range(200):
+        root, record = shutil.copytree(start, tmp_path / f"root-{point}"), tmp_path / f"synced-{point}"
+        before = Disk.of(root)
+        killed = killed_at(point, lambda root=root, record=record: (SyncRecord(root, record), work(root)))
+        for number in range(3):
+            image = tmp_path / f"image-{point}-{number}"
+            cut(root, image, before.synced(record), np.random.default_rng([point, number]))
+            init_file(image / "a.h5").close()
+            found = contents(image / "a.h5")
+            state = len(found["ids"]) + ("templates/wide/texts" in found)
+            assert_same(found, states[state])
+            assert killed or state == 9, "what was closed is on the disk"
+            recovered.add(state)
+        if not killed:
+            break
+    assert recovered == set(states)
 
 
 def test_a_kill_while_a_file_is_created_leaves_one_that_can_be_created(path: Path) -> None:
