@@ -20,6 +20,7 @@ from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyEr
 
 if TYPE_CHECKING:
     from ccassets.doctor import Diagnosis
+    from ccassets.drift import Drift
     from ccassets.extraction.adoption import Adoption
     from ccassets.findings import Finding
     from ccassets.study import Study
@@ -121,6 +122,29 @@ def extract(
     typer.echo(f"{done.encoded} images encoded in {done.shards} shards; {done.times}", err=True)
     if done.elsewhere:
         typer.echo(f"{done.elsewhere} shards were encoded elsewhere meanwhile, or still are.", err=True)
+
+
+@app.command()
+def drift(
+    study: StudyArgument,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many, evenly spaced over the data set.")] = 64,
+    device: Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default a GPU.")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Compare lower precisions of an encoder with float32 on a study's images, and their speeds; stores nothing."""
+    from ccassets.drift import measure_drift
+    from ccassets.study import load_study
+
+    loaded = load_study(study)
+    with _progress_bars() as listener:
+        drifts = measure_drift(
+            loaded, images, device=device, progress=lambda done, total: listener("images compared", done, total)
+        )
+    if as_json:
+        typer.echo(json.dumps([drift.facts() for drift in drifts], indent=2))
+        return
+    typer.echo("\n".join(_drift_lines(drifts)))
 
 
 @app.command()
@@ -472,6 +496,21 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  encoder    {facts['encoder']['kind'] or 'not recorded'} {facts['encoder']['identity'] or ''}".rstrip()
     yield f"  origin     {facts['origin'] or 'not recorded'}"
     yield f"  digest     {facts['digest'] or 'not recorded'}"
+
+
+def _drift_lines(drifts: Sequence[Drift]) -> Iterator[str]:
+    yield f"{'':<9} {'images/s':>9} {'features':>9} {'patches':>9} {'farthest':>9} {'same label':>11} {'accuracy':>9}"
+    for drift in drifts:
+        facts = drift.facts()
+        tokens = facts["tokens"]
+        cosine = f"{tokens['mean_cosine']:.6f}" if tokens else "-"
+        largest = f"{tokens['largest_difference']:.2g}" if tokens else "-"
+        same, right = (f"{facts[name]:.1%}" if facts[name] is not None else "-" for name in ("agreement", "accuracy"))
+        yield (
+            f"{drift.dtype:<9} {drift.images_per_second:>9.2f} {facts['features']['mean_cosine']:>9.6f} {cosine:>9} "
+            f"{largest:>9} {same:>11} {right:>9}"
+        )
+    yield f"{drifts[0].images} images; mean cosines to float32, and the largest difference of a number in a patch."
 
 
 def _adoption_lines(adoption: Adoption) -> Iterator[str]:

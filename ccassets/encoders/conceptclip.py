@@ -29,10 +29,11 @@ from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squas
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
-    exact_arithmetic,
+    fixed_arithmetic,
     memory_errors_named,
     strict_facts,
     to_host,
+    tower_dtype,
 )
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
@@ -76,8 +77,6 @@ def inspect(
 
 def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None) -> ConceptClipEncoder:
     """The encoder of a `conceptclip` or `phantom` study."""
-    import torch
-
     from ccassets.encoders.towers import build, random_state, read_state
 
     place = choose_device(device)
@@ -88,7 +87,7 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
         state = random_state(source.architecture, source.seed)
     else:
         state = read_state(source.fills)
-    model = build(source.architecture, state, compute_dtype=getattr(torch, card.dtype))
+    model = build(source.architecture, state, compute_dtype=tower_dtype(card.dtype))
     return ConceptClipEncoder(card, model.to(place), source.tokenizer, place)
 
 
@@ -123,7 +122,7 @@ class ConceptClipEncoder:
         import torch
 
         require_pixels(pixels, self.card.image_size)
-        with exact_arithmetic(), memory_errors_named(len(pixels), self._device):
+        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
             features, tokens = self.model.encode_image(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), to_host(tokens) if self.card.token_count else None)
 
@@ -135,7 +134,7 @@ class ConceptClipEncoder:
 
         text = self.tokenizer(prompts)
         features, tokens = [], []
-        with exact_arithmetic():
+        with fixed_arithmetic(self.card.dtype):
             for start in range(0, len(prompts), TEXT_BATCH):
                 ids = torch.from_numpy(text.input_ids[start : start + TEXT_BATCH]).long().to(self._device)
                 batch = self.model.encode_text(ids)

@@ -21,10 +21,11 @@ from ccassets.encoders.preprocessing import require_pixels, require_rgb
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
-    exact_arithmetic,
+    fixed_arithmetic,
     memory_errors_named,
     strict_facts,
     to_host,
+    tower_dtype,
 )
 from ccassets.encoders.tokenizer import Tokens, require_length
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
@@ -121,9 +122,9 @@ class DualEncoder:
         self._context_length = context_length
         self._device = device
         self.device = device.type
-        self._dtype: torch.dtype = getattr(torch, card.dtype)
+        self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
-        if card.dtype != "float32":
+        if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
             embeddings = self._model.vision_model.embeddings
             embeddings.forward = torch.autocast(device.type, enabled=False)(embeddings.forward)
@@ -138,7 +139,7 @@ class DualEncoder:
         import torch
 
         require_pixels(pixels, self.card.image_size)
-        with exact_arithmetic(), memory_errors_named(len(pixels), self._device), self._precision():
+        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device), self._precision():
             output = self._model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self._device))
             tokens = self._image_tokens(output.last_hidden_state) if self.card.token_count else None
             return ImageFeatures(self._unit(output.pooler_output), tokens)
@@ -157,7 +158,7 @@ class DualEncoder:
             # SigLIP was trained without a mask; its tokenizer says so by not naming one.
             if "attention_mask" in self._parts.tokenizer.model_input_names:
                 inputs["attention_mask"] = torch.from_numpy(text.attention_mask[batch]).long().to(self._device)
-            with exact_arithmetic(), self._precision():
+            with fixed_arithmetic(self.card.dtype), self._precision():
                 output = self._model.get_text_features(**inputs)
                 features.append(self._unit(output.pooler_output))
                 if self.card.token_count:
@@ -209,7 +210,7 @@ class DualEncoder:
     def _precision(self) -> Any:
         import torch
 
-        mixed = self.card.dtype != "float32"
+        mixed = self._dtype != torch.float32
         return torch.autocast(self._device.type, self._dtype if mixed else torch.bfloat16, enabled=mixed)
 
 

@@ -76,17 +76,29 @@ def to_host(tokens: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
     return (tokens if tokens.device.type == "cpu" else tokens.half()).cpu().numpy()
 
 
+def tower_dtype(dtype: str) -> torch.dtype:
+    """What towers compute in under a study's `dtype`: `tf32` is float32, but for how CUDA multiplies."""
+    import torch
+
+    found: torch.dtype = getattr(torch, "float32" if dtype == "tf32" else dtype)
+    return found
+
+
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """No gradients, and on CUDA no TensorFloat-32 and no algorithm chosen by timing, whatever the process has set."""
+def fixed_arithmetic(dtype: str = "float32") -> Iterator[None]:
+    """No gradients and no algorithm chosen by timing; on CUDA no TensorFloat-32 but where `dtype` is `tf32`.
+
+    Whatever the process has set is as it was afterwards.
+    """
     import torch
 
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    tf32 = dtype == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         with (
             torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32),
         ):
             yield
     finally:

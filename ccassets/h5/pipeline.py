@@ -14,7 +14,7 @@ import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
 from ccassets.encoders.contract import EncoderCard
-from ccassets.encoders.runtime import TEXT_BATCH, exact_arithmetic, to_host
+from ccassets.encoders.runtime import TEXT_BATCH, fixed_arithmetic, to_host
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import CcassetsError, DatasetError
 from ccassets.h5.artifacts import ModelArtifacts
@@ -312,7 +312,7 @@ def _named_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator
 def _encode(model: Any, kind: str, inputs: torch.Tensor) -> tuple[Any, Any]:
     """Features (B, D) and token features (B, T, D) or None, as arrays; tokens projected where the model projects."""
     encode, project = getattr(model, f"encode_{kind}"), getattr(model, f"{kind}_proj", None)
-    with exact_arithmetic():
+    with fixed_arithmetic():
         features, tokens = encode(inputs, normalize=True)
         if tokens is not None and project is not None:
             tokens = project(tokens)

@@ -83,7 +83,7 @@ def found(encoder: Any) -> list[tuple[str, str]]:
     ("change", "message"),
     [
         ({"dim": 0}, "card.dim: must be above 0, found 0"),
-        ({"dtype": "half"}, "card.dtype: one of float32, bfloat16, float16 is expected, found 'half'"),
+        ({"dtype": "half"}, "card.dtype: one of float32, tf32, bfloat16, float16 is expected, found 'half'"),
         ({"weights_digest": ""}, "card.weights_digest: must say which weights these are, found nothing"),
         ({"text_pooling": "mean"}, "card.tokenizer_digest: must say which tokenizer this is, found nothing"),
         ({"architecture": {"grid": (8, 8)}}, "card: must be the same after JSON"),
