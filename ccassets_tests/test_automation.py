@@ -121,6 +121,7 @@ def test_what_failed_waits_for_the_night(study: Study, pictures: Path) -> None:
     with pytest.raises(BuildError, match=r"val/blood/000\.png"):
         run_build(study)
     with dagster_instance() as instance:
+        assert states_of(instance, study)["failed"] == ["images:val"]
         daemon = Daemon(study, instance)
         assert "images:val" not in daemon.asks(EVENING)
         assert "images:val" in daemon.asks(EVENING + timedelta(hours=7, minutes=1))

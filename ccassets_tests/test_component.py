@@ -120,11 +120,14 @@ def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pyt
     assert sentence.endswith("or run `ccassets build cells`.")
 
 
-def test_a_study_loads_from_a_foreign_defs_folder(project: Path) -> None:
+def test_three_studies_load_from_a_foreign_defs_folder_beside_an_asset_of_theirs(project: Path) -> None:
+    for name in ("second", "third"):
+        shutil.copytree(project / "theirs" / "defs" / "my_study", project / "theirs" / "defs" / name)
     definitions = dg.load_from_defs_folder(path_within_project=project / "theirs")
     dg.Definitions.validate_loadable(definitions)
     keys = {key.to_user_string() for key in definitions.resolve_asset_graph().materializable_asset_keys}
-    assert {"image_count", "my_study/images", "my_study/feature_database"} <= keys
+    databases = {f"{name}/feature_database" for name in ("my_study", "second", "third")}
+    assert {"image_count", *databases} <= keys
 
 
 def test_a_wrong_key_is_named_with_file_and_line(project: Path) -> None:

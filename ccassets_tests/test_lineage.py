@@ -6,6 +6,7 @@ The events happen one after another to one study, each followed by a build that 
 from __future__ import annotations
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from ccassets.definitions import definitions_of
+from ccassets.encoders.contract import EncoderCard
 from ccassets.jobs import job_name
 from ccassets.runs import run_build
 from ccassets.states import dagster_instance, lost_assets
@@ -83,6 +85,12 @@ def lost(study: Study) -> dict[str, str]:
         return lost_assets(instance, study, Store.of(study))
 
 
+def scale_weights(path: Path) -> None:
+    """Other weights of the same shapes."""
+    tensors = load_file(path)
+    save_file({name: np.asarray(values * np.float32(1.01)) for name, values in tensors.items()}, path)
+
+
 def new_code(*names: str) -> dict[str, str]:
     return {name: NEW_CODE.format(name) for name in names}
 
@@ -143,14 +151,50 @@ def test_the_batch_changed(study: Study) -> None:
 
 
 def test_the_weights_replaced_under_the_same_name(study: Study, place: Path) -> None:
-    path = place / "weights" / "model.safetensors"
-    tensors = load_file(path)
-    save_file({name: np.asarray(values * np.float32(1.01)) for name, values in tensors.items()}, path)
+    scale_weights(place / "weights" / "model.safetensors")
     assert stale("cells") == {}, "Dagster learns of a file when it is read again"
     read_again(study, "read_encoder")
     cause = "STALE: encoder has a new data version"
     assert stale("cells") == dict.fromkeys([*CONCEPTS, *LABELS, *FEATURES], cause)
     assert encoded_by_build(study) == (18, 12)
+
+
+def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
+    study: Study, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = "1" * 40, "2" * 40
+    cache = tmp_path / "models--lab--tiny"
+    for commit in (first, second):
+        shutil.copytree(place / "weights", cache / "snapshots" / commit)
+    scale_weights(cache / "snapshots" / second / "model.safetensors")
+    refs = {"main": first, "v2": second}
+    (cache / "refs").mkdir()
+    for name, commit in refs.items():
+        (cache / "refs" / name).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    features = ["template_features/own", "image_features:val"]
+    cause = "STALE: encoder has a new data version"
+    fetched = write_study(
+        place / "studies" / "fetched",
+        images=place / "pictures",
+        encoder={"kind": "conceptclip", "weights": "lab/tiny"},
+        splits=["val"],
+        vocabulary={"custom": {"own": ["a red cell"]}},
+    )
+    run_build(fetched)
+    edited = edit_study(fetched, lambda a: a["encoder"].update(revision="v2"))
+    assert stale("fetched") == new_code("encoder")
+    read_again(edited, "read_encoder")
+    assert stale("fetched") == dict.fromkeys(features, cause)
+    assert encoded_by_build(edited) == (5, 1)
+
+    (cache / "refs" / "v2").write_text(first)
+    assert stale("fetched") == {}, "Dagster learns of a commit when the encoder is read again"
+    read_again(edited, "read_encoder")
+    assert stale("fetched") == dict.fromkeys(features, cause)
+    assert encoded_by_build(edited) == (0, 0), "features of the first commit are there"
+    shutil.rmtree(fetched.folder)
 
 
 def test_sources_read_again_and_equal(study: Study) -> None:
@@ -252,10 +296,18 @@ def test_the_splits_reordered(study: Study) -> None:
     assert encoded_by_build(edited) == (0, 0)
 
 
-def test_our_own_extraction_code_raised(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_extraction_code_raised(study: Study, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccassets.encoders.contract.EXTRACTION_VERSION", 2)
     monkeypatch.setattr("ccassets.assets.common.EXTRACTION_VERSION", 2)
+    names = [field.name for field in fields(EncoderCard)]
+    defaults = EncoderCard.__init__.__defaults__ or ()
+    raised = [
+        2 if name == "extraction_version" else default
+        for name, default in zip(names[-len(defaults) :], defaults, strict=True)
+    ]
+    monkeypatch.setattr(EncoderCard.__init__, "__defaults__", tuple(raised))
     assert {"encoder", *CONCEPTS, *LABELS, *FEATURES} <= set(stale("cells"))
+    assert encoded_by_build(study) == (len(list((place / "pictures").rglob("*.png"))), 12)
 
 
 @pytest.mark.slow

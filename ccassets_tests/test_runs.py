@@ -74,6 +74,20 @@ def run_job(study: Study, job: str, split: str | None = None) -> dg.ExecuteInPro
         return resolved.execute_in_process(instance=instance, partition_key=split, raise_on_error=False)
 
 
+def run_check(study: Study, asset: str, name: str, split: str | None = None) -> str:
+    """What a check says that is run alone, as its Execute button does."""
+    check = dg.AssetCheckKey(asset_key(study, *asset.split("/")), name)
+    job = dg.define_asset_job("alone", selection=dg.AssetSelection.checks(check))
+    definitions = dg.Definitions.merge(definitions_of(study), dg.Definitions(jobs=[job]))
+    with dagster_instance() as instance:
+        result = definitions.resolve_job_def("alone").execute_in_process(
+            instance=instance, tags={"dagster/partition": split} if split else None, raise_on_error=False
+        )
+    [found] = result.get_asset_check_evaluations()
+    assert not result.get_asset_materialization_events()
+    return f"{'passed' if found.passed else 'failed'}: {found.description}"
+
+
 def failure(result: dg.ExecuteInProcessResult) -> str:
     data = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
     assert data.user_failure_data is not None
@@ -141,11 +155,15 @@ def test_parts_that_were_deleted_are_encoded_again(built: Study) -> None:
     assert path is not None
     path.unlink()
     shutil.rmtree(Store.of(built).root / "features")
+    assert "9 of 9 images of split 'train' are not encoded yet" in run_check(built, "image_features", "values", "train")
+    assert "is not a file" in run_check(built, "feature_database", "structure")
     result = run_build(built)
     assert [name for name in result.materialized if name.startswith("image_features")] == [
         f"image_features:{split}" for split in built.splits
     ]
     assert ccassets.validate_database(path, study=built, deep=True) == []
+    assert run_check(built, "image_features", "values", "train") == "passed: Nothing to report in 3 files."
+    assert run_check(built, "template_features/label_prompts_t01", "texts") == "passed: Nothing to report in 1 file."
 
 
 def test_a_build_of_one_split_stops_after_its_features(study: Study) -> None:
