@@ -23,7 +23,7 @@ from ccassets.encoders.conceptclip import ARCHITECTURE_FILE
 from ccassets.encoders.digests import digest_files
 from ccassets.errors import DatasetError, StorageError
 from ccassets.extraction.sources import fetched
-from ccassets.files import require_space, storage_error, write_text
+from ccassets.files import make_folder, require_space, storage_error, sync, write_text
 from ccassets.progress import Progress, silent
 from ccassets.storage import Store
 from ccassets.study import COMPONENT_TYPE, ConceptClipConfig, MedmnistConfig, Study, StudyConfig, load_study
@@ -68,7 +68,7 @@ def fetch_bundle(study: Study, to: Path, *, hf_token: str | None = None, progres
         files = _copy(sources, partial, progress)
         if isinstance(dataset, FolderDataset):
             for split in study.splits:  # An empty split is a folder too.
-                (partial / "data" / dataset.name / split).mkdir(parents=True, exist_ok=True)
+                make_folder(partial / "data" / dataset.name / split)
         path = partial / study.name / "defs.yaml"
         write_text(path, _HEADER + _text(study, dataset, weights))
         files[f"{study.name}/defs.yaml"] = _record(path)
@@ -80,6 +80,7 @@ def fetch_bundle(study: Study, to: Path, *, hf_token: str | None = None, progres
         }
         write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         partial.replace(to)
+        sync(to.parent)
     except OSError as error:
         raise storage_error(error, to) from error
     finally:
@@ -200,8 +201,10 @@ def _copy(sources: Mapping[str, Path], to: Path, progress: Progress) -> dict[str
     done = 0
     for name, source in sources.items():
         target = to / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         shutil.copyfile(source, target)
+        sync(target)
+        sync(target.parent)
         records[name] = _record(target)
         done += records[name]["bytes"]
         progress(done, total)

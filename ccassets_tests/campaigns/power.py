@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +18,26 @@ from typing import Any
 from ccassets.files import fingerprint
 from ccassets_tests.campaigns.mutations import PAGE, Rng
 
+FINISHED = (".h5", ".parquet", ".json", ".html")
+"""Endings of names that only a whole file may have."""
+
 
 @dataclass
 class Disk:
-    """Names by folder, relative to a root, with the inode of each, and what is in the files."""
+    """A tree below the folder `root`: the inode of every name in every folder, and what is in the files, by inode."""
 
-    names: dict[str, dict[str, int]] = field(default_factory=dict)
+    root: int
+    names: dict[int, dict[str, int]] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: Path) -> Disk:
         """A tree as it is now."""
-        disk = cls()
+        disk = cls(root.stat().st_ino)
         for folder, _, _ in os.walk(root):
-            entries = {entry.name: entry for entry in os.scandir(folder)}
-            disk.names[os.path.relpath(folder, root)] = {name: entry.inode() for name, entry in entries.items()}
-            disk.contents |= {e.inode(): Path(e).read_bytes() for e in entries.values() if e.is_file()}
+            entries = list(os.scandir(folder))
+            disk.names[Path(folder).stat().st_ino] = {entry.name: entry.inode() for entry in entries}
+            disk.contents |= {entry.inode(): Path(entry).read_bytes() for entry in entries if entry.is_file()}
         return disk
 
     def synced(self, record: Path) -> Disk:
@@ -46,7 +49,7 @@ class Disk:
                 names[event["folder"]] = event["names"]
             else:
                 contents[event["file"]] = bytes.fromhex(event["content"])
-        return Disk(names, contents)
+        return Disk(self.root, names, contents)
 
 
 class SyncRecord:
@@ -65,11 +68,11 @@ class SyncRecord:
         path = Path(f"/proc/self/fd/{fd}").readlink()
         if not path.is_relative_to(self._root):
             return
+        stat = os.fstat(fd)
         if path.is_dir():
             listing = {entry.name: entry.inode() for entry in os.scandir(path)}
-            event: dict[str, Any] = {"folder": os.path.relpath(path, self._root), "names": listing}
+            event: dict[str, Any] = {"folder": stat.st_ino, "names": listing}
         else:
-            stat = os.fstat(fd)
             event = {"file": stat.st_ino, "content": os.pread(fd, stat.st_size, 0).hex()}
         os.write(self._record, (json.dumps(event) + "\n").encode())
 
@@ -86,24 +89,20 @@ def cut(root: Path, image: Path, sure: Disk, rng: Rng) -> list[str]:
     now = Disk.of(root)
     damaged = []
 
-    def copy(folder: str) -> None:
-        (image / folder).mkdir()
+    def copy(folder: int, to: Path) -> None:
+        to.mkdir()
         current, safe = now.names.get(folder, {}), sure.names.get(folder, {})
         for name in sorted(current.keys() | safe.keys()):
-            choices = [current.get(name), safe.get(name)]
-            inode = choices[int(rng.integers(2))]
-            path = os.path.normpath(f"{folder}/{name}")
-            if inode is None:
-                continue
-            if path in now.names or path in sure.names:
-                copy(path)
-                continue
-            content, whole = _content(inode, now, sure, rng)
-            (image / path).write_bytes(content)
-            if not whole:
-                damaged.append(path)
+            inode = (current.get(name), safe.get(name))[int(rng.integers(2))]
+            if inode in now.names or inode in sure.names:
+                copy(inode, to / name)
+            elif inode is not None:
+                content, whole = _content(inode, now, sure, rng)
+                (to / name).write_bytes(content)
+                if not whole:
+                    damaged.append((to / name).relative_to(image).as_posix())
 
-    copy(".")
+    copy(now.root, image)
     carry_fingerprints(root, image)
     return damaged
 
@@ -145,9 +144,16 @@ def _carried(line: bytes, original: Path, copy: Path) -> bytes:
     return line
 
 
-def lost(image: Path, sure: Disk) -> Iterator[str]:
+def lost(image: Path, sure: Disk) -> list[str]:
     """Finished files that were synced under their names, and are not there after all."""
-    for folder, names in sure.names.items():
-        for name in names:
-            if name.endswith((".h5", ".parquet", ".json", ".html")) and not (image / folder / name).is_file():
-                yield f"{folder}/{name}"
+    found: list[str] = []
+
+    def look(folder: int, place: Path) -> None:
+        for name, inode in sure.names[folder].items():
+            if inode in sure.names:
+                look(inode, place / name)
+            elif name.endswith(FINISHED) and not (place / name).is_file():
+                found.append((place / name).relative_to(image).as_posix())
+
+    look(sure.root, image)
+    return found

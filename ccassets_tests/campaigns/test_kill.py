@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ccassets.analysis.looks import LookLog
+from ccassets.bundle import changed_files, fetch_bundle
+from ccassets.study import Study
+from ccassets_tests.campaigns.faults import Moments
+from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.kill import STAGES, campaign
-from ccassets_tests.campaigns.power import Disk, cut, lost
+from ccassets_tests.campaigns.power import Disk, SyncRecord, cut, lost
 
 
 def test_killed_builds_are_built_on_to_equal_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    through_the_library = [stage for stage in STAGES if stage != "dagster"]
-    ends = campaign(tmp_path, seed=2, kills=20, stages=through_the_library)
+    ends = campaign(tmp_path, seed=2, kills=20, stages=STAGES)
     assert ends == {"right": 20}, capsys.readouterr().out
 
 
@@ -30,7 +35,7 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:
         image = tmp_path / f"image-{number}"
         damaged = cut(root, image, before.synced(record), np.random.default_rng(number))
         assert (image / "kept" / "old.json").read_text() == "old"
-        assert list(lost(image, before)) == []
+        assert lost(image, before) == []
         new = image / "kept" / "new.json"
         whole = new.exists() and new.read_text() == "new" * 5000
         assert (damaged == ["kept/new.json"]) == (new.exists() and not whole)
@@ -45,3 +50,27 @@ def test_a_torn_look_at_test_neither_stops_the_next_nor_takes_it_along(tmp_path:
         file.write('{"at": "2026-')  # Where a crash cut it off.
     log.add("accuracy", model="b", split="test", rows=4)
     assert [look.model for look in log.looks()] == ["a", "b"]
+
+
+def test_a_bundle_is_whole_or_not_there_after_a_power_cut(study: Study, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def bundle(root: Path, record: Path, at: int) -> dict[str, int]:
+        SyncRecord(root, record)
+        moments = Moments(root, lambda: os.kill(os.getpid(), signal.SIGKILL), at)
+        fetch_bundle(study, root / "bundle")
+        return {"moments": moments.count}
+
+    def after_a_cut(name: str, at: int) -> tuple[int, Path]:
+        root, record, image = (tmp_path / f"{name}-{part}" for part in ("root", "record", "image"))
+        root.mkdir()
+        before = Disk.of(root)
+        _, answer = Fork(lambda: bundle(root, record, at)).end()
+        cut(root, image, before.synced(record), rng)
+        return answer.get("moments", 0), image / "bundle"
+
+    moments, finished = after_a_cut("finished", 1 << 40)
+    assert changed_files(finished) == []
+    for number in range(8):
+        _, broken_off = after_a_cut(f"killed-{number}", int(rng.integers(moments * 3 // 4, moments)))
+        assert not broken_off.exists() or changed_files(broken_off) == []
