@@ -119,7 +119,8 @@ def extract(
             runner=choose_runner(),
             progress=lambda done, total: listener("images encoded", done, total),
         )
-    typer.echo(f"{done.encoded} images encoded in {done.shards} shards; {done.times}", err=True)
+    told = f"{done.encoded} images encoded in {done.shards} shards; {done.times}" if done.shards else "Nothing encoded."
+    typer.echo(told, err=True)
     if done.elsewhere:
         typer.echo(f"{done.elsewhere} shards were encoded elsewhere meanwhile, or still are.", err=True)
 

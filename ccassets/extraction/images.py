@@ -116,16 +116,7 @@ def extract_splits(
             paths = [part.path for part, _ in finished]
             index = with_newer(index, paths, card.identity, VerifiedFiles(folder))
         done = [
-            ImageExtraction(
-                split=manifest.split,
-                rows=len(manifest.keys),
-                encoded=plan.to_encode,
-                adopted=int(index.is_adopted[index.source[held_entries(manifest, index)]].sum()),
-                digest=manifest_split_digest(manifest, index),
-                seconds=seconds,
-                times=times,
-                damaged=held.damaged,
-            )
+            _told_of(manifest, index, plan.to_encode, seconds, times, held.damaged)
             for manifest, plan, seconds in zip(manifests, plans, _seconds_by_split(splits, finished), strict=True)
         ]
         if fresh:
@@ -133,14 +124,25 @@ def extract_splits(
     return done
 
 
-def manifest_split_digest(manifest: Manifest, index: RowIndex) -> str:
-    """The digest of a split as the parts hold it; `StorageError` when rows are missing."""
-    return split_digest(
-        index.feature_digest[held_entries(manifest, index)],
-        keys=manifest.keys,
-        labels=manifest.labels,
-        groups=manifest.groups,
-        label_matrix=manifest.label_matrix,
+def _told_of(
+    manifest: Manifest, index: RowIndex, encoded: int, seconds: float, times: StageTimes, damaged: Sequence[str]
+) -> ImageExtraction:
+    entries = held_entries(manifest, index)
+    return ImageExtraction(
+        split=manifest.split,
+        rows=len(manifest.keys),
+        encoded=encoded,
+        adopted=int(index.is_adopted[index.source[entries]].sum()),
+        digest=split_digest(
+            index.feature_digest[entries],
+            keys=manifest.keys,
+            labels=manifest.labels,
+            groups=manifest.groups,
+            label_matrix=manifest.label_matrix,
+        ),
+        seconds=seconds,
+        times=times,
+        damaged=damaged,
     )
 
 
