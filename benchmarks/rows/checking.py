@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -11,11 +9,9 @@ import numpy as np
 import xxhash
 
 from benchmarks.contest import Contest, Contestant, Wanted
-from benchmarks.material import material
+from benchmarks.material import material, read
 from benchmarks.sizes import Size
 from ccassets.database.validation import validate_database
-
-BLOCK = 1 << 20
 
 
 def validation(folder: Path, size: Size) -> Contest:
@@ -23,7 +19,7 @@ def validation(folder: Path, size: Size) -> Contest:
     return Contest(
         work=f"every check of a file of {path.stat().st_size / 1e6:.0f} MB, warm",
         ours=lambda: validate_database(path),
-        limit=Contestant("reading it in one thread", lambda: _read(path)),
+        limit=Contestant("reading it in one thread", lambda: read(path)),
         usual=Contestant("finite, not zero and of length 1, by h5py and numpy", lambda: _usual_checks(path)),
         wanted=Wanted(of_limit=0.25),
     )
@@ -34,24 +30,14 @@ def digests(folder: Path, size: Size) -> Contest:
     return Contest(
         work=f"every check and every digest of a file of {path.stat().st_size / 1e6:.0f} MB (`--deep`), warm",
         ours=lambda: validate_database(path, deep=True),
-        limit=Contestant("reading it in one thread", lambda: _read(path)),
+        limit=Contestant("reading it in one thread", lambda: read(path)),
         usual=Contestant("its XXH3-128 alone, which is what our digests are", lambda: _digest(path)),
     )
 
 
-def _read(path: Path, use: Callable[[memoryview], object] = len) -> None:
-    buffer = memoryview(bytearray(BLOCK))
-    fd = os.open(path, os.O_RDONLY)
-    position = 0
-    while done := os.preadv(fd, [buffer], position):
-        use(buffer[:done])
-        position += done
-    os.close(fd)
-
-
 def _digest(path: Path) -> str:
     hasher = xxhash.xxh3_128()
-    _read(path, hasher.update)
+    read(path, hasher.update)
     return hasher.hexdigest()
 
 

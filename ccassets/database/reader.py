@@ -66,10 +66,7 @@ class FeatureDatabase:
 
     def __len__(self) -> int:
         """N, the number of rows; 0 for a file without images."""
-        dataset = self._dataset(IMAGE_FEATURES)
-        if dataset is not None and not dataset.shape:
-            raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES} is a single value; rows were expected")
-        return 0 if dataset is None else len(dataset)
+        return len(self._numbers)
 
     def __repr__(self) -> str:
         return f"FeatureDatabase({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
@@ -274,8 +271,7 @@ class FeatureDatabase:
 
     def select(self, split: str | None = None, rows: Rows = None) -> Selection:
         """Rows of a split (or of the file), in any order, with repeats and negative numbers, as numpy counts them."""
-        where = slice(0, len(self)) if split is None else self._split_slice(split)
-        numbers = np.arange(where.start, where.stop, dtype=np.int64)
+        numbers = self._numbers if split is None else self._numbers[self._split_slice(split)]
         if rows is None:
             return Selection(self, numbers)
         if not isinstance(rows, slice):
@@ -300,6 +296,16 @@ class FeatureDatabase:
         return table
 
     # --- inside ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _numbers(self) -> npt.NDArray[np.int64]:
+        """The numbers of all rows, not to be written to: selections are parts of it."""
+        dataset = self._dataset(IMAGE_FEATURES)
+        if dataset is not None and not dataset.shape:
+            raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES} is a single value; rows were expected")
+        numbers = np.arange(0 if dataset is None else len(dataset), dtype=np.int64)
+        numbers.flags.writeable = False
+        return numbers
 
     def fileno(self) -> int:
         """The descriptor of the open file, for reading at the places `byte_range` gives."""
