@@ -119,7 +119,7 @@ def states_of(instance: dg.DagsterInstance, study: Study) -> dict[State, list[st
     """
     definitions = definitions_of(study)
     look = Look(instance, definitions)
-    lost = _lost(look, study, Store.of(study))
+    lost = _known_as_made(look, study, absent(study, Store.of(study)))
     found: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "lost": [], "missing": []}
     for node in definitions.resolve_asset_graph().asset_nodes:
         asset = "/".join(node.key.path[1:])
@@ -132,12 +132,13 @@ def states_of(instance: dg.DagsterInstance, study: Study) -> dict[State, list[st
 
 def lost_assets(instance: dg.DagsterInstance, study: Study, place: Store) -> dict[str, str]:
     """What Dagster calls fresh and the disk does not hold any more, in the order of the graph, and in what way."""
-    return _lost(Look(instance, definitions_of(study)), study, place)
+    not_there = absent(study, place)
+    return _known_as_made(Look(instance, definitions_of(study)), study, not_there) if not_there else {}
 
 
-def _lost(look: Look, study: Study, place: Store) -> dict[str, str]:
+def _known_as_made(look: Look, study: Study, not_there: dict[str, str]) -> dict[str, str]:
     found = {}
-    for name, reason in absent(study, place).items():
+    for name, reason in not_there.items():
         asset, _, split = name.partition(":")
         if look.is_fresh(asset_key(study, *asset.split("/")), split or None):
             found[name] = reason
