@@ -31,6 +31,7 @@ from ccassets.encoders.runtime import (
     choose_device,
     fixed_arithmetic,
     memory_errors_named,
+    starter,
     strict_facts,
     to_host,
     tower_dtype,
@@ -114,6 +115,7 @@ class ConceptClipEncoder:
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
+        self.start_pixels = starter(device, card.dtype, self._compute)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return squash(image, self.card.image_size)
@@ -123,8 +125,12 @@ class ConceptClipEncoder:
 
         require_pixels(pixels, self.card.image_size)
         with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
-            features, tokens = self.model.encode_image(torch.from_numpy(pixels).to(self._device))
-            return ImageFeatures(features.cpu().numpy(), to_host(tokens) if self.card.token_count else None)
+            features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
+            return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
+
+    def _compute(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features, tokens = self.model.encode_image(pixels)
+        return features, tokens if self.card.token_count else None
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
         return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))

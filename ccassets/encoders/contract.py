@@ -91,10 +91,21 @@ class TextFeatures:
     offsets: npt.NDArray[np.int32]
 
 
+class Started(Protocol):
+    """A batch under way on a device. `features` waits for it; `seconds`, after that, is how long it was computed."""
+
+    def features(self) -> ImageFeatures: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
 class Encoder(Protocol):
     """The contract. `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
 
-    Equal input gives equal bits on the same device kind, dtype and batch shape.
+    Equal input gives equal bits on the same device kind, dtype and batch shape. Ours have on CUDA also `start_pixels`,
+    which takes what `encode_pixels` takes and returns a `Started` before the batch is done: the next one is then
+    prepared, and the last one stored, while the device computes.
     """
 
     @property

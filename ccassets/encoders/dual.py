@@ -23,6 +23,7 @@ from ccassets.encoders.runtime import (
     choose_device,
     fixed_arithmetic,
     memory_errors_named,
+    starter,
     strict_facts,
     to_host,
     tower_dtype,
@@ -124,6 +125,7 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
+        self.start_pixels = starter(device, card.dtype, self._compute)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
             embeddings = self._model.vision_model.embeddings
@@ -139,10 +141,15 @@ class DualEncoder:
         import torch
 
         require_pixels(pixels, self.card.image_size)
-        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device), self._precision():
-            output = self._model.get_image_features(pixel_values=torch.from_numpy(pixels).to(self._device))
+        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
+            features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
+            return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
+
+    def _compute(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with self._precision():
+            output = self._model.get_image_features(pixel_values=pixels)
             tokens = self._image_tokens(output.last_hidden_state) if self.card.token_count else None
-            return ImageFeatures(self._unit(output.pooler_output), tokens)
+            return self._unit(output.pooler_output), tokens
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
         return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
@@ -160,7 +167,7 @@ class DualEncoder:
                 inputs["attention_mask"] = torch.from_numpy(text.attention_mask[batch]).long().to(self._device)
             with fixed_arithmetic(self.card.dtype), self._precision():
                 output = self._model.get_text_features(**inputs)
-                features.append(self._unit(output.pooler_output))
+                features.append(self._unit(output.pooler_output).cpu().numpy())
                 if self.card.token_count:
                     tokens.append(self._text_tokens(output.last_hidden_state))
         return TextFeatures(
@@ -171,7 +178,7 @@ class DualEncoder:
             text.offsets,
         )
 
-    def _image_tokens(self, hidden: torch.Tensor) -> FloatArray:
+    def _image_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
         count = self.card.token_count
         if hidden.shape[1] == count + 1:
             hidden = hidden[:, 1:]
@@ -186,7 +193,7 @@ class DualEncoder:
                 f"Patch tokens ({count}, {self.card.dim}) are expected from {CONFIG}; the model gives "
                 f"{tuple(hidden.shape[1:])}. Set encoder.tokens: false."
             )
-        return to_host(hidden.float())
+        return hidden.float()
 
     def _text_tokens(self, hidden: torch.Tensor) -> FloatArray:
         projection = getattr(self._model, "text_projection", None) or getattr(self._model.text_model, "head", None)
@@ -198,14 +205,14 @@ class DualEncoder:
             )
         return projected.float().cpu().numpy()
 
-    def _unit(self, features: torch.Tensor) -> FloatArray:
+    def _unit(self, features: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 
         if features.shape[-1] != self.card.dim:
             raise EncoderError(
                 f"Features of size {self.card.dim} are expected from {CONFIG}; the model gives {features.shape[-1]}."
             )
-        return functional.normalize(features.float(), dim=-1).cpu().numpy()
+        return functional.normalize(features.float(), dim=-1)
 
     def _precision(self) -> Any:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from ccassets.study import Study
 
 if TYPE_CHECKING:
     import torch
+
+    from ccassets.encoders.contract import FloatArray, Started
+    from ccassets.encoders.overlap import Compute
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
@@ -82,6 +85,21 @@ def tower_dtype(dtype: str) -> torch.dtype:
 
     found: torch.dtype = getattr(torch, "float32" if dtype == "tf32" else dtype)
     return found
+
+
+def starter(device: torch.device, dtype: str, compute: Compute) -> Callable[[FloatArray], Started] | None:
+    """`start_pixels` of an encoder on CUDA; None elsewhere, where a batch is computed by who asks for it."""
+    if device.type != "cuda":
+        return None
+    from ccassets.encoders.overlap import OverlappedCopies
+
+    copies = OverlappedCopies(device)
+
+    def start(pixels: FloatArray) -> Started:
+        with fixed_arithmetic(dtype), memory_errors_named(len(pixels), device):
+            return copies.start(pixels, compute)
+
+    return start
 
 
 @contextmanager

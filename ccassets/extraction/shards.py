@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.contract import Dataset
 from ccassets.datasets.images import image_digest
 from ccassets.datasets.manifest import Manifest, read_image
-from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray
+from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray, ImageFeatures, Started
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
@@ -124,29 +125,27 @@ def encode_shards(
     writer = _PartWriter(work, encoder)
     writing: Future[Part] | None = None
     with ThreadPoolExecutor(min(cores or available_cores(), MOST_DECODERS)) as decoders, ThreadPoolExecutor(1) as disk:
+        clock, begun = _Clock(), time.perf_counter()
         batches = _decoded(decoders, dataset, encoder, _batches(shards, work.study.extraction.batch_size))
-        times, lap = StageTimes(), _Stopwatch()
-        for shard, rows, pixels in batches:
-            times.decoding += lap()
+        for shard, rows, encoded in _encoded(encoder, batches, clock):
             if rows.start == 0:
-                begun = time.perf_counter()
                 features, tokens = _room(work.card, len(shard))
-            _encode(encoder, pixels, shard.keys[rows], features[rows], None if tokens is None else tokens[rows])
-            times.encoding += lap()
-            report(len(pixels), times)
-            times = StageTimes()
+            _store(encoded, shard.keys[rows], features[rows], None if tokens is None else tokens[rows])
+            report(rows.stop - rows.start, clock.told())
             if rows.stop == len(shard):
-                seconds = time.perf_counter() - begun
+                seconds, begun = time.perf_counter() - begun, time.perf_counter()
                 if writing is not None:
+                    clock.drop()
                     part = writing.result()
-                    times.writing += lap()
+                    clock.times.writing += clock.lap()
                     yield part
-                    lap()
+                    clock.drop()
                 writing = disk.submit(writer.write, shard, features, tokens, seconds)
         if writing is not None:
+            clock.drop()
             part = writing.result()
-            times.writing += lap()
-            report(0, times)
+            clock.times.writing += clock.lap()
+            report(0, clock.told())
             yield part
 
 
@@ -211,16 +210,25 @@ class _PartWriter:
         return Part(shard.split, len(shard), path)
 
 
-class _Stopwatch:
-    """Gives the seconds since it was asked last."""
+class _Clock:
+    """Time since it was looked at last, and where the time went that was not told yet."""
 
     def __init__(self) -> None:
+        self.times = StageTimes()
         self._last = time.perf_counter()
 
-    def __call__(self) -> float:
+    def lap(self) -> float:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
+
+    def drop(self) -> None:
+        """Forget the time since the last look: it is somebody else's."""
+        self.lap()
+
+    def told(self) -> StageTimes:
+        times, self.times = self.times, StageTimes()
+        return times
 
 
 def _batches(shards: Iterable[Shard], size: int) -> Iterator[tuple[Shard, slice]]:
@@ -275,18 +283,56 @@ def _room(card: EncoderCard, rows: int) -> tuple[npt.NDArray[np.float16], npt.ND
     return features, np.empty((rows, card.token_count, card.dim), STORED_IMAGE_DTYPE)
 
 
-def _encode(
-    encoder: Encoder,
-    pixels: FloatArray,
+def _encoded(
+    encoder: Encoder, batches: Iterable[tuple[Shard, slice, FloatArray]], clock: _Clock
+) -> Iterator[tuple[Shard, slice, ImageFeatures]]:
+    """Batches with their features, in order; a device that computes by itself is given the next one meanwhile.
+
+    Such a device counts its own time; else what the caller does with a batch is part of encoding it.
+    """
+    start: Callable[[FloatArray], Started] | None = getattr(encoder, "start_pixels", None)
+    under_way: tuple[Shard, slice, Started] | None = None
+    for shard, rows, pixels in batches:
+        clock.times.decoding += clock.lap()
+        with _named(shard, rows):
+            if start is None:
+                encoded = encoder.encode_pixels(pixels)
+            else:
+                under_way, before = (shard, rows, start(pixels)), under_way
+        if start is None:
+            yield shard, rows, encoded
+            clock.times.encoding += clock.lap()
+        elif before is not None:
+            yield _awaited(*before, clock)
+        clock.drop()
+    if under_way is not None:
+        yield _awaited(*under_way, clock)
+
+
+def _awaited(shard: Shard, rows: slice, started: Started, clock: _Clock) -> tuple[Shard, slice, ImageFeatures]:
+    with _named(shard, rows):
+        encoded = started.features()
+    clock.times.encoding += started.seconds
+    return shard, rows, encoded
+
+
+@contextmanager
+def _named(shard: Shard, rows: slice) -> Iterator[None]:
+    """Say which images an encoder failed on."""
+    try:
+        yield
+    except EncoderError as error:
+        keys = shard.keys[rows]
+        raise EncoderError(f"{error}\nIt was encoding {keys[0]!r} to {keys[-1]!r}.") from error
+
+
+def _store(
+    encoded: ImageFeatures,
     keys: Sequence[str],
     features: npt.NDArray[np.float16],
     tokens: npt.NDArray[np.float16] | None,
 ) -> None:
-    """Encode a batch into the arrays that will be stored; `EncoderError` for a wrong shape or what is not finite."""
-    try:
-        encoded = encoder.encode_pixels(pixels)
-    except EncoderError as error:
-        raise EncoderError(f"{error}\nIt was encoding {keys[0]!r} to {keys[-1]!r}.") from error
+    """Put a batch into the arrays that will be written; `EncoderError` for a wrong shape or what is not finite."""
     for name, stored, values in ((BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)):
         if stored is None:
             continue
