@@ -26,16 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     size = SIZES[options.size]
     rows = options.rows or [row for row in MODULES if row not in ON_REQUEST]
+    output = options.output or (RESULTS if options.size == "real" and not options.rows else None)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         machine = describe(folder)
-        results = [_run(row, folder, size) for row in rows]
-    text = page(results, size.name, machine)
+        results = []
+        for row in rows:
+            results.append(_run(row, folder, size))
+            text = page(results, size.name, machine)
+            if output is not None:  # After every row: what was measured does not depend on the last of them.
+                output.write_text(text, encoding="utf-8")
     print(text)
-    whole = options.size == "real" and not options.rows
-    output = options.output or (RESULTS if whole else None)
-    if output is not None:
-        output.write_text(text, encoding="utf-8")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

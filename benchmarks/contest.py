@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 Run = Callable[[], object]
 
-USUAL_ROUNDS = 3
-"""The usual way may be many times slower: where a run takes more than a second, it is in the first rounds only."""
 MOST_ROUNDS = 101
 
 
@@ -63,18 +61,20 @@ def run_contest(contest: Contest, rounds: int, seconds: float) -> Times:
     """Run the contestants in turns, each round in another order; a first run of each, not counted, warms up.
 
     There are at least `rounds` rounds, and more (an odd number up to `MOST_ROUNDS`) until `seconds` have passed: where
-    a run takes milliseconds, whatever else the machine does disturbs single rounds and not the median.
+    a run takes milliseconds, whatever else the machine does disturbs single rounds and not the median. The usual way
+    may be many times slower: it takes part until it alone has had so many seconds.
     """
     runs = {"ours": contest.ours, "limit": contest.limit.run}
     if contest.usual is not None:
         runs["usual"] = contest.usual.run
-    first = {name: _seconds(run, contest.reset) for name, run in runs.items()}
+    for run in runs.values():
+        _seconds(run, contest.reset)
     times: dict[str, list[float]] = {name: [] for name in ("ours", "limit", "usual")}
     end = time.monotonic() + seconds
     for turn in range(MOST_ROUNDS):
         if turn >= rounds and turn % 2 and time.monotonic() > end:
             break
-        present = [name for name in runs if name != "usual" or turn < USUAL_ROUNDS or first[name] < 1]
+        present = [name for name in runs if name != "usual" or turn == 0 or sum(times[name]) < seconds]
         start = turn % len(present)
         for name in present[start:] + present[:start]:
             times[name].append(_seconds(runs[name], contest.reset))

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 BATCH = 16
 READS = 256
+BATCHES = 4
 
 
 def token_rows(folder: Path, size: Size) -> Contest:
@@ -44,7 +45,7 @@ def token_rows(folder: Path, size: Size) -> Contest:
 def token_batches(folder: Path, size: Size) -> Contest:
     files = _Files(folder, size)
     rows = files.random_rows()
-    batches = [rows[first : first + BATCH] for first in range(0, len(rows), BATCH)]
+    batches = [rows[first : first + BATCH] for first in range(0, min(BATCHES * BATCH, len(rows)), BATCH)]
     raw = files.made.map_raw(files.shape)
     return Contest(
         work=f"{len(batches)} batches of up to {BATCH} random rows, each as a new array, warm",
