@@ -19,7 +19,7 @@ from ccassets.runs import BuildError, run_build
 from ccassets.states import dagster_instance, states_of
 from ccassets.storage import Store
 from ccassets.study import Study
-from ccassets_tests.building import edit_study, picture
+from ccassets_tests.building import edit_study, picture, write_study
 
 EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
 SOURCES = {"encoder", "images:train", "images:val", "images:test"}
@@ -161,75 +161,85 @@ def follow(study: Study, tick: Tick) -> None:
             assert resolved.execute_in_process(instance=instance, partition_key=split).success
 
 
-def test_the_watch_makes_no_run_while_nothing_changes(study: Study) -> None:
+@pytest.fixture
+def watched(tmp_path: Path, pictures: Path, weights: Path) -> Study:
+    """A small study, built."""
+    concepts = {"words": ["red cell"], "templates": ["a {}"]}
+    study = write_study(
+        tmp_path / "studies" / "cells",
+        images=pictures,
+        encoder=weights,
+        splits=["val", "test"],
+        vocabulary={"concepts": concepts},
+    )
     run_build(study)
-    assert watch(study) == Tick("Sources and files are what they were when they were last read.", [], [])
+    return study
 
 
-def test_the_watch_asks_once_for_a_split_whose_files_changed(study: Study, pictures: Path) -> None:
-    run_build(study)
+def test_the_watch_makes_no_run_while_nothing_changes(watched: Study) -> None:
+    assert watch(watched) == Tick("Sources and files are what they were when they were last read.", [], [])
+
+
+def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, pictures: Path) -> None:
     picture(901).save(pictures / "test" / "blood" / "000.png")
-    first, second = watch(study), watch(study)
+    first, second = watch(watched), watch(watched)
     assert first.runs == [("cells__read_images", "test")]
     assert first.keys == second.keys
 
 
-def test_the_watch_says_that_a_folder_is_gone(study: Study, pictures: Path) -> None:
-    run_build(study)
+def test_the_watch_says_that_a_folder_is_gone(watched: Study, pictures: Path) -> None:
     shutil.rmtree(pictures / "val")
-    found = watch(study)
+    found = watch(watched)
     assert found.runs == []
     assert "val" in found.said
 
 
-def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(study: Study, pictures: Path) -> None:
-    run_build(study)
-    assert changed_study_file(study) is None
-    edit(study)
-    assert "reload the definitions" in watch(study).said
+def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study, pictures: Path) -> None:
+    assert changed_study_file(watched) is None
+    edit_study(watched, lambda a: a.update(description="Of two hospitals."))
+    assert "reload the definitions" in watch(watched).said
     picture(902).save(pictures / "test" / "blood" / "000.png")
-    tick = watch(study)
+    tick = watch(watched)
     assert "reload the definitions" in tick.said, "also where there is something to do"
     assert tick.runs == [("cells__read_images", "test")]
-    (study.folder / "defs.yaml").write_text("type: nothing\n")
-    assert "cannot be loaded" in watch(study).said
+    (watched.folder / "defs.yaml").write_text("type: nothing\n")
+    assert "cannot be loaded" in watch(watched).said
 
 
-def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(study: Study) -> None:
-    run_build(study)
-    place = Store.of(study)
+def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched: Study) -> None:
+    place = Store.of(watched)
     shutil.copy(place.database, place.database.with_suffix(".mine"))
     place.database.unlink()
     place.database.with_suffix(".mine").rename(place.database)
-    replaced = watch(study)
+    replaced = watch(watched)
     assert replaced.runs == [("cells__build_database", None)]
     assert "feature_database is lost, its file is not the one that was written: it is made again." in replaced.said
-    assert watch(study).keys == replaced.keys, "one run for one loss"
-    follow(study, replaced)
-    assert watch(study).runs == []
+    assert watch(watched).keys == replaced.keys, "one run for one loss"
+    follow(watched, replaced)
+    assert watch(watched).runs == []
 
     place.database.unlink()
     shutil.rmtree(place.reports)
     shutil.rmtree(place.root / "features")
-    lost = watch(study)
-    assert set(lost.runs) == {("cells__extract_text", None), *(("cells__extract_images", s) for s in study.splits)}
-    assert "image_features:train is lost, 9 of 9 images of train are in no part" in lost.said
+    lost = watch(watched)
+    assert set(lost.runs) == {("cells__extract_text", None), *(("cells__extract_images", s) for s in watched.splits)}
+    assert "image_features:val is lost, 5 of 5 images of val are in no part" in lost.said
     with dagster_instance() as instance:
-        states = states_of(instance, study)
+        states = states_of(instance, watched)
     assert {name.partition(":")[0].partition("/")[0] for name in states["lost"]} == {
         "template_features",
         "image_features",
         "feature_database",
         "validation_report",
     }
-    follow(study, lost)
-    assert watch(study).runs == [("cells__build_database", None)]
-    assert watch(study).keys != replaced.keys, "another loss, another run"
-    follow(study, watch(study))
-    assert watch(study).runs == [], "the report came with the database"
+    follow(watched, lost)
+    assert watch(watched).runs == [("cells__build_database", None)]
+    assert watch(watched).keys != replaced.keys, "another loss, another run"
+    follow(watched, watch(watched))
+    assert watch(watched).runs == [], "the report came with the database"
     (place.analysis / "concept_atlas.html").unlink()
-    assert watch(study).runs == [("cells__analyse", None)]
-    assert run_build(study).materialized == ["concept_atlas"]
+    assert watch(watched).runs == [("cells__analyse", None)]
+    assert run_build(watched).materialized == ["concept_atlas"]
 
 
 @pytest.mark.parametrize("name", ["rebuild_stale", "watch_sources"])

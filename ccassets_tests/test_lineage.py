@@ -194,7 +194,8 @@ def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
     read_again(edited, "read_encoder")
     assert stale("fetched") == dict.fromkeys(features, cause)
     assert encoded_by_build(edited) == (0, 0), "features of the first commit are there"
-    shutil.rmtree(fetched.folder)
+    for folder in (fetched.folder, Store.of(fetched).folder):
+        shutil.rmtree(folder)
 
 
 def test_sources_read_again_and_equal(study: Study) -> None:
@@ -278,15 +279,6 @@ def test_a_part_deleted_by_hand(study: Study) -> None:
     assert set(lost(study)) == {*CONCEPTS, *LABELS}, "the rows of images are in the database as well"
     assert encoded_by_build(study) == (0, 12)
     assert lost(study) == {}
-
-
-def test_parts_and_database_deleted(study: Study, place: Path) -> None:
-    files = Store.of(study)
-    shutil.rmtree(files.root / "features")
-    files.database.unlink()
-    assert stale("cells") == {}
-    assert set(lost(study)) == {*CONCEPTS, *LABELS, *FEATURES, "feature_database"}
-    assert encoded_by_build(study) == (len(list((place / "pictures").rglob("*.png"))), 12)
 
 
 def test_the_splits_reordered(study: Study) -> None:

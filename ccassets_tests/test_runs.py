@@ -216,6 +216,7 @@ def test_the_columns_in_the_ui_are_the_data_sets_of_the_file(built: Study) -> No
     }
     assert columns["/image_features"].startswith("float16 (18, ")
     assert columns["/labels"] == "int64 (18,)"
+    assert columns["/keys"] == "string (18,)"
 
 
 def test_progress_is_in_the_log_at_a_humane_rate(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

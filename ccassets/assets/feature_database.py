@@ -68,8 +68,9 @@ def _schema(place: Store) -> dg.TableSchema:
 
     def add(name: str, item: object) -> None:
         shape, dtype = getattr(item, "shape", None), getattr(item, "dtype", None)
-        if shape is not None:
-            columns.append(dg.TableColumn(name=f"/{name}", type=f"{dtype} {tuple(shape)}"))
+        if shape is not None and dtype is not None:
+            kind = "string" if dtype.kind == "O" else dtype
+            columns.append(dg.TableColumn(name=f"/{name}", type=f"{kind} {tuple(shape)}"))
 
     with open_database(place.database) as database:
         database.file.visititems(add)

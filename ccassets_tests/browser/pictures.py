@@ -30,12 +30,12 @@ def main() -> None:
         try:
             server.wait(180)
             with chromium() as browser:
-                photograph_asset(visitor(browser, server, width=1440, height=900))
+                photograph_database(visitor(browser, server, width=1440, height=1100))
                 photograph_checks(visitor(browser, server, width=1440, height=900))
                 file = study.folder / "defs.yaml"
                 file.write_text(file.read_text().replace("a bloodcell of {}", "a blood cell of {}"))
                 # Large letters: a README shows it at half its size.
-                photograph_lineage(visitor(browser, server, width=1080, height=1010, scale=4 / 3))
+                photograph_lineage(visitor(browser, server, width=1080, height=1110, scale=4 / 3))
         finally:
             server.stop()
 
@@ -48,11 +48,10 @@ def visitor(browser: Any, server: Webserver, **window: Any) -> Person:
     return person
 
 
-def photograph_asset(person: Person) -> None:
-    person.open_asset("images")
-    person.page.get_by_text("[Show Markdown]").click()
-    person.page.get_by_alt_text("samples").wait_for()
-    save(person, "ui_asset")
+def photograph_database(person: Person) -> None:
+    person.open_asset("feature_database")
+    person.page.get_by_text("/image_features").first.wait_for()
+    save(person, "ui_database")
 
 
 def photograph_checks(person: Person) -> None:
