@@ -60,7 +60,8 @@ class RayWorkers:
                 ray.shutdown()
 
     def _start(self, ray: Any, work: Work) -> list[Any]:
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if self._device in (None, "cuda") else 0
+        on_gpu = self._device is None or self._device.startswith("cuda")
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if on_gpu else 0
         count = self._workers or gpus or 1
         cores = _cores_each([int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]], count)
         if gpus:
