@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
@@ -86,6 +87,13 @@ class Webserver:
         }"""
         run_id: str = self.ask(launch, {"params": params})["launchRun"]["run"]["runId"]
         return run_id
+
+    def switch_on(self, sensor: str) -> None:
+        start = """mutation Start($selector: SensorSelector!) {
+          startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
+        }"""
+        selector = {**SELECTOR, "sensorName": sensor}
+        assert self.ask(start, {"selector": selector})["startSensor"]["__typename"] == "Sensor"
 
     def status(self, run: str) -> str:
         query = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
@@ -235,11 +243,7 @@ def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: W
     with ccassets.open_database(path) as database:
         before = np.array(database.image_features)
         written = database.attributes["created_at"]
-    selector = {**SELECTOR, "sensorName": "cells__rebuild_stale"}
-    start = """mutation Start($selector: SensorSelector!) {
-      startSensor(sensorSelector: $selector) { __typename ... on PythonError { message } }
-    }"""
-    assert webserver.ask(start, {"selector": selector})["startSensor"]["__typename"] == "Sensor"
+    webserver.switch_on("cells__rebuild_stale")
 
     edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
     reload = """mutation { reloadRepositoryLocation(repositoryLocationName: "ccassets.definitions") { __typename } }"""
@@ -262,3 +266,33 @@ def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: W
     asked = {"/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]}
     assert {"template_features/label_prompts_t02", "feature_database"} <= asked
     assert not any(name.startswith(("images", "image_features", "encoder")) for name in asked)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_watch_makes_a_deleted_database_again_and_has_it_checked(webserver: Webserver, study: Study) -> None:
+    path = ccassets.build(study)
+    assert path is not None
+    path.unlink()
+    webserver.switch_on("cells__watch_sources")
+    runs = "{ runsOrError { ... on Runs { results { runId status tags { key value } assetSelection { path } } } } }"
+
+    def by_watch() -> list[dict[str, Any]]:
+        tag = {"key": "dagster/sensor_name", "value": "cells__watch_sources"}
+        return [run for run in webserver.ask(runs)["runsOrError"]["results"] if tag in run["tags"]]
+
+    wait_for(lambda: [run for run in by_watch() if run["status"] == "SUCCESS"], 300)
+    [run] = by_watch()
+    assert run["assetSelection"] == [{"path": ["cells", "feature_database"]}]
+    assert ccassets.validate_database(path, study=study, deep=True) == []
+    with dagster_instance() as instance:
+        checks = instance.all_logs(run["runId"], of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    assert len(checks) == 6
+    query = """query Ticks($selector: SensorSelector!) {
+      sensorOrError(sensorSelector: $selector) { ... on Sensor { sensorState { ticks(limit: 9) {
+        status runIds logEvents { events { message } }
+      } } } }
+    }"""
+    selector = {**SELECTOR, "sensorName": "cells__watch_sources"}
+    said = json.dumps(webserver.ask(query, {"selector": selector}))
+    assert "feature_database is lost, its file is not there: it is made again." in said
