@@ -56,7 +56,9 @@ def test_a_study_tells_its_owners_and_shows_its_readme(study: Study) -> None:
     owned = edit_study(study, lambda a: a.update(owners=["team:hematology", "ada@example.org"], description="Smears."))
     graph = definitions_of(owned).resolve_asset_graph()
     assert all(graph.get(key).owners == ["team:hematology", "ada@example.org"] for key in graph.get_all_asset_keys())
-    description = graph.get(asset_key(owned, "feature_database")).description or ""
+    node = graph.get(asset_key(owned, "feature_database"))
+    assert (node.tags["dataset"], node.tags["model"]) == ("pictures", "weights")
+    description = node.description or ""
     assert description.endswith("\n\nSmears.\n\n# Cells\nOf two hospitals.\n")
     with pytest.raises(StudyError, match=r"defs\.yaml:\d+: owners"):
         edit_study(study, lambda a: a.update(owners=["somebody"]))

@@ -45,14 +45,14 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
 
 
 def _with_tags(spec: dg.AssetSpec, study: Study) -> dg.AssetSpec:
-    dataset, model = study.dataset, study.encoder
-    # Ids of the hub and paths: their last name is what a person looks for.
-    names = {
-        "dataset": getattr(dataset, "name", None) or getattr(dataset, "root", None) or dataset.kind,
-        "model": getattr(model, "weights", None) or model.kind,
-    }
     tags = {
-        key: re.sub(r"[^A-Za-z0-9_.-]", "_", str(name).rstrip("/").rpartition("/")[2])[:63]
-        for key, name in names.items()
+        "dataset": _short_name(study.dataset, "name", "file", "root", "kind"),
+        "model": _short_name(study.encoder, "weights", "target", "kind"),
     }
     return spec.merge_attributes(owners=list(study.owners), tags=tags)
+
+
+def _short_name(section: object, *fields: str) -> str:
+    """The first of the fields that is set, as a tag may hold it; of a path or a hub's id its last part."""
+    value = next(str(value) for field in fields if (value := getattr(section, field, None)))
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", value.rstrip("/").rpartition("/")[2])[:63]
