@@ -22,6 +22,8 @@ class Fork:
         self._pipe, writing = os.pipe()
         self._child = os.fork()
         if not self._child:
+            # A Dagster run in this process leaves another handler behind, which a new process would not have.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _answer(work, writing)
         os.close(writing)
         self._ending = threading.Timer(_PATIENCE, os.kill, (self._child, signal.SIGKILL))
