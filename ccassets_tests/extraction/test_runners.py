@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import dagster as dg
 import pytest
 
 import ccassets
+from ccassets.cli import main
 from ccassets.errors import DatasetError, EncoderError, StudyError
 from ccassets.extraction import extract_shards, extract_splits
 from ccassets.extraction.runners import choose_runner
@@ -367,6 +369,43 @@ def test_a_job_that_is_not_of_so_many_is_refused(study: Study) -> None:
     for number, count in ((0, 4), (5, 4), (-1, 4), (1, 0)):
         with pytest.raises(StudyError, match=rf"1 <= i <= n; found {number}/{count}"):
             extract_shards(study, number, count)
+
+
+def test_the_command_is_one_job_and_says_what_it_did(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    read_sources(study)
+
+    said = []
+    for arguments in (["--shards", "2/4"], [], []):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["ccassets", "extract", str(study.folder), *arguments])
+            with pytest.raises(SystemExit) as end:
+                main()
+        assert end.value.code == 0
+        said.append(capsys.readouterr().err.splitlines()[-1])
+
+    assert said[0].startswith("8 images encoded in 2 shards; encoder busy ")
+    assert said[1].startswith("10 images encoded in 4 shards; encoder busy ")
+    assert said[2] == "Nothing encoded."
+
+
+def test_ctrl_c_ends_a_job_and_its_workers_without_a_traceback(tmp_path: Path, pictures: Path) -> None:
+    study, log = watched(tmp_path, pictures, slow=30.0)
+    read_sources(study)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "ccassets.cli", "extract", str(study.folder)],
+        env={**os.environ, "CCASSETS_RUNNER": "local:2"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: log.exists() and len(encoded(log)) == 2)
+
+    os.killpg(job.pid, signal.SIGINT)
+
+    _, said = job.communicate(timeout=30)
+    assert job.returncode != 0
+    assert "Traceback" not in said
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in encoded(log)), seconds=5)
 
 
 def start_job(study: Study, number: int, count: int) -> subprocess.Popen[str]:

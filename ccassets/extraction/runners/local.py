@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections import deque
@@ -167,6 +168,7 @@ def _worker_died(worker: _Worker) -> EncoderError:
 def _work(connection: Connection, work: Work, place: _Place) -> None:
     """A worker's whole life: it asks for shards until there are none, and tells of parts, progress, or its error."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the caller ends us.
     # Before torch is imported: each worker has its share of the cores, and its threads sleep while they wait, unless
     # the user said otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", str(place.cores))

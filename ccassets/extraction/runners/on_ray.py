@@ -70,7 +70,7 @@ class RayWorkers:
             num_cpus=cores,
             num_gpus=1 if gpus else 0,
             max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
+            max_task_retries=-1,  # As long as there is an actor: it is its deaths that are counted.
             max_concurrency=_SHARDS_PER_WORKER,
         )
         shared, device = ray.put(work), "cuda" if gpus else self._device or "cpu"
