@@ -148,6 +148,8 @@ def test_the_batch_changed(study: Study) -> None:
     edited = edit_study(study, lambda a: a["extraction"].update(batch_size=1))
     assert stale("cells") == {}
     assert encoded_by_build(edited) == (0, 0)
+    edit_study(edited, lambda a: a["extraction"].update(strict=True))
+    assert stale("cells") == new_code("encoder")
 
 
 def test_the_weights_replaced_under_the_same_name(study: Study, place: Path) -> None:
@@ -162,12 +164,12 @@ def test_the_weights_replaced_under_the_same_name(study: Study, place: Path) -> 
 def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
     study: Study, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = "1" * 40, "2" * 40
+    first, second, third = "1" * 40, "2" * 40, "3" * 40
     cache = tmp_path / "models--lab--tiny"
-    for commit in (first, second):
+    for commit in (first, second, third):
         shutil.copytree(place / "weights", cache / "snapshots" / commit)
     scale_weights(cache / "snapshots" / second / "model.safetensors")
-    refs = {"main": first, "v2": second}
+    refs = {"main": first, "v2": second, "v3": third}
     (cache / "refs").mkdir()
     for name, commit in refs.items():
         (cache / "refs" / name).write_text(commit)
@@ -194,6 +196,10 @@ def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
     read_again(edited, "read_encoder")
     assert stale("fetched") == dict.fromkeys(features, cause)
     assert encoded_by_build(edited) == (0, 0), "features of the first commit are there"
+    equal = edit_study(edited, lambda a: a["encoder"].update(revision="v3"))
+    assert stale("fetched") == new_code("encoder")
+    read_again(equal, "read_encoder")
+    assert stale("fetched") == {}
     for folder in (fetched.folder, Store.of(fetched).folder):
         shutil.rmtree(folder)
 
