@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ccassets.errors import EncoderError
+from ccassets.files import reading_refused
 
 Shape = tuple[int, ...]
 
@@ -287,6 +288,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
+            file.open("rb").close()  # Whatever the reason, safetensors calls a file that it cannot open missing.
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118  (not a mapping)
                     if name in tensors:
@@ -294,7 +296,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
                     part = opened.get_slice(name)
                     tensors[name] = Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
         except (OSError, SafetensorError) as error:
-            raise EncoderError(
+            raise reading_refused(error, str(file)) or EncoderError(
                 f"{file} is not a whole safetensors file ({error}). Was a copy or download cut off? Fetch it again."
             ) from error
     return tensors

@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ccassets.files import write_text
+from ccassets.errors import StorageError
+from ccassets.files import reading_refused, write_text
 from ccassets.progress import Progress, silent
 
 CACHE_FILE = "encoder-file-digests.json"
@@ -19,7 +20,8 @@ _BLOCK = 1 << 20
 def digest_files(files: Sequence[Path], *, cache: Path | None = None, progress: Progress = silent) -> str:
     """SHA-256 (hex) of a file's bytes; of several, SHA-256 of their digests in order, so names do not matter.
 
-    `cache` is a folder where digests are kept by file fingerprint. `progress` counts bytes.
+    `cache` is a folder where digests are kept by file fingerprint. `progress` counts bytes. Raises `StorageError`
+    when the system does not let a file be read.
     """
     total = sum(file.stat().st_size for file in files)
     known = _load(cache)
@@ -46,10 +48,14 @@ def _fingerprint(file: Path) -> str:
 
 def _sha256(file: Path, before: int, total: int, progress: Progress) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-            progress(before + opened.tell(), total)
+    try:
+        with file.open("rb") as opened:
+            while block := opened.read(_BLOCK):
+                digest.update(block)
+                progress(before + opened.tell(), total)
+    except OSError as error:
+        reason = f"{file} cannot be read: {error.strerror or error}."
+        raise reading_refused(error, str(file)) or StorageError(reason) from error
     return digest.hexdigest()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from math import prod, sqrt
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,7 +23,8 @@ from ccassets.encoders.checkpoint import (
     Tensor,
     parameters,
 )
-from ccassets.errors import EncoderError
+from ccassets.errors import EncoderError, StorageError
+from ccassets.files import reading_refused
 
 State = Mapping[str, torch.Tensor]
 
@@ -93,7 +96,7 @@ def read_state(fills: Sequence[Fill]) -> dict[str, torch.Tensor]:
     """Parameters by name, in float32 whatever the file holds; one tensor at a time is held twice."""
     with ExitStack() as stack:
         files = {
-            file: stack.enter_context(safe_open(file, framework="pt"))
+            file: stack.enter_context(_opened(file))
             for file in {tensor.file for fill in fills for tensor in fill.tensors}
         }
 
@@ -113,6 +116,15 @@ def read_state(fills: Sequence[Fill]) -> dict[str, torch.Tensor]:
                 raise EncoderError(f"The weights hold values that are not finite, in {fill.tensors[0].name}.")
             state[fill.parameter.name] = value
         return state
+
+
+def _opened(file: Path) -> AbstractContextManager[Any]:
+    """A file of weights whose header was read already; `StorageError` when the system does not let us have it now."""
+    try:
+        file.open("rb").close()  # Whatever the reason, safetensors calls a file that it cannot open missing.
+        return safe_open(file, framework="pt")
+    except (OSError, RuntimeError) as error:  # torch maps the file, and calls every refusal a RuntimeError.
+        raise reading_refused(error, str(file)) or StorageError(f"{file} cannot be read: {error}") from error
 
 
 def random_state(architecture: Architecture, seed: int) -> dict[str, torch.Tensor]:

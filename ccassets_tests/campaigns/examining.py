@@ -23,7 +23,7 @@ MEMORY = 1 << 30
 SECONDS = 8
 """Of processor time: twice what the child process for foreign files has for a small file, for a busy machine."""
 
-_PATIENCE = 60.0
+_PATIENCE = 300.0
 """Seconds of waiting: nothing that is read sleeps, so this is only for a machine that is busy with other things."""
 
 _ENDED = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}

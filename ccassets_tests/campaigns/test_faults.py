@@ -12,6 +12,7 @@ import pytest
 
 import ccassets
 from ccassets.datasets.images import decode_image
+from ccassets.encoders import load_encoder
 from ccassets.errors import StorageError
 from ccassets.storage import Store
 from ccassets.study import Study
@@ -64,6 +65,13 @@ def test_a_part_is_not_called_damaged_for_want_of_open_files(study: Study, reque
     request.getfixturevalue("few_files")
     with pytest.raises(StorageError, match="Too many open files"):
         ccassets.plan_study(study)
+
+
+def test_weights_are_not_called_cut_off_for_want_of_open_files(study: Study, request: pytest.FixtureRequest) -> None:
+    load_encoder(study)
+    request.getfixturevalue("few_files")
+    with pytest.raises(StorageError, match="Too many open files"):
+        load_encoder(study)
 
 
 # --- the command line ---------------------------------------------------------------------------------
