@@ -13,7 +13,7 @@ import pytest
 import ccassets
 from ccassets.datasets.images import decode_image
 from ccassets.encoders import load_encoder
-from ccassets.errors import StorageError
+from ccassets.errors import CcassetsError, StorageError
 from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.campaigns.faults import campaign, can_mount, mounted
@@ -70,7 +70,7 @@ def test_a_part_is_not_called_damaged_for_want_of_open_files(study: Study, reque
 def test_weights_are_not_called_cut_off_for_want_of_open_files(study: Study, request: pytest.FixtureRequest) -> None:
     load_encoder(study)
     request.getfixturevalue("few_files")
-    with pytest.raises(StorageError, match="Too many open files"):
+    with pytest.raises(CcassetsError, match="Too many open files"):
         load_encoder(study)
 
 
