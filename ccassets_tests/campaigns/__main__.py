@@ -7,6 +7,7 @@ took; what a campaign said on the way goes to a file in the working folder when 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -20,14 +21,13 @@ CAMPAIGNS = {
 }
 """What says how often, and how often, in a long run and in a short one."""
 
-TESTS = (
-    "ccassets_tests/hostile",
-    "ccassets_tests/campaigns",
-    "ccassets_tests/test_concurrency.py",
-    "ccassets_tests/test_exposure.py",
-    "ccassets_tests/test_dependencies.py",
-    "ccassets_tests/h5/test_growing.py",
-)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "guarantees.md"
+
+
+def named_tests() -> list[str]:
+    """The tests that the page names."""
+    return sorted(set(re.findall(r"ccassets_tests/[\w/]+(?:\.py)?", PAGE.read_text(encoding="utf-8"))))
 
 
 def main() -> int:
@@ -35,8 +35,8 @@ def main() -> int:
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    tests = ["-m", "pytest", "-q", "-m", "not slow and not browser" if arguments.short else "not browser", *TESTS]
-    commands = {"tests": tests}
+    marked = "not slow and not browser" if arguments.short else "not browser"
+    commands = {"tests": ["-m", "pytest", "-q", "-m", marked, *named_tests()]}
     for name, (option, many, few) in CAMPAIGNS.items():
         count = str(few if arguments.short else many)
         commands[name] = ["-m", f"ccassets_tests.campaigns.{name}", option, count, "--seed", str(arguments.seed)]
@@ -46,10 +46,12 @@ def main() -> int:
 def holds(name: str, command: list[str]) -> bool:
     """Run a command and say how it ended."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, check=False
+    )
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     minutes = (time.monotonic() - started) / 60
-    print(f"{name}: {'held' if not done.returncode else 'BROKEN'} after {minutes:.0f} min: {lines[-1:]}", flush=True)
+    print(f"{name}: {'held' if not done.returncode else 'BROKEN'} after {minutes:.0f} min: {lines[-1]}", flush=True)
     if done.returncode:
         path = Path(f"guarantees-{name}.log")
         path.write_text("\n".join(lines), encoding="utf-8")
