@@ -71,6 +71,7 @@ def _read(path: Path, known: Mapping[str, str], others: str, asked: int, answer:
         with open_database(path) as held:
             first = content_digest(held.file)
             features = held.image_features.tobytes()
+            found[known.get(first, others)] += 1
             os.write(answer, b" ")
             stopped = False
             while not stopped:
