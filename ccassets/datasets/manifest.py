@@ -31,6 +31,7 @@ OnBadImage = Literal["error", "skip", "blank"]
 _Result = TypeVar("_Result")
 
 _FORMAT: Final = "ccassets manifest 1"
+_TEXTS_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,9 +378,9 @@ def _update_texts(digest: hashlib._Hash, texts: Sequence[str] | None) -> None:
     if texts is None:
         digest.update(b"-")
         return
-    encoded = [text.encode() for text in texts]
-    _update_array(digest, np.array([len(text) for text in encoded], "<u8"))
-    digest.update(b"".join(encoded))
+    _update_array(digest, np.fromiter((len(text.encode()) for text in texts), "<u8", len(texts)))
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        digest.update("".join(texts[first : first + _TEXTS_AT_ONCE]).encode())
 
 
 def _update_array(digest: hashlib._Hash, array: npt.NDArray[Any] | None) -> None:
@@ -400,4 +401,9 @@ def _fixed_size_bytes(matrix: npt.NDArray[np.uint8]) -> Any:
 
 
 def _bytes_matrix(column: Any) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, column.type.byte_width)
+    width = column.type.byte_width
+    pieces = [np.empty(0, np.uint8)]
+    for chunk in column.chunks:
+        first, last = chunk.offset * width, (chunk.offset + len(chunk)) * width
+        pieces.append(np.frombuffer(chunk.buffers()[1], np.uint8)[first:last])
+    return np.concatenate(pieces).reshape(-1, width)
