@@ -61,7 +61,7 @@ def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> Ima
     """
     found = index.find(manifest.image_digest)
     missing = np.flatnonzero(found < 0)
-    _, first = np.unique(manifest.image_digest[missing], axis=0, return_index=True)
+    _, first = np.unique(manifest.image_digest[missing].view("S32").ravel(), return_index=True)
     distinct = missing[np.sort(first)]
     return ImagePlan(
         split=manifest.split,
