@@ -244,28 +244,38 @@ def _decoded(
     decoders: ThreadPoolExecutor, dataset: Dataset, encoder: Encoder, batches: Iterable[tuple[Shard, slice]]
 ) -> Iterator[tuple[Shard, slice, FloatArray]]:
     """Batches with their decoded images, in order; the next ones are decoded while one is used."""
-    ahead: deque[tuple[Shard, slice, list[Future[FloatArray]]]] = deque()
+    ahead: deque[tuple[Shard, slice, FloatArray, list[Future[None]]]] = deque()
+    side = encoder.card.image_size
 
     def oldest() -> tuple[Shard, slice, FloatArray]:
-        shard, rows, images = ahead.popleft()
-        return shard, rows, np.stack([image.result() for image in images])
+        shard, rows, pixels, images = ahead.popleft()
+        for image in images:
+            image.result()
+        return shard, rows, pixels
 
     try:
         for shard, rows in batches:
-            images = [decoders.submit(_decode, dataset, encoder, shard, row) for row in range(rows.start, rows.stop)]
-            ahead.append((shard, rows, images))
+            pixels = np.empty((rows.stop - rows.start, 3, side, side), np.float32)
+            images = [
+                decoders.submit(_decode, dataset, encoder, shard, row, place)
+                for row, place in zip(range(rows.start, rows.stop), pixels, strict=True)
+            ]
+            ahead.append((shard, rows, pixels, images))
             if len(ahead) > _BATCHES_AHEAD:
                 yield oldest()
         while ahead:
             yield oldest()
     finally:
-        for _, _, images in ahead:
+        for _, _, _, images in ahead:
             for image in images:
                 image.cancel()
 
 
-def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int) -> FloatArray:
-    """One image as the encoder's input; `DatasetError` when it is not the image of the manifest any more."""
+def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, place: FloatArray) -> None:
+    """Put one image as the encoder's input (3, image_size, image_size) in its place in a batch.
+
+    Raises `DatasetError` when it is not the image of the manifest any more.
+    """
     image = read_image(dataset, shard, row)
     if image_digest(image) != shard.image_digest[row].tobytes():
         raise DatasetError(
@@ -273,7 +283,7 @@ def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int) -> Float
             "it changed since. Materialize `images` again."
         )
     try:
-        return encoder.preprocess(image)
+        place[...] = encoder.preprocess(image)
     except EncoderError as error:
         raise EncoderError(f"{shard.keys[row]}: {error}") from error
 
