@@ -21,7 +21,7 @@ FIXED = {
     "torch": ("2.6.0", "CVE-2025-32434: code run by loading weights"),
     "urllib3": ("2.6.0", "CVE-2025-66418: a response that inflates without end"),
 }
-"""The first release without a known hole in what we read with, download with or serve with; looked up in 2026-11."""
+"""Of what we read with, download with or serve with: the first release without the hole that is named beside it."""
 
 
 def installed(package: str = "ccassets", found: dict[str, str] | None = None) -> dict[str, str]:
