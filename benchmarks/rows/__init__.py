@@ -16,6 +16,7 @@ MODULES = {
     "assembly": "storing",
     "template_rebuild": "storing",
     "token_rows": "reading",
+    "samples": "reading",
     "token_batches": "reading",
     "one_token": "reading",
     "loader": "reading",

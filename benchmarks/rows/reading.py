@@ -42,6 +42,26 @@ def token_rows(folder: Path, size: Size) -> Contest:
     )
 
 
+def samples(folder: Path, size: Size) -> Contest:
+    files = _Files(folder, size)
+    database, rows = files.database, files.random_rows()
+    tokens = database.image_token_features
+    assert tokens is not None
+
+    def sample(row: int) -> tuple[Any, ...]:
+        return np.array(database.image_features[row]), np.array(tokens[row]), int(database.labels[row])
+
+    return Contest(
+        work=f"{len(rows)} random samples: features, token features and label, each as a new array, warm",
+        ours=lambda: _last(sample, rows),
+        limit=Contestant("`preadv` of the token features alone", lambda: _last(files.pread, rows)),
+        usual=Contestant(
+            "a file of chunked LZF opened for each",
+            lambda: _last(lambda row: original.sample(files.made.lzf, row), rows),
+        ),
+    )
+
+
 def token_batches(folder: Path, size: Size) -> Contest:
     files = _Files(folder, size)
     rows = files.random_rows()
