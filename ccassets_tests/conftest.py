@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Models of a few thousand parameters: threads would only wait for each other. Before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import pytest
 
 from ccassets.study import Study

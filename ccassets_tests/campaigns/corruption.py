@@ -36,6 +36,7 @@ from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, picture, save_golden_weights, save_pictures, write_study
 from ccassets_tests.campaigns.mutations import PAGE, Rng
+from ccassets_tests.campaigns.tallying import tally
 from ccassets_tests.extraction.building import arrays, attributes, build, differences
 
 _PATIENCE = 120.0
@@ -303,13 +304,8 @@ def _overwrite(path: Path, data: bytes) -> None:
 def campaign(folder: Path, seed: int, mutations: int, start: int = 0) -> Counter[str]:
     """Run mutations, a line for each; how often each end was met."""
     work = Campaign(folder, seed)
-    ends: Counter[str] = Counter()
-    for number in range(start, start + mutations):
-        end, line = work.mutation(number)
-        ends[end] += 1
-        print(line, flush=True)
-    print(f"seed {seed}: {mutations} mutations from {start}: {dict(ends)}")
-    return ends
+    tries = (work.mutation(number) for number in range(start, start + mutations))
+    return tally(tries, f"seed {seed}: {mutations} mutations from {start}")
 
 
 def main() -> int:

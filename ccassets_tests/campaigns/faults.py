@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ from ccassets.storage import Store
 from ccassets.study import Study
 from ccassets_tests.building import save_golden_weights, save_pictures, write_study
 from ccassets_tests.campaigns.refusing import FAULTS, Fault
+from ccassets_tests.campaigns.tallying import tally
 from ccassets_tests.extraction.building import build, differences
 
 _EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "fcntl.flock"})
@@ -229,16 +231,12 @@ def can_mount() -> bool:
 def campaign(folder: Path, seed: int, faults: int, start: int = 0, disks: int = 0) -> Counter[str]:
     """Run faults, and builds on small disks; a line for each, and how often each end was met."""
     work = Campaign(folder, seed)
-    ends: Counter[str] = Counter()
     shares = np.random.default_rng(seed).uniform(0.02, 1.1, disks)
-    for end, line in (
-        *(work.fault(number) for number in range(start, start + faults)),
-        *(work.small_disk(number, float(share)) for number, share in enumerate(shares)),
-    ):
-        ends[end] += 1
-        print(line, flush=True)
-    print(f"seed {seed}: {faults} faults from {start} and {disks} small disks: {dict(ends)}")
-    return ends
+    tries = chain(
+        (work.fault(number) for number in range(start, start + faults)),
+        (work.small_disk(number, float(share)) for number, share in enumerate(shares)),
+    )
+    return tally(tries, f"seed {seed}: {faults} faults from {start} and {disks} small disks")
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.mutations import Rng
 from ccassets_tests.campaigns.power import FINISHED, Disk, SyncRecord, carry_fingerprints, cut, lost
+from ccassets_tests.campaigns.tallying import tally
 from ccassets_tests.campaigns.watching import Readers, digest_of
 from ccassets_tests.extraction.building import differences
 
@@ -324,13 +325,8 @@ def what_is_held(store: Store) -> Held:
 def campaign(folder: Path, seed: int, kills: int, start: int = 0, stages: Sequence[str] = ROUND) -> Counter[str]:
     """Run kills, stage after stage in turn; a line for each, and how often each end was met."""
     work = Campaign(folder, seed, stages)
-    ends: Counter[str] = Counter()
-    for number in range(start, start + kills):
-        end, line = work.kill(number)
-        ends[end] += 1
-        print(line, flush=True)
-    print(f"seed {seed}: {kills} kills from {start}: {dict(ends)}")
-    return ends
+    tries = (work.kill(number) for number in range(start, start + kills))
+    return tally(tries, f"seed {seed}: {kills} kills from {start}")
 
 
 def main() -> int:
