@@ -115,7 +115,7 @@ class ConceptClipEncoder:
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
-        self.start_pixels = starter(device, card.dtype, self._compute)
+        self.start_pixels = starter(model, card.dtype, self._compute, self.encode_pixels)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return squash(image, self.card.image_size)

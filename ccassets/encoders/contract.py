@@ -92,7 +92,7 @@ class TextFeatures:
 
 
 class Started(Protocol):
-    """A batch under way on a device. `features` waits for it; `seconds`, after that, is how long it was computed."""
+    """A batch under way. `features` waits for it; `seconds`, then, is how long it was computed and none before it."""
 
     def features(self) -> ImageFeatures: ...
 
@@ -103,9 +103,9 @@ class Started(Protocol):
 class Encoder(Protocol):
     """The contract. `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
 
-    Equal input gives equal bits on the same device kind, dtype and batch shape. Ours have on CUDA also `start_pixels`,
-    which takes what `encode_pixels` takes and returns a `Started` before the batch is done: the next one is then
-    prepared, and the last one stored, while the device computes.
+    Equal input gives equal bits on the same device kind, dtype and batch shape. An encoder that can be at two batches
+    has also `start_pixels`, which takes what `encode_pixels` takes and returns a `Started` before the batch is done;
+    one that cannot has none, or None.
     """
 
     @property

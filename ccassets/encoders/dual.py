@@ -125,7 +125,7 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
-        self.start_pixels = starter(device, card.dtype, self._compute)
+        self.start_pixels = starter(self._model, card.dtype, self._compute, self.encode_pixels)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
             embeddings = self._model.vision_model.embeddings

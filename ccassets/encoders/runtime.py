@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ccassets.study import Study
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.contract import FloatArray, Started
+    from ccassets.encoders.contract import FloatArray, ImageFeatures, Started
     from ccassets.encoders.overlap import Compute
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
@@ -87,37 +88,73 @@ def tower_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def starter(device: torch.device, dtype: str, compute: Compute) -> Callable[[FloatArray], Started] | None:
-    """`start_pixels` of an encoder on CUDA; None elsewhere, where a batch is computed by who asks for it."""
-    if device.type != "cuda":
-        return None
-    from ccassets.encoders.overlap import OverlappedCopies
+def starter(
+    model: torch.nn.Module, dtype: str, compute: Compute, encode: Callable[[FloatArray], ImageFeatures]
+) -> Callable[[FloatArray], Started] | None:
+    """`start_pixels` of an encoder that can be at two batches: on CUDA, or a small one on several CPU threads.
 
-    copies = OverlappedCopies(device)
+    None for any other: there a batch is computed by who asks for it. `compute` is the model alone, `encode` the
+    encoder's `encode_pixels`.
+    """
+    import torch
 
-    def start(pixels: FloatArray) -> Started:
-        with fixed_arithmetic(dtype), memory_errors_named(len(pixels), device):
-            return copies.start(pixels, compute)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        from ccassets.encoders.overlap import OverlappedCopies
 
-    return start
+        copies = OverlappedCopies(device)
+
+        def start(pixels: FloatArray) -> Started:
+            with fixed_arithmetic(dtype), memory_errors_named(len(pixels), device):
+                return copies.start(pixels, compute)
+
+        return start
+    from ccassets.encoders.side_by_side import MOST_PARAMETERS, SideBySide
+
+    threads = torch.get_num_threads()
+    is_small = sum(weights.numel() for weights in model.parameters()) <= MOST_PARAMETERS
+    return SideBySide(encode, threads).start if device.type == "cpu" and threads > 1 and is_small else None
 
 
 @contextmanager
 def fixed_arithmetic(dtype: str = "float32") -> Iterator[None]:
     """No gradients and no algorithm chosen by timing; on CUDA no TensorFloat-32 but where `dtype` is `tf32`.
 
-    Whatever the process has set is as it was afterwards.
+    Whatever the process has set is as it was when the last of those that are inside leaves.
     """
     import torch
 
-    precision = torch.get_float32_matmul_precision()
-    tf32 = dtype == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32),
-        ):
+    with _process.set_for(tf32=dtype == "tf32"), torch.inference_mode():
+        yield
+
+
+class _ProcessArithmetic:
+    """What torch keeps for the whole process, which several threads may want fixed at once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._as_it_was = ExitStack()
+
+    @contextmanager
+    def set_for(self, *, tf32: bool) -> Iterator[None]:
+        import torch
+
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._as_it_was.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                self._as_it_was.enter_context(
+                    torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+                )
+                torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._as_it_was.close()
+
+
+_process = _ProcessArithmetic()

@@ -25,7 +25,7 @@ from ccassets.datasets.contract import Dataset
 from ccassets.datasets.images import image_digest
 from ccassets.datasets.manifest import Manifest, read_image
 from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray, ImageFeatures, Started
-from ccassets.errors import DatasetError, EncoderError
+from ccassets.errors import CcassetsError, DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.text import require_identity
@@ -64,22 +64,26 @@ class Part:
 class StageTimes:
     """Where the time of encoding went, in seconds, of all workers together.
 
-    At every moment a worker either encodes, or waits for images to be decoded, or for the part before to be written.
+    Of the whole, `encoding` is when an encoder was at a batch, and `writing` when the part before had to be on the disk
+    first. The rest is waiting for images: `decoding`.
     """
 
+    seconds: float = 0.0
     encoding: float = 0.0
-    decoding: float = 0.0
     writing: float = 0.0
 
+    @property
+    def decoding(self) -> float:
+        return max(0.0, self.seconds - self.encoding - self.writing)
+
     def add(self, other: StageTimes) -> None:
+        self.seconds += other.seconds
         self.encoding += other.encoding
-        self.decoding += other.decoding
         self.writing += other.writing
 
     def share(self, seconds: float) -> float:
         """The share of the whole that so many seconds are; 0 before anything was encoded."""
-        whole = self.encoding + self.decoding + self.writing
-        return seconds / whole if whole else 0.0
+        return seconds / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
         return (
@@ -138,18 +142,22 @@ def encode_shards(
             if rows.stop == len(shard):
                 seconds, begun = time.perf_counter() - begun, time.perf_counter()
                 if writing is not None:
-                    clock.drop()
-                    part = writing.result()
-                    clock.times.writing += clock.lap()
+                    part = _written(writing, clock)
+                    clock.pause()
                     yield part
-                    clock.drop()
+                    clock.resume()
                 writing = disk.submit(writer.write, shard, features, tokens, seconds)
         if writing is not None:
-            clock.drop()
-            part = writing.result()
-            clock.times.writing += clock.lap()
+            part = _written(writing, clock)
             report(0, clock.told())
             yield part
+
+
+def _written(writing: Future[Part], clock: _Clock) -> Part:
+    asked = time.perf_counter()
+    part = writing.result()
+    clock.times.writing += time.perf_counter() - asked
+    return part
 
 
 def write_image_part(
@@ -214,22 +222,21 @@ class _PartWriter:
 
 
 class _Clock:
-    """Time since it was looked at last, and where the time went that was not told yet."""
+    """Where the time went since that was told last; it stands still between `pause` and `resume`."""
 
     def __init__(self) -> None:
         self.times = StageTimes()
-        self._last = time.perf_counter()
+        self.resume()
 
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
+    def pause(self) -> None:
+        self.times.seconds += time.perf_counter() - self._since
+        self.resume()
 
-    def drop(self) -> None:
-        """Forget the time since the last look: it is somebody else's."""
-        self.lap()
+    def resume(self) -> None:
+        self._since = time.perf_counter()
 
     def told(self) -> StageTimes:
+        self.pause()
         times, self.times = self.times, StageTimes()
         return times
 
@@ -297,29 +304,37 @@ def _room(card: EncoderCard, rows: int) -> tuple[npt.NDArray[np.float16], npt.ND
 
 
 def _encoded(
-    encoder: Encoder, batches: Iterable[tuple[Shard, slice, FloatArray]], clock: _Clock
+    encoder: Encoder, batches: Iterator[tuple[Shard, slice, FloatArray]], clock: _Clock
 ) -> Iterator[tuple[Shard, slice, ImageFeatures]]:
-    """Batches with their features, in order; a device that computes by itself is given the next one meanwhile.
-
-    Such a device counts its own time; else what the caller does with a batch is part of encoding it.
-    """
+    """Batches with their features, in order; an encoder that can is given the next one while it is at one."""
     start: Callable[[FloatArray], Started] | None = getattr(encoder, "start_pixels", None)
-    under_way: tuple[Shard, slice, Started] | None = None
-    for shard, rows, pixels in batches:
-        clock.times.decoding += clock.lap()
-        with _named(shard, rows):
-            if start is None:
+    if start is None:
+        for shard, rows, pixels in batches:
+            begun = time.perf_counter()
+            with _named(shard, rows):
                 encoded = encoder.encode_pixels(pixels)
-            else:
-                under_way, before = (shard, rows, start(pixels)), under_way
-        if start is None:
+            clock.times.encoding += time.perf_counter() - begun
             yield shard, rows, encoded
-            clock.times.encoding += clock.lap()
-        elif before is not None:
-            yield _awaited(*before, clock)
-        clock.drop()
+        return
+    under_way: tuple[Shard, slice, Started] | None = None
+    failed: CcassetsError | None = None
+    while True:
+        try:
+            shard, rows, pixels = next(batches)
+        except StopIteration:
+            break
+        except CcassetsError as error:
+            failed = error
+            break
+        with _named(shard, rows):
+            following = shard, rows, start(pixels)
+        if under_way is not None:
+            yield _awaited(*under_way, clock)
+        under_way = following
     if under_way is not None:
         yield _awaited(*under_way, clock)
+    if failed:  # Only now: what was under way may have been the last of its shard, which is finished with it.
+        raise failed
 
 
 def _awaited(shard: Shard, rows: slice, started: Started, clock: _Clock) -> tuple[Shard, slice, ImageFeatures]:

@@ -24,7 +24,7 @@ from ccassets.extraction.runners import choose_runner
 from ccassets.extraction.shards import StageTimes
 from ccassets.storage import Store
 from ccassets.study import Study
-from ccassets_tests.building import SPLITS, edit_study, write_study
+from ccassets_tests.building import SPLITS, edit_study, picture, write_study
 from ccassets_tests.extraction.building import (
     COLOURS,
     arrays,
@@ -152,6 +152,17 @@ def test_a_batch_that_a_device_fails_on_is_named(study: Study, tmp_path: Path) -
         extract_splits(study, SPLITS, encoder=lambda: encoder)
 
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4, 4]
+
+
+def test_an_image_that_is_wrong_costs_no_batch_that_a_device_is_at(study: Study, pictures: Path) -> None:
+    read_sources(study)
+    encoder: Any = ByItself(ccassets.load_encoder(study))
+    picture(1000).save(pictures / "train" / "platelet" / "004.png")
+
+    with pytest.raises(DatasetError, match=r"train/platelet/004\.png is not the image that was read"):
+        extract_splits(study, ["train"], encoder=lambda: encoder)
+
+    assert [len(arrays(part)["ids"]) for part in parts(study)] == [4]
 
 
 # --- workers on this machine -------------------------------------------------------------------------

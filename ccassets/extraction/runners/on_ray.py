@@ -94,6 +94,7 @@ class _Worker:
         encoder = _InTurn(self._encoder, self._lock)
         [part] = encode_shards(self._work, encoder, [shard], lambda _, spent: times.add(spent), self._cores)
         times.encoding -= encoder.waited
+        times.seconds -= encoder.waited
         return part, times
 
 
