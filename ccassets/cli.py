@@ -129,6 +129,7 @@ def extract(
 def drift(
     study: StudyArgument,
     images: Annotated[int, typer.Option("--images", min=1, help="How many, evenly spaced over the data set.")] = 64,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Each precision also compiled by torch.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default a GPU.")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -140,7 +141,11 @@ def drift(
     loaded = load_study(study)
     with _progress_bars() as listener:
         drifts = measure_drift(
-            loaded, images, device=device, progress=lambda done, total: listener("images compared", done, total)
+            loaded,
+            images,
+            compiled=compiled,
+            device=device,
+            progress=lambda done, total: listener("images compared", done, total),
         )
     if as_json:
         typer.echo(json.dumps([drift.facts() for drift in drifts], indent=2))
@@ -500,15 +505,16 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _drift_lines(drifts: Sequence[Drift]) -> Iterator[str]:
-    yield f"{'':<9} {'images/s':>9} {'features':>9} {'patches':>9} {'farthest':>9} {'same label':>11} {'accuracy':>9}"
+    yield f"{'':<18} {'images/s':>9} {'features':>9} {'patches':>9} {'farthest':>9} {'same label':>11} {'accuracy':>9}"
     for drift in drifts:
         facts = drift.facts()
         tokens = facts["tokens"]
         cosine = f"{tokens['mean_cosine']:.6f}" if tokens else "-"
         largest = f"{tokens['largest_difference']:.2g}" if tokens else "-"
         same, right = (f"{facts[name]:.1%}" if facts[name] is not None else "-" for name in ("agreement", "accuracy"))
+        name = f"{drift.dtype} compiled" if drift.compiled else drift.dtype
         yield (
-            f"{drift.dtype:<9} {drift.images_per_second:>9.2f} {facts['features']['mean_cosine']:>9.6f} {cosine:>9} "
+            f"{name:<18} {drift.images_per_second:>9.2f} {facts['features']['mean_cosine']:>9.6f} {cosine:>9} "
             f"{largest:>9} {same:>11} {right:>9}"
         )
     yield f"{drifts[0].images} images; mean cosines to float32, and the largest difference of a number in a patch."

@@ -1,4 +1,4 @@
-"""Drift: how far lower precisions take an encoder from float32, on a study's own images, and how fast each is."""
+"""Drift: how far lower precisions and compiling take an encoder from float32 on a study's images, and their speeds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Distance:
 
 @dataclass
 class Drift:
-    """One precision on a study's images.
+    """One precision on a study's images, compiled or not.
 
     `images_per_second` is the encoder's alone, images decoded before. `agreement` is the share of images whose nearest
     label word (mean of its templates) is that of float32, `accuracy` the share for which it is their label; both are
@@ -65,6 +65,7 @@ class Drift:
     """
 
     dtype: Dtype
+    compiled: bool = False
     images: int = 0
     seconds: float = 0.0
     features: Distance = field(default_factory=Distance)
@@ -80,6 +81,7 @@ class Drift:
         """All of it, as JSON takes it."""
         return {
             "dtype": self.dtype,
+            "compiled": self.compiled,
             "images": self.images,
             "images_per_second": self.images_per_second,
             "features": self.features.facts(),
@@ -94,14 +96,16 @@ def measure_drift(
     images: int = 64,
     *,
     precisions: Sequence[Dtype] = PRECISIONS,
+    compiled: bool = False,
     device: str | None = None,
     store: Store | None = None,
     progress: Progress = silent,
 ) -> list[Drift]:
     """Encode evenly spaced images of a study in float32 and in each precision; float32 comes first.
 
-    All the encoders are in memory at once, one batch of images at a time. Nothing is stored. Raises `StudyError` for an
-    encoder of the user's own, whose precision is its own matter, `DatasetError` when there are no images.
+    With `compiled`, each once more by an image tower that torch compiled, after all that are not. All the encoders are
+    in memory at once, one batch of images at a time. Nothing is stored. Raises `StudyError` for an encoder of the
+    user's own, whose precision is its own matter, `DatasetError` when there are no images.
     """
     if study.encoder.kind == "python":
         raise StudyError(
@@ -112,11 +116,12 @@ def measure_drift(
     dataset.fetch(silent)
     chosen, labels = _spread(study, dataset, images)
     dtypes = (REFERENCE, *(dtype for dtype in precisions if dtype != REFERENCE))
-    encoders = [load_encoder(_with_dtype(study, dtype), device=device, store_cache=store.cache) for dtype in dtypes]
+    drifts = [Drift(dtype, by_torch) for by_torch in ([False, True] if compiled else [False]) for dtype in dtypes]
+    size = min(study.extraction.batch_size, len(chosen))  # Only batches of the study's size are compiled.
+    encoders = [load_encoder(_changed(study, drift, size), device=device, store_cache=store.cache) for drift in drifts]
     words = [_label_vectors(study, encoder) for encoder in encoders]
-    drifts = [Drift(dtype) for dtype in dtypes]
-    predicted: list[list[npt.NDArray[np.int64]]] = [[] for _ in dtypes]
-    for pixels in _batches(study, dataset, encoders[0], chosen):
+    predicted: list[list[npt.NDArray[np.int64]]] = [[] for _ in drifts]
+    for pixels in _batches(size, dataset, encoders[0], chosen):
         results = [_timed(encoder, pixels, drift) for encoder, drift in zip(encoders, drifts, strict=True)]
         for result, drift, vectors, classes in zip(results, drifts, words, predicted, strict=True):
             drift.features.add(result.features, results[0].features)
@@ -135,8 +140,11 @@ def measure_drift(
     return drifts
 
 
-def _with_dtype(study: Study, dtype: Dtype) -> Study:
-    return study.model_copy(update={"encoder": study.encoder.model_copy(update={"dtype": dtype})})
+def _changed(study: Study, drift: Drift, batch_size: int) -> Study:
+    """The study with an encoder of this kind, for batches of this size."""
+    encoder = study.encoder.model_copy(update={"dtype": drift.dtype, "compiled": drift.compiled})
+    extraction = study.extraction.model_copy(update={"batch_size": batch_size})
+    return study.model_copy(update={"encoder": encoder, "extraction": extraction})
 
 
 def _spread(study: Study, dataset: Dataset, images: int) -> tuple[list[tuple[str, int]], npt.NDArray[np.int64]]:
@@ -149,10 +157,7 @@ def _spread(study: Study, dataset: Dataset, images: int) -> tuple[list[tuple[str
     return [every[place] for place in places.tolist()], np.concatenate(list(labels.values()))[places]
 
 
-def _batches(
-    study: Study, dataset: Dataset, encoder: Encoder, chosen: Sequence[tuple[str, int]]
-) -> Iterator[FloatArray]:
-    size = study.extraction.batch_size
+def _batches(size: int, dataset: Dataset, encoder: Encoder, chosen: Sequence[tuple[str, int]]) -> Iterator[FloatArray]:
     for first in range(0, len(chosen), size):
         yield np.stack([encoder.preprocess(dataset.read(*place)) for place in chosen[first : first + size]])
 

@@ -154,6 +154,7 @@ DatasetConfig = Annotated[
 
 class _EncoderSection(_Section):
     dtype: Dtype = "float32"
+    compiled: bool = False
     tokens: bool = True
 
 

@@ -11,6 +11,7 @@ from ccassets.drift import Distance, measure_drift
 from ccassets.errors import DatasetError, StudyError
 from ccassets.study import Study
 from ccassets_tests.building import write_study
+from ccassets_tests.encoders.conftest import needs_compiler
 from ccassets_tests.extraction.building import COLOURS
 
 
@@ -33,6 +34,19 @@ def test_float32_does_not_differ_from_itself_and_lower_precisions_do_a_little(st
     assert drifts["bfloat16"].features.mean < drifts["float16"].features.mean
     accuracies = {drift.accuracy for drift in drifts.values()}
     assert None not in accuracies
+
+
+@needs_compiler
+def test_compiled_towers_are_compared_too(study: Study) -> None:
+    drifts = measure_drift(study, 4, precisions=["bfloat16"], compiled=True)
+
+    assert [(drift.dtype, drift.compiled) for drift in drifts] == [
+        ("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)
+    ]  # fmt: skip
+    compiled = drifts[2]
+    assert compiled.facts()["compiled"] is True
+    assert compiled.tokens is not None
+    assert 0 < compiled.tokens.largest_difference < 1e-5
 
 
 def test_a_distance_is_that_of_the_vectors_taken_in() -> None:

@@ -60,6 +60,7 @@ def test_every_default_is_the_documented_one(tmp_path: Path) -> None:
             "architecture": None,
             "tokenizer": None,
             "dtype": "float32",
+            "compiled": False,
             "tokens": True,
         },
         "vocabulary": {

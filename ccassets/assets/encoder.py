@@ -36,6 +36,7 @@ def encoder(study: Study) -> dg.AssetsDefinition:
                 "token_count": card.token_count,
                 "image_size": card.image_size,
                 "dtype": card.dtype,
+                "compiled": card.compiled,
                 "weights_digest": card.weights_digest,
                 "recorded": dg.MetadataValue.json(dict(card.recorded)),
             },

@@ -29,6 +29,8 @@ from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squas
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
+    compiled,
+    compiled_batch,
     fixed_arithmetic,
     memory_errors_named,
     starter,
@@ -89,7 +91,7 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     else:
         state = read_state(source.fills)
     model = build(source.architecture, state, compute_dtype=tower_dtype(card.dtype))
-    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place)
+    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place, compiled_batch(study))
 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
@@ -107,14 +109,25 @@ def tokenizer(study: Study, *, hf_token: str | None) -> BertTokenizer:
 
 
 class ConceptClipEncoder:
-    """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of."""
+    """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of.
 
-    def __init__(self, card: EncoderCard, model: ConceptClip, tokenizer: BertTokenizer, device: torch.device) -> None:
+    With a `batch_size`, batches of that size go through a compiled image tower.
+    """
+
+    def __init__(
+        self,
+        card: EncoderCard,
+        model: ConceptClip,
+        tokenizer: BertTokenizer,
+        device: torch.device,
+        batch_size: int | None = None,
+    ) -> None:
         self.card = card
         self.model = model
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
+        self._compute = compiled(self._image_tower, batch_size)
         self.start_pixels = starter(model, card.dtype, self._compute, self.encode_pixels)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
@@ -128,7 +141,7 @@ class ConceptClipEncoder:
             features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
 
-    def _compute(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         features, tokens = self.model.encode_image(pixels)
         return features, tokens if self.card.token_count else None
 
@@ -250,6 +263,7 @@ def _card(
         token_count=architecture.token_count if study.encoder.tokens else 0,
         image_size=architecture.image_size,
         dtype=study.encoder.dtype,
+        compiled=study.encoder.compiled,
         strict=strict_facts(study, device),
         logit_scale=logits["logit_scale"],
         logit_bias=logits["logit_bias"],

@@ -23,7 +23,8 @@ class EncoderCard:
     """Everything about an encoder that determines numbers, known without building the model.
 
     `weights_digest` and `tokenizer_digest` are SHA-256 (hex) of the files' bytes. `dim` is D, `token_count` is
-    T_img (0 without tokens). The four logit parameters are the model's own: the scales are natural logarithms.
+    T_img (0 without tokens). `compiled` says that torch compiled the image tower. The four logit parameters are the
+    model's own: the scales are natural logarithms.
     `recorded` is told but not part of the identity (hub id, commit, number of parameters, …).
     """
 
@@ -37,6 +38,7 @@ class EncoderCard:
     token_count: int
     image_size: int
     dtype: str
+    compiled: bool = False
     stored_dtype: str = "float16"
     extraction_version: int = EXTRACTION_VERSION
     strict: Mapping[str, Any] | None = None
@@ -52,9 +54,14 @@ class EncoderCard:
 
     @property
     def identity(self) -> str:
-        """32 hex digits: SHA-256 of the canonical JSON of every field but `recorded`, cut in half."""
+        """32 hex digits: SHA-256 of the canonical JSON of every field but `recorded`, cut in half.
+
+        An encoder that is not compiled leaves `compiled` out.
+        """
         fields = asdict(self)
         del fields["recorded"]
+        if not self.compiled:
+            del fields["compiled"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 

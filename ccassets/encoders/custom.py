@@ -112,6 +112,8 @@ def _disagreements(card: EncoderCard, config: PythonEncoderConfig) -> list[str]:
     problems = []
     if "dtype" in config.model_fields_set and card.dtype != config.dtype:
         problems.append(f"the study says dtype {config.dtype}, card.dtype is {card.dtype}")
+    if "compiled" in config.model_fields_set and card.compiled != config.compiled:
+        problems.append(f"the study says compiled {config.compiled}, card.compiled is {card.compiled}")
     if "tokens" in config.model_fields_set and bool(card.token_count) != config.tokens:
         problems.append(f"the study says tokens {config.tokens}, card.token_count is {card.token_count}")
     return problems

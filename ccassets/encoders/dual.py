@@ -21,6 +21,8 @@ from ccassets.encoders.preprocessing import require_pixels, require_rgb
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
+    compiled,
+    compiled_batch,
     fixed_arithmetic,
     memory_errors_named,
     starter,
@@ -65,7 +67,8 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     place = choose_device(device)
     source = _find(study, hf_token)
     card = _card(source, study, device, store_cache, silent)
-    encoder = DualEncoder(card, _model(source.folder), _parts(source.folder), source.context_length, place)
+    model, parts = _model(source.folder), _parts(source.folder)
+    encoder = DualEncoder(card, model, parts, source.context_length, place, compiled_batch(study))
     # The card's dimensions come from a configuration; one image and one text show that the model has them too.
     encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
     encoder.encode_texts(["cell"])
@@ -112,10 +115,19 @@ class DualEncoder:
     Features are those of the model, L2-normalised. Image tokens are the patches' last hidden states, without a
     class token; where the tower norms its pooled vector only, they go through that norm too; then through the
     visual projection if there is one, so that they share a space with the features. Text tokens are the last
-    hidden states through the text projection.
+    hidden states through the text projection. With a `batch_size`, batches of that size go through a compiled image
+    tower.
     """
 
-    def __init__(self, card: EncoderCard, model: Any, parts: _Parts, context_length: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        card: EncoderCard,
+        model: Any,
+        parts: _Parts,
+        context_length: int,
+        device: torch.device,
+        batch_size: int | None = None,
+    ) -> None:
         import torch
 
         self.card = card
@@ -125,6 +137,7 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
+        self._compute = compiled(self._image_tower, batch_size)
         self.start_pixels = starter(self._model, card.dtype, self._compute, self.encode_pixels)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
@@ -145,7 +158,7 @@ class DualEncoder:
             features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
 
-    def _compute(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with self._precision():
             output = self._model.get_image_features(pixel_values=pixels)
             tokens = self._image_tokens(output.last_hidden_state) if self.card.token_count else None
@@ -307,6 +320,7 @@ def _card(
         token_count=source.token_count,
         image_size=source.image_size,
         dtype=study.encoder.dtype,
+        compiled=study.encoder.compiled,
         strict=strict_facts(study, device),
         logit_scale=scales.get("logit_scale"),
         logit_bias=scales.get("logit_bias"),

@@ -10,75 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessorPil,
-    SiglipModel,
 )
 
 from ccassets.encoders import inspect_encoder, load_encoder, token_spans
 from ccassets.errors import EncoderError
-from ccassets_tests.encoders.conftest import MakeStudy, images
+from ccassets_tests.encoders.conftest import TEXT_TOWER, MakeStudy, images
 
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = {**TOWER, "image_size": 32, "patch_size": 8}
-TEXT = {**TOWER, "vocab_size": 200, "max_position_embeddings": 16}
 PROMPTS = ["a photo of a platelet", "red blood cell"]
-
-
-def save(folder: Path, model: Any, processor: Any, config: dict[str, Any], model_input_names: list[str]) -> Path:
-    folder.mkdir()
-    vocabulary = folder / "words.txt"
-    vocabulary.write_text("\n".join(config["text"]["vocab"]) + "\n")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=BertWordPieceTokenizer(str(vocabulary), lowercase=True)._tokenizer,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        model_max_length=12,
-        model_input_names=model_input_names,
-    )
-    vocabulary.unlink()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def clip(tmp_path: Path, config: dict[str, Any]) -> Path:
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            vision_config=VISION,
-            text_config={**TEXT, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0},
-            projection_dim=24,
-        )
-    )
-    with torch.no_grad():
-        model.vision_model.post_layernorm.bias.normal_()
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return save(tmp_path / "clip", model, processor, config, ["input_ids", "attention_mask"])
-
-
-@pytest.fixture
-def siglip(tmp_path: Path, config: dict[str, Any]) -> Path:
-    torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig(vision_config=VISION, text_config={**TEXT, "projection_size": 32}))
-    with torch.no_grad():
-        model.logit_scale.fill_(4.5)
-        model.logit_bias.fill_(-11.0)
-    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    return save(tmp_path / "siglip", model, processor, config, ["input_ids"])
 
 
 @pytest.mark.parametrize(("name", "dim"), [("clip", 24), ("siglip", 32)])
@@ -193,7 +135,7 @@ def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy
 
 
 def test_a_model_of_one_modality_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
-    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(**TEXT_TOWER)).save_pretrained(tmp_path / "bert")
 
     with pytest.raises(EncoderError, match="bert is a bert; a dual encoder"):
         inspect_encoder(make_study(kind="transformers", weights=str(tmp_path / "bert")))

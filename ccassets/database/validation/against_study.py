@@ -118,7 +118,7 @@ def _check_encoder(contents: Contents, study: Study, report: Report) -> None:
     encoder = (contents.provenance or {}).get("encoder")
     if not isinstance(encoder, dict):
         return
-    for name in ("kind", "dtype"):
+    for name in ("kind", "dtype", "compiled"):
         expected, found = getattr(study.encoder, name), encoder.get(name)
         if found is not None and found != expected:
             report.add("study_encoder", "/@provenance", f"encoder {name} {expected!r} was expected; found {found!r}")

@@ -516,7 +516,7 @@ _CHECKS = (
         "study_encoder",
         "error",
         "study",
-        "The file's encoder is of the study's kind and dtype.",
+        "The file's encoder is of the study's kind and dtype, and compiled if it says so.",
         _REBUILD,
     ),
     # --- adoption -------------------------------------------------------------------------------------

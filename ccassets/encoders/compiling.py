@@ -1,0 +1,40 @@
+"""Image towers compiled by torch, at the one batch size of a study."""
+
+from __future__ import annotations
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from ccassets.encoders.overlap import Compute
+from ccassets.errors import EncoderError
+
+
+def compiled_for(batch_size: int, compute: Compute) -> Compute:
+    """`compute`, compiled for batches of `batch_size` images; any other batch is computed as it was.
+
+    So what a batch gives depends on its shape alone, and not on the shapes that a process met before, for which torch
+    would compile once more or more generally. Nothing is left uncompiled silently: raises `EncoderError` where torch
+    cannot compile the whole, at the first such batch.
+    """
+    try:
+        # Kernels are still chosen by timing where that changes no number.
+        fast: Compute = torch.compile(compute, fullgraph=True, dynamic=False, options={"deterministic": True})
+    except RuntimeError as error:
+        raise EncoderError(
+            f"torch {torch.__version__} does not compile with the same numbers every time; a newer one does. "
+            "Update torch, or leave out encoder.compiled."
+        ) from error
+
+    def compute_batch(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if len(pixels) != batch_size:
+            return compute(pixels)
+        try:
+            return fast(pixels)
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise EncoderError(
+                f"torch could not compile the image tower: {reason}\nOn a CPU it needs a C++ compiler and Python's "
+                "headers, on a GPU Triton. Without them leave out encoder.compiled."
+            ) from error
+
+    return compute_batch
