@@ -24,8 +24,10 @@ from ccassets.study import FolderConfig, MedmnistConfig, Study, load_study
 from ccassets_tests.building import edit_study, write_study
 from ccassets_tests.datasets.building import save_image
 from ccassets_tests.datasets.test_medmnist import Site
-from ccassets_tests.encoders.conftest import config  # noqa: F401
-from ccassets_tests.encoders.test_dual import clip  # noqa: F401
+from ccassets_tests.encoders.conftest import (
+    clip,  # noqa: F401
+    config,  # noqa: F401
+)
 from ccassets_tests.encoders.test_weights import COMMIT, TOKEN, Hub
 
 BLOCKED = """

@@ -54,19 +54,21 @@ class EncoderCard:
 
     @property
     def identity(self) -> str:
-        """32 hex digits: SHA-256 of the canonical JSON of every field but `recorded`, cut in half.
-
-        An encoder that is not compiled leaves `compiled` out.
-        """
-        fields = asdict(self)
+        """32 hex digits: SHA-256 of the canonical JSON of every declared field but `recorded`, cut in half."""
+        fields = self.declared()
         del fields["recorded"]
-        if not self.compiled:
-            del fields["compiled"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
 
+    def declared(self) -> dict[str, Any]:
+        """Every field by its name; `compiled` only where it is true."""
+        fields = asdict(self)
+        if not self.compiled:
+            del fields["compiled"]
+        return fields
+
     def to_json(self) -> str:
-        return json.dumps({"identity": self.identity, **asdict(self)}, indent=2, ensure_ascii=False)
+        return json.dumps({"identity": self.identity, **self.declared()}, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> EncoderCard:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +16,7 @@ _LIBRARIES = ("ccassets", "torch", "transformers", "tokenizers", "numpy", "pillo
 
 def encoder_provenance(card: EncoderCard) -> dict[str, Any]:
     """The identity and every declared field of the card."""
-    return {"identity": card.identity, **asdict(card)}
+    return {"identity": card.identity, **card.declared()}
 
 
 def part_provenance(study: Study, encoder: Encoder, seconds: float) -> dict[str, Any]:

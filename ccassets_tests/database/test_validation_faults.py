@@ -457,6 +457,8 @@ STUDY_FAULTS = [
     Fault("a limit the study lacks", "study_limit", attribute("/", "limit", 9), "@limit", ("limited",)),
     Fault("another kind of encoder", "study_encoder", setting("encoder", "kind", to="conceptclip"),
           companions=("encoder_identity",)),
+    Fault("a compiled encoder", "study_encoder", setting("encoder", "compiled", to=True),
+          companions=("encoder_identity",)),
 ]  # fmt: skip
 
 

@@ -118,7 +118,8 @@ def _check_encoder(contents: Contents, study: Study, report: Report) -> None:
     encoder = (contents.provenance or {}).get("encoder")
     if not isinstance(encoder, dict):
         return
+    recorded = {"compiled": False, **encoder}
     for name in ("kind", "dtype", "compiled"):
-        expected, found = getattr(study.encoder, name), encoder.get(name)
+        expected, found = getattr(study.encoder, name), recorded.get(name)
         if found is not None and found != expected:
             report.add("study_encoder", "/@provenance", f"encoder {name} {expected!r} was expected; found {found!r}")
