@@ -47,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--model", choices=["published", "phantom"], default="published")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "tf32", "bfloat16", "float16"])
+    parser.add_argument("--compiled", action="store_true", help="each precision compiled by torch as well")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -59,17 +60,20 @@ def main() -> None:
         for what, found in {**describe(folder), "device": _device(options.device)}.items():
             print(f"{what}: {found}")
         save_pictures(folder / "pictures", {"train": options.images}, SIDE)
-        print("precision   forward/s   whole/s   whole ÷ forward    MFU   BloodMNIST   where the time went")
-        for number, dtype in enumerate(options.dtypes):
-            peak = options.peak[number] if number < len(options.peak) else None
-            print(_line(dtype, _measure(folder, dtype, options), TFLOP_AN_IMAGE.get(options.model), peak), flush=True)
+        print("precision            forward/s   whole/s   whole ÷ forward    MFU   BloodMNIST   where the time went")
+        for compiled in (False, True) if options.compiled else (False,):
+            for number, dtype in enumerate(options.dtypes):
+                name = f"{dtype} compiled" if compiled else dtype
+                peak = options.peak[number] if number < len(options.peak) else None
+                speeds = _measure(folder, {"dtype": dtype, "compiled": compiled}, options)
+                print(_line(name, speeds, TFLOP_AN_IMAGE.get(options.model), peak), flush=True)
 
 
-def _measure(folder: Path, dtype: str, options: argparse.Namespace) -> Speeds:
-    encoder: dict[str, Any] = {"kind": "phantom", "dtype": dtype}
+def _measure(folder: Path, arithmetic: dict[str, Any], options: argparse.Namespace) -> Speeds:
+    encoder: dict[str, Any] = {"kind": "phantom", **arithmetic}
     if options.model == "published":
         tokenizer = str(conceptclip.PHANTOM)
-        encoder = {"kind": "conceptclip", "weights": "random", "seed": 0, "tokenizer": tokenizer, "dtype": dtype}
+        encoder = {"kind": "conceptclip", "weights": "random", "seed": 0, "tokenizer": tokenizer, **arithmetic}
     study = write_study(
         folder / "studies" / "cells",
         encoder,
@@ -105,11 +109,11 @@ def _tensors(study: Study, store: Store, encoder: Any, images: int, batch: int) 
 
 def _forward(encoder: Any, batches: list[Any]) -> float:
     with fixed_arithmetic(encoder.card.dtype):
-        encoder.model.encode_image(batches[0])
+        encoder.compute(batches[0])
         _wait(encoder)
         started = time.perf_counter()
         for batch in batches:
-            encoder.model.encode_image(batch)
+            encoder.compute(batch)
         _wait(encoder)
     return sum(len(batch) for batch in batches) / (time.perf_counter() - started)
 
@@ -129,12 +133,12 @@ def _device(asked: str | None) -> str:
     return f"{torch.cuda.get_device_name(asked)}, CUDA {torch.version.cuda}"
 
 
-def _line(dtype: str, speeds: Speeds, tflop: float | None, peak: float | None) -> str:
+def _line(name: str, speeds: Speeds, tflop: float | None, peak: float | None) -> str:
     forward, whole = statistics.median(speeds.forward), statistics.median(speeds.whole)
     ratio = statistics.median(b / a for a, b in zip(speeds.forward, speeds.whole, strict=True))
     used = f"{whole * tflop / peak:.0%}" if tflop and peak else "-"
     length = f"{BLOODMNIST / whole / 60:.1f} min"
-    return f"{dtype:<9} {forward:>11.2f} {whole:>9.2f} {ratio:>17.2f} {used:>6} {length:>12}   {speeds.times}"
+    return f"{name:<18} {forward:>11.2f} {whole:>9.2f} {ratio:>17.2f} {used:>6} {length:>12}   {speeds.times}"
 
 
 if __name__ == "__main__":

@@ -105,19 +105,22 @@ def extract(
     """Encode images without Dagster, as one job of an array; the next build takes up what all of them encoded."""
     from ccassets.extraction import extract_shards
     from ccassets.extraction.runners import choose_runner
+    from ccassets.extraction.shards import StageTimes
     from ccassets.study import load_study
 
     number, _, count = shards.partition("/")
     if not (number.isdecimal() and count.isdecimal()):
         raise typer.BadParameter(f"two numbers such as 3/8 are expected; found {shards!r}", param_hint="--shards")
     loaded = load_study(study)
+    times = StageTimes()
     with _progress_bars() as listener:
         done = extract_shards(
             loaded,
             int(number),
             int(count),
             runner=choose_runner(),
-            progress=lambda done, total: listener("images encoded", done, total),
+            progress=lambda done, total: listener("images encoded", done, total, str(times)),
+            times=times,
         )
     told = f"{done.encoded} images encoded in {done.shards} shards; {done.times}" if done.shards else "Nothing encoded."
     typer.echo(told, err=True)
@@ -569,15 +572,21 @@ def _progress_bars() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     progress = Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, Any] = {}
 
-    def listen(what: str, done: int, total: int) -> None:
+    def listen(what: str, done: int, total: int, note: str = "") -> None:
         if what not in tasks:
             progress.start()  # Not before there is something to show: an error is the first line then.
-            tasks[what] = progress.add_task(what, total=total)
-        progress.update(tasks[what], completed=done, total=total)
+            tasks[what] = progress.add_task(what, total=total, note=note)
+        progress.update(tasks[what], completed=done, total=total, note=note)
 
     try:
         yield listen

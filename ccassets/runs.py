@@ -27,8 +27,8 @@ from ccassets.states import Look, dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study, load_study
 
-Listener = Callable[[str, int, int], None]
-"""Called with (what, done, total) while a run is at work."""
+Listener = Callable[[str, int, int, str], None]
+"""Called with (what, done, total, what else there is to say) while a run is at work."""
 
 
 class BuildError(CcassetsError):

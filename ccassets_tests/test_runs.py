@@ -341,7 +341,7 @@ def signals() -> Iterator[None]:
 
 @pytest.mark.usefixtures("signals")
 def test_an_interrupted_build_says_so_and_is_built_on(study: Study) -> None:
-    def interrupt(what: str, done: int, total: int) -> None:
+    def interrupt(what: str, done: int, total: int, note: str) -> None:
         if what == "draw concepts":
             os.kill(os.getpid(), signal.SIGTERM)
 

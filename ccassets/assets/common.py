@@ -33,7 +33,9 @@ STARTED_BY, BUILD = "ccassets/started_by", "build"
 
 _LOG_SECONDS = 15.0
 
-progress_listener: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("progress_listener", default=None)
+progress_listener: ContextVar[Callable[[str, int, int, str], None] | None] = ContextVar(
+    "progress_listener", default=None
+)
 """Called with (what, done, total) while an asset works in this process: the command line draws its bars with it."""
 
 
@@ -81,7 +83,7 @@ def combined(digests: dict[str, str]) -> str:
 def logged(context: dg.AssetExecutionContext, what: str, note: Callable[[], str] | None = None) -> Progress:
     """Progress that goes to the run's log a few times a minute, with rate and time left, and to the listener always.
 
-    `note` gives what else the log should say then.
+    `note` gives what else should be said then.
     """
     started = time.monotonic()
     last = started
@@ -89,16 +91,17 @@ def logged(context: dg.AssetExecutionContext, what: str, note: Callable[[], str]
     def report(done: int, total: int) -> None:
         nonlocal last
         listener = progress_listener.get()
+        said = note() if note else ""
         if listener is not None:
-            listener(what, done, total)
+            listener(what, done, total, said)
         now = time.monotonic()
         if now - last < _LOG_SECONDS or not done:
             return
         last = now
         rate = done / (now - started)
         left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
-        more = f"; {note()}" if note else ""
-        context.log.info(f"{what}: {done} of {total}, {rate:.1f} per second, {left} left{more}")
+        told = f"{what}: {done} of {total}, {rate:.1f} per second, {left} left"
+        context.log.info(f"{told}; {said}" if said else told)
 
     return report
 

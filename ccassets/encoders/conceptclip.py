@@ -127,8 +127,8 @@ class ConceptClipEncoder:
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
-        self._compute = compiled(self._image_tower, batch_size)
-        self.start_pixels = starter(model, card.dtype, self._compute, self.encode_pixels)
+        self.compute = compiled(self._image_tower, batch_size)
+        self.start_pixels = starter(model, card.dtype, self.compute, self.encode_pixels)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return squash(image, self.card.image_size)
@@ -138,7 +138,7 @@ class ConceptClipEncoder:
 
         require_pixels(pixels, self.card.image_size)
         with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
-            features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
+            features, tokens = self.compute(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
 
     def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -137,8 +137,8 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
-        self._compute = compiled(self._image_tower, batch_size)
-        self.start_pixels = starter(self._model, card.dtype, self._compute, self.encode_pixels)
+        self.compute = compiled(self._image_tower, batch_size)
+        self.start_pixels = starter(self._model, card.dtype, self.compute, self.encode_pixels)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
             embeddings = self._model.vision_model.embeddings
@@ -155,7 +155,7 @@ class DualEncoder:
 
         require_pixels(pixels, self.card.image_size)
         with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
-            features, tokens = self._compute(torch.from_numpy(pixels).to(self._device))
+            features, tokens = self.compute(torch.from_numpy(pixels).to(self._device))
             return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
 
     def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -179,6 +179,7 @@ def extract_shards(
     runner: Runner | None = None,
     store: Store | None = None,
     progress: Progress = silent,
+    times: StageTimes | None = None,
 ) -> ShardsExtraction:
     """Encode the shards of job `number` (from 1) of `count` jobs that share a study, on any number of machines.
 
@@ -198,7 +199,7 @@ def extract_shards(
     card = recorded_card(study, store)
     manifests = [recorded_manifest(study, split, store) for split in study.splits]
     folder = store.image_parts(card.identity)
-    times = StageTimes()
+    times = StageTimes() if times is None else times
     encoded = shards = 0
     with shared(folder), ShardLocks(folder) as locks:
         index = held_rows(store, card.identity)

@@ -267,16 +267,19 @@ def test_a_build_takes_the_runner_of_the_environment_and_shows_all_workers_in_on
     study = edit_study(study, lambda attributes: attributes["extraction"].update(partitioned=False))
     monkeypatch.setenv("CCASSETS_RUNNER", "local:2")
     said: list[tuple[int, int]] = []
+    notes: list[str] = []
 
-    def listen(what: str, done: int, total: int) -> None:
+    def listen(what: str, done: int, total: int, note: str) -> None:
         if what.startswith("encode images"):
             said.append((done, total))
+            notes.append(note)
 
     built = run_build(study, listener=listen)
 
     assert "image_features" in built.materialized
     assert str(os.getpid()) not in encoded(log)
     assert said[-1] == (18, 18)
+    assert all(note.startswith("encoder busy ") for note in notes)
     with dagster_instance() as instance:
         [record] = instance.fetch_materializations(dg.AssetKey(["cells", "image_features"]), limit=2).records
     metadata = {name: value.value for name, value in record.asset_materialization.metadata.items()}
