@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from ccassets.analysis.results import analyses
-from ccassets.assets.common import BUILD, STARTED_BY, asset_key, is_partitioned, progress_listener
+from ccassets.assets.common import BUILD, STARTED_BY, Listener, asset_key, is_partitioned, progress_listener
 from ccassets.definitions import definitions_of
 from ccassets.errors import AbsentDataError, CcassetsError
 from ccassets.extraction import assemble_database, plan_study
@@ -26,9 +26,6 @@ from ccassets.resources import EncoderResource
 from ccassets.states import Look, dagster_instance
 from ccassets.storage import Store
 from ccassets.study import Study, load_study
-
-Listener = Callable[[str, int, int, str], None]
-"""Called with (what, done, total, what else there is to say) while a run is at work."""
 
 
 class BuildError(CcassetsError):

@@ -33,10 +33,11 @@ STARTED_BY, BUILD = "ccassets/started_by", "build"
 
 _LOG_SECONDS = 15.0
 
-progress_listener: ContextVar[Callable[[str, int, int, str], None] | None] = ContextVar(
-    "progress_listener", default=None
-)
-"""Called with (what, done, total) while an asset works in this process: the command line draws its bars with it."""
+Listener = Callable[[str, int, int, str], None]
+"""Called with (what, done, total, what else there is to say) while an asset works."""
+
+progress_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+"""Who listens to the assets that work in this process: the command line draws its bars with it."""
 
 
 class ExtractionRun(dg.Config):
