@@ -5,14 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 from ccassets.errors import StorageError
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 1.0
+_WAITING = "Another process is at work in %s; this one goes on when it is done."
 
 _TEMPORARY_SUFFIX = ".partial"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -148,7 +155,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """One writer at a time in a folder; the second waits. The lock dies with its process."""
+    """One writer at a time in a folder; the second says so and waits. The lock dies with its process."""
     with _locked(folder, fcntl.LOCK_EX):
         yield
 
@@ -167,7 +174,15 @@ def _locked(folder: Path, kind: int) -> Iterator[None]:
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with _refusals_named(folder):
-            fcntl.flock(fd, kind)
+            try:
+                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = Timer(_PATIENCE_SECONDS, _log.warning, [_WAITING, folder])
+                said.start()
+                try:
+                    fcntl.flock(fd, kind)
+                finally:
+                    said.cancel()
         yield
     finally:
         os.close(fd)

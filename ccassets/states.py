@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from ccassets.assets.common import asset_key
 from ccassets.definitions import definitions_of
 from ccassets.errors import StorageError
+from ccassets.files import exclusive
 from ccassets.losses import absent
 from ccassets.storage import Store, home
 from ccassets.study import Study, load_study, study_files
@@ -40,20 +41,26 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
     """
     folder = home()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "dagster.yaml").exists():
-            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
-    except OSError as error:
-        raise StorageError(
-            f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
-        ) from error
-    try:
-        with _opened(folder) as instance:
+        # Dagster makes its tables when it opens a home first; two that do so at once spoil them for good.
+        with exclusive(folder):
+            _give_configuration(folder)
+            instance = _opened(folder)
+        with instance:
             yield instance
     except DBAPIError as error:
         raise StorageError(
             f"Dagster's records of the home {folder} cannot be written or read ({error.orig}). Free some space there, "
             "see that their server runs, or choose another home with --home; features and databases are not touched."
+        ) from error
+
+
+def _give_configuration(folder: Path) -> None:
+    try:
+        if not (folder / "dagster.yaml").exists():
+            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+    except OSError as error:
+        raise StorageError(
+            f"The home {folder} cannot be written ({error.strerror}); choose another with --home."
         ) from error
 
 

@@ -21,7 +21,8 @@ def names(folder: Path) -> list[str]:
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process that runs `code`; its standard output can be read line by line."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -90,8 +91,10 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> No
     assert [line(first), line(first)] == ["asks", "has it"]
     second = python(code, tmp_path / "rows")
     assert line(second) == "asks"
-    with pytest.raises(subprocess.TimeoutExpired):
-        second.wait(0.3)  # It waits for the first one.
+    assert second.stderr is not None
+    said = second.stderr.readline()
+    assert said == f"Another process is at work in {tmp_path / 'rows'}; this one goes on when it is done.\n"
+    assert second.poll() is None  # It waits for the first one.
 
     first.kill()
     first.wait()

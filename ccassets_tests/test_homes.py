@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -85,3 +87,21 @@ def test_a_run_that_was_killed_in_another_home_is_left_to_that_home(study: Study
     with dagster_instance() as instance:
         assert settle_dead_runs(instance, folder) == []
     assert lock.exists()
+
+
+def test_many_who_open_a_new_home_at_once_all_get_it_and_leave_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_there = Barrier(6)
+
+    def open_home(_: int) -> int:
+        all_there.wait()
+        with dagster_instance() as instance:
+            return len(instance.get_runs(limit=1))
+
+    for number in range(3):
+        monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / f"home {number}"))
+        with ThreadPoolExecutor(6) as threads:
+            assert list(threads.map(open_home, range(6))) == [0] * 6
+        with dagster_instance() as instance:
+            assert instance.get_runs() == []

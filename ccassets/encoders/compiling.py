@@ -9,7 +9,7 @@ from ccassets.encoders.overlap import Compute
 from ccassets.errors import EncoderError
 
 
-def compiled_for(batch_size: int, compute: Compute) -> Compute:
+def compiled(compute: Compute, batch_size: int) -> Compute:
     """`compute`, compiled for batches of `batch_size` images; any other batch is computed as it was.
 
     So what a batch gives depends on its shape alone, and not on the shapes that a process met before, for which torch

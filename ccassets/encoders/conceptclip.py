@@ -29,8 +29,6 @@ from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squas
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
-    compiled,
-    compiled_batch,
     fixed_arithmetic,
     memory_errors_named,
     starter,
@@ -47,6 +45,7 @@ from ccassets.study import ConceptClipConfig, PhantomEncoderConfig, Study
 if TYPE_CHECKING:
     import torch
 
+    from ccassets.encoders.overlap import Compute
     from ccassets.encoders.towers import ConceptClip
 
 __all__ = ["PUBLISHED", "ConceptClipEncoder", "inspect", "load", "load_checkpoint"]
@@ -91,7 +90,7 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     else:
         state = read_state(source.fills)
     model = build(source.architecture, state, compute_dtype=tower_dtype(card.dtype))
-    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place, compiled_batch(study))
+    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place, study.extraction.batch_size)
 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
@@ -111,7 +110,7 @@ def tokenizer(study: Study, *, hf_token: str | None) -> BertTokenizer:
 class ConceptClipEncoder:
     """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of.
 
-    With a `batch_size`, batches of that size go through a compiled image tower.
+    An image tower that is compiled is so for batches of `batch_size`.
     """
 
     def __init__(
@@ -120,14 +119,18 @@ class ConceptClipEncoder:
         model: ConceptClip,
         tokenizer: BertTokenizer,
         device: torch.device,
-        batch_size: int | None = None,
+        batch_size: int,
     ) -> None:
         self.card = card
         self.model = model
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
-        self.compute = compiled(self._image_tower, batch_size)
+        self.compute: Compute = self._image_tower
+        if card.compiled:
+            from ccassets.encoders.compiling import compiled
+
+            self.compute = compiled(self._image_tower, batch_size)
         self.start_pixels = starter(model, card.dtype, self.compute, self.encode_pixels)
 
     def preprocess(self, image: Image.Image) -> FloatArray:

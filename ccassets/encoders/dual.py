@@ -21,8 +21,6 @@ from ccassets.encoders.preprocessing import require_pixels, require_rgb
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
-    compiled,
-    compiled_batch,
     fixed_arithmetic,
     memory_errors_named,
     starter,
@@ -38,6 +36,8 @@ from ccassets.study import Study, TransformersConfig
 
 if TYPE_CHECKING:
     import torch
+
+    from ccassets.encoders.overlap import Compute
 
 CONFIG = "config.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -68,7 +68,7 @@ def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token
     source = _find(study, hf_token)
     card = _card(source, study, device, store_cache, silent)
     model, parts = _model(source.folder), _parts(source.folder)
-    encoder = DualEncoder(card, model, parts, source.context_length, place, compiled_batch(study))
+    encoder = DualEncoder(card, model, parts, source.context_length, place, study.extraction.batch_size)
     # The card's dimensions come from a configuration; one image and one text show that the model has them too.
     encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
     encoder.encode_texts(["cell"])
@@ -115,8 +115,8 @@ class DualEncoder:
     Features are those of the model, L2-normalised. Image tokens are the patches' last hidden states, without a
     class token; where the tower norms its pooled vector only, they go through that norm too; then through the
     visual projection if there is one, so that they share a space with the features. Text tokens are the last
-    hidden states through the text projection. With a `batch_size`, batches of that size go through a compiled image
-    tower.
+    hidden states through the text projection. An image tower that is compiled is so for batches of
+    `batch_size`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DualEncoder:
         parts: _Parts,
         context_length: int,
         device: torch.device,
-        batch_size: int | None = None,
+        batch_size: int,
     ) -> None:
         import torch
 
@@ -137,7 +137,11 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
-        self.compute = compiled(self._image_tower, batch_size)
+        self.compute: Compute = self._image_tower
+        if card.compiled:
+            from ccassets.encoders.compiling import compiled
+
+            self.compute = compiled(self._image_tower, batch_size)
         self.start_pixels = starter(self._model, card.dtype, self.compute, self.encode_pixels)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.

@@ -88,20 +88,6 @@ def tower_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def compiled_batch(study: Study) -> int | None:
-    """The batch size to compile for; None where a study wants nothing compiled."""
-    return study.extraction.batch_size if study.encoder.compiled else None
-
-
-def compiled(compute: Compute, batch_size: int | None) -> Compute:
-    """`compute`, compiled for batches of that size; as it is where there is none."""
-    if batch_size is None:
-        return compute
-    from ccassets.encoders.compiling import compiled_for
-
-    return compiled_for(batch_size, compute)
-
-
 def starter(
     model: torch.nn.Module, dtype: str, compute: Compute, encode: Callable[[FloatArray], ImageFeatures]
 ) -> Callable[[FloatArray], Started] | None:

@@ -83,7 +83,7 @@ class StageTimes:
 
     def share(self, seconds: float) -> float:
         """The share of the whole that so many seconds are; 0 before anything was encoded."""
-        return seconds / self.seconds if self.seconds else 0.0
+        return min(1.0, seconds / self.seconds) if self.seconds else 0.0
 
     def __str__(self) -> str:
         return (
