@@ -41,10 +41,13 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
     """
     folder = home()
     try:
-        # Dagster makes its tables when it opens a home first; two that do so at once spoil them for good.
-        with exclusive(folder):
-            _give_configuration(folder)
-            instance = _opened(folder)
+        with _refusals_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Dagster makes its tables when it opens a home first; two that do so at once spoil them for good.
+            with exclusive(folder):
+                if not (folder / "dagster.yaml").exists():
+                    shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+                instance = _opened(folder)
         with instance:
             yield instance
     except DBAPIError as error:
@@ -54,10 +57,10 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
         ) from error
 
 
-def _give_configuration(folder: Path) -> None:
+@contextmanager
+def _refusals_named(folder: Path) -> Iterator[None]:
     try:
-        if not (folder / "dagster.yaml").exists():
-            shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
+        yield
     except OSError as error:
         raise StorageError(
             f"The home {folder} cannot be written ({error.strerror}); choose another with --home."

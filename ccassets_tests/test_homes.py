@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from ccassets.assets.common import asset_key
+from ccassets.errors import StorageError
 from ccassets.liveness import settle_dead_runs
 from ccassets.runs import run_build
 from ccassets.states import dagster_instance, states_of
@@ -87,6 +88,17 @@ def test_a_run_that_was_killed_in_another_home_is_left_to_that_home(study: Study
     with dagster_instance() as instance:
         assert settle_dead_runs(instance, folder) == []
     assert lock.exists()
+
+
+def test_a_home_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "file"))
+
+    with (
+        pytest.raises(StorageError, match=r"The home .*file cannot be written .*; choose another with --home\."),
+        dagster_instance(),
+    ):
+        pass
 
 
 def test_many_who_open_a_new_home_at_once_all_get_it_and_leave_it_whole(
