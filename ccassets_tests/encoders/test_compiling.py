@@ -14,11 +14,19 @@ import pytest
 import ccassets
 from ccassets.encoders import inspect_encoder, load_encoder
 from ccassets.errors import EncoderError
-from ccassets.extraction import identify_encoder
 from ccassets.study import Study
 from ccassets_tests.building import edit_study, write_study
 from ccassets_tests.encoders.conftest import MakeStudy, images, needs_compiler
-from ccassets_tests.extraction.building import COLOURS, arrays, build, build_elsewhere, deep_errors, differences, parts
+from ccassets_tests.extraction.building import (
+    COLOURS,
+    arrays,
+    build,
+    build_elsewhere,
+    deep_errors,
+    differences,
+    parts,
+    read_sources,
+)
 
 
 def compiled(study: Study) -> Study:
@@ -80,9 +88,7 @@ def test_the_towers_of_transformers_compile_too(
 def test_without_a_compiler_an_extraction_says_what_is_missing(study: Study, tmp_path: Path) -> None:
     environment = {**os.environ, "CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "no")}
     study = compiled(study)
-    identify_encoder(study)
-    for split in study.splits:
-        ccassets.read_images(study, split)
+    read_sources(study)
     command = [sys.executable, "-m", "ccassets.cli", "extract", str(study.folder / "defs.yaml")]
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

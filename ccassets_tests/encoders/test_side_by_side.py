@@ -51,13 +51,10 @@ def test_a_small_model_encodes_two_batches_at_a_time_with_the_numbers_of_one(two
         assert np.array_equal(of.tokens, alone.tokens)
 
 
-def test_a_single_thread_encodes_one_batch_at_a_time(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
+def test_a_single_thread_encodes_one_batch_at_a_time(two_threads: None, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    try:
-        encoder: Any = load_encoder(write_study(tmp_path / "cells", images=tmp_path, encoder=PHANTOM))
-    finally:
-        torch.set_num_threads(before)
+
+    encoder: Any = load_encoder(write_study(tmp_path / "cells", images=tmp_path, encoder=PHANTOM))
 
     assert encoder.start_pixels is None
 

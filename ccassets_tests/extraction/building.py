@@ -96,12 +96,17 @@ class Built:
         return {name for part in self.images.values() for name in part.damaged}
 
 
-def build(study: Study, *, store: Store | None = None, fresh: bool = False) -> Built:
-    """Read the sources again, encode what is missing, assemble."""
-    store = store or Store.of(study)
+def read_sources(study: Study, *, store: Store | None = None) -> None:
+    """Look at the encoder and read every split."""
     ccassets.identify_encoder(study, store=store)
     for split in study.splits:
         ccassets.read_images(study, split, store=store)
+
+
+def build(study: Study, *, store: Store | None = None, fresh: bool = False) -> Built:
+    """Read the sources again, encode what is missing, assemble."""
+    store = store or Store.of(study)
+    read_sources(study, store=store)
     templates = ccassets.extract_text(study, store=store, fresh=fresh)
     images = [ccassets.extract_images(study, split, store=store, fresh=fresh) for split in study.splits]
     return Built(

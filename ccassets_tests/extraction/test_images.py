@@ -34,6 +34,7 @@ from ccassets_tests.extraction.building import (
     errors,
     far_rows,
     parts,
+    read_sources,
 )
 
 # --- what is stored ----------------------------------------------------------------------------------
@@ -286,9 +287,7 @@ def test_a_study_that_asks_for_another_encoder_is_not_built_from_the_old_ones_pa
 
 
 def test_an_image_that_changed_after_its_manifest_is_an_error_that_names_it(study: Study, pictures: Path) -> None:
-    identify_encoder(study)
-    for split in study.splits:
-        ccassets.read_images(study, split)
+    read_sources(study)
     picture(1000).save(pictures / "train" / "platelet" / "004.png")
 
     with pytest.raises(DatasetError, match=r"train/platelet/004\.png is not the image that was read"):

@@ -33,6 +33,7 @@ from ccassets_tests.extraction.building import (
     deep_errors,
     differences,
     parts,
+    read_sources,
 )
 
 WATCHED = (
@@ -68,12 +69,6 @@ def watched(tmp_path: Path, pictures: Path, **options: Any) -> tuple[Study, Path
     study = write_study(tmp_path / "studies" / "cells", images=pictures, encoder=encoder, vocabulary={})
     (study.folder / "watched.py").write_text(WATCHED)
     return study, log
-
-
-def read_sources(study: Study) -> None:
-    ccassets.identify_encoder(study)
-    for split in study.splits:
-        ccassets.read_images(study, split)
 
 
 def encoded(log: Path) -> dict[str, list[str]]:
