@@ -20,7 +20,7 @@ from benchmarks.material import save_pictures, stand_in_encoder, write_study
 from benchmarks.sizes import SIZES, Size
 from benchmarks.stand_in import SIDE
 from ccassets.database import writer
-from ccassets.database.digests import feature_digests
+from ccassets.database.feature_digests import feature_digests
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.datasets.manifest import Manifest
@@ -29,9 +29,9 @@ from ccassets.extraction import identify_encoder, read_images
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.plan import nothing_held, plan_images
 from ccassets.extraction.provenance import part_provenance
-from ccassets.runs import run_build
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.orchestration.build import run_build
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 

@@ -25,9 +25,9 @@ from ccassets.datasets import open_dataset
 from ccassets.encoders import load_encoder
 from ccassets.encoders.runtime import fixed_arithmetic
 from ccassets.extraction import extract_images, identify_encoder, read_images
-from ccassets.extraction.shards import StageTimes
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.extraction.image_shards import StageTimes
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 SIDE = 224
 TFLOP_AN_IMAGE = {"published": 0.67}

@@ -16,10 +16,11 @@ from PIL import Image
 
 from benchmarks import original, stand_in
 from benchmarks.sizes import Size
-from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database
+from ccassets.database.reader import Database, iter_blocks, open_database
 from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder
-from ccassets.storage import Store
-from ccassets.study import Study, load_study
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 READ_BLOCK = 1 << 20
 CLASSES = ("basophil", "eosinophil", "lymphocyte", "platelet")
@@ -43,7 +44,7 @@ class Material:
     lzf: Path
     """Features, token features and labels in the original layout."""
 
-    def open(self) -> FeatureDatabase:
+    def open(self) -> Database:
         return open_database(self.store.database)
 
     def map_raw(self, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:

@@ -23,12 +23,12 @@ from ccassets.database.validation import validate_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_encoder
 from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder, plan_study
+from ccassets.extraction.image_shards import write_image_part
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
-from ccassets.extraction.shards import write_image_part
 from ccassets.extraction.sources import recorded_manifest
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 DIM = 8
 

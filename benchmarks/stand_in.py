@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.encoders.contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
+from ccassets.encoders.encoder_contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
 
 SIDE = 8
 CONTEXT = 77

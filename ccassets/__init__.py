@@ -1,20 +1,24 @@
-"""ccassets: medical images and concepts become one checked feature database, built as Dagster assets."""
+"""Feature databases of medical images and concepts, built as Dagster assets and read with one call.
+
+`load_study` and `build` make a database, `open_database` reads it, `validate_database` checks it. Exceptions are in
+`ccassets.errors`; encoders, data sets, extraction steps, analyses, exports, the functions of the original scripts and
+the Dagster definitions are in `ccassets.encoders`, `.datasets`, `.extraction`, `.analysis`, `.exports`, `.h5` and
+`.orchestration`. Every other module is internal.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ccassets._version import __version__
 from ccassets.errors import CcassetsError
-from ccassets.study import load_study
 
 if TYPE_CHECKING:
-    from ccassets.component import FeatureDatabase
-    from ccassets.database.foreign import validate_foreign
-    from ccassets.database.reader import open_database
+    from ccassets.database.reader import Database, Selection, Template, open_database
+    from ccassets.database.sandbox import validate_foreign
     from ccassets.database.validation import validate_database
     from ccassets.encoders import load_encoder
+    from ccassets.encoders.encoder_contract import Encoder, EncoderCard
     from ccassets.extraction import (
         assemble_database,
         extract_images,
@@ -24,27 +28,52 @@ if TYPE_CHECKING:
         read_images,
     )
     from ccassets.extraction.adoption import adopt
-    from ccassets.runs import build
+    from ccassets.findings import Finding
+    from ccassets.orchestration.build import build
+    from ccassets.orchestration.component import FeatureDatabaseComponent as FeatureDatabase
+    from ccassets.orchestration.component import FeatureDatabaseComponent as FeatureDatabaseComponent
+    from ccassets.study.loading import load_study
+    from ccassets.study.schema import Study
+    from ccassets.study.storage import Store
 
-_HOME = {
-    "FeatureDatabase": "ccassets.component",
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Database": "ccassets.database.reader",
+    "Encoder": "ccassets.encoders.encoder_contract",
+    "EncoderCard": "ccassets.encoders.encoder_contract",
+    "Finding": "ccassets.findings",
+    "Selection": "ccassets.database.reader",
+    "Store": "ccassets.study.storage",
+    "Study": "ccassets.study.schema",
+    "Template": "ccassets.database.reader",
     "adopt": "ccassets.extraction.adoption",
     "assemble_database": "ccassets.extraction",
-    "build": "ccassets.runs",
+    "build": "ccassets.orchestration.build",
     "extract_images": "ccassets.extraction",
     "extract_text": "ccassets.extraction",
     "identify_encoder": "ccassets.extraction",
     "load_encoder": "ccassets.encoders",
+    "load_study": "ccassets.study.loading",
     "open_database": "ccassets.database.reader",
     "plan_study": "ccassets.extraction",
     "read_images": "ccassets.extraction",
     "validate_database": "ccassets.database.validation",
-    "validate_foreign": "ccassets.database.foreign",
+    "validate_foreign": "ccassets.database.sandbox",
 }
+_COMPONENT = "ccassets.orchestration.component"
 
 __all__ = [
     "CcassetsError",
+    "Database",
+    "Encoder",
+    "EncoderCard",
     "FeatureDatabase",
+    "Finding",
+    "Selection",
+    "Store",
+    "Study",
+    "Template",
     "__version__",
     "adopt",
     "assemble_database",
@@ -63,11 +92,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: reading a file needs neither Dagster nor an encoder.
-    if name not in _HOME:
+    # Lazy: reading a file imports neither Dagster nor an encoder.
+    if name in {"FeatureDatabase", "FeatureDatabaseComponent"}:
+        return import_module(_COMPONENT).FeatureDatabaseComponent
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
+    # `FeatureDatabaseComponent` is left out: Dagster lists every component it finds here, and a study names one type.
     return sorted(__all__)

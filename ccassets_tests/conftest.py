@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ccassets.study import Study
-from ccassets_tests.building import save_golden_weights, save_pictures, write_study
+from ccassets.study.schema import Study
+from ccassets_tests.made_studies import save_golden_weights, save_pictures, write_study
 
 
 @pytest.fixture(autouse=True)

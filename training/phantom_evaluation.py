@@ -26,7 +26,8 @@ from ccassets.datasets.phantom_cells import CLASSES, CONCEPTS
 from ccassets.encoders.conceptclip import load_checkpoint
 from ccassets.encoders.preprocessing import squash
 from ccassets.encoders.towers import ConceptClip
-from ccassets.study import PhantomDatasetConfig, load_study
+from ccassets.study.loading import load_study
+from ccassets.study.schema import PhantomDatasetConfig
 
 Floats = npt.NDArray[np.float32]
 Truth = npt.NDArray[np.bool_]

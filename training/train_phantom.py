@@ -34,7 +34,7 @@ from ccassets.encoders.checkpoint import read_architecture
 from ccassets.encoders.conceptclip import PHANTOM
 from ccassets.encoders.preprocessing import squash
 from ccassets.encoders.towers import ConceptClip
-from ccassets.study import PhantomDatasetConfig
+from ccassets.study.schema import PhantomDatasetConfig
 
 TRAINING_SEED = 20_000
 HELD_OUT_SEED = 10_000

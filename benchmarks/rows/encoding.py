@@ -19,8 +19,8 @@ from ccassets.datasets.phantom import PhantomDataset
 from ccassets.encoders import load_encoder
 from ccassets.extraction import extract_images, identify_encoder, read_images
 from ccassets.extraction.sources import recorded_manifest
-from ccassets.storage import Store
-from ccassets.study import PhantomDatasetConfig, Study
+from ccassets.study.schema import PhantomDatasetConfig, Study
+from ccassets.study.storage import Store
 
 if TYPE_CHECKING:
     from ccassets.encoders.conceptclip import ConceptClipEncoder

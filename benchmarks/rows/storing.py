@@ -18,12 +18,12 @@ from benchmarks.stand_in import StandIn
 from ccassets.database.layout import BULK
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database, extract_template
+from ccassets.extraction.image_shards import write_image_part
 from ccassets.extraction.provenance import part_provenance
-from ccassets.extraction.shards import write_image_part
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.extraction.text import template_part
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.extraction.text_extraction import template_part
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 def part_writing(folder: Path, size: Size) -> Contest:

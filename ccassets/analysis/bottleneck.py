@@ -16,18 +16,18 @@ from ccassets.analysis.classifiers import (
     look,
     sparse_path,
 )
+from ccassets.analysis.concept_annotations import Truth, concept_truth
 from ccassets.analysis.controls import Controls, accuracy_by_level, run_controls
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, leakage
-from ccassets.analysis.looks import LookLog
 from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.models import model_of, save_model
 from ccassets.analysis.results import FILES, TEST, VAL, Result, headline, held_out, measured, write_result
 from ccassets.analysis.samples import Samples, concept_samples, concepts_of
-from ccassets.analysis.truth import Truth, concept_truth
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError
-from ccassets.storage import Store
-from ccassets.study import Concept, Study
+from ccassets.study.schema import Concept, Study
+from ccassets.study.storage import Store
 
 MODEL = "model.json"
 LOOKS = "looks.jsonl"
@@ -63,7 +63,7 @@ def numbers(content: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _measure(study: Study, database: FeatureDatabase, store: Store) -> dict[str, Any]:
+def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
     samples = concept_samples(database)
     concepts = concepts_of(database)
     log = LookLog(store.analysis / LOOKS)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.calibration import log_loss
-from ccassets.analysis.looks import LookLog
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, fit_logistic, look
-from ccassets.analysis.looks import LookLog
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.metrics import Estimate, accuracy, bootstrap
 from ccassets.analysis.samples import Samples, feature_samples
 from ccassets.analysis.scores import image_cosines, unit
-from ccassets.database.reader import FeatureDatabase
+from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.study import Concept
+from ccassets.study.schema import Concept
 
 OFF_DOMAIN = "off_domain"
 """The custom template whose prompts have nothing to do with the images."""
@@ -158,7 +158,7 @@ class Controls:
 
 
 def run_controls(
-    database: FeatureDatabase,
+    database: Database,
     samples: Samples,
     classifier: Classifier,
     *,
@@ -224,12 +224,12 @@ def _right(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]
     return right
 
 
-def _random_directions(database: FeatureDatabase, samples: Samples, count: int, seed: int) -> Samples:
+def _random_directions(database: Database, samples: Samples, count: int, seed: int) -> Samples:
     directions = unit(np.random.default_rng(seed).standard_normal((count, database.dim)))
     return samples.with_features(image_cosines(database, directions), [f"direction {i}" for i in range(count)])
 
 
-def _off_domain(database: FeatureDatabase, samples: Samples, count: int, seeds: Sequence[int]) -> list[Samples]:
+def _off_domain(database: Database, samples: Samples, count: int, seeds: Sequence[int]) -> list[Samples]:
     """The scores of as many phrases as there are concepts; one choice where there are no more."""
     template = database.templates.get(OFF_DOMAIN)
     if template is None:

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest, fit_logistic, look
-from ccassets.analysis.looks import LookLog
+from ccassets.analysis.concept_annotations import Truth
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.metrics import Estimate, Statistic, auroc, bootstrap
 from ccassets.analysis.samples import Samples
-from ccassets.analysis.truth import Truth
 from ccassets.errors import AnalysisError
-from ccassets.study import Concept
+from ccassets.study.schema import Concept
 
 PERCENTILES = (5.0, 95.0)
 """A concept that is not there is set to the first percentile of train's scores, one that is there to the second."""

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ccassets._version import __version__
+from ccassets import __version__
 from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, TreeClassifier
 from ccassets.analysis.samples import concepts_of
 from ccassets.analysis.scores import image_cosines
-from ccassets.database.reader import FeatureDatabase
+from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.files import write_text
-from ccassets.study import Concept
+from ccassets.study.schema import Concept
 
 Numbers = list[float]
 
@@ -75,7 +75,7 @@ class Model:
     libraries: Mapping[str, str]
 
 
-def model_of(classifier: Classifier, database: FeatureDatabase) -> Model:
+def model_of(classifier: Classifier, database: Database) -> Model:
     """The classifier with the identity and the vocabulary of the database whose concept scores it was fitted on."""
     return Model(
         classifier=classifier,
@@ -189,7 +189,7 @@ class Predictions:
         return text.getvalue()
 
 
-def apply_model(model: Model, database: FeatureDatabase, split: str | None = None) -> Predictions:
+def apply_model(model: Model, database: Database, split: str | None = None) -> Predictions:
     """What the model says of every row of the database, or of a split.
 
     Raises `AnalysisError` when the database was made by another encoder, or lacks concepts or prompt templates that
@@ -202,7 +202,7 @@ def apply_model(model: Model, database: FeatureDatabase, split: str | None = Non
     return Predictions(model.classifier.classes, model.classifier.probabilities(scores), about)
 
 
-def encoder_identity(database: FeatureDatabase) -> str:
+def encoder_identity(database: Database) -> str:
     """The identity of the encoder that made the features; raises `AnalysisError` where the file does not say."""
     identity = ((database.provenance or {}).get("encoder") or {}).get("identity")
     if not identity:
@@ -213,7 +213,7 @@ def encoder_identity(database: FeatureDatabase) -> str:
     return str(identity)
 
 
-def _concept_vectors(model: Model, database: FeatureDatabase) -> npt.NDArray[np.float32]:
+def _concept_vectors(model: Model, database: Database) -> npt.NDArray[np.float32]:
     """(K, D): the database's vectors of the model's concepts, over the model's templates."""
     found = encoder_identity(database)
     if found != model.encoder_identity:
@@ -239,7 +239,7 @@ def _concept_vectors(model: Model, database: FeatureDatabase) -> npt.NDArray[np.
     return database.concept_features(words, templates)
 
 
-def _concepts(database: FeatureDatabase, words: Sequence[str]) -> tuple[Concept, ...]:
+def _concepts(database: Database, words: Sequence[str]) -> tuple[Concept, ...]:
     by_word = {concept.word: concept for concept in concepts_of(database)}
     missing = [word for word in words if word not in by_word]
     if missing:

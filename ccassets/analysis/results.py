@@ -13,11 +13,11 @@ import numpy as np
 
 from ccassets.analysis.calibration import calibration, reliability, with_temperature
 from ccassets.analysis.metrics import Array, Groups, evaluate
-from ccassets.database.reader import FeatureDatabase
+from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
 from ccassets.errors import AnalysisError
 from ccassets.files import write_text
-from ccassets.study import Study
+from ccassets.study.schema import Study
 
 FILES = {
     "concept_scores": "concept_scores.parquet",
@@ -51,7 +51,7 @@ def obstacles(study: Study) -> dict[str, str]:
     return found
 
 
-def held_out(database: FeatureDatabase) -> list[str]:
+def held_out(database: Database) -> list[str]:
     """`val` and `test`, those of them that have rows."""
     return [name for name in (VAL, TEST) if name in database.splits and len(database.select(name))]
 
@@ -101,7 +101,7 @@ class Result:
         return self.content.get("obstacle")
 
 
-def write_result(path: Path, database: FeatureDatabase, compute: Callable[[], Mapping[str, Any]]) -> Result:
+def write_result(path: Path, database: Database, compute: Callable[[], Mapping[str, Any]]) -> Result:
     """Compute, and write what was found; an `AnalysisError` becomes the obstacle.
 
     A database without labels is no failure of a build: its features are finished, this analysis does not apply.
@@ -116,7 +116,7 @@ def write_result(path: Path, database: FeatureDatabase, compute: Callable[[], Ma
     return Result(path, content, hashlib.sha256(text.encode("utf-8")).hexdigest())
 
 
-def read_result(path: Path, database: FeatureDatabase) -> Mapping[str, Any]:
+def read_result(path: Path, database: Database) -> Mapping[str, Any]:
     """What an analysis left behind; raises `AnalysisError` when it is not of this database, or not there."""
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ccassets.analysis.concept_annotations import Truth
 from ccassets.analysis.scores import FloatArray
-from ccassets.analysis.truth import Truth
 
 FIRST = 20
 

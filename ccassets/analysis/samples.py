@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.scores import concept_scores
-from ccassets.database.reader import FeatureDatabase
+from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.study import Concept
+from ccassets.study.schema import Concept
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Samples:
         return replace(self, features=features, columns=tuple(columns))
 
 
-def concept_samples(database: FeatureDatabase, words: Sequence[str] | None = None) -> Samples:
+def concept_samples(database: Database, words: Sequence[str] | None = None) -> Samples:
     """Every row of a database described by its cosine concept scores; `words` are by default all its concepts.
 
     Raises `AnalysisError` where rows have no label, or several.
@@ -94,24 +94,24 @@ def concept_samples(database: FeatureDatabase, words: Sequence[str] | None = Non
     return _described(database, concept_scores(database, names), names)
 
 
-def feature_samples(database: FeatureDatabase) -> Samples:
+def feature_samples(database: Database) -> Samples:
     """Every row of a database described by its image features, (N, D) float32."""
     features = np.asarray(database.image_features, np.float32)
     return _described(database, features, [f"f{number}" for number in range(database.dim)])
 
 
-def is_labelled(database: FeatureDatabase) -> bool:
+def is_labelled(database: Database) -> bool:
     """Whether the labels in the file mean anything: a data set without labels has zeros there."""
     return bool(((database.provenance or {}).get("dataset") or {}).get("labels") != "none")
 
 
-def class_names(database: FeatureDatabase) -> tuple[str, ...]:
+def class_names(database: Database) -> tuple[str, ...]:
     """What the labels are called: the data set's classes, else the label words, else the numbers."""
     named = database.attributes.get("label_classes") or database.attributes.get("label_texts")
     return tuple(named or map(str, range(int(database.labels.max(initial=-1)) + 1)))
 
 
-def concepts_of(database: FeatureDatabase) -> tuple[Concept, ...]:
+def concepts_of(database: Database) -> tuple[Concept, ...]:
     """The database's concepts in their order, with group, level and synonyms where it knows them."""
     told = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}
     return tuple(
@@ -120,7 +120,7 @@ def concepts_of(database: FeatureDatabase) -> tuple[Concept, ...]:
     )
 
 
-def _described(database: FeatureDatabase, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
+def _described(database: Database, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
     if not is_labelled(database):
         raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
     if database.label_matrix is not None:

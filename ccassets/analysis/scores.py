@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.halves import widened
-from ccassets.database.reader import FeatureDatabase, Rows, Template, iter_blocks
+from ccassets.database.float16 import widened
+from ccassets.database.reader import Database, Rows, Template, iter_blocks
 from ccassets.errors import DatabaseError
 from ccassets.progress import Progress, silent
 
@@ -82,7 +82,7 @@ def ensemble(vectors: Values) -> FloatArray:
 
 
 def local_features(
-    database: FeatureDatabase,
+    database: Database,
     words: Sequence[str] | None = None,
     *,
     kind: Kind = "concept",
@@ -166,7 +166,7 @@ def zero_shot_scores(
 
 
 def zero_shot(
-    database: FeatureDatabase,
+    database: Database,
     *,
     split: str | None = None,
     rule: Rule | None = "span",
@@ -219,7 +219,7 @@ def zero_shot(
     return ZeroShot(whole, local, chosen, names, sigmoid, rule, min(top, database.token_count))
 
 
-def has_local_scores(database: FeatureDatabase) -> bool:
+def has_local_scores(database: Database) -> bool:
     """Whether the file holds what the local half of a zero-shot score needs: patches, word tokens, and their scale."""
     templates = [template for name, template in database.templates.items() if name.startswith("label_prompts_t")]
     return (
@@ -269,7 +269,7 @@ def annotation_scores(
 
 
 def concept_scores(
-    database: FeatureDatabase,
+    database: Database,
     words: Sequence[str] | None = None,
     *,
     templates: Sequence[str] | None = None,
@@ -282,7 +282,7 @@ def concept_scores(
     return image_cosines(database, database.concept_features(words, templates), split=split)
 
 
-def image_cosines(database: FeatureDatabase, vectors: FloatArray, *, split: str | None = None) -> FloatArray:
+def image_cosines(database: Database, vectors: FloatArray, *, split: str | None = None) -> FloatArray:
     """The cosine of every image with unit vectors (K, D): (N, K) float32."""
     rows = _row_range(database, split)
     found = np.empty((rows.stop - rows.start, len(vectors)), np.float32)
@@ -293,7 +293,7 @@ def image_cosines(database: FeatureDatabase, vectors: FloatArray, *, split: str 
 
 
 def patch_scores(
-    database: FeatureDatabase,
+    database: Database,
     rows: Rows = None,
     words: Sequence[str] | None = None,
     *,
@@ -362,12 +362,12 @@ def _probabilities(logits: FloatArray, multilabel: bool) -> FloatArray:
     return probabilities
 
 
-def _row_range(database: FeatureDatabase, split: str | None) -> slice:
+def _row_range(database: Database, split: str | None) -> slice:
     rows = database.select(split).rows
     return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
 
 
-def _multiplier(database: FeatureDatabase, name: Literal["logit", "concept_logit"]) -> float:
+def _multiplier(database: Database, name: Literal["logit", "concept_logit"]) -> float:
     multiplier: float | None = getattr(database, f"{name}_multiplier")
     if multiplier is None:
         raise DatabaseError(
@@ -377,13 +377,13 @@ def _multiplier(database: FeatureDatabase, name: Literal["logit", "concept_logit
     return multiplier
 
 
-def _require_tokens(database: FeatureDatabase) -> Values:
+def _require_tokens(database: Database) -> Values:
     if database.image_token_features is None:
         raise DatabaseError(f"{database.path.name} was stored without token features: patches have no scores in it.")
     return database.image_token_features
 
 
-def _template_ids(database: FeatureDatabase, kind: Kind, templates: Sequence[str] | None) -> list[str]:
+def _template_ids(database: Database, kind: Kind, templates: Sequence[str] | None) -> list[str]:
     names = [name for name in database.templates if name.startswith(f"{kind}_prompts_t")]
     wanted = names if templates is None else list(templates)
     unknown = [name for name in wanted if name not in database.templates]
@@ -392,7 +392,7 @@ def _template_ids(database: FeatureDatabase, kind: Kind, templates: Sequence[str
     return wanted
 
 
-def _pooled_template(database: FeatureDatabase, name: str, words: Sequence[str], rule: Rule) -> npt.NDArray[np.float64]:
+def _pooled_template(database: Database, name: str, words: Sequence[str], rule: Rule) -> npt.NDArray[np.float64]:
     template = database.templates[name]
     where = f"{database.path.name}: template {name}"
     if template.text_token_features is None or template.subject_span is None or template.input_ids is None:

@@ -22,7 +22,7 @@ from ccassets.analysis.scores import (
     span_positions,
     unit,
 )
-from ccassets.database.reader import Array, FeatureDatabase, iter_blocks
+from ccassets.database.reader import Array, Database, iter_blocks
 from ccassets.database.writer import storage_error
 from ccassets.errors import AnalysisError
 from ccassets.files import write_text
@@ -30,7 +30,7 @@ from ccassets.files import write_text
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ccassets.encoders.contract import Encoder
+    from ccassets.encoders.encoder_contract import Encoder
 
 _PAIR_ROWS = 2048
 """Rows of each side of a block of pairs."""
@@ -83,7 +83,7 @@ class Where:
     label: int | None = None
     group: str | None = None
 
-    def mask(self, database: FeatureDatabase) -> npt.NDArray[np.bool_]:
+    def mask(self, database: Database) -> npt.NDArray[np.bool_]:
         """(N,) bool. Raises `DatabaseError` for a split, and `AnalysisError` for a label or group that is not there."""
         allowed = np.ones(len(database), np.bool_)
         if self.split is not None:
@@ -107,7 +107,7 @@ EVERYWHERE = Where()
 
 
 def search(
-    database: FeatureDatabase,
+    database: Database,
     *,
     texts: Sequence[str] = (),
     concepts: Sequence[str] = (),
@@ -147,7 +147,7 @@ def search(
 
 
 def nearest_images(
-    database: FeatureDatabase, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    database: Database, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> list[Hit]:
     """The k images with the highest cosine to a unit vector (D,), of the `allowed` rows (N,); equals by row number."""
     best = _Best(k)
@@ -157,7 +157,7 @@ def nearest_images(
 
 
 def nearest_patches(
-    database: FeatureDatabase, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
+    database: Database, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> list[Hit]:
     """The k images whose best patch has the highest cosine to a unit vector (D,), and which patch that is."""
     tokens = database.image_token_features
@@ -172,7 +172,7 @@ def nearest_patches(
 
 
 def text_vectors(
-    database: FeatureDatabase, encoder: Encoder | None, texts: Sequence[str], *, patches: bool = False
+    database: Database, encoder: Encoder | None, texts: Sequence[str], *, patches: bool = False
 ) -> FloatArray:
     """Texts as unit vectors (len(texts), D), for whole images or for patches, by the encoder that made the file.
 
@@ -199,7 +199,7 @@ def text_vectors(
     return unit(pooled_tokens(encoded.tokens, span_positions(spans)))
 
 
-def near_duplicates(database: FeatureDatabase, similarity: float, most: int = 1000) -> NearDuplicates:
+def near_duplicates(database: Database, similarity: float, most: int = 1000) -> NearDuplicates:
     """Pairs of rows of different splits with a cosine of at least `similarity`: images that a test may have seen.
 
     Every pair is compared, in blocks; the `most` similar ones are kept, the others counted.
@@ -285,7 +285,7 @@ class _Best:
 
 
 def _blocks(
-    database: FeatureDatabase, values: Array, allowed: npt.NDArray[np.bool_] | None
+    database: Database, values: Array, allowed: npt.NDArray[np.bool_] | None
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
     """Blocks of the allowed rows, with their numbers."""
     wanted = np.ones(len(database), np.bool_) if allowed is None else allowed
@@ -298,7 +298,7 @@ def _blocks(
             yield first + np.flatnonzero(chosen), block if chosen.all() else block[chosen]
 
 
-def _block_pairs(database: FeatureDatabase, split: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, FloatArray]]:
+def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, FloatArray]]:
     """Cosines of blocks of rows with blocks that do not come before them: first row, first column, (rows, columns).
 
     Blocks that both lie in one and the same split are left out.
@@ -314,7 +314,7 @@ def _block_pairs(database: FeatureDatabase, split: npt.NDArray[np.int64]) -> Ite
                 yield left, right, cosines(other, rows).T
 
 
-def _hits(database: FeatureDatabase, best: _Best) -> list[Hit]:
+def _hits(database: Database, best: _Best) -> list[Hit]:
     places = _places(database)
     patches = [None] * len(best.rows) if best.patches is None else best.patches.tolist()
     return [
@@ -323,7 +323,7 @@ def _hits(database: FeatureDatabase, best: _Best) -> list[Hit]:
     ]
 
 
-def _places(database: FeatureDatabase) -> Callable[[int], dict[str, Any]]:
+def _places(database: Database) -> Callable[[int], dict[str, Any]]:
     """A function from a row to its key, split, label and group."""
     labelled = ((database.provenance or {}).get("dataset") or {}).get("labels") != "none"
     keys, groups = database.keys, database.groups

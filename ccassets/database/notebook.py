@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from ccassets.database.reader import READ_ERRORS, FeatureDatabase
+from ccassets.database.reader import READ_ERRORS, Database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import CHECKS, examine
-from ccassets.database.validation.legacy import TRACE_CHECKS
-from ccassets.database.validation.values import BULK_CHECKS
+from ccassets.database.validation.legacy_traces import TRACE_CHECKS
+from ccassets.database.validation.value_rules import BULK_CHECKS
 from ccassets.errors import DatabaseError
 
 _QUICK = frozenset(CHECKS) - BULK_CHECKS - TRACE_CHECKS
@@ -18,7 +18,7 @@ _QUICK = frozenset(CHECKS) - BULK_CHECKS - TRACE_CHECKS
 _SPLITS_SHOWN = 12
 
 
-def as_html(database: FeatureDatabase) -> str:
+def as_html(database: Database) -> str:
     """A table with sizes, splits, templates and findings; every text of the file is escaped.
 
     Features are not read, so that it appears at once: `validate_database` has the last word. A file that is closed
@@ -37,7 +37,7 @@ def as_html(database: FeatureDatabase) -> str:
     return f"<table><caption><code>{name}</code></caption>{''.join(lines)}</table>"
 
 
-def _rows(database: FeatureDatabase) -> Iterator[tuple[str, str]]:
+def _rows(database: Database) -> Iterator[tuple[str, str]]:
     facts = summarize(database)
     patches = f", {facts['token_count']} patches each" if facts["token_count"] else ", no patches"
     yield "images", f"{facts['rows']:,} of D = {facts['dim']}{patches}"

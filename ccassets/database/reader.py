@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.heaps import find_endless_heap
+from ccassets.database.hdf5_heap_guard import find_endless_heap
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, JSON_ATTRIBUTES, LOGIT_PARAMETERS
 from ccassets.errors import DatabaseError
 from ccassets.files import reading_refused
@@ -32,17 +32,17 @@ READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, Arithm
 """What h5py and numpy raise for bytes they cannot make sense of."""
 
 
-def open_database(path: str | os.PathLike[str]) -> FeatureDatabase:
+def open_database(path: str | os.PathLike[str]) -> Database:
     """Open a feature database, or a part of one, for reading.
 
     Contiguous arrays are mapped, not copied; chunked ones are read through h5py. A finished file is only ever
     replaced, never changed: who holds the old one keeps it. Raises `DatabaseError` when there is
     no such file or it is not HDF5.
     """
-    return FeatureDatabase(Path(path))
+    return Database(Path(path))
 
 
-class FeatureDatabase:
+class Database:
     """A feature database: image features of every row, templates, and what is known about both.
 
     A context manager; it can be pickled (it is opened again on the other side) and so used in the workers of a
@@ -53,7 +53,7 @@ class FeatureDatabase:
         self.path = path.absolute()
         self._file = open_hdf5(self.path)
 
-    def __enter__(self) -> FeatureDatabase:
+    def __enter__(self) -> Database:
         return self
 
     def __exit__(
@@ -69,7 +69,7 @@ class FeatureDatabase:
         return len(self._numbers)
 
     def __repr__(self) -> str:
-        return f"FeatureDatabase({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
+        return f"Database({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
 
     def _repr_html_(self) -> str:
         from ccassets.database.notebook import as_html
@@ -460,7 +460,7 @@ class Template:
 class Selection:
     """Chosen rows of a database, in the order asked for; arrays are read when they are asked for."""
 
-    database: FeatureDatabase
+    database: Database
     rows: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -504,12 +504,12 @@ class RowDataset:
     Raises `DatabaseError` when another database with other rows was published there meanwhile.
     """
 
-    def __init__(self, database: FeatureDatabase, rows: npt.NDArray[np.int64], tokens: bool) -> None:
+    def __init__(self, database: Database, rows: npt.NDArray[np.int64], tokens: bool) -> None:
         self._path = database.path
         self._content = _row_identity(database)
         self._rows = rows
         self._tokens = tokens
-        self._opened: tuple[int, FeatureDatabase] | None = None
+        self._opened: tuple[int, Database] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -527,7 +527,7 @@ class RowDataset:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def _database(self) -> FeatureDatabase:
+    def _database(self) -> Database:
         # An HDF5 handle does not survive a fork; the process that opened it is remembered with it.
         if self._opened is None or self._opened[0] != os.getpid():
             database = open_database(self._path)
@@ -537,7 +537,7 @@ class RowDataset:
         return self._opened[1]
 
 
-def _row_identity(database: FeatureDatabase) -> tuple[int, Any]:
+def _row_identity(database: Database) -> tuple[int, Any]:
     """What row numbers stand for: a file with the same has the same rows in the same order."""
     return len(database), database.attributes.get("rows_digest")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ccassets.database.reader import FeatureDatabase
+from ccassets.database.reader import Database
 from ccassets.errors import DatabaseError
 
 
-def summarize(database: FeatureDatabase) -> dict[str, Any]:
+def summarize(database: Database) -> dict[str, Any]:
     """Sizes, splits, templates, vocabulary and origin of a file; what the file does not say is None or empty."""
     provenance = _object(database.attributes.get("provenance"))
     encoder = _object(provenance.get("encoder"))
@@ -46,7 +46,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _splits(database: FeatureDatabase) -> dict[str, int]:
+def _splits(database: Database) -> dict[str, int]:
     """Rows per split as they stand in the file, together or not; none in a file of templates alone."""
     try:
         return {name: place.stop - place.start for name, place in database.splits.items()}

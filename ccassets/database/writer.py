@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.digests import TEMPLATE_ARRAYS, attribute_digest, rows_digest, template_digest
+from ccassets.database.feature_digests import TEMPLATE_ARRAYS, attribute_digest, rows_digest, template_digest
 from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
@@ -37,7 +37,7 @@ from ccassets.database.layout import (
 from ccassets.errors import DatabaseError
 from ccassets.files import replacing
 from ccassets.files import storage_error as storage_error
-from ccassets.study import texts_hash
+from ccassets.study.schema import texts_hash
 
 _BLOCK = 32 << 20
 """Bytes that are written at a time, large enough for the disk and small enough to keep it busy meanwhile."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ccassets.storage import Store
-from ccassets.study import FolderConfig, MedmnistConfig, Study, TableConfig
+from ccassets.study.schema import FolderConfig, MedmnistConfig, Study, TableConfig
+from ccassets.study.storage import Store
 
 if TYPE_CHECKING:
-    from ccassets.datasets.contract import Dataset
+    from ccassets.datasets.dataset_contract import Dataset
 
 
 def open_dataset(study: Study, store: Store) -> Dataset:

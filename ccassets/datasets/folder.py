@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ccassets.datasets.contract import Rows
-from ccassets.datasets.files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
-from ccassets.datasets.images import decode_image
+from ccassets.datasets.dataset_contract import Rows
+from ccassets.datasets.image_decoding import decode_image
+from ccassets.datasets.image_files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.progress import Progress
-from ccassets.study import FolderConfig
+from ccassets.study.schema import FolderConfig
 
 _FOUND_EVERYWHERE = {"thumbs.db", "desktop.ini"}
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from ccassets.errors import DatasetError
 from ccassets.findings import Finding
-from ccassets.study import FolderConfig, Study, TableConfig
+from ccassets.study.schema import FolderConfig, Study, TableConfig
 
 
 def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, words: tuple[str, ...]) -> tuple[str, ...]:

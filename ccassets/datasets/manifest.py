@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ccassets.datasets.contract import Dataset, Rows
-from ccassets.datasets.images import DECODER, blank_image, image_digest
+from ccassets.datasets.dataset_contract import Dataset, Rows
+from ccassets.datasets.image_decoding import DECODER, blank_image, image_digest
 from ccassets.errors import DatasetError
 from ccassets.files import reading_refused, remove_leftovers, replacing
 from ccassets.findings import Finding

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.datasets.contract import Rows
-from ccassets.datasets.images import to_rgb
+from ccassets.datasets.dataset_contract import Rows
+from ccassets.datasets.image_decoding import to_rgb
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import exclusive, fingerprint, replacing, require_space, sync
 from ccassets.progress import Progress
-from ccassets.study import MedmnistConfig
+from ccassets.study.schema import MedmnistConfig
 
 _SPLITS: Final = ("train", "val", "test")
 _BLOCK: Final = 1 << 20

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.datasets.contract import Rows
+from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.phantom_cells import CLASSES, concepts_of, draw, sample_morphology
 from ccassets.errors import DatasetError
 from ccassets.progress import Progress
-from ccassets.study import PhantomDatasetConfig
+from ccassets.study.schema import PhantomDatasetConfig
 
 GENERATOR = "1"
 """Raised whenever a seed gives another picture or another truth than before."""

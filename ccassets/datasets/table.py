@@ -17,13 +17,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ccassets.datasets.contract import Rows
-from ccassets.datasets.files import check_keys, fingerprints, first_few
-from ccassets.datasets.images import decode_image
+from ccassets.datasets.dataset_contract import Rows
+from ccassets.datasets.image_decoding import decode_image
+from ccassets.datasets.image_files import check_keys, fingerprints, first_few
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.progress import Progress
-from ccassets.study import TableConfig
+from ccassets.study.schema import TableConfig
 
 _ROW = "ccassets row"
 

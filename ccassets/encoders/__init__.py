@@ -7,12 +7,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccassets.encoders.check import check_encoder
-from ccassets.encoders.contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
+from ccassets.encoders.contract_check import check_encoder
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
-from ccassets.study import Study
+from ccassets.study.schema import Study
 
 if TYPE_CHECKING:
     from ccassets.encoders.tokenizer import Tokens

@@ -23,8 +23,7 @@ from ccassets.encoders.checkpoint import (
     read_headers,
     read_scalar,
 )
-from ccassets.encoders.contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
-from ccassets.encoders.digests import digest_files
+from ccassets.encoders.encoder_contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
 from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squash
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
@@ -37,10 +36,11 @@ from ccassets.encoders.runtime import (
     tower_dtype,
 )
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
+from ccassets.encoders.weight_digests import digest_files
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
 from ccassets.progress import Progress, silent
-from ccassets.study import ConceptClipConfig, PhantomEncoderConfig, Study
+from ccassets.study.schema import ConceptClipConfig, PhantomEncoderConfig, Study
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from ccassets.encoders.check import card_problems, image_problems, pixel_problems, text_problems
-from ccassets.encoders.contract import Encoder, EncoderCard, FloatArray, ImageFeatures, TextFeatures
+from ccassets.encoders.contract_check import card_problems, image_problems, pixel_problems, text_problems
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures, TextFeatures
 from ccassets.encoders.runtime import strict_facts
 from ccassets.errors import CcassetsError, EncoderError
 from ccassets.progress import Progress, silent
-from ccassets.study import PythonEncoderConfig, Study
+from ccassets.study.schema import PythonEncoderConfig, Study
 
 
 def inspect(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ccassets.encoders.contract import FloatArray, ImageFeatures
+from ccassets.encoders.encoder_contract import FloatArray, ImageFeatures
 
 Compute = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 """Pixels on the device to features (B, D) and token features (B, T_img, D) or None."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccassets.encoders.contract import FloatArray
+from ccassets.encoders.encoder_contract import FloatArray
 from ccassets.errors import EncoderError
 
 MEAN = STD = 0.5

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.errors import EncoderError
-from ccassets.study import Study
+from ccassets.study.schema import Study
 
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.contract import FloatArray, ImageFeatures, Started
+    from ccassets.encoders.encoder_contract import FloatArray, ImageFeatures, Started
     from ccassets.encoders.overlap import Compute
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")

@@ -16,7 +16,7 @@ from threading import Barrier
 
 import torch
 
-from ccassets.encoders.contract import FloatArray, ImageFeatures
+from ccassets.encoders.encoder_contract import FloatArray, ImageFeatures
 
 MOST_PARAMETERS = 32_000_000
 

@@ -1,7 +1,7 @@
 """Extraction: what is still to be encoded, encoding it into parts, and assembling the parts into the database."""
 
 from ccassets.extraction.assembly import Assembly, assemble_database
-from ccassets.extraction.images import (
+from ccassets.extraction.image_extraction import (
     ImageExtraction,
     ShardsExtraction,
     extract_images,
@@ -10,7 +10,7 @@ from ccassets.extraction.images import (
 )
 from ccassets.extraction.plan import StudyPlan, plan_study
 from ccassets.extraction.sources import identify_encoder, read_images
-from ccassets.extraction.text import TemplateExtraction, extract_template, extract_text
+from ccassets.extraction.text_extraction import TemplateExtraction, extract_template, extract_text
 
 __all__ = [
     "Assembly",

@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.assembly import assemble
-from ccassets.database.digests import database_digest, split_digest, template_digest
+from ccassets.database.feature_digests import database_digest, split_digest, template_digest
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
+from ccassets.database.merging import assemble
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
 from ccassets.database.writer import FileContent, RowContent
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
-from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatabaseError, DatasetError, StorageError
-from ccassets.extraction.images import held_entries
+from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
 from ccassets.extraction.plan import row_bytes
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.extraction.text import StoredTemplate, stored_template
+from ccassets.extraction.text_extraction import StoredTemplate, stored_template
 from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.findings import has_errors
 from ccassets.progress import Progress, silent
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.digests import feature_digests, rows_digest
-from ccassets.database.reader import READ_ERRORS, FeatureDatabase, iter_blocks, open_database
+from ccassets.database.feature_digests import feature_digests, rows_digest
+from ccassets.database.reader import READ_ERRORS, Database, iter_blocks, open_database
 from ccassets.errors import DatabaseError
 from ccassets.files import fingerprint
-from ccassets.storage import Store
+from ccassets.study.storage import Store
 
 Digests = npt.NDArray[np.uint8]
 
@@ -135,7 +135,7 @@ def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: 
     )
 
 
-def verify_rows(database: FeatureDatabase) -> bool:
+def verify_rows(database: Database) -> bool:
     """Whether every stored row still has the digest that was taken when it was written."""
     images, features = database.image_digest, database.feature_digest
     if images is None or features is None or database.attributes.get("rows_digest") != rows_digest(images, features):

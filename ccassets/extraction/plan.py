@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from ccassets.database.layout import STORED_IMAGE_DTYPE
 from ccassets.datasets.manifest import Manifest
-from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.extraction.parts import RowIndex, held_rows, seconds_per_row
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.extraction.text import missing_templates
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.extraction.text_extraction import missing_templates
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ccassets.encoders.contract import Encoder, EncoderCard
-from ccassets.study import Study
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard
+from ccassets.study.schema import Study
 
 _LIBRARIES = ("ccassets", "torch", "transformers", "tokenizers", "numpy", "pillow", "h5py", "medmnist")
 

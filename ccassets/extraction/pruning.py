@@ -12,10 +12,11 @@ from ccassets.database.reader import open_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.extraction.parts import UNUSABLE, Digests
 from ccassets.extraction.sources import recorded_identity
-from ccassets.extraction.text import template_part_name
+from ccassets.extraction.text_extraction import template_part_name
 from ccassets.files import exclusive, leftovers
-from ccassets.storage import Store
-from ccassets.study import Study, load_study, study_files
+from ccassets.study.loading import load_study, study_files
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 @dataclass(frozen=True)

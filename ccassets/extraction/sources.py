@@ -7,17 +7,17 @@ import json
 from collections.abc import Sequence
 
 from ccassets.datasets import open_dataset
-from ccassets.datasets.contract import Dataset
+from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest, source_digest
 from ccassets.encoders import inspect_encoder
-from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.files import reading_refused, write_text
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 def read_images(

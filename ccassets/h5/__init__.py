@@ -5,7 +5,8 @@ what changed. A study and its build (`ccassets build`) are the way that needs no
 """
 
 from ccassets.h5.artifacts import ModelArtifacts, load_conceptclip_model
-from ccassets.h5.growing import append_batch, init_file
+from ccassets.h5.growing_file import append_batch, init_file
+from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
 from ccassets.h5.loaders import (
     DatasetBundle,
     build_dataloader,
@@ -21,7 +22,7 @@ from ccassets.h5.pipeline import (
 )
 from ccassets.h5.prompts import PromptConfig, get_bloodmnist_prompts
 from ccassets.h5.publishing import clear_all_templates, finalize
-from ccassets.h5.reading import (
+from ccassets.h5.sample_access import (
     access_batch,
     access_sample_by_index,
     fetch_template_features,
@@ -29,7 +30,6 @@ from ccassets.h5.reading import (
     summarize_h5,
     validate_h5,
 )
-from ccassets.h5.templates import load_model_params, save_model_params, write_template
 
 init_feature_store = init_file
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ccassets.study import ConceptClipConfig, PhantomDatasetConfig, Study
+from ccassets.study.schema import ConceptClipConfig, PhantomDatasetConfig, Study
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def load_conceptclip_model(
     Raises `EncoderError` saying what is missing and what to do.
     """
     from ccassets.encoders.conceptclip import load
-    from ccassets.h5.model import OriginalModel, OriginalProcessor
+    from ccassets.h5.model_adapter import OriginalModel, OriginalProcessor
 
     if trust_remote_code:
         warnings.warn("trust_remote_code: no remote code is run; this model is built from our own.", stacklevel=2)

@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
-from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.runtime import TEXT_BATCH, fixed_arithmetic, to_host
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import CcassetsError, DatasetError
 from ccassets.h5.artifacts import ModelArtifacts
 from ccassets.h5.exceptions import ArgumentError
-from ccassets.h5.growing import (
+from ccassets.h5.growing_file import (
     DEFAULT_DIM,
     DEFAULT_PATH,
     DEFAULT_TOKEN_COUNT,
@@ -34,10 +34,10 @@ from ccassets.h5.growing import (
     split_counts,
     to_array,
 )
+from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
 from ccassets.h5.loaders import batches, has_labels, require_order, rows_of
 from ccassets.h5.prompts import PromptConfig
-from ccassets.h5.templates import load_model_params, save_model_params, write_template
-from ccassets.study import PromptTemplate
+from ccassets.study.schema import PromptTemplate
 
 if TYPE_CHECKING:
     import torch

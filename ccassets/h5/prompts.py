@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from ccassets.h5.exceptions import ArgumentError
-from ccassets.study import SHIPPED_STUDIES, Concept, ConceptWords, LabelWords, PromptTemplate, Vocabulary, load_study
+from ccassets.study.loading import SHIPPED_STUDIES, load_study
+from ccassets.study.schema import Concept, ConceptWords, LabelWords, PromptTemplate, Vocabulary
 
 
 @dataclass

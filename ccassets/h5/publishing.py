@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.digests import database_digest, feature_digests, split_digest, template_digest
+from ccassets.database.feature_digests import database_digest, feature_digests, split_digest, template_digest
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.reader import FeatureDatabase, iter_blocks, open_database, safe_dataset
+from ccassets.database.reader import Database, iter_blocks, open_database, safe_dataset
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
 from ccassets.files import require_space
 from ccassets.h5.exceptions import ArgumentError, MissingFileError
-from ccassets.h5.growing import DEFAULT_PATH, WORD_LISTS, init_file, provenance, split_counts, stored_json
+from ccassets.h5.growing_file import DEFAULT_PATH, WORD_LISTS, init_file, provenance, split_counts, stored_json
 from ccassets.h5.journal import no_writer
 
 PathLike = str | os.PathLike[str]
@@ -111,19 +111,19 @@ def _stored_size(group: h5py.Group) -> int:
 # --- content ------------------------------------------------------------------------------------------
 
 
-def _published(database: FeatureDatabase) -> FileContent:
+def _published(database: Database) -> FileContent:
     started = time.perf_counter()
     rows = _rows(database)
     return _content(database, rows, _templates(database), _provenance(database, started), drop=())
 
 
-def _without_templates(database: FeatureDatabase) -> FileContent:
+def _without_templates(database: Database) -> FileContent:
     record = dict(database.provenance or {})
     return _content(database, _rows(database), {}, record, drop=(*WORD_LISTS, "concepts"))
 
 
 def _content(
-    database: FeatureDatabase,
+    database: Database,
     rows: RowContent,
     templates: Mapping[str, TemplateContent],
     record: dict[str, Any],
@@ -149,7 +149,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def _rows(database: FeatureDatabase) -> RowContent:
+def _rows(database: Database) -> RowContent:
     positions = np.concatenate(
         [np.empty(0, np.int64), *(np.arange(s.stop - s.start) for s in database.splits.values())]
     )
@@ -164,7 +164,7 @@ def _rows(database: FeatureDatabase) -> RowContent:
     )
 
 
-def _feature_digests(database: FeatureDatabase) -> npt.NDArray[np.uint8]:
+def _feature_digests(database: Database) -> npt.NDArray[np.uint8]:
     digests = np.empty((len(database), 16), np.uint8)
     tokens = database.image_token_features
     for first, block in iter_blocks(database.image_features if tokens is None else tokens, _BLOCK_BYTES):
@@ -174,7 +174,7 @@ def _feature_digests(database: FeatureDatabase) -> npt.NDArray[np.uint8]:
     return digests
 
 
-def _templates(database: FeatureDatabase) -> dict[str, TemplateContent]:
+def _templates(database: Database) -> dict[str, TemplateContent]:
     return {
         name: TemplateContent(
             texts=template.texts,
@@ -188,7 +188,7 @@ def _templates(database: FeatureDatabase) -> dict[str, TemplateContent]:
     }
 
 
-def _provenance(database: FeatureDatabase, started: float) -> dict[str, Any]:
+def _provenance(database: Database, started: float) -> dict[str, Any]:
     from ccassets.extraction.provenance import created
 
     record = provenance(database.file)
@@ -201,7 +201,7 @@ def _provenance(database: FeatureDatabase, started: float) -> dict[str, Any]:
     return record
 
 
-def _split_digests(database: FeatureDatabase, rows: RowContent) -> dict[str, str]:
+def _split_digests(database: Database, rows: RowContent) -> dict[str, str]:
     return {
         split: split_digest(
             rows.feature_digest[place],
@@ -214,7 +214,7 @@ def _split_digests(database: FeatureDatabase, rows: RowContent) -> dict[str, str
     }
 
 
-def _write(path: Path, database: FeatureDatabase, content: FileContent) -> None:
+def _write(path: Path, database: Database, content: FileContent) -> None:
     with new_file(path, content) as rows:
         for name in BULK if content.token_count else (IMAGE_FEATURES,):
             values = database.image_token_features if name == IMAGE_TOKEN_FEATURES else database.image_features

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.concept_annotations import Truth
 from ccassets.analysis.samples import Samples
-from ccassets.analysis.truth import Truth
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 
 CLASSES = ("basophil", "lymphocyte", "monocyte", "platelet")

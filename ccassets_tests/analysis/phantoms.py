@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from ccassets.extraction import assemble_database, extract_text
-from ccassets.extraction.images import extract_splits
-from ccassets.storage import Store
-from ccassets.study import SHIPPED_STUDIES, Study, load_study
+from ccassets.extraction.image_extraction import extract_splits
+from ccassets.study.loading import SHIPPED_STUDIES, load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 
 def phantom_study(folder: Path, change: Callable[[dict[str, Any]], object]) -> Study:

@@ -19,7 +19,7 @@ from ccassets.analysis.classifiers import (
     look,
     sparse_path,
 )
-from ccassets.analysis.looks import LookLog
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.metrics import evaluate
 from ccassets.analysis.models import apply_model, load_model, model_of, save_model
 from ccassets.analysis.samples import Samples, concept_samples, feature_samples, folds

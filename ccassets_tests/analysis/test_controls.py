@@ -16,7 +16,7 @@ from ccassets.analysis.controls import (
     paired_difference,
     run_controls,
 )
-from ccassets.analysis.looks import LookLog
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.samples import concept_samples, concepts_of
 from ccassets.errors import AnalysisError
 from ccassets_tests.analysis.cells import CONCEPTS, DIM, cells, write_cells

@@ -9,12 +9,12 @@ import pytest
 
 from ccassets import load_study, open_database
 from ccassets.analysis.classifiers import fit_logistic
+from ccassets.analysis.concept_annotations import concept_truth
+from ccassets.analysis.holdout_log import LookLog
 from ccassets.analysis.intervention import concept_auroc, concept_groups, extremes, intervention_curve, leakage, what_if
-from ccassets.analysis.looks import LookLog
-from ccassets.analysis.truth import concept_truth
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.errors import AnalysisError
-from ccassets.study import PhantomDatasetConfig, Study
+from ccassets.study.schema import PhantomDatasetConfig, Study
 from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, GROUPS, cells, write_cells
 
 NOISY = cells(720, noise=0.6)

@@ -16,11 +16,12 @@ from ccassets.analysis.localisation import localisation, patch_mask, permuted
 from ccassets.analysis.results import analyses, obstacles, read_result, write_result
 from ccassets.analysis.retrieval import retrieval
 from ccassets.analysis.thumbnails import heat_layer, overlaid, sprite, strip
-from ccassets.analysis.zero_shot import write_zero_shot
+from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
-from ccassets.storage import Store
-from ccassets.study import Study, load_study
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 from ccassets_tests.analysis.cells import cells, write_cells
 from ccassets_tests.analysis.phantoms import phantom_study
 

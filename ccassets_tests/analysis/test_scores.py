@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ccassets.analysis import scores
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
-from ccassets_tests.database.building import row_content, write_database
+from ccassets_tests.database.made_files import row_content, write_database
 
 GOLDEN = Path(__file__).parents[1] / "data" / "conceptclip"
 EXPECTED = np.load(GOLDEN / "tiny_a_scores.npz")
@@ -83,7 +83,7 @@ def golden(
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[FeatureDatabase]:
+def database(tmp_path: Path) -> Iterator[Database]:
     with open_database(write_database(tmp_path / "small.h5")) as opened:
         yield opened
 
@@ -229,7 +229,7 @@ def test_an_empty_split_has_no_scores(tmp_path: Path) -> None:
         assert scores.concept_scores(database, split="val").shape == (0, 2)
 
 
-def test_a_template_without_words_is_named(database: FeatureDatabase) -> None:
+def test_a_template_without_words_is_named(database: Database) -> None:
     with pytest.raises(DatabaseError, match=r"free_text holds 2 prompts for 3 words"):
         scores.local_features(database, kind="label", templates=["free_text"])
     with pytest.raises(DatabaseError, match=r"no templates \['nothing'\]"):
@@ -260,7 +260,7 @@ def test_a_word_that_is_glued_to_its_prompt_has_no_authors_positions(tmp_path: P
 # --- cosines -----------------------------------------------------------------------------------------
 
 
-def test_concept_scores_are_cosines_ensembled_over_templates_and_synonyms(database: FeatureDatabase) -> None:
+def test_concept_scores_are_cosines_ensembled_over_templates_and_synonyms(database: Database) -> None:
     found = scores.concept_scores(database)
     images = database.image_features.astype(np.float64)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
@@ -276,7 +276,7 @@ def test_concept_scores_are_cosines_ensembled_over_templates_and_synonyms(databa
     )
 
 
-def test_patch_scores_are_the_cosines_of_patches_with_the_words_own_tokens(database: FeatureDatabase) -> None:
+def test_patch_scores_are_the_cosines_of_patches_with_the_words_own_tokens(database: Database) -> None:
     maps = scores.patch_scores(database, [-1, 4, 4])
     assert maps.shape == (3, 2, 4)
     pooled = []

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 
 from ccassets.analysis import search as s
-from ccassets.analysis.pictures import picture_reader
+from ccassets.analysis.image_source import picture_reader
 from ccassets.analysis.scores import local_features
 from ccassets.cli import main
 from ccassets.database import reader
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, new_file
-from ccassets.datasets.images import image_digest
-from ccassets.encoders.contract import EncoderCard, TextFeatures
+from ccassets.datasets.image_decoding import image_digest
+from ccassets.encoders.encoder_contract import EncoderCard, TextFeatures
 from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, DatasetError, StorageError
-from ccassets.study import FolderConfig, Study
-from ccassets_tests.database.building import row_content, template_content, unit_rows, write_database
+from ccassets.study.schema import FolderConfig, Study
+from ccassets_tests.database.made_files import row_content, template_content, unit_rows, write_database
 
 LEGACY = Path(__file__).parents[1] / "data" / "legacy" / "legacy_good.h5"
 DIM = 12
@@ -60,7 +60,7 @@ class Letters:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[FeatureDatabase]:
+def database(tmp_path: Path) -> Iterator[Database]:
     """20 rows in three splits, two rows a group, labels 0 to 2, four patches each, made by `Letters`."""
     rng = np.random.default_rng(11)
     splits = {"train": 9, "val": 5, "test": 6}
@@ -94,7 +94,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return wide / np.linalg.norm(wide, axis=-1, keepdims=True)
 
 
-def expected(database: FeatureDatabase, vector: np.ndarray, rows: Any = slice(None)) -> list[tuple[int, float]]:
+def expected(database: Database, vector: np.ndarray, rows: Any = slice(None)) -> list[tuple[int, float]]:
     """All rows (or some) with their cosine, best first."""
     numbers = np.arange(len(database))[rows]
     cosines = unit(database.image_features[numbers]) @ unit(vector)
@@ -111,7 +111,7 @@ def same(hits: list[s.Hit], wanted: list[tuple[int, float]]) -> bool:
 # --- what is found -----------------------------------------------------------------------------------
 
 
-def test_a_concept_finds_its_nearest_images(database: FeatureDatabase, blocks_of_three: None) -> None:
+def test_a_concept_finds_its_nearest_images(database: Database, blocks_of_three: None) -> None:
     hits = s.search(database, concepts=["granules"], k=7)
     assert same(hits, expected(database, database.concept_features(["granules"])[0])[:7])
     best = hits[0]
@@ -122,18 +122,18 @@ def test_a_concept_finds_its_nearest_images(database: FeatureDatabase, blocks_of
 
 
 @pytest.mark.parametrize("row", [4, -16])
-def test_a_row_finds_its_neighbours_and_not_itself(database: FeatureDatabase, row: int, blocks_of_three: None) -> None:
+def test_a_row_finds_its_neighbours_and_not_itself(database: Database, row: int, blocks_of_three: None) -> None:
     hits = s.search(database, rows=[row], k=50)
     assert same(hits, [hit for hit in expected(database, database.image_features[4]) if hit[0] != 4])
     assert len(hits) == 19
 
 
-def test_a_text_is_encoded_as_it_stands(database: FeatureDatabase) -> None:
+def test_a_text_is_encoded_as_it_stands(database: Database) -> None:
     vector = Letters().encode_texts(["abba"]).features[0]
     assert same(s.search(database, texts=["abba"], encoder=Letters(), k=5), expected(database, vector)[:5])
 
 
-def test_several_things_are_the_sum_of_their_vectors_less_what_is_taken_away(database: FeatureDatabase) -> None:
+def test_several_things_are_the_sum_of_their_vectors_less_what_is_taken_away(database: Database) -> None:
     texts = Letters().encode_texts(["abba", "cd", "efg"]).features
     vector = unit(database.image_features[[3]])[0] + database.concept_features(["granules"])[0] + texts[0] + texts[1]
     hits = s.search(
@@ -144,7 +144,7 @@ def test_several_things_are_the_sum_of_their_vectors_less_what_is_taken_away(dat
 
 @pytest.mark.parametrize("what", [{"concepts": ["granules"]}, {"texts": ["abba", "cd"], "encoder": Letters()}])
 def test_patches_tell_which_one_of_each_image_is_nearest(
-    database: FeatureDatabase, what: dict[str, Any], blocks_of_three: None
+    database: Database, what: dict[str, Any], blocks_of_three: None
 ) -> None:
     if "concepts" in what:
         vector = local_features(database, ["granules"])[0]
@@ -160,7 +160,7 @@ def test_patches_tell_which_one_of_each_image_is_nearest(
     assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines.max(axis=1))[::-1][:6].tolist(), abs=1e-6)
 
 
-def test_filters_leave_only_their_rows(database: FeatureDatabase, blocks_of_three: None) -> None:
+def test_filters_leave_only_their_rows(database: Database, blocks_of_three: None) -> None:
     vector = database.concept_features(["granules"])[0]
     assert database.groups is not None
     for where, rows in [
@@ -228,7 +228,7 @@ class Foreign(Letters):
     ],
 )
 def test_what_cannot_be_searched_is_said(
-    database: FeatureDatabase, what: dict[str, Any], error: type[CcassetsError], words: str
+    database: Database, what: dict[str, Any], error: type[CcassetsError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         s.search(database, **what)
@@ -246,7 +246,7 @@ def test_a_file_without_tokens_has_no_patches_to_search(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows_of_a_block", [2, 3, 7, 2048])
 def test_near_duplicates_are_all_pairs_across_splits(
-    database: FeatureDatabase, rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch
+    database: Database, rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s, "_PAIR_ROWS", rows_of_a_block)
     cosines = unit(database.image_features) @ unit(database.image_features).T
@@ -265,7 +265,7 @@ def test_near_duplicates_are_all_pairs_across_splits(
 # --- hits as files -----------------------------------------------------------------------------------
 
 
-def test_hits_and_pairs_are_written_as_csv(database: FeatureDatabase, tmp_path: Path) -> None:
+def test_hits_and_pairs_are_written_as_csv(database: Database, tmp_path: Path) -> None:
     hits = s.search(database, rows=[0], k=3)
     s.write_csv(hits, tmp_path / "new" / "hits.csv")
     with (tmp_path / "new" / "hits.csv").open(encoding="utf-8", newline="") as file:
@@ -277,7 +277,7 @@ def test_hits_and_pairs_are_written_as_csv(database: FeatureDatabase, tmp_path: 
     assert (tmp_path / "pairs.csv").read_text().startswith("similarity,row,key,split,label,other_row")
 
 
-def test_a_file_that_cannot_be_written_is_named(database: FeatureDatabase, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_named(database: Database, tmp_path: Path) -> None:
     (tmp_path / "in the way").write_text("")
     with pytest.raises(StorageError, match="in the way"):
         s.write_csv([], tmp_path / "in the way" / "hits.csv")
@@ -363,7 +363,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def test_search_prints_hits_or_json(database: FeatureDatabase, run: Run, tmp_path: Path) -> None:
+def test_search_prints_hits_or_json(database: Database, run: Run, tmp_path: Path) -> None:
     code, out, _ = run("search", database.path, "--concept", "granules", "-k", 3, "--split", "test", "--json")
     hits = s.search(database, concepts=["granules"], k=3, where=s.Where(split="test"))
     assert code == 0
@@ -374,7 +374,7 @@ def test_search_prints_hits_or_json(database: FeatureDatabase, run: Run, tmp_pat
     assert len((tmp_path / "hits.csv").read_text().splitlines()) == 3
 
 
-def test_a_search_by_text_asks_for_the_study(database: FeatureDatabase, run: Run) -> None:
+def test_a_search_by_text_asks_for_the_study(database: Database, run: Run) -> None:
     code, out, err = run("search", database.path, "--text", "a round cell")
     assert (code, out) == (2, "")
     assert "--study" in err
@@ -382,7 +382,7 @@ def test_a_search_by_text_asks_for_the_study(database: FeatureDatabase, run: Run
     assert run("search", database.path, "--concept", "nothing")[0] == 2
 
 
-def test_duplicates_end_with_one_when_there_are_any(database: FeatureDatabase, run: Run) -> None:
+def test_duplicates_end_with_one_when_there_are_any(database: Database, run: Run) -> None:
     found = s.near_duplicates(database, 0.3)
     code, out, _ = run("duplicates", database.path, "--similarity", 0.3, "--json")
     assert (code, json.loads(out)["found"]) == (1, found.found)

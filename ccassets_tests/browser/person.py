@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
-    from ccassets_tests.test_daemon import Webserver
+    from ccassets_tests.orchestration.test_daemon import Webserver
 
 LOCATION = "ccassets.definitions"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ccassets_tests.browser.pages import chromium
 from ccassets_tests.browser.person import Person
-from ccassets_tests.test_daemon import Webserver
+from ccassets_tests.orchestration.test_daemon import Webserver
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
@@ -21,7 +21,7 @@ def main() -> None:
         os.environ |= {"CCASSETS_HOME": f"{folder}/home", "CCASSETS_STUDIES": f"{folder}/studies"}
         # Imported with the home in place.
         import ccassets
-        from ccassets.study import SHIPPED_STUDIES, load_study
+        from ccassets.study.loading import SHIPPED_STUDIES, load_study
 
         shutil.copytree(SHIPPED_STUDIES / "demo", Path(folder) / "studies" / "demo")
         study = load_study("demo")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import ccassets
-from ccassets.doctor import diagnose
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets.tools.doctor import diagnose
 from ccassets_tests.browser.pages import chromium
 from ccassets_tests.browser.person import Person
-from ccassets_tests.building import edit_study
-from ccassets_tests.test_daemon import Webserver
+from ccassets_tests.made_studies import edit_study
+from ccassets_tests.orchestration.test_daemon import Webserver
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 

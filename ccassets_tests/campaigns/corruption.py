@@ -32,12 +32,12 @@ from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError, DatabaseError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.findings import has_errors
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import edit_study, picture, save_golden_weights, save_pictures, write_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 from ccassets_tests.campaigns.mutations import PAGE, Rng
-from ccassets_tests.campaigns.tallying import tally
-from ccassets_tests.extraction.building import arrays, attributes, build, differences
+from ccassets_tests.campaigns.tally import tally
+from ccassets_tests.extraction.made_parts import arrays, attributes, build, differences
+from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_pictures, write_study
 
 _PATIENCE = 120.0
 _BULK = ("image_features", "image_token_features")

@@ -29,12 +29,12 @@ import numpy as np
 from ccassets.database import writer
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import save_golden_weights, save_pictures, write_study
-from ccassets_tests.campaigns.refusing import FAULTS, Fault
-from ccassets_tests.campaigns.tallying import tally
-from ccassets_tests.extraction.building import build, differences
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.campaigns.refusals import FAULTS, Fault
+from ccassets_tests.campaigns.tally import tally
+from ccassets_tests.extraction.made_parts import build, differences
+from ccassets_tests.made_studies import save_golden_weights, save_pictures, write_study
 
 _EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "fcntl.flock"})
 _PATIENCE = 120

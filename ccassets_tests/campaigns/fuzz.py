@@ -19,10 +19,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ccassets_tests.building import DATA
-from ccassets_tests.campaigns.examining import Outcome, examine
+from ccassets_tests.campaigns.examination import Outcome, examine
 from ccassets_tests.campaigns.mutations import damage_bytes, damage_objects
-from ccassets_tests.database.building import write_database, write_image_part, write_template_part
+from ccassets_tests.database.made_files import write_database, write_image_part, write_template_part
+from ccassets_tests.made_studies import DATA
 
 DEFECTS = {"traceback", "hung", "memory"}
 

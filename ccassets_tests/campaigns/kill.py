@@ -26,27 +26,27 @@ from typing import Any
 import numpy as np
 
 import ccassets
-from ccassets.analysis.atlas import write_atlas
 from ccassets.analysis.bottleneck import write_bottleneck
-from ccassets.analysis.export import export
-from ccassets.analysis.zero_shot import write_zero_shot
+from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import READ_ERRORS, open_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
+from ccassets.exports.tables import export
 from ccassets.extraction.adoption import adopt
 from ccassets.files import content_digest
-from ccassets.report import write_validation_report
-from ccassets.runs import run_build
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
+from ccassets.orchestration.build import run_build
+from ccassets.pages.atlas import write_atlas
+from ccassets.pages.report_page import write_validation_report
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.mutations import Rng
 from ccassets_tests.campaigns.power import FINISHED, Disk, SyncRecord, carry_fingerprints, cut, lost
-from ccassets_tests.campaigns.tallying import tally
-from ccassets_tests.campaigns.watching import Readers, digest_of
-from ccassets_tests.extraction.building import differences
+from ccassets_tests.campaigns.tally import tally
+from ccassets_tests.campaigns.watched_process import Readers, digest_of
+from ccassets_tests.extraction.made_parts import differences
+from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
 
 STAGES = ("text", "images", "database", "adoption", "report", "analysis")
 ROUND = (*STAGES * 3, "dagster")  # Which takes ten times as long.

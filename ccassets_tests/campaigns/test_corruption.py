@@ -7,9 +7,9 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ccassets.study import Study
+from ccassets.study.schema import Study
 from ccassets_tests.campaigns.corruption import campaign
-from ccassets_tests.extraction.building import build, differences
+from ccassets_tests.extraction.made_parts import build, differences
 
 
 def test_no_changed_byte_goes_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

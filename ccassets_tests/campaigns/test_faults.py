@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import ccassets
-from ccassets.datasets.images import decode_image
+from ccassets.datasets.image_decoding import decode_image
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError, StorageError
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 from ccassets_tests.campaigns.faults import campaign, can_mount, mounted
-from ccassets_tests.campaigns.refusing import AVAILABLE
-from ccassets_tests.extraction.building import build
+from ccassets_tests.campaigns.refusals import AVAILABLE
+from ccassets_tests.extraction.made_parts import build
 
 linux = pytest.mark.skipif(not AVAILABLE, reason="the kernel is asked to refuse through seccomp")
 

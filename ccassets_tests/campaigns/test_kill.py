@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccassets.analysis.looks import LookLog
-from ccassets.bundle import changed_files, fetch_bundle
-from ccassets.study import Study
+from ccassets.analysis.holdout_log import LookLog
+from ccassets.study.schema import Study
+from ccassets.tools.offline_bundle import changed_files, fetch_bundle
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.kill import STAGES, campaign

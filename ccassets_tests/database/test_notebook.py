@@ -10,8 +10,8 @@ import numpy as np
 
 from ccassets.database.reader import open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
-from ccassets_tests.building import DATA
-from ccassets_tests.database.building import SPLITS, unit_rows, write_database, write_template_part
+from ccassets_tests.database.made_files import SPLITS, unit_rows, write_database, write_template_part
+from ccassets_tests.made_studies import DATA
 
 
 class Cells(HTMLParser):

@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
-from ccassets_tests.building import DATA
-from ccassets_tests.database.building import DIM, SPLITS, TOKENS, unit_rows, write_database, write_template_part
+from ccassets_tests.database.made_files import DIM, SPLITS, TOKENS, unit_rows, write_database, write_template_part
+from ccassets_tests.made_studies import DATA
 
 LEGACY = DATA / "legacy"
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def database(path: Path) -> Iterator[FeatureDatabase]:
+def database(path: Path) -> Iterator[Database]:
     with open_database(path) as opened:
         yield opened
 
@@ -36,7 +36,7 @@ def database(path: Path) -> Iterator[FeatureDatabase]:
 # --- what is in it -----------------------------------------------------------------------------------
 
 
-def test_a_database_tells_what_it_holds(database: FeatureDatabase) -> None:
+def test_a_database_tells_what_it_holds(database: Database) -> None:
     assert len(database) == 20
     assert (database.dim, database.token_count, database.profile) == (DIM, TOKENS, "database")
     assert database.splits == {"train": slice(0, 9), "val": slice(9, 14), "test": slice(14, 20)}
@@ -45,17 +45,17 @@ def test_a_database_tells_what_it_holds(database: FeatureDatabase) -> None:
     assert database.split[9] == "val"
     assert database.keys[0] == "train/bild-0-细胞.png"
     assert database.groups[2] == "train patient 1"
-    assert repr(database) == "FeatureDatabase('a.h5', rows=20, dim=12, token_count=4)"
+    assert repr(database) == "Database('a.h5', rows=20, dim=12, token_count=4)"
 
 
-def test_logit_scales_are_logarithms_and_multipliers_their_exponentials(database: FeatureDatabase) -> None:
+def test_logit_scales_are_logarithms_and_multipliers_their_exponentials(database: Database) -> None:
     assert (database.logit_scale, database.logit_bias) == (4.5, -11.1)
     assert (database.concept_logit_scale, database.concept_logit_bias) == (4.6, -11.0)
     assert database.logit_multiplier == pytest.approx(90.0171, abs=1e-4)
     assert database.concept_logit_multiplier == pytest.approx(99.4843, abs=1e-4)
 
 
-def test_arrays_are_mapped_and_cannot_be_written_to(database: FeatureDatabase) -> None:
+def test_arrays_are_mapped_and_cannot_be_written_to(database: Database) -> None:
     assert isinstance(database.image_token_features, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         database.image_features[0] = 0
@@ -69,7 +69,7 @@ def test_mapped_arrays_stay_usable_when_the_file_is_closed(path: Path) -> None:
     assert np.array_equal(features, expected)
 
 
-def test_templates_give_their_arrays_and_attributes(database: FeatureDatabase) -> None:
+def test_templates_give_their_arrays_and_attributes(database: Database) -> None:
     assert list(database.templates) == [
         *(f"concept_prompts_t0{number}" for number in (1, 2, 3)),
         "free_text",
@@ -142,7 +142,7 @@ def test_any_selection_is_what_numpy_gives(path: Path, file: str, rows: Any) -> 
         assert selection.split.tolist() == ["train"] * len(chosen)
 
 
-def test_a_selection_of_a_later_split_counts_from_its_first_row(database: FeatureDatabase) -> None:
+def test_a_selection_of_a_later_split_counts_from_its_first_row(database: Database) -> None:
     assert database.select("test", [-1, 0]).ids.tolist() == [19, 14]
     assert database.select("test").ids.tolist() == list(range(14, 20))
     assert database.select(rows=[-1, 0]).ids.tolist() == [19, 0]
@@ -151,17 +151,17 @@ def test_a_selection_of_a_later_split_counts_from_its_first_row(database: Featur
 
 
 @pytest.mark.parametrize("rows", [[5], [-6], 5, [0, 99], [0.5], np.ones(3, bool)], ids=repr)
-def test_a_row_that_is_not_there_is_an_error_with_the_number_of_rows(database: FeatureDatabase, rows: Any) -> None:
+def test_a_row_that_is_not_there_is_an_error_with_the_number_of_rows(database: Database, rows: Any) -> None:
     with pytest.raises(DatabaseError, match="'val' has 5 rows"):
         database.select("val", rows)
 
 
-def test_an_unknown_split_lists_those_that_are_there(database: FeatureDatabase) -> None:
+def test_an_unknown_split_lists_those_that_are_there(database: Database) -> None:
     with pytest.raises(DatabaseError, match=r"has no split 'valid'; it has \['train', 'val', 'test'\]"):
         database.select("valid")
 
 
-def test_a_selection_is_a_copy_that_may_be_changed(database: FeatureDatabase) -> None:
+def test_a_selection_is_a_copy_that_may_be_changed(database: Database) -> None:
     chosen = database.select("train", slice(0, 2)).image_features
     chosen[:] = 0
 
@@ -175,7 +175,7 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
-def test_a_concepts_vector_is_the_mean_over_templates_and_synonyms_of_unit_length(database: FeatureDatabase) -> None:
+def test_a_concepts_vector_is_the_mean_over_templates_and_synonyms_of_unit_length(database: Database) -> None:
     texts = [unit(database.templates[f"concept_prompts_t0{number}"].text_features) for number in (1, 2, 3)]
     nucleus = unit(np.stack([rows[row] for rows in texts for row in (0, 1)]).mean(axis=0))
     granules = unit(np.stack([rows[2] for rows in texts]).mean(axis=0))
@@ -206,7 +206,7 @@ def test_features_that_are_not_of_unit_length_weigh_no_more_than_others(tmp_path
         assert np.allclose(database.concept_features(), unit(features.mean(axis=0))[None], atol=1e-6)
 
 
-def test_a_label_words_vector_is_the_mean_over_the_label_templates(database: FeatureDatabase) -> None:
+def test_a_label_words_vector_is_the_mean_over_the_label_templates(database: Database) -> None:
     texts = [unit(database.templates[f"label_prompts_t0{number}"].text_features) for number in (1, 2)]
 
     assert np.allclose(database.label_features(), unit((texts[0] + texts[1]) / 2), atol=1e-6)
@@ -226,7 +226,7 @@ def test_a_label_words_vector_is_the_mean_over_the_label_templates(database: Fea
     ],
 )
 def test_what_the_vocabulary_does_not_have_is_named(
-    database: FeatureDatabase, ask: Callable[[FeatureDatabase], Any], says: str
+    database: Database, ask: Callable[[Database], Any], says: str
 ) -> None:
     with pytest.raises(DatabaseError, match=says):
         ask(database)
@@ -235,7 +235,7 @@ def test_what_the_vocabulary_does_not_have_is_named(
 # --- elsewhere ---------------------------------------------------------------------------------------
 
 
-def test_a_pickled_database_is_opened_again(database: FeatureDatabase) -> None:
+def test_a_pickled_database_is_opened_again(database: Database) -> None:
     with pickle.loads(pickle.dumps(database)) as again:
         assert np.array_equal(again.image_features, database.image_features)
         assert again.path == database.path
@@ -280,7 +280,7 @@ def test_a_torch_data_set_refuses_other_rows_that_were_published_meanwhile(path:
         pickle.loads(pickle.dumps(dataset))[0]
 
 
-def test_the_table_of_rows_has_a_row_for_each(database: FeatureDatabase) -> None:
+def test_the_table_of_rows_has_a_row_for_each(database: Database) -> None:
     table = database.to_pandas()
 
     assert list(table.columns) == ["id", "key", "split", "label", "group"]

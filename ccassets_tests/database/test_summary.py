@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
-from ccassets_tests.building import DATA
-from ccassets_tests.database.building import write_database, write_template_part
+from ccassets_tests.database.made_files import write_database, write_template_part
+from ccassets_tests.made_studies import DATA
 
 
 def test_a_database_is_summed_up_in_plain_json(tmp_path: Path) -> None:

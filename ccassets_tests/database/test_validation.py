@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from ccassets.database.validation import CHECKS, GROUPS, validate_database
+from ccassets.database.validation.finding_collector import rows_text
 from ccassets.database.validation.registry import checks_page
-from ccassets.database.validation.report import rows_text
 from ccassets.errors import DatabaseError
-from ccassets_tests.database.building import (
+from ccassets_tests.database.made_files import (
     SPLITS,
     VOCABULARY,
     study,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ccassets.database.validation import CHECKS, validate_database
-from ccassets_tests.database.building import study, write_database, write_image_part, write_template_part
+from ccassets_tests.database.made_files import study, write_database, write_image_part, write_template_part
 
 T01 = "templates/concept_prompts_t01"
 T03 = "templates/concept_prompts_t03"
@@ -211,7 +211,7 @@ def swapped_prompts(file: h5py.File) -> None:
 
 
 def rehashed_prompt(file: h5py.File) -> None:
-    from ccassets.study import texts_hash
+    from ccassets.study.schema import texts_hash
 
     file[T01]["texts"][1] = "a cell with something else"
     file[T01].attrs["texts_hash"] = texts_hash([text.decode() for text in file[T01]["texts"][...]])

@@ -14,7 +14,7 @@ import pytest
 
 from ccassets.database.validation import validate_database
 from ccassets.findings import Finding, has_errors
-from ccassets_tests.database.building import study
+from ccassets_tests.database.made_files import study
 from ccassets_tests.database.original_scripts import (
     CONCEPT_TEMPLATES,
     CONCEPTS,

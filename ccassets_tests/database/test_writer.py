@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database.digests import feature_digests
+from ccassets.database.feature_digests import feature_digests
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import StorageError
-from ccassets_tests.database.building import (
+from ccassets_tests.database.made_files import (
     DIM,
     TOKENS,
     row_content,
@@ -293,7 +293,7 @@ def limits(whole: int) -> Iterator[int]:
 def test_a_full_disk_leaves_nothing_behind_and_is_one_sentence_wherever_it_stops(tmp_path: Path) -> None:
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from ccassets.errors import StorageError\nfrom ccassets_tests.database.building import write_database\n"
+        "from ccassets.errors import StorageError\nfrom ccassets_tests.database.made_files import write_database\n"
         "path = Path(sys.argv[1])\n"
         "for limit in map(int, sys.argv[2:]):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"

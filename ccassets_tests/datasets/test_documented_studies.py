@@ -8,9 +8,9 @@ import pytest
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import read_manifest
 from ccassets.progress import silent
-from ccassets.storage import Store
-from ccassets.study import load_study
-from ccassets_tests.datasets.building import save_folder
+from ccassets.study.loading import load_study
+from ccassets.study.storage import Store
+from ccassets_tests.datasets.made_datasets import save_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 

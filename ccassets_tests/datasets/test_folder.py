@@ -8,7 +8,7 @@ import pytest
 
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
-from ccassets_tests.datasets.building import dataset_of, noise, save_folder, save_image
+from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder, save_image
 
 KEYS = ["train/b/2.png", "train/b/10.png", "train/a/x.png", "test/c/y.png"]
 

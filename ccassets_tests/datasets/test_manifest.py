@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ccassets.datasets.contract import Rows
-from ccassets.datasets.images import blank_image, image_digest
+from ccassets.datasets.dataset_contract import Rows
+from ccassets.datasets.image_decoding import blank_image, image_digest
 from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_image, read_manifest
 from ccassets.errors import DatasetError
 from ccassets.progress import Progress
-from ccassets_tests.datasets.building import dataset_of, noise, save_folder, save_image, study_of
+from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder, save_image, study_of
 
 SPLITS = ("train", "test")
 KEYS = [f"{split}/{name}/{i}.png" for split in SPLITS for name in "ab" for i in range(3)]

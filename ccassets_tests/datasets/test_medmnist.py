@@ -16,7 +16,7 @@ import pytest
 
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
-from ccassets_tests.datasets.building import dataset_of
+from ccassets_tests.datasets.made_datasets import dataset_of
 
 COUNTS = {"train": 6, "val": 2, "test": 3}
 

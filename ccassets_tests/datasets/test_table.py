@@ -8,7 +8,7 @@ import pytest
 
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
-from ccassets_tests.datasets.building import dataset_of, noise, save_folder
+from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder
 
 KEYS = ["p/c.png", "p/a.png", "p/b.png", "p/d.png"]
 SPLITS = ["train", "test", "train", "test"]

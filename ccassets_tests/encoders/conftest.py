@@ -23,7 +23,7 @@ from transformers import (
     SiglipModel,
 )
 
-from ccassets.study import Study
+from ccassets.study.schema import Study
 
 GOLDEN = Path(__file__).parents[1] / "data" / "conceptclip"
 

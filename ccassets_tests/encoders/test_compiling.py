@@ -14,10 +14,9 @@ import pytest
 import ccassets
 from ccassets.encoders import inspect_encoder, load_encoder
 from ccassets.errors import EncoderError
-from ccassets.study import Study
-from ccassets_tests.building import edit_study, write_study
+from ccassets.study.schema import Study
 from ccassets_tests.encoders.conftest import MakeStudy, images, needs_compiler
-from ccassets_tests.extraction.building import (
+from ccassets_tests.extraction.made_parts import (
     COLOURS,
     arrays,
     build,
@@ -27,6 +26,7 @@ from ccassets_tests.extraction.building import (
     parts,
     read_sources,
 )
+from ccassets_tests.made_studies import edit_study, write_study
 
 
 def compiled(study: Study) -> Study:

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ccassets.encoders import EncoderCard, inspect_encoder, load_encoder, token_spans
-from ccassets.encoders.digests import CACHE_FILE
+from ccassets.encoders.weight_digests import CACHE_FILE
 from ccassets.errors import EncoderError
-from ccassets.study import load_study
+from ccassets.study.loading import load_study
 from ccassets_tests.encoders.conftest import GOLDEN, MakeStudy, images
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ccassets.encoders import ImageFeatures, TextFeatures, check_encoder, inspect_encoder, load_encoder
 from ccassets.errors import EncoderError
-from ccassets.study import load_study
+from ccassets.study.loading import load_study
 from ccassets_tests.encoders.conftest import MakeStudy, images
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"

@@ -14,7 +14,7 @@ import torch
 
 from ccassets.encoders import load_encoder
 from ccassets.encoders.side_by_side import SideBySide
-from ccassets_tests.building import write_study
+from ccassets_tests.made_studies import write_study
 
 PHANTOM = {"kind": "phantom"}
 

@@ -28,11 +28,12 @@ from ccassets.errors import DatabaseError, DatasetError, StorageError
 from ccassets.extraction import assemble_database, extract_splits, extract_text
 from ccassets.extraction.adoption import Adoption, AdoptionError, adopt
 from ccassets.findings import has_errors
-from ccassets.storage import Store
-from ccassets.study import Study, load_study
-from ccassets_tests import building
-from ccassets_tests.building import picture
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests import made_studies as building
 from ccassets_tests.database import original_scripts
+from ccassets_tests.made_studies import picture
 
 LEGACY = Path(__file__).parents[1] / "data" / "legacy"
 FULL = {"train": 36, "val": 20, "test": 14}
@@ -43,7 +44,7 @@ import hashlib
 import numpy as np
 
 from ccassets.encoders import ImageFeatures, TextFeatures
-from ccassets.encoders.contract import EncoderCard
+from ccassets.encoders.encoder_contract import EncoderCard
 
 
 class StandIn:
@@ -920,7 +921,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from ccassets.extraction.adoption import adopt
-from ccassets.study import load_study
+from ccassets.study.loading import load_study
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 adopt(sys.argv[1], load_study(sys.argv[2]), repair=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -976,9 +977,9 @@ def test_the_command_prints_every_finding_and_what_is_left(study: Study) -> None
 
 
 def test_a_build_through_dagster_shows_what_was_adopted(study: Study) -> None:
-    from ccassets.assets.common import asset_key
-    from ccassets.runs import run_build
-    from ccassets.states import dagster_instance
+    from ccassets.orchestration.assets.common import asset_key
+    from ccassets.orchestration.build import run_build
+    from ccassets.orchestration.status import dagster_instance
 
     adopt(LEGACY / "legacy_partial.h5", study, repair=True)
     built = run_build(study)

@@ -10,14 +10,15 @@ import pytest
 import yaml
 
 import ccassets
-from ccassets.database.digests import database_digest, split_digest, template_digest
+from ccassets.database.feature_digests import database_digest, split_digest, template_digest
 from ccassets.database.reader import open_database
 from ccassets.errors import DatasetError, EncoderError, StorageError
 from ccassets.extraction import assemble_database, extract_images, extract_text, identify_encoder
-from ccassets.storage import Store
-from ccassets.study import Study, load_study
-from ccassets_tests.building import VOCABULARY, picture, save_pictures, write_study
-from ccassets_tests.extraction.building import arrays, build, build_elsewhere, deep_errors, parts
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import arrays, build, build_elsewhere, deep_errors, parts
+from ccassets_tests.made_studies import VOCABULARY, picture, save_pictures, write_study
 
 # --- what it waits for -------------------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ import pytest
 import ccassets
 from ccassets.errors import EncoderError
 from ccassets.extraction import extract_splits
+from ccassets.extraction.image_shards import StageTimes
 from ccassets.extraction.runners import choose_runner
 from ccassets.extraction.runners.on_ray import _cores_each
-from ccassets.extraction.shards import StageTimes
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import SPLITS
-from ccassets_tests.extraction.building import build, build_elsewhere, differences
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import build, build_elsewhere, differences
 from ccassets_tests.extraction.test_runners import encoded, read_sources, undisturbed, watched
+from ccassets_tests.made_studies import SPLITS
 
 
 def test_workers_get_as_many_cores_as_fit_on_whole_nodes() -> None:

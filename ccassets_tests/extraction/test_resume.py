@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 import ccassets
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import save_pictures, write_study
-from ccassets_tests.extraction.building import (
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import (
     COLOURS,
     StoppedError,
     arrays,
@@ -24,6 +23,7 @@ from ccassets_tests.extraction.building import (
     parts,
     stop_after,
 )
+from ccassets_tests.made_studies import save_pictures, write_study
 
 
 # Shards are of four rows, batches of two.
@@ -81,7 +81,7 @@ def test_two_processes_that_extract_the_same_study_encode_each_image_once_in_all
     (study.folder / "colours.py").write_text(COLOURS)
     code = (
         "import sys\nimport ccassets\n"
-        "from ccassets_tests.extraction.building import build\n"
+        "from ccassets_tests.extraction.made_parts import build\n"
         "study = ccassets.load_study(sys.argv[1])\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "built = build(study)\n"

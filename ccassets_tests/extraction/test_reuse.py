@@ -13,10 +13,9 @@ from ccassets.database.reader import open_database
 from ccassets.errors import DatasetError
 from ccassets.extraction import plan_study
 from ccassets.files import fingerprint
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import VOCABULARY, picture, save_pictures, write_study
-from ccassets_tests.extraction.building import (
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import (
     Built,
     arrays,
     build,
@@ -26,6 +25,7 @@ from ccassets_tests.extraction.building import (
     far_rows,
     parts,
 )
+from ccassets_tests.made_studies import VOCABULARY, picture, save_pictures, write_study
 
 
 @pytest.fixture

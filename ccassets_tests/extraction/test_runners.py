@@ -20,12 +20,11 @@ import ccassets
 from ccassets.cli import main
 from ccassets.errors import DatasetError, EncoderError, StudyError
 from ccassets.extraction import extract_shards, extract_splits
+from ccassets.extraction.image_shards import StageTimes
 from ccassets.extraction.runners import choose_runner
-from ccassets.extraction.shards import StageTimes
-from ccassets.storage import Store
-from ccassets.study import Study
-from ccassets_tests.building import SPLITS, edit_study, picture, write_study
-from ccassets_tests.extraction.building import (
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import (
     COLOURS,
     arrays,
     build,
@@ -35,6 +34,7 @@ from ccassets_tests.extraction.building import (
     parts,
     read_sources,
 )
+from ccassets_tests.made_studies import SPLITS, edit_study, picture, write_study
 
 WATCHED = (
     COLOURS
@@ -255,8 +255,8 @@ def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Pat
 def test_a_build_takes_the_runner_of_the_environment_and_shows_all_workers_in_one_run(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ccassets.runs import run_build
-    from ccassets.states import dagster_instance
+    from ccassets.orchestration.build import run_build
+    from ccassets.orchestration.status import dagster_instance
 
     study, log = watched(tmp_path, pictures)
     study = edit_study(study, lambda attributes: attributes["extraction"].update(partitioned=False))

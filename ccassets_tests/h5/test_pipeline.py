@@ -36,7 +36,7 @@ from ccassets.h5 import (
     run_full_pipeline,
     store_prompt_features,
 )
-from ccassets.study import load_study
+from ccassets.study.loading import load_study
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents
 from ccassets_tests.h5.stand_in import PROMPTS, D, Pictures, Replay, StandIn, stand_in
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ccassets import CcassetsError
-from ccassets.database.digests import feature_digests
+from ccassets.database.feature_digests import feature_digests
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
 from ccassets.h5 import (

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ccassets_tests.database.building import DIM, write_database
+from ccassets_tests.database.made_files import DIM, write_database
 from ccassets_tests.hostile.case import Case
 
 OUTSIDE = "outside"

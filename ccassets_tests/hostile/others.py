@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccassets_tests.building import DATA
 from ccassets_tests.hostile.case import Case
+from ccassets_tests.made_studies import DATA
 
 MARK = "code-was-run"
 """The file that a hostile file would leave behind if it got its code run."""

@@ -11,14 +11,14 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ccassets.database.foreign import summarize_foreign, validate_foreign
+from ccassets.database.sandbox import summarize_foreign, validate_foreign
 from ccassets.database.validation import validate_database
 from ccassets.errors import DatabaseError
-from ccassets_tests.campaigns.examining import MEMORY, examine
-from ccassets_tests.database.building import study, write_database
+from ccassets_tests.campaigns.examination import MEMORY, examine
+from ccassets_tests.database.made_files import study, write_database
 from ccassets_tests.hostile.case import Case
 from ccassets_tests.hostile.hdf5 import CASES, OUTSIDE
-from ccassets_tests.hostile.watching import opened_in
+from ccassets_tests.hostile.limited_process import opened_in
 
 
 def made(name: str, folder: Path) -> Path:

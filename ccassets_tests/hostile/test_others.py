@@ -11,15 +11,15 @@ from pathlib import Path
 import medmnist
 import pytest
 
-from ccassets.datasets.images import decode_image
+from ccassets.datasets.image_decoding import decode_image
 from ccassets.encoders import inspect_encoder
 from ccassets.errors import DatasetError, EncoderError, StudyError
 from ccassets.progress import silent
-from ccassets.study import load_study
-from ccassets_tests.building import DATA, write_study
-from ccassets_tests.datasets.building import dataset_of
+from ccassets.study.loading import load_study
+from ccassets_tests.datasets.made_datasets import dataset_of
 from ccassets_tests.hostile.case import Case
 from ccassets_tests.hostile.others import ARCHIVES, MARK, PICTURES, STUDIES, WEIGHTS
+from ccassets_tests.made_studies import DATA, write_study
 
 
 @pytest.fixture(autouse=True)

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.reader import FeatureDatabase, open_database
-from ccassets.database.validation.against_study import check_study
+from ccassets.database.reader import Database, open_database
 from ccassets.database.validation.contents import Contents, read_contents
-from ccassets.database.validation.digests import check_digests
-from ccassets.database.validation.legacy import TRACE_CHECKS, check_traces
-from ccassets.database.validation.provenance import check_provenance
+from ccassets.database.validation.digest_rules import check_digests
+from ccassets.database.validation.finding_collector import Report
+from ccassets.database.validation.legacy_traces import TRACE_CHECKS, check_traces
+from ccassets.database.validation.provenance_rules import check_provenance
 from ccassets.database.validation.registry import CHECKS, GROUPS, Check
-from ccassets.database.validation.report import Report
-from ccassets.database.validation.rows import check_rows
-from ccassets.database.validation.structure import check_structure
-from ccassets.database.validation.texts import check_texts
-from ccassets.database.validation.values import BULK_CHECKS, check_logit_parameters, check_values
+from ccassets.database.validation.row_rules import check_rows
+from ccassets.database.validation.structure_rules import check_structure
+from ccassets.database.validation.study_rules import check_study
+from ccassets.database.validation.text_rules import check_texts
+from ccassets.database.validation.value_rules import BULK_CHECKS, check_logit_parameters, check_values
 from ccassets.errors import DatabaseError
 from ccassets.findings import Finding
-from ccassets.study import Study
+from ccassets.study.schema import Study
 
 __all__ = ["CHECKS", "GROUPS", "Check", "Examination", "examine", "validate_database"]
 
@@ -62,7 +62,7 @@ def validate_database(
 
 
 def examine(
-    database: FeatureDatabase,
+    database: Database,
     study: Study | None = None,
     deep: bool = False,
     *,

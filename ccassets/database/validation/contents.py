@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
-from ccassets.database.reader import FeatureDatabase
-from ccassets.database.validation.reading import (
+from ccassets.database.reader import Database
+from ccassets.database.validation.finding_collector import Report, shortened
+from ccassets.database.validation.safe_reading import (
     Form,
     Names,
     guarded,
@@ -24,7 +25,6 @@ from ccassets.database.validation.reading import (
     subgroup,
     usable_dataset,
 )
-from ccassets.database.validation.report import Report, shortened
 
 Array = npt.NDArray[Any]
 
@@ -136,7 +136,7 @@ class Contents:
         return [run for run in runs if run.split]
 
 
-def read_contents(database: FeatureDatabase, report: Report) -> Contents:
+def read_contents(database: Database, report: Report) -> Contents:
     """Read everything but image features, token features and text arrays; report what is not as it has to be."""
     file, file_bytes = database.file, database.path.stat().st_size
     attributes = read_attributes(file, "/", report)

@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
-from ccassets.database.reader import FeatureDatabase, open_database
+from ccassets.database.reader import Database, open_database
 from ccassets.database.validation import Examination, examine
-from ccassets.database.validation.report import Report
+from ccassets.database.validation.finding_collector import Report
 from ccassets.database.writer import TemplateContent
-from ccassets.datasets.contract import Dataset
+from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_tokenizer
-from ccassets.encoders.contract import EncoderCard
-from ccassets.encoders.digests import digest_files
+from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.encoders.weight_digests import digest_files
 from ccassets.errors import CcassetsError, DatasetError
-from ccassets.extraction.adoption.matching import Images, Ints, match
-from ccassets.extraction.adoption.templates import usable_templates, with_tokens
-from ccassets.extraction.adoption.writing import Shard, Source, shards_to_take, write_images, write_templates
+from ccassets.extraction.adoption.adopted_parts import Shard, Source, shards_to_take, write_images, write_templates
+from ccassets.extraction.adoption.row_matching import Images, Ints, match
+from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
 from ccassets.extraction.sources import fetched, identify_encoder, read_images
 from ccassets.files import exclusive, remove_leftovers, require_space
 from ccassets.findings import Finding, has_errors
 from ccassets.progress import Progress, silent
-from ccassets.storage import Store
-from ccassets.study import Study
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 __all__ = ["AdoptedSplit", "Adoption", "AdoptionError", "adopt"]
 
@@ -151,7 +151,7 @@ def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
 
 
 def _check_encoder(
-    database: FeatureDatabase, examination: Examination, study: Study, card: EncoderCard, report: Report
+    database: Database, examination: Examination, study: Study, card: EncoderCard, report: Report
 ) -> None:
     """What the file says of its encoder, against the study's."""
     contents = examination.contents

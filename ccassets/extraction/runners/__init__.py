@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from ccassets.encoders import load_encoder
-from ccassets.encoders.contract import Encoder
+from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import StudyError
-from ccassets.extraction.shards import Part, Report, Shard, Work, encode_shards
+from ccassets.extraction.image_shards import Part, Report, Shard, Work, encode_shards
 
 VARIABLE = "CCASSETS_RUNNER"
 

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from ccassets.encoders import load_encoder
-from ccassets.encoders.contract import Encoder
+from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import CcassetsError, EncoderError
+from ccassets.extraction.image_shards import Part, Report, Shard, Work, available_cores, encode_shards
 from ccassets.extraction.runners import InThisProcess
-from ccassets.extraction.shards import Part, Report, Shard, Work, available_cores, encode_shards
 from ccassets.files import remove_leftovers
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ccassets.encoders import load_encoder
-from ccassets.encoders.contract import Encoder, FloatArray, ImageFeatures
+from ccassets.encoders.encoder_contract import Encoder, FloatArray, ImageFeatures
 from ccassets.errors import EncoderError, StorageError
-from ccassets.extraction.shards import MOST_DECODERS, Part, Report, Shard, StageTimes, Work, encode_shards
+from ccassets.extraction.image_shards import MOST_DECODERS, Part, Report, Shard, StageTimes, Work, encode_shards
 
 _SHARDS_PER_WORKER = 2
 """Shards a worker has at once: while one is encoded, the other is decoded or written."""

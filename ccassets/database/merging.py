@@ -1,0 +1,84 @@
+"""Assembly: a new file whose rows are byte ranges of other files, copied and never read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.layout import BULK, IMAGE_FEATURES, STORED_IMAGE_DTYPE
+from ccassets.database.reader import Database, open_database
+from ccassets.database.writer import FileContent, new_file
+from ccassets.errors import DatabaseError
+from ccassets.progress import Progress, silent
+
+_COPY_BYTES = 256 << 20
+
+
+def assemble(
+    path: Path,
+    content: FileContent,
+    sources: Sequence[Path],
+    source_of: npt.NDArray[np.int64],
+    row_in: npt.NDArray[np.int64],
+    progress: Progress = silent,
+) -> None:
+    """Write `content` to `path`, row i being row `row_in[i]` of `sources[source_of[i]]`.
+
+    Source by source, each opened once; runs of neighbouring rows are copied as one range. Every source holds
+    contiguous rows of the same D and T_img, with the feature digests that `content` says; `DatabaseError` names the
+    one that does not. `progress` counts the rows of both data sets.
+    """
+    names = BULK if content.token_count else (IMAGE_FEATURES,)
+    done, total = 0, len(names) * len(source_of)
+    with new_file(path, content) as rows:
+        for source, wanted in _by_source(source_of):
+            with open_database(sources[source]) as database:
+                _check(database, content, wanted, row_in[wanted])
+                for name in names:
+                    offset, row_bytes = database.byte_range(name)
+                    for first, row, count in _runs(wanted, row_in[wanted], max(1, _COPY_BYTES // row_bytes)):
+                        rows.copy(name, first, database.fileno(), offset + row * row_bytes, count)
+                        done += count
+                        progress(done, total)
+
+
+def _by_source(source_of: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Every source that is used, and the rows of the new file that it gives, in order."""
+    order = np.argsort(source_of, kind="stable")
+    for wanted in np.split(order, np.flatnonzero(np.diff(source_of[order])) + 1):
+        if len(wanted):
+            yield int(source_of[wanted[0]]), wanted
+
+
+def _runs(wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int, int]]:
+    """(row of the new file, row in the source, count) of every run of rows that are neighbours in both."""
+    starts = np.flatnonzero(np.r_[True, (np.diff(wanted) != 1) | (np.diff(row_in) != 1)])
+    ends = np.r_[starts[1:], len(wanted)]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        for first in range(start, end, most):
+            yield int(wanted[first]), int(row_in[first]), min(most, end - first)
+
+
+def _check(
+    database: Database, content: FileContent, wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64]
+) -> None:
+    tokens = database.image_token_features
+    found = database.dim, database.token_count
+    dtypes = {database.image_features.dtype} if tokens is None else {database.image_features.dtype, tokens.dtype}
+    if found != (content.dim, content.token_count) or dtypes != {STORED_IMAGE_DTYPE}:
+        raise DatabaseError(
+            f"{database.path}: D and T_img are {found}, dtypes {sorted(map(str, dtypes))}; "
+            f"{(content.dim, content.token_count)} in {STORED_IMAGE_DTYPE} were expected. "
+            "This part belongs to another encoder: remove it and build again."
+        )
+    assert content.rows is not None
+    digests = database.feature_digest
+    if (
+        digests is None
+        or row_in.max() >= len(digests)
+        or not np.array_equal(digests[row_in], content.rows.feature_digest[wanted])
+    ):
+        raise DatabaseError(f"{database.path} does not hold the rows it held when the build began: build again.")

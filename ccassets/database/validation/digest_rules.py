@@ -1,0 +1,135 @@
+"""Checks of stored digests that need no pass over features: rows, templates, splits, database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+
+from ccassets.database.feature_digests import (
+    TEMPLATE_ARRAYS,
+    attribute_digest,
+    database_digest,
+    rows_digest,
+    split_digest,
+    template_digest,
+)
+from ccassets.database.reader import map_dataset
+from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents
+from ccassets.database.validation.finding_collector import Report, shortened
+from ccassets.database.validation.safe_reading import guarded
+
+
+def check_digests(contents: Contents, report: Report) -> None:
+    """Stored digests of rows, templates, splits and the database, recomputed."""
+    recorded = (contents.provenance or {}).get("digests")
+    recorded = recorded if isinstance(recorded, dict) else {}
+    templates = {name: _check_template(template, report) for name, template in contents.templates.items()}
+    has_any = contents.feature_digest is not None or any("digest" in t.attributes for t in contents.templates.values())
+    if not recorded and not has_any:
+        report.add("no_digests", "/", "digests of what was written were expected; the file records none")
+        return
+    _check_rows(contents, report)
+    _check_attributes(contents, report)
+    splits = _strings(recorded.get("splits"))
+    found_splits = _split_digests(contents)
+    for split, stored in splits.items():
+        if found_splits is not None and found_splits.get(split) != stored:
+            _different(report, "split_digest", f"/@provenance digests.splits.{split}", stored, found_splits.get(split))
+    database = recorded.get("database")
+    if isinstance(database, str) and None not in templates.values():
+        # Over the recorded digests of splits and templates: each is compared with its content on its own above.
+        vocabulary = {name: contents.word_lists[name] for name in WORD_LISTS if name in contents.word_lists}
+        found = _database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
+        if found != database:
+            _different(report, "database_digest", "/@provenance digests.database", database, found)
+
+
+def _database_digest(
+    splits: Mapping[str, str], templates: Mapping[str, str], vocabulary: Mapping[str, Sequence[str]]
+) -> str | None:
+    """The database digest; None where names are not UTF-8, which a recorded digest cannot be over."""
+    try:
+        return database_digest(splits, templates, vocabulary)
+    except UnicodeEncodeError:
+        return None
+
+
+def _strings(value: Any) -> Mapping[str, str]:
+    return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
+
+
+def _different(report: Report, check: str, where: str, stored: Any, found: str | None) -> None:
+    report.add(
+        check,
+        where,
+        f"{shortened(str(stored))}, as it was recorded, was expected; the file's content gives {found or 'none'}",
+    )
+
+
+def _check_rows(contents: Contents, report: Report) -> None:
+    stored = contents.attributes.get("rows_digest")
+    if stored is not None and contents.image_digest is not None and contents.feature_digest is not None:
+        found = rows_digest(contents.image_digest, contents.feature_digest)
+        if found != stored:
+            _different(report, "rows_digest", "/@rows_digest", stored, found)
+
+
+def _check_attributes(contents: Contents, report: Report) -> None:
+    """Every root attribute that was there at writing; what others added later is theirs."""
+    for name, stored in _strings(contents.attributes.get("attribute_digests")).items():
+        found = attribute_digest(contents.stored_attributes[name]) if name in contents.stored_attributes else None
+        if found != stored:
+            _different(report, "attribute_digest", f"/@{name}", stored, found)
+
+
+def _check_template(template: TemplateContents, report: Report) -> str | None:
+    """The stored digest of a template, compared with its content; None where there is none and none can be computed."""
+    stored = template.attributes.get("digest")
+    if template.texts is None or "text_features" not in template.datasets:
+        return None if stored is None else str(stored)
+    arrays = {
+        name: guarded(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", report)  # type: ignore[misc]
+        for name in TEMPLATE_ARRAYS
+        if name in template.datasets
+    }
+    if any(array is None for array in arrays.values()):
+        return None if stored is None else str(stored)
+    content = SimpleNamespace(**{name: arrays.get(name) for name in TEMPLATE_ARRAYS}, texts=template.texts)
+    found = template_digest(content)
+    if stored is not None and stored != found:
+        _different(report, "template_digest", f"{template.where}@digest", stored, found)
+    return found if stored is None else str(stored)
+
+
+def _mapped(dataset: h5py.Dataset) -> Any:
+    """A data set's values: mapped where it is contiguous, so that memory stays flat."""
+    mapped = map_dataset(dataset)
+    return dataset[...] if mapped is None else mapped
+
+
+def _split_digests(contents: Contents) -> dict[str, str] | None:
+    """The digest of every split, in file order, then of those without rows; None where the rows do not allow it."""
+    digests, keys, labels, split = contents.feature_digest, contents.keys, contents.labels, contents.split
+    if digests is None or keys is None or labels is None or split is None:
+        return None
+    lengths = {len(digests), len(keys), len(labels), len(split)}
+    lengths |= {len(values) for values in (contents.groups, contents.label_matrix) if values is not None}
+    if len(lengths) > 1:
+        return None
+    names = list(contents.split_counts or {})
+    found = {}
+    for name in [*names, *(name for name in split.names if name not in names)]:
+        place = split.rows_of(name)
+        found[name] = split_digest(
+            digests[place],
+            keys=[keys.names[code] for code in keys.codes[place]],
+            labels=labels[place],
+            groups=None
+            if contents.groups is None
+            else [contents.groups.names[c] for c in contents.groups.codes[place]],
+            label_matrix=None if contents.label_matrix is None else contents.label_matrix[place],
+        )
+    return found

@@ -1,0 +1,192 @@
+"""Checks of what is known of every row besides its features: ids, splits, labels, keys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ccassets.database.validation.contents import Contents, Run
+from ccassets.database.validation.finding_collector import Report, count, listed, rows_text, shortened
+from ccassets.database.validation.safe_reading import Names
+
+
+def check_rows(contents: Contents, report: Report) -> None:
+    """Ids, split counts, order of splits, labels and keys."""
+    _check_ids(contents, report)
+    if contents.kind == "database":
+        _check_split_counts(contents, report)
+        _check_contiguous(contents, report)
+    _check_labels(contents, report)
+    _check_label_matrix(contents, report)
+    _check_keys(contents, report)
+
+
+def split_rows(contents: Contents) -> dict[str, int]:
+    """Rows of every split on disk, without torn ones."""
+    if contents.split is None:
+        return {}
+    return {name: number for name, number in contents.split.counts().items() if name}
+
+
+def label_count(contents: Contents) -> int | None:
+    """How many labels there are by the file's own lists; None where it has none."""
+    provenance = contents.provenance or {}
+    dataset = provenance.get("dataset")
+    lists = (
+        contents.word_lists.get("label_texts"),
+        dataset.get("classes") if isinstance(dataset, dict) else None,
+    )
+    return next((len(words) for words in lists if isinstance(words, (list, tuple)) and words), None)
+
+
+def merged_runs(contents: Contents) -> list[Run]:
+    """Runs of rows of one split; torn rows in between do not end a run."""
+    merged: list[Run] = []
+    for run in contents.runs():
+        if merged and merged[-1].split == run.split:
+            merged[-1] = Run(run.split, merged[-1].start, run.stop)
+        else:
+            merged.append(run)
+    return merged
+
+
+def _check_ids(contents: Contents, report: Report) -> None:
+    if contents.ids is None:
+        return
+    wrong = np.flatnonzero(contents.ids != np.arange(len(contents.ids)))
+    if len(wrong):
+        report.add(
+            "ids",
+            f"/ids {rows_text(wrong)}",
+            f"every row's own number, 0 to {len(contents.ids) - 1}, was expected; "
+            f"found {contents.ids[wrong[0]]} at row {wrong[0]} ({count(len(wrong), 'row')} differ)",
+        )
+
+
+def _check_split_counts(contents: Contents, report: Report) -> None:
+    stored = contents.split_counts
+    if stored is None or contents.split is None:
+        return
+    found = split_rows(contents)
+    names = [*stored, *(name for name in found if name not in stored)]
+    wrong = [name for name in names if stored.get(name, 0) != found.get(name, 0)]
+    if wrong:
+        text = listed([f"{name!r}: {stored.get(name, 'none')} expected, {found.get(name, 0)} found" for name in wrong])
+        report.add(
+            "split_counts",
+            "/@split_counts",
+            f"the rows of every split were expected to be those of split_counts "
+            f"({sum(stored.values())} in all, {sum(found.values())} found); {text}",
+        )
+
+
+def _check_contiguous(contents: Contents, report: Report) -> None:
+    places: dict[str, list[Run]] = {}
+    for run in merged_runs(contents):
+        places.setdefault(run.split, []).append(run)
+    broken = {split: runs for split, runs in places.items() if len(runs) > 1}
+    if broken:
+        text = listed(
+            [
+                f"{split!r} stands at "
+                + listed([rows_text(range(run.start, run.stop)) for run in runs], most=4, separator=" and at ")
+                for split, runs in broken.items()
+            ],
+            separator="; ",
+        )
+        report.add("contiguous_splits", "/split", f"the rows of a split were expected to stand together; {text}")
+
+
+def _check_labels(contents: Contents, report: Report) -> None:
+    labels = contents.labels
+    if labels is None or not len(labels):
+        return
+    missing = np.flatnonzero(labels == -1)
+    if len(missing):
+        report.add(
+            "missing_labels",
+            f"/labels {rows_text(missing)}",
+            f"a label was expected for every row; {_share(len(missing), len(labels))} hold -1, which the original "
+            "scripts write where none was given. Features and texts are not affected.",
+        )
+    known = label_count(contents)
+    outside = (labels < -1) if known is None else ((labels < -1) | (labels >= known))
+    wrong = np.flatnonzero(outside)
+    if len(wrong):
+        found = listed([str(label) for label in np.unique(labels[wrong]).tolist()], most=5)
+        expected = "0 or more" if known is None else f"0 to {known - 1}, one of {known} labels,"
+        report.add("labels", f"/labels {rows_text(wrong)}", f"{expected} was expected; found {found}")
+    if _all_zero_is_odd(contents, known) and not labels.any():
+        report.add(
+            "labels_all_zero",
+            "/labels",
+            f"all {len(labels)} labels are 0{_first_label(contents)}: "
+            "either one class only, or a data set without labels. The file cannot tell which.",
+        )
+
+
+def _all_zero_is_odd(contents: Contents, known: int | None) -> bool:
+    dataset = (contents.provenance or {}).get("dataset")
+    told = isinstance(dataset, dict) and dataset.get("labels") == "none"
+    return contents.kind == "database" and not told and contents.label_matrix is None and known != 1
+
+
+def _first_label(contents: Contents) -> str:
+    words = contents.word_lists.get("label_texts")
+    return f" ({words[0]})" if words else ""
+
+
+def _share(part: int, whole: int) -> str:
+    return f"all {whole} rows" if part == whole else f"{part} of {whole} rows"
+
+
+def _check_label_matrix(contents: Contents, report: Report) -> None:
+    matrix = contents.label_matrix
+    if matrix is None:
+        return
+    other = np.flatnonzero((matrix > 1).any(axis=1))
+    if len(other):
+        report.add("label_matrix", f"/label_matrix {rows_text(other)}", "0 and 1 were expected; found other numbers")
+    known = label_count(contents)
+    if known is not None and matrix.shape[1] != known:
+        report.add(
+            "label_matrix", "/label_matrix", f"{known} columns, one a label, were expected; found {matrix.shape[1]}"
+        )
+    if contents.labels is None or len(contents.labels) != len(matrix) or not matrix.shape[1]:
+        return
+    # argmax gives the first set column, and 0 where none is set.
+    wrong = np.flatnonzero(contents.labels != (matrix != 0).argmax(axis=1))
+    if len(wrong):
+        report.add(
+            "label_matrix",
+            f"/labels {rows_text(wrong)}",
+            f"the first set column of label_matrix was expected; {count(len(wrong), 'label')} differ",
+        )
+
+
+def _check_keys(contents: Contents, report: Report) -> None:
+    keys = contents.keys
+    if keys is None:
+        return
+    empty = keys.rows_of("")
+    if len(empty):
+        report.add("keys", f"/keys {rows_text(empty)}", f"a key was expected for every row; {len(empty)} are empty")
+    twice = _twice(keys, contents.split)
+    if twice:
+        text = listed([f"{shortened(key)} at {rows_text(rows)}" for key, rows in twice.items()], separator="; ")
+        report.add("duplicate_keys", "/keys", f"every key once in a split was expected; {text}")
+
+
+def _twice(keys: Names, split: Names | None) -> dict[str, list[int]]:
+    """Keys that stand more than once in one split, with their rows."""
+    if split is None or len(split) != len(keys) or len(keys.names) == len(keys):
+        return {}
+    pairs = keys.codes * len(split.names) + split.codes
+    order = np.argsort(pairs, kind="stable")
+    same = np.flatnonzero(np.diff(pairs[order]) == 0)
+    found: dict[str, list[int]] = {}
+    for place in same.tolist():
+        key = keys.names[keys.codes[order[place]]]
+        if key:
+            rows = found.setdefault(key, [])
+            rows += [row for row in order[place : place + 2].tolist() if row not in rows]
+    return {key: sorted(rows) for key, rows in found.items()}

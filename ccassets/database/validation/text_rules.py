@@ -1,0 +1,194 @@
+"""Checks of templates: the prompts against their hash and against the lists they are made of, and their tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.validation.contents import Contents, TemplateContents
+from ccassets.database.validation.finding_collector import Report, count, listed, rows_text, shortened
+from ccassets.database.validation.safe_reading import guarded
+from ccassets.study.schema import texts_hash
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+LISTS: Mapping[str, tuple[str, str]] = {
+    "concept": ("prompt_temp_for_concepts", "concept_texts"),
+    "label": ("prompt_temp_for_labels", "label_texts"),
+}
+"""Of each kind of numbered template, the attributes with its template strings and its words."""
+
+_NUMBERED = re.compile(r"(concept|label)_prompts_t(\d{2,})")
+
+
+def check_texts(contents: Contents, report: Report) -> None:
+    """Hashes, prompts, the set of templates, masks and spans."""
+    for template in contents.templates.values():
+        _check_hash(template, report)
+        _check_tokens(template, report)
+    for kind in LISTS:
+        _check_numbered(kind, contents, report)
+    _check_concepts(contents, report)
+
+
+def _check_hash(template: TemplateContents, report: Report) -> None:
+    if template.texts is None:
+        return
+    stored = template.attributes.get("texts_hash")
+    found = hash_of(template.texts)
+    if stored != found:
+        text = "no hash" if stored is None else shortened(str(stored))
+        report.add(
+            "texts_hash",
+            f"{template.where}@texts_hash",
+            f"the hash of the stored prompts, {found}, was expected; found {text}: "
+            "the prompts are not the ones that were encoded",
+        )
+
+
+def hash_of(texts: Sequence[str]) -> str:
+    """`texts_hash`, of strings that may not be UTF-8 too."""
+    try:
+        return texts_hash(texts)
+    except UnicodeEncodeError:
+        return texts_hash([text.encode("utf-8", "surrogateescape").decode("latin-1") for text in texts])
+
+
+def _numbered(contents: Contents, kind: str) -> dict[str, int]:
+    """The numbered templates of a kind, each with its number."""
+    return {
+        template_id: int(match[2])
+        for template_id in contents.templates
+        if (match := _NUMBERED.fullmatch(template_id)) and match[1] == kind
+    }
+
+
+def stale_templates(contents: Contents) -> set[str]:
+    """Numbered templates beyond the stored list of their kind."""
+    return {
+        template_id
+        for kind, (templates_name, _) in LISTS.items()
+        if templates_name in contents.word_lists
+        for template_id, number in _numbered(contents, kind).items()
+        if not 1 <= number <= len(contents.word_lists[templates_name])
+    }
+
+
+def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
+    """Numbered templates of one kind against the stored lists."""
+    numbered = _numbered(contents, kind)
+    templates_name, words_name = LISTS[kind]
+    templates, words = (contents.word_lists.get(name) for name in LISTS[kind])
+    if templates is None or words is None:
+        absent = [name for name in LISTS[kind] if name not in contents.attributes]
+        if numbered and absent and contents.kind == "database":
+            report.add(
+                "vocabulary" if contents.published else "vocabulary_unknown",
+                "/",
+                f"{' and '.join(absent)} were expected beside {count(len(numbered), f'{kind} template')}",
+            )
+        return
+    stale = stale_templates(contents)
+    for template_id, number in numbered.items():
+        template = contents.templates[template_id]
+        if template_id in stale:
+            report.add(
+                "stale_template",
+                template.where,
+                f"{kind} templates 1 to {len(templates)} of {templates_name} were expected; {template_id} is beyond "
+                "them: left over from a longer list",
+            )
+        elif template.texts is not None:
+            prompts = [templates[number - 1].replace("{}", word) for word in words]
+            _compare_prompts(template, prompts, f"{templates_name}[{number - 1}] and {words_name}", report)
+    missing = sorted(set(range(1, len(templates) + 1)) - set(numbered.values())) if words else []
+    if missing and contents.kind != "template-part":
+        names = listed([f"{kind}_prompts_t{number:02d}" for number in missing])
+        report.add(
+            "missing_template",
+            "/templates",
+            f"{count(len(templates), f'{kind} template')} were expected by {templates_name}; missing: {names}",
+        )
+
+
+def _compare_prompts(template: TemplateContents, expected: Sequence[str], source: str, report: Report) -> None:
+    found = template.texts or ()
+    different = differing(expected, found)
+    if different:
+        report.add(
+            "texts",
+            f"{template.where}/texts",
+            f"the prompts that {source} give were expected; {different}",
+        )
+
+
+def differing(expected: Sequence[str], found: Sequence[str]) -> str:
+    """How two lists of texts differ, in words; empty where they do not."""
+    if list(expected) == list(found):
+        return ""
+    if len(expected) != len(found):
+        return f"{len(expected)} expected, {len(found)} found"
+    rows = [row for row, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]]
+    row = rows[0]
+    more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    return f"at {row}: {shortened(expected[row])} expected, {shortened(found[row])} found{more}"
+
+
+def _check_concepts(contents: Contents, report: Report) -> None:
+    concepts, words = contents.attributes.get("concepts"), contents.word_lists.get("concept_texts")
+    if concepts is None or words is None:
+        return
+    texts = [text for concept in concepts for text in (concept["word"], *(concept.get("synonyms") or ()))]
+    different = differing(words, texts)
+    if different:
+        report.add("vocabulary", "/@concepts", f"the words of concept_texts were expected; {different}")
+
+
+# --- tokens -------------------------------------------------------------------------------------------
+
+
+def _check_tokens(template: TemplateContents, report: Report) -> None:
+    arrays = {
+        name: guarded(lambda name=name: template.datasets[name][...], f"{template.where}/{name}", report)  # type: ignore[misc]
+        for name in ("attention_mask", "subject_span")
+        if name in template.datasets
+    }
+    mask, spans = arrays.get("attention_mask"), arrays.get("subject_span")
+    if mask is not None:
+        wrong = np.flatnonzero((mask > 1).any(axis=1) | ~(mask == 1).any(axis=1))
+        if len(wrong):
+            report.add(
+                "attention_mask",
+                f"{template.where}/attention_mask {rows_text(wrong)}",
+                "1 for tokens and 0 for padding, and at least one token, were expected; "
+                f"{count(len(wrong), 'row')} differ",
+            )
+    if spans is not None and (mask is None or len(mask) == len(spans)):
+        wrong = np.flatnonzero(~_spans_inside(spans, mask))
+        if len(wrong):
+            first = wrong[0]
+            report.add(
+                "spans",
+                f"{template.where}/subject_span {rows_text(wrong)}",
+                f"a range of the prompt's tokens (or 0, 0) was expected; found {spans[first].tolist()} at row {first}",
+            )
+
+
+def _spans_inside(spans: Array, mask: Array | None) -> Bools:
+    """Which half-open ranges lie inside the mask; (0, 0), no word or one cut off, lies inside any."""
+    start, stop = spans[:, 0].astype(np.int64), spans[:, 1].astype(np.int64)
+    none: Bools = (start == 0) & (stop == 0)
+    ordered: Bools = none | ((start >= 0) & (start < stop))
+    if mask is None:
+        return ordered
+    width = mask.shape[1]
+    tokens_before = np.concatenate([np.zeros((len(mask), 1), np.int64), np.cumsum(mask == 1, axis=1)], axis=1)
+    rows = np.arange(len(mask))
+    inside = tokens_before[rows, stop.clip(0, width)] - tokens_before[rows, start.clip(0, width)] == stop - start
+    fits: Bools = none | (ordered & (stop <= width) & inside)
+    return fits

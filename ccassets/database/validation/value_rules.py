@@ -1,0 +1,183 @@
+"""The one pass over features: finite, not zero, of unit length, and the bytes that were written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.feature_digests import feature_digests
+from ccassets.database.float16 import all_finite, widened
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
+from ccassets.database.reader import READ_ERRORS
+from ccassets.database.validation.contents import Contents
+from ccassets.database.validation.finding_collector import Report, Rows, count, rows_text
+from ccassets.database.validation.stored_rows import StoredRows
+
+Array = npt.NDArray[Any]
+
+BULK_CHECKS = frozenset({"finite", "zero_rows", "zero_tokens", "norms", "unreadable_rows"})
+"""The checks that need the pass over features."""
+
+NORM_TOLERANCE = 2e-3
+
+# Small enough to stay in the processor's cache between reading and checking: larger blocks halve the speed.
+_BLOCK_BYTES = 2 << 20
+
+
+@dataclass
+class _Faults:
+    """Rows of one data set by what is wrong with them."""
+
+    not_finite: list[int] = field(default_factory=list)
+    zero: list[int] = field(default_factory=list)
+    zero_tokens: list[int] = field(default_factory=list)
+    not_unit: list[int] = field(default_factory=list)
+    worst_norm: float = 1.0
+    unreadable: list[int] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def unsound(self) -> list[int]:
+        """Rows that must not be used. One with single zero patches may: some encoders give them."""
+        return [*self.not_finite, *self.zero, *self.not_unit, *self.unreadable]
+
+
+def check_values(contents: Contents, report: Report, *, digests: bool = False) -> Rows:
+    """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`.
+
+    Gives the rows of images in which something is wrong, increasing.
+    """
+    images = [name for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
+    unsound = _scan(
+        [StoredRows(contents.datasets[name]) for name in images],
+        report,
+        stored_digests=contents.feature_digest if digests and IMAGE_FEATURES in images else None,
+    )
+    for template in contents.templates.values():
+        for name in ("text_features", "text_token_features"):
+            if name in template.datasets:
+                _scan([StoredRows(template.datasets[name])], report)
+    return unsound
+
+
+def check_logit_parameters(contents: Contents, report: Report) -> None:
+    """The four logit parameters, where the model has them, and the space of the scales."""
+    for name in LOGIT_PARAMETERS:
+        value = contents.attributes.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and isfinite(value)):
+            report.add("logit_parameters", f"/@{name}", f"a finite float64 was expected; found {value!r}")
+    space = contents.attributes.get("logit_scale_space", LOGIT_SCALE_SPACE)
+    if space != LOGIT_SCALE_SPACE:
+        report.add(
+            "logit_parameters", "/@logit_scale_space", f"{LOGIT_SCALE_SPACE!r} was expected; found {str(space)!r}"
+        )
+
+
+def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | None = None) -> Rows:
+    """Read equal rows of all sources side by side, each once and in file order; gives those that are not sound."""
+    if not sources:
+        return np.empty(0, np.int64)
+    faults = [_Faults() for _ in sources]
+    if len({len(source) for source in sources} | {len(sources[0] if stored_digests is None else stored_digests)}) > 1:
+        stored_digests = None  # rows that do not belong together; `row_counts` says so
+    changed: list[int] = []
+    step = max(sources, key=lambda source: source.row_bytes).step(_BLOCK_BYTES)
+    for first in range(0, max(map(len, sources)), step):
+        blocks = [_inspected(source, first, step, fault) for source, fault in zip(sources, faults, strict=True)]
+        if stored_digests is not None and blocks[0] is not None and blocks[-1] is not None:
+            found = feature_digests(blocks[0], blocks[1] if len(blocks) > 1 else None)
+            different = (found != stored_digests[first : first + len(found)]).any(axis=1)
+            changed += (first + np.flatnonzero(different)).tolist()
+    for source, fault in zip(sources, faults, strict=True):
+        _report_faults(source.name, fault, report)
+    if changed:
+        report.add(
+            "feature_digest",
+            f"/feature_digest {rows_text(changed)}",
+            f"the digest of every row's stored bytes was expected; {count(len(changed), 'row')} give another: "
+            "their features were changed after they were written",
+        )
+    return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64)
+
+
+def _inspected(source: StoredRows, first: int, rows: int, faults: _Faults) -> Array | None:
+    """A block of rows, inspected; None where some of it cannot be read, which is then told row by row."""
+    rows = min(rows, len(source) - first)
+    if rows < 1:
+        return None
+    try:
+        block = source.read(first, rows)
+    except READ_ERRORS as error:
+        faults.reason = str(error)
+        if rows == 1:
+            faults.unreadable.append(first)
+        else:
+            for row in range(first, first + rows):
+                _inspected(source, row, 1, faults)
+        return None
+    if block.size:
+        _inspect(block, first, source.name, faults)
+    return block
+
+
+def _inspect(block: Array, first: int, name: str, faults: _Faults) -> None:
+    values = block.astype(block.dtype.newbyteorder("="), copy=False)
+    if values.dtype.itemsize > 8:  # A long double: nothing below has use for its precision.
+        values = values.astype(np.float64)
+    rows = len(values)
+    sound = np.ones(rows, bool)
+    if not all_finite(values):
+        finite = np.isfinite(values.reshape(rows, -1)).all(axis=1)
+        faults.not_finite += (first + np.flatnonzero(~finite)).tolist()
+        sound &= finite
+    zero = _zero_vectors(values.reshape(rows, -1, values.shape[-1]))
+    if zero.any():
+        zero_rows = zero.all(axis=1)
+        faults.zero += (first + np.flatnonzero(zero_rows)).tolist()
+        faults.zero_tokens += (first + np.flatnonzero(zero.any(axis=1) & ~zero_rows)).tolist()
+        sound &= ~zero_rows
+    if values.ndim == 2:
+        _inspect_norms(values, sound, first, faults)
+
+
+def _zero_vectors(vectors: Array) -> npt.NDArray[np.bool_]:
+    """Which vectors (n, T, D) are all zero, (n, T); only those that start with a zero are looked at."""
+    zero: npt.NDArray[np.bool_] = vectors[..., 0] == 0
+    if zero.any():
+        zero[zero] = ~vectors[zero].any(axis=-1)
+    return zero
+
+
+def _inspect_norms(values: Array, sound: npt.NDArray[np.bool_], first: int, faults: _Faults) -> None:
+    single = widened(values) if values.dtype == np.float16 else values
+    norms = np.sqrt(np.einsum("ij,ij->i", single, single, dtype=np.float64 if single.dtype.itemsize > 4 else None))
+    deviation = np.abs(norms - 1)
+    wrong = np.flatnonzero(sound & ~(deviation <= NORM_TOLERANCE))
+    if len(wrong):
+        faults.not_unit += (first + wrong).tolist()
+        worst = float(norms[wrong[deviation[wrong].argmax()]])
+        faults.worst_norm = max(faults.worst_norm, worst, key=lambda norm: abs(norm - 1))
+
+
+def _report_faults(name: str, faults: _Faults, report: Report) -> None:
+    for check, rows, expected, found in (
+        ("unreadable_rows", faults.unreadable, "readable bytes", f"cannot be read ({faults.reason})"),
+        ("finite", faults.not_finite, "finite numbers", "hold NaN or infinity"),
+        ("zero_rows", faults.zero, "features", "are all zero: allocated, and never written"),
+        ("norms", faults.not_unit, f"a norm of 1 ± {NORM_TOLERANCE}", f"have another, up to {faults.worst_norm:.4g}"),
+    ):
+        if rows:
+            text = f"{expected} were expected" if expected.endswith("s") else f"{expected} was expected"
+            report.add(check, f"{name} {rows_text(rows)}", f"{text} in every row; {count(len(rows), 'row')} {found}")
+    if faults.zero_tokens and name == f"/{IMAGE_TOKEN_FEATURES}":
+        rows = faults.zero_tokens
+        report.add(
+            "zero_tokens",
+            f"{name} {rows_text(rows)}",
+            f"no all-zero patch vector was expected; {count(len(rows), 'row')} have some",
+        )

@@ -1,0 +1,1 @@
+"""Exports: files in which other tools read scores and features."""

@@ -1,0 +1,156 @@
+"""Parts with the features of a file that was there before, and what is recorded of that file in each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, STORED_IMAGE_DTYPE
+from ccassets.database.validation.contents import Contents
+from ccassets.database.validation.provenance_rules import private_details
+from ccassets.database.validation.stored_rows import StoredRows
+from ccassets.database.writer import FileContent, TemplateContent, new_file
+from ccassets.datasets.manifest import Manifest
+from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.extraction.image_shards import write_image_part
+from ccassets.extraction.parts import RowIndex, VerifiedFiles
+from ccassets.extraction.plan import plan_images
+from ccassets.extraction.provenance import created, encoder_provenance, libraries
+from ccassets.extraction.text_extraction import stored_template, template_part
+from ccassets.progress import Progress
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+
+Ints = npt.NDArray[np.int64]
+
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """The adopted file as every part of it records it: name and digest, its own attributes, how rows were matched."""
+
+    name: str
+    size: int
+    sha256: str
+    attributes: Mapping[str, Any]
+    matched_by: str
+    repaired: bool
+
+    def provenance(self, card: EncoderCard, started: float) -> dict[str, Any]:
+        """How a part came to be. Attributes that hold a path or a token, or are no JSON, are named and left out."""
+        kept = {name: value for name, value in self.attributes.items() if _may_be_recorded(value)}
+        return {
+            "origin": "adopted",
+            "encoder": encoder_provenance(card),
+            "source": {
+                "name": self.name,
+                "bytes": self.size,
+                "sha256": self.sha256,
+                "attributes": kept,
+                "left_out": sorted(set(self.attributes) - set(kept)),
+            },
+            "matched_by": self.matched_by,
+            "repaired": self.repaired,
+            "libraries": libraries(),
+            "created": created(time.perf_counter() - started),
+        }
+
+
+def _may_be_recorded(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError):
+        return False
+    return not private_details({"": value})
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Rows of a manifest, and the row of the file that holds the features of each."""
+
+    manifest: Manifest
+    rows: Ints
+    file_rows: Ints
+
+
+def shards_to_take(
+    study: Study, manifests: Sequence[Manifest], numbers: Mapping[str, Ints], row_of_image: Ints, index: RowIndex
+) -> list[Shard]:
+    """What the file has and no part holds, in shards of the study's size, in manifest order, each image once."""
+    row_of_image = row_of_image.copy()
+    size = study.extraction.rows_per_shard
+    shards = []
+    for manifest in manifests:
+        missing = plan_images(manifest, index, size).shards
+        rows = np.concatenate([np.empty(0, np.int64), *missing])
+        images = numbers[manifest.split][rows]
+        there = row_of_image[images] >= 0
+        rows, images = rows[there], images[there]
+        file_rows = row_of_image[images]
+        row_of_image[images] = -1  # An image that is in two splits is taken once.
+        shards += [
+            Shard(manifest, rows[first : first + size], file_rows[first : first + size])
+            for first in range(0, len(rows), size)
+        ]
+    return shards
+
+
+def write_images(
+    folder: Path, contents: Contents, shards: Sequence[Shard], card: EncoderCard, source: Source, progress: Progress
+) -> None:
+    """Write one part a shard, holding one in memory at a time."""
+    verified = VerifiedFiles(folder)
+    done, total = 0, sum(len(shard.rows) for shard in shards)
+    for shard in shards:
+        verified.add(_write_shard(folder, contents, shard, card, source))
+        done += len(shard.rows)
+        progress(done, total)
+
+
+def _write_shard(folder: Path, contents: Contents, shard: Shard, card: EncoderCard, source: Source) -> Path:
+    started = time.perf_counter()
+    features = _take(contents.datasets[IMAGE_FEATURES], shard.file_rows)
+    tokens = _take(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
+    return write_image_part(folder, shard.manifest, shard.rows, features, tokens, source.provenance(card, started))
+
+
+def _take(dataset: h5py.Dataset, rows: Ints) -> npt.NDArray[np.float16]:
+    stored = StoredRows(dataset)
+    taken = np.empty((len(rows), *dataset.shape[1:]), STORED_IMAGE_DTYPE)
+    for place, first, number in _runs(rows, stored.step(_BLOCK_BYTES)):
+        taken[place : place + number] = stored.read(first, number)
+    return taken
+
+
+def _runs(rows: Ints, most: int) -> Iterator[tuple[int, int, int]]:
+    """(place, first row, number) of neighbouring rows, `most` of them at a time."""
+    starts = np.flatnonzero(np.r_[True, np.diff(rows) != 1])
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
+        for place in range(start, stop, most):
+            yield place, int(rows[place]), min(most, stop - place)
+
+
+def write_templates(
+    study: Study, store: Store, card: EncoderCard, templates: Mapping[str, TemplateContent], source: Source
+) -> list[str]:
+    """Write a part for each template that none holds; gives their ids."""
+    written = []
+    for template_id, template in study.vocabulary.templates().items():
+        content = templates.get(template_id)
+        if content is None or stored_template(template, card, store) is not None:
+            continue
+        attributes = {"provenance": source.provenance(card, time.perf_counter())}
+        path = template_part(template, card, store)
+        with new_file(path, FileContent("template-part", card.dim, 0, None, {template_id: content}, attributes)):
+            pass  # A template part has no rows.
+        written.append(template_id)
+    return written

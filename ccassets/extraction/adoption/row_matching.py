@@ -1,0 +1,325 @@
+"""Which row of a file shows which image of a study: by image digest, else by position in the split and by label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.validation import Examination
+from ccassets.database.validation.contents import ROW_DATASETS, Contents, Run
+from ccassets.database.validation.finding_collector import Report, count, rows_text
+from ccassets.database.validation.legacy_traces import Copy, are_copies, find_copies, torn_rows
+from ccassets.datasets.dataset_contract import Dataset, Rows
+from ccassets.datasets.manifest import Manifest
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+BY_DIGEST = "image digest"
+BY_POSITION_AND_LABEL = "position and label"
+BY_POSITION = "position"
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The distinct images of a study: their digests (G,), sorted, and the number among them of every manifest row."""
+
+    digests: npt.NDArray[np.bytes_]
+    numbers: Mapping[str, Ints]
+
+    @classmethod
+    def of(cls, manifests: Sequence[Manifest]) -> Images:
+        digests = np.concatenate([np.empty(0, "S32"), *(_as_keys(manifest.image_digest) for manifest in manifests)])
+        distinct, numbers = np.unique(digests, return_inverse=True)
+        stops = np.cumsum([len(manifest) for manifest in manifests])
+        by_split = np.split(numbers.astype(np.int64), stops[:-1])
+        return cls(distinct, {manifest.split: part for manifest, part in zip(manifests, by_split, strict=True)})
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """`row` (G,) is the row of the file that provably shows each image, -1 where none does; and what speaks against."""
+
+    row: Ints
+    matched_by: str
+
+
+def match(
+    examination: Examination, images: Images, manifests: Sequence[Manifest], dataset: Dataset, report: Report
+) -> Match:
+    """Find the images of a file's rows; whatever does not fit is reported, and not matched.
+
+    A row with an image digest shows the image of that digest. Rows of the original scripts, which have none, stand in
+    the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. Of
+    a stopped extraction the rows of the last split are the first ones of it. Copies that a resume left count as one.
+    """
+    contents = examination.contents
+    nothing = np.full(len(images.digests), -1, np.int64)
+    if contents.split is None or not _has_features(contents):
+        return Match(nothing, BY_POSITION)
+    if contents.image_digest is not None:
+        row, image = _by_digest(contents, images, manifests, report)
+        matched_by = BY_DIGEST
+    else:
+        row, image, matched_by = _by_position(contents, images, manifests, dataset, report)
+    sound = ~np.isin(row, examination.unsound)
+    return Match(_one_of_each(contents, row[sound], image[sound], nothing, report), matched_by)
+
+
+def _has_features(contents: Contents) -> bool:
+    """Whether rows can be taken over as they are: their bytes are the ones that will be stored."""
+    there = [contents.datasets[name] for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
+    return IMAGE_FEATURES in contents.datasets and all(dataset.dtype == np.float16 for dataset in there)
+
+
+def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, report: Report) -> Ints:
+    """The first row of each image; none where its rows have different features, since one of them is of another."""
+    order = np.lexsort((row, image))
+    row, image = row[order], image[order]
+    is_first = np.r_[True, image[1:] != image[:-1]][: len(image)]
+    chosen: Ints = nothing.copy()
+    chosen[image[is_first]] = row[is_first]
+    again, image = row[~is_first], image[~is_first]
+    if not len(again):
+        return chosen
+    order = np.argsort(again)
+    again, image = again[order], image[order]
+    different = ~are_copies(contents.datasets[IMAGE_FEATURES], chosen[image], again)
+    if different.any():
+        rows = np.union1d(chosen[image[different]], again[different])
+        report.add(
+            "equal_images",
+            f"/{IMAGE_FEATURES} {rows_text(rows)}",
+            f"equal features were expected in rows of one picture; {count(len(rows), 'row')} differ from each other",
+        )
+        chosen[image[different]] = -1
+    return chosen
+
+
+# --- files that know their images ---------------------------------------------------------------------
+
+
+def _by_digest(contents: Contents, images: Images, manifests: Sequence[Manifest], report: Report) -> tuple[Ints, Ints]:
+    assert contents.image_digest is not None
+    found = _as_keys(contents.image_digest[: _whole_rows(contents)])
+    place = np.searchsorted(images.digests, found)
+    known = place < len(images.digests)
+    known[known] = images.digests[place[known]] == found[known]
+    row, image = np.flatnonzero(known), place[known].astype(np.int64)
+    for manifest in manifests:
+        missing = np.flatnonzero(~np.isin(images.numbers[manifest.split], image))
+        if len(missing):
+            report.add(
+                "data_set_rows",
+                "/image_digest",
+                f"every image of {manifest.split!r} was expected; {len(missing)} of {len(manifest)} are not in the "
+                f"file (the first is {manifest.keys[missing[0]]!r})",
+            )
+    return row, image
+
+
+def _as_keys(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
+    # All are 32 bytes long, so numpy's padding of byte strings with zeros cannot make two of them equal.
+    return np.ascontiguousarray(digests, np.uint8).reshape(-1, 32).view("S32").ravel()
+
+
+def _whole_rows(contents: Contents) -> int:
+    """Rows that every row data set reaches."""
+    return min(len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets)
+
+
+# --- files of the original scripts --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Rows of the file and the place of each in its split; `reach` images are accounted for by them."""
+
+    rows: Ints
+    place: Ints
+    reach: int
+
+
+@dataclass(frozen=True)
+class _Complaint:
+    check: str
+    where: str
+    message: str
+
+
+def _by_position(
+    contents: Contents, images: Images, manifests: Sequence[Manifest], dataset: Dataset, report: Report
+) -> tuple[Ints, Ints, str]:
+    runs = _runs_by_split(contents)
+    copies = find_copies(contents)
+    torn = np.zeros(_file_rows(contents), np.bool_)
+    torn[torn_rows(contents)] = True
+    wanted = {manifest.split: dataset.rows(manifest.split) for manifest in manifests}
+    labels = _stored_labels(contents, wanted, report) if manifests and manifests[0].labelled else None
+    last = list(runs)[-1] if runs else None
+    rows, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for manifest in manifests:
+        split = manifest.split
+        stopped = split == last and _is_unfinished(contents, split, runs[split])
+        found, complaints, kept = _find_places(
+            split,
+            runs.get(split, []),
+            [copy for copy in copies if copy.split == split],
+            torn,
+            wanted[split],
+            labels,
+            stopped,
+        )
+        for complaint in complaints:
+            report.add(complaint.check, complaint.where, complaint.message)
+        if kept:
+            number = _numbers_by_place(manifest, images.numbers[split], len(wanted[split]))[found.place]
+            rows.append(found.rows[number >= 0])
+            numbers.append(number[number >= 0])
+    row = np.concatenate(rows)
+    by_label = labels is not None and bool((labels[row] >= 0).all())
+    return row, np.concatenate(numbers), BY_POSITION_AND_LABEL if by_label else BY_POSITION
+
+
+def _file_rows(contents: Contents) -> int:
+    return max(len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets)
+
+
+def _runs_by_split(contents: Contents) -> dict[str, list[Run]]:
+    """Runs of rows of every split, in file order, as far as every row data set reaches."""
+    whole = _whole_rows(contents)
+    by_split: dict[str, list[Run]] = {}
+    for run in contents.runs():
+        if run.start < whole:
+            by_split.setdefault(run.split, []).append(Run(run.split, run.start, min(run.stop, whole)))
+    return by_split
+
+
+def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], report: Report) -> Ints | None:
+    """The labels of the file, -1 where it does not know them; None where it knows none.
+
+    Labels that are all 0 are none where the data set has others: the original scripts write them for images without.
+    """
+    labels = contents.labels
+    if labels is None or (labels == -1).all():
+        return None
+    if not labels.any() and any(rows.labels.any() for rows in wanted.values()):
+        report.add(
+            "data_set_labels",
+            "/labels",
+            "the labels of the data set were expected; all labels of the file are 0, as the original scripts write "
+            "them for images without labels. Rows can be told by their positions alone, and take the data set's.",
+        )
+        return None
+    return labels
+
+
+def _is_unfinished(contents: Contents, split: str, runs: Sequence[Run]) -> bool:
+    """Whether nothing says that a split was written to its end: no count, or a record of more rows to come."""
+    planned: Any = contents.provenance
+    for name in ("dataset", "splits", split, "rows"):
+        planned = planned.get(name) if isinstance(planned, dict) else None
+    more = isinstance(planned, int) and planned > sum(map(len, runs))
+    return more or split not in (contents.split_counts or {})
+
+
+def _find_places(
+    split: str,
+    runs: Sequence[Run],
+    copies: Sequence[Copy],
+    torn: Bools,
+    wanted: Rows,
+    labels: Ints | None,
+    stopped: bool,
+) -> tuple[_Places, list[_Complaint], bool]:
+    """The places of a split's rows, what speaks against them, and whether they are right in spite of it."""
+    found = _places(runs, copies)
+    complaints = _complaints(split, found, wanted, labels, stopped)
+    if complaints and runs:
+        # A refused batch may have been left out for good: its torn rows then stand where its images do.
+        with_torn = _places(runs, copies, torn)
+        if not _complaints(split, with_torn, wanted, labels, stopped):
+            return with_torn, [], True
+    kept = not complaints or (stopped and found.reach < len(wanted) and len(complaints) == 1)
+    return found, complaints, kept
+
+
+def _places(runs: Sequence[Run], copies: Sequence[Copy], torn: Bools | None = None) -> _Places:
+    """Number a split's rows as its images: on from each other, and from the beginning where a copy begins.
+
+    With `torn`, torn rows between rows of the split and after them take places too.
+    """
+    rows = np.concatenate([np.empty(0, np.int64), *(np.arange(run.start, run.stop) for run in runs)])
+    place = np.empty_like(rows)
+    begun = {copy.again.start: copy for copy in copies}
+    edges = {edge for copy in copies for edge in (copy.again.start, copy.again.stop)}
+    following = reach = done = 0
+    for number, run in enumerate(runs):
+        cuts = [run.start, *sorted(edge for edge in edges if run.start < edge < run.stop), run.stop]
+        for start, stop in pairwise(cuts):
+            segment = slice(done, done + stop - start)
+            if start in begun:
+                first = int(np.searchsorted(rows, begun[start].first.start))
+                place[segment] = place[first : first + stop - start]
+            else:
+                place[segment] = np.arange(following, following + stop - start)
+            done = segment.stop
+            following = int(place[done - 1]) + 1
+            reach = max(reach, following)
+        if torn is not None:
+            after = runs[number + 1].start if number + 1 < len(runs) else len(torn)
+            gap = torn[run.stop : after]
+            held = len(gap) if gap.all() else int(gap.argmin())
+            if held == len(gap) or number + 1 == len(runs):
+                following += held
+                reach = max(reach, following)
+    return _Places(rows, place, reach)
+
+
+def _complaints(split: str, found: _Places, wanted: Rows, labels: Ints | None, stopped: bool) -> list[_Complaint]:
+    if found.reach != len(wanted):
+        missing = found.reach < len(wanted)
+        why = (
+            "more than there are images, and nothing says which belong together."
+            if not missing
+            else "the first ones of the split, in which the extraction was stopped."
+            if stopped
+            else "and nothing says which images have none."
+        )
+        where = f"/split {rows_text(found.rows)}" if len(found.rows) else "/split"
+        text = f"{len(wanted)} rows of {split!r}, one an image of the data set, were expected; found {found.reach}"
+        complaint = _Complaint("data_set_rows", where, f"{text}, {why}" if found.reach else text)
+        if not missing or labels is None:
+            return [complaint]
+        return [complaint, *_label_complaints(split, found, wanted, labels)]
+    return [] if labels is None else _label_complaints(split, found, wanted, labels)
+
+
+def _label_complaints(split: str, found: _Places, wanted: Rows, labels: Ints) -> list[_Complaint]:
+    expected, stored = wanted.labels[found.place], labels[found.rows]
+    wrong = np.flatnonzero((stored != -1) & (stored != expected))
+    if not len(wrong):
+        return []
+    first = wrong[0]
+    return [
+        _Complaint(
+            "data_set_labels",
+            f"/labels {rows_text(found.rows[wrong])}",
+            f"the labels of the data set were expected; {len(wrong)} of {count(len(stored), 'row')} of {split!r} have "
+            f"others (row {found.rows[first]}: {expected[first]} expected, {stored[first]} found): these rows may be "
+            "of other images, and so may their neighbours",
+        )
+    ]
+
+
+def _numbers_by_place(manifest: Manifest, numbers: Ints, places: int) -> Ints:
+    """The image number at every place of the data set's split; -1 for images that the study leaves out or blanks."""
+    by_place = np.full(places, -1, np.int64)
+    by_place[manifest.rows[~manifest.blank]] = numbers[~manifest.blank]
+    return by_place

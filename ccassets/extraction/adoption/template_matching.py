@@ -1,0 +1,80 @@
+"""Which templates of a file are a study's: equal prompts under a right hash, and features that are sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ccassets.database.validation import Examination
+from ccassets.database.validation.contents import TemplateContents
+from ccassets.database.writer import TemplateContent
+from ccassets.encoders import token_spans
+from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.encoders.tokenizer import Tokens
+from ccassets.errors import EncoderError
+from ccassets.findings import Finding
+from ccassets.study.schema import PromptTemplate, Study
+
+_TEXTS_OF_OTHERS = {"texts", "study_vocabulary"}
+"""Checks of prompts against somebody's lists: they do not say that features are not those of their prompts."""
+
+
+def usable_templates(examination: Examination, study: Study, card: EncoderCard) -> dict[str, TemplateContent]:
+    """The study's templates that the file holds, by the study's ids; the file may have others for them."""
+    stored = examination.contents.templates
+    sound = {
+        template_id: template
+        for template_id, template in stored.items()
+        if template.texts is not None and not _is_unsound(template, examination.findings)
+    }
+    found = {}
+    for template_id, template in study.vocabulary.templates().items():
+        for candidate in (template_id, *sound):
+            if candidate in sound and tuple(sound[candidate].texts or ()) == template.prompts:
+                content = _read(sound[candidate])
+                if content.text_features.shape[1] == card.dim:
+                    found[template_id] = content
+                break
+    return found
+
+
+def _is_unsound(template: TemplateContents, findings: Sequence[Finding]) -> bool:
+    """Whether there is an error about the template or anything in it."""
+    places = (template.where, *(f"{template.where}{end}" for end in ("/", "@", " ")))
+    return any(
+        finding.severity == "error"
+        and finding.check not in _TEXTS_OF_OTHERS
+        and (finding.where == places[0] or finding.where.startswith(places[1:]))
+        for finding in findings
+    )
+
+
+def _read(template: TemplateContents) -> TemplateContent:
+    arrays = {name: dataset[...] for name, dataset in template.datasets.items() if name != "texts"}
+    return TemplateContent(texts=template.texts or (), **arrays)
+
+
+def with_tokens(
+    content: TemplateContent, template: PromptTemplate, tokenize: Callable[[Sequence[str]], Tokens]
+) -> TemplateContent:
+    """The template with the tokens of its prompts, which the original scripts do not store.
+
+    They pad to the longest prompt of a template, so its length must be that of the stored token features; where it is
+    not, the prompts were tokenized in another way, and the template stays without.
+    """
+    try:
+        tokens = tokenize(template.prompts)
+        width = tokens.input_ids.shape[1]
+        if content.text_token_features is not None:
+            longest = int(tokens.attention_mask.sum(axis=1, dtype=np.int64).max(initial=0))
+            stored = content.text_token_features.shape[1]
+            if stored not in (longest, width):
+                return content
+            width = stored
+        mask = tokens.attention_mask[:, :width]
+        spans = token_spans(tokens.offsets[:, :width], mask, template.subjects)
+    except EncoderError:
+        return content
+    return replace(content, input_ids=tokens.input_ids[:, :width], attention_mask=mask, subject_span=spans)

@@ -1,0 +1,188 @@
+"""Text extraction: every template is encoded once per encoder identity and left behind as a part of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from ccassets.database.feature_digests import template_digest
+from ccassets.database.reader import open_database
+from ccassets.database.writer import FileContent, TemplateContent, new_file
+from ccassets.encoders import load_encoder
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard
+from ccassets.encoders.spans import token_spans
+from ccassets.errors import EncoderError, StudyError
+from ccassets.extraction.parts import UNUSABLE
+from ccassets.extraction.provenance import part_provenance
+from ccassets.extraction.sources import identify_encoder, recorded_card
+from ccassets.files import exclusive, remove_leftovers
+from ccassets.study.schema import PromptTemplate, Study
+from ccassets.study.storage import Store
+
+
+@dataclass(frozen=True)
+class StoredTemplate:
+    """A template as its part holds it; `origin` is `extracted`, or `adopted` from a file that was there before."""
+
+    content: TemplateContent
+    origin: str
+
+
+@dataclass(frozen=True)
+class TemplateExtraction:
+    """What `extract_template` did: the part, where its features come from, its digest, and the prompts encoded now."""
+
+    template_id: str
+    part: Path
+    origin: str
+    digest: str
+    prompts: int
+    encoded: int
+    seconds: float
+
+
+def extract_text(study: Study, *, store: Store | None = None, fresh: bool = False) -> list[TemplateExtraction]:
+    """Encode every template of a study that no part holds; the encoder is loaded only if there is one."""
+    store = store or Store.of(study)
+    if not store.encoder_card.exists():
+        identify_encoder(study, store=store)
+    encoder = cache(lambda: load_encoder(study, store_cache=store.cache))
+    return [
+        extract_template(study, template_id, encoder=encoder, store=store, fresh=fresh)
+        for template_id in study.vocabulary.templates()
+    ]
+
+
+def extract_template(
+    study: Study,
+    template_id: str,
+    *,
+    encoder: Callable[[], Encoder] | None = None,
+    store: Store | None = None,
+    fresh: bool = False,
+) -> TemplateExtraction:
+    """Encode one template, unless a part of the same encoder and prompts is there (`fresh` encodes it anyway).
+
+    `encoder` is called only when there is something to encode. Raises `StudyError` when there is no such template,
+    `EncoderError` when features are not finite.
+    """
+    store = store or Store.of(study)
+    card = recorded_card(study, store)
+    template = study.vocabulary.templates().get(template_id)
+    if template is None:
+        raise StudyError(
+            f"{study.name} has no template {template_id!r}; it has {', '.join(study.vocabulary.templates()) or 'none'}."
+        )
+    path = template_part(template, card, store)
+    started = time.perf_counter()
+    with exclusive(path.parent):
+        remove_leftovers(path.parent)
+        encoded = 0
+        stored = None if fresh else stored_template(template, card, store)
+        if stored is None:
+            loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
+            require_identity(loaded, card)
+            _write_part(path, study, template, loaded)
+            encoded = len(template.prompts)
+            stored = stored_template(template, card, store)
+    if stored is None:
+        raise EncoderError(f"{store.relative(path)} was written and cannot be read back: check the disk.")
+    return TemplateExtraction(
+        template_id=template_id,
+        part=path,
+        origin=stored.origin,
+        digest=template_digest(stored.content),
+        prompts=len(template.prompts),
+        encoded=encoded,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def missing_templates(study: Study, card: EncoderCard, store: Store) -> list[str]:
+    """The ids of the templates that no part holds under this encoder identity."""
+    return [
+        template_id
+        for template_id, template in study.vocabulary.templates().items()
+        if stored_template(template, card, store) is None
+    ]
+
+
+def template_part(template: PromptTemplate, card: EncoderCard, store: Store) -> Path:
+    """Where the part of a template lies."""
+    return store.template_parts(card.identity) / template_part_name(template)
+
+
+def template_part_name(template: PromptTemplate) -> str:
+    """The file name of a template's part: a digest of the prompts and of where their words stand."""
+    content = repr((template.prompts, template.subjects)).encode("utf-8", "surrogatepass")
+    return f"{hashlib.sha256(content).hexdigest()[:32]}.h5"
+
+
+def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -> StoredTemplate | None:
+    """The template as its part holds it; None when there is no part, or one that is not what was written."""
+    path = template_part(template, card, store)
+    if not path.is_file():
+        return None
+    try:
+        with open_database(path) as part:
+            provenance = part.provenance or {}
+            stored = next(iter(part.templates.values()))
+            content = TemplateContent(
+                texts=stored.texts,
+                text_features=stored.text_features,
+                text_token_features=stored.text_token_features,
+                input_ids=stored.input_ids,
+                attention_mask=stored.attention_mask,
+                subject_span=stored.subject_span,
+            )
+            right = (
+                provenance.get("encoder", {}).get("identity") == card.identity
+                and tuple(content.texts) == template.prompts
+                and stored.attributes.get("digest") == template_digest(content)
+            )
+    except (StopIteration, *UNUSABLE):
+        return None
+    return StoredTemplate(content, str(provenance.get("origin"))) if right else None
+
+
+def require_identity(encoder: Encoder, card: EncoderCard) -> None:
+    """Refuse an encoder that is not the one whose card was recorded."""
+    if encoder.card.identity != card.identity:
+        raise EncoderError(
+            f"The encoder that was loaded has identity {encoder.card.identity}, the recorded card says "
+            f"{card.identity}: its weights or settings changed. Materialize the study's `encoder` again."
+        )
+
+
+def _write_part(path: Path, study: Study, template: PromptTemplate, encoder: Encoder) -> None:
+    started = time.perf_counter()
+    encoded = encoder.encode_texts(list(template.prompts))
+    for name, values in (("text_features", encoded.features), ("text_token_features", encoded.tokens)):
+        if values is not None and not np.isfinite(values).all():
+            raise EncoderError(f"{template.template_id}: the encoder gave {name} that are not finite.")
+    content = TemplateContent(
+        texts=template.prompts,
+        text_features=encoded.features,
+        text_token_features=encoded.tokens,
+        input_ids=encoded.input_ids,
+        attention_mask=encoded.attention_mask,
+        subject_span=token_spans(encoded.offsets, encoded.attention_mask, template.subjects),
+    )
+    provenance = part_provenance(study, encoder, time.perf_counter() - started)
+    with new_file(
+        path,
+        FileContent(
+            profile="template-part",
+            dim=encoder.card.dim,
+            token_count=0,
+            templates={template.template_id: content},
+            attributes={"provenance": provenance},
+        ),
+    ):
+        pass  # A template part has no rows.

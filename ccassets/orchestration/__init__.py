@@ -1,0 +1,1 @@
+"""Dagster: what a study is there, and everything that drives its runs."""

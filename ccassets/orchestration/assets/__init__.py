@@ -1,0 +1,58 @@
+"""The assets of a study, one file each, named like their key; a body is a few calls into the library."""
+
+from __future__ import annotations
+
+import re
+
+import dagster as dg
+
+from ccassets.analysis.results import analyses
+from ccassets.orchestration.assets.concept_atlas import concept_atlas
+from ccassets.orchestration.assets.concept_bottleneck import concept_bottleneck
+from ccassets.orchestration.assets.concept_scores import concept_scores
+from ccassets.orchestration.assets.encoder import encoder
+from ccassets.orchestration.assets.feature_database import feature_database
+from ccassets.orchestration.assets.image_features import image_features
+from ccassets.orchestration.assets.images import images
+from ccassets.orchestration.assets.template_features import template_features
+from ccassets.orchestration.assets.validation_report import validation_report
+from ccassets.orchestration.assets.zero_shot import zero_shot
+from ccassets.study.schema import Study
+
+_ANALYSES = {
+    "concept_scores": concept_scores,
+    "zero_shot": zero_shot,
+    "concept_bottleneck": concept_bottleneck,
+    "concept_atlas": concept_atlas,
+}
+
+
+def study_assets(study: Study) -> list[dg.AssetsDefinition]:
+    """Every asset of a study, sources first; of the analyses those that the study has what they need for.
+
+    All carry the study's owners, and its data set and model as tags, by which the UI finds them among many studies.
+    """
+    assets = [
+        images(study),
+        encoder(study),
+        *(template_features(study, template) for template in study.vocabulary.templates().values()),
+        image_features(study),
+        feature_database(study),
+        validation_report(study),
+        *(_ANALYSES[name](study) for name in analyses(study)),
+    ]
+    return [asset.map_asset_specs(lambda spec: _with_tags(spec, study)) for asset in assets]
+
+
+def _with_tags(spec: dg.AssetSpec, study: Study) -> dg.AssetSpec:
+    tags = {
+        "dataset": _short_name(study.dataset, "name", "file", "root", "kind"),
+        "model": _short_name(study.encoder, "weights", "target", "kind"),
+    }
+    return spec.merge_attributes(owners=list(study.owners), tags=tags)
+
+
+def _short_name(section: object, *fields: str) -> str:
+    """The first of the fields that is set, as a tag may hold it; of a path or a hub's id its last part."""
+    value = next(str(value) for field in fields if (value := getattr(section, field, None)))
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", value.rstrip("/").rpartition("/")[2])[:63]

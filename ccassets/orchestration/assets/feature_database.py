@@ -1,0 +1,77 @@
+"""The asset `feature_database`: all parts of a study assembled into one file, which replaces the old one at the end."""
+
+import dagster as dg
+
+from ccassets.database.reader import open_database
+from ccassets.extraction import assemble_database
+from ccassets.orchestration.assets.common import asset_key, code_version, errors_as_sentences, is_partitioned, logged
+from ccassets.orchestration.assets.conditions import REBUILD_STALE
+from ccassets.orchestration.resources import StoreResource
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+
+
+def feature_database(study: Study) -> dg.AssetsDefinition:
+    splits = dg.AssetDep(
+        asset_key(study, "image_features"),
+        partition_mapping=dg.AllPartitionMapping() if is_partitioned(study) else None,
+    )
+    templates = [asset_key(study, "template_features", name) for name in study.vocabulary.templates()]
+
+    @dg.asset(
+        key=asset_key(study, "feature_database"),
+        deps=[splits, *templates],
+        group_name=study.name,
+        automation_condition=REBUILD_STALE,
+        kinds={"hdf5"},
+        code_version=code_version(_grouping(study), study.splits, study.storage, study.extraction.limit),
+        description=_description(study),
+    )
+    def _feature_database(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        place = store.of(study)
+        with errors_as_sentences():
+            done = assemble_database(study, store=place, progress=logged(context, "assemble the database"))
+        if done.unchanged:
+            context.log.info("The database already is what it should be; it was left as it is.")
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(done.digest),
+            metadata={
+                "dagster/row_count": done.rows,
+                "bytes": done.bytes,
+                "seconds": round(done.seconds, 3),
+                "digest": done.digest,
+                "file": place.relative(done.path),
+                "dagster/column_schema": _schema(place),
+            },
+        )
+
+    return _feature_database
+
+
+def _description(study: Study) -> str:
+    """What the asset is, and what the study says of itself: a group of assets has no text of its own in the UI."""
+    own = (
+        f"The database `{study.database_file}`: every image, label, prompt and their features, with digests and "
+        "provenance. Refused while a split or a template is missing; the old file stays readable until the end."
+    )
+    return "\n\n".join(text for text in (own, study.description, study.readme) if text)
+
+
+def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
+    """What the file says of concepts beyond their prompts; an edited word makes its templates stale, not this."""
+    return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
+
+
+def _schema(place: Store) -> dg.TableSchema:
+    """Every data set of the file with its shape and dtype, as the UI shows columns."""
+    columns = []
+
+    def add(name: str, item: object) -> None:
+        shape, dtype = getattr(item, "shape", None), getattr(item, "dtype", None)
+        if shape is not None and dtype is not None:
+            kind = "string" if dtype.kind == "O" else dtype
+            columns.append(dg.TableColumn(name=f"/{name}", type=f"{kind} {tuple(shape)}"))
+
+    with open_database(place.database) as database:
+        database.file.visititems(add)
+    return dg.TableSchema(columns=columns)

@@ -1,0 +1,78 @@
+"""The asset `image_features`: the images of a split, encoded into parts; each image once, whatever it is called."""
+
+import dagster as dg
+
+from ccassets.extraction import extract_splits
+from ccassets.extraction.image_shards import StageTimes
+from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.orchestration.assets.common import (
+    GPU_POOL,
+    ExtractionRun,
+    asset_key,
+    code_version,
+    combined,
+    errors_as_sentences,
+    logged,
+    split_partitions,
+    splits_of,
+)
+from ccassets.orchestration.assets.conditions import REBUILD_STALE
+from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.orchestration.run_locks import alive
+from ccassets.study.schema import Study
+
+
+def image_features(study: Study) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=asset_key(study, "image_features"),
+        deps=[asset_key(study, "images"), asset_key(study, "encoder")],
+        partitions_def=split_partitions(study),
+        group_name=study.name,
+        automation_condition=REBUILD_STALE,
+        kinds={"hdf5", "pytorch"},
+        pool=GPU_POOL,
+        code_version=code_version(),
+        description=(
+            "The global vector and the patch tokens of every image of a split. Only images that no part holds are "
+            "encoded; a run that was stopped goes on at the last finished shard."
+        ),
+    )
+    def _image_features(
+        context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
+    ) -> dg.MaterializeResult[None]:
+        place = store.of(study)
+        with errors_as_sentences(), alive(place.runs, context.run.run_id):
+            card = recorded_card(study, place)
+            splits = splits_of(context, study)
+            for split in splits:
+                recorded_manifest(study, split, place)
+            times = StageTimes()
+            done = extract_splits(
+                study,
+                splits,
+                runner=encoder.choose_runner(study, card, place),
+                store=place,
+                fresh=config.fresh,
+                progress=logged(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
+                times=times,
+            )
+        for name in sorted({name for part in done for name in part.damaged}):
+            context.log.warning(f"The part {name} is not what was written; its images were encoded again.")
+        encoded = sum(part.encoded for part in done)
+        seconds = sum(part.seconds for part in done)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(combined({part.split: part.digest for part in done})),
+            metadata={
+                "dagster/row_count": sum(part.rows for part in done),
+                "encoded": encoded,
+                "adopted": sum(part.adopted for part in done),
+                "seconds": round(seconds, 3),
+                "rows_per_second": round(encoded / seconds, 2) if encoded else 0.0,
+                "encoder_busy": round(times.share(times.encoding), 3),
+                "waited_for_images": round(times.share(times.decoding), 3),
+                "waited_for_disk": round(times.share(times.writing), 3),
+                "bytes": encoded * 2 * card.dim * (1 + card.token_count),
+            },
+        )
+
+    return _image_features

@@ -1,0 +1,157 @@
+"""Automation: what runs by itself once its switch is turned on in the UI. Everything here ships switched off."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+import dagster as dg
+
+from ccassets.analysis.results import FILES
+from ccassets.errors import CcassetsError
+from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
+from ccassets.orchestration.assets.common import asset_key, is_partitioned
+from ccassets.orchestration.jobs import Job, job_name
+from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study, StudyConfig
+from ccassets.study.storage import Store
+
+WEEKLY = "0 4 * * 0"
+SOURCES_SECONDS = 300
+
+
+def study_sensors(study: Study, jobs: Sequence[Job]) -> list[dg.SensorDefinition]:
+    """The nightly re-extraction of what is stale, and the watch over the source files; `jobs` are the study's."""
+    return [
+        dg.AutomationConditionSensorDefinition(
+            name=job_name(study, "rebuild_stale"),
+            target=dg.AssetSelection.key_prefixes(study.name),
+            default_status=dg.DefaultSensorStatus.STOPPED,
+            use_user_code_server=True,  # Where our own condition is evaluated.
+            description=(
+                "Reads the sources again every night at 03:00 and rebuilds only what is stale, at any hour: an edited "
+                "template costs its prompts, a changed image costs that image, equal sources cost nothing."
+            ),
+        ),
+        _watch_sensor(study, jobs),
+    ]
+
+
+def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
+    """The full rebuild: everything encoded again, which a study needs only to have canonical batches."""
+    return [
+        dg.ScheduleDefinition(
+            name=job_name(study, "full_rebuild"),
+            job_name=job_name(study, "rebuild_everything"),
+            cron_schedule=WEEKLY,
+            default_status=dg.DefaultScheduleStatus.STOPPED,
+            description="Encodes everything again every Sunday at 04:00, stale or not: hours for a large study.",
+        )
+    ]
+
+
+def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
+    names = {"read_encoder", "read_images", *(job for _, job in _REMADE_BY.values())}
+    started = {job_name(study, name) for name in names}
+
+    @dg.sensor(
+        name=job_name(study, "watch_sources"),
+        minimum_interval_seconds=SOURCES_SECONDS,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        jobs=[job for job in jobs if job.name in started],
+        description=(
+            "Looks at files every five minutes, by size and time: reads source files that changed into their manifest "
+            "or identity card, and makes again what was deleted or replaced by hand, a part, the database or a page. "
+            "Makes no run while nothing changes."
+        ),
+    )
+    def _watch(
+        context: dg.SensorEvaluationContext, store: StoreResource, encoder: EncoderResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        place = store.of(study)
+        notices = [notice] if (notice := changed_study_file(study)) else []
+        try:
+            requests = list(_changed_sources(study, place, encoder))
+            if not requests:
+                requests, losses = _losses(study, place, context.instance)
+                notices += losses
+        except CcassetsError as error:
+            return dg.SkipReason(" ".join([*notices, str(error)]))
+        for notice in notices:
+            context.log.warning(notice)
+        if not requests:
+            return dg.SkipReason(" ".join(notices) or "Sources and files are what they were when they were last read.")
+        return dg.SensorResult(run_requests=requests)
+
+    return _watch
+
+
+def _changed_sources(study: Study, place: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
+    """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
+    identity = current_identity(study, place, device=encoder.device, hf_token=encoder.hf_token)
+    if identity != recorded_identity(place):
+        yield dg.RunRequest(run_key=identity, job_name=job_name(study, "read_encoder"))
+    sources = changed_splits(study, place, study.splits)
+    if not sources:
+        return
+    if is_partitioned(study):
+        keys: dict[str | None, str] = {split: f"{split}:{digest}" for split, digest in sources.items()}
+    else:
+        keys = {None: hashlib.sha256(repr(sources).encode()).hexdigest()}
+    for split, run_key in keys.items():
+        yield dg.RunRequest(run_key=run_key, job_name=job_name(study, "read_images"), partition_key=split)
+
+
+_REMADE_BY = {
+    "template_features": (0, "extract_text"),
+    "image_features": (0, "extract_images"),
+    "feature_database": (1, "build_database"),
+    "validation_report": (2, "build_database"),
+    **dict.fromkeys(FILES, (2, "analyse")),
+}
+"""What may be lost: when its turn is, as what reads others waits for them, and the job that makes it again."""
+
+
+def _losses(study: Study, place: Store, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
+    """Runs that make lost files again, and a sentence for each loss."""
+    from ccassets.orchestration.status import lost_assets  # It needs the definitions that this sensor is part of.
+
+    lost = lost_assets(instance, study, place)
+    runs: dict[tuple[int, str, str | None], list[dg.AssetKey]] = {}
+    for name in lost:
+        asset, _, split = name.partition(":")
+        path = asset.split("/")
+        runs.setdefault((*_REMADE_BY[path[0]], split or None), []).append(asset_key(study, *path))
+    first = min((turn for turn, _, _ in runs), default=0)
+    requests = [
+        dg.RunRequest(
+            run_key=_loss_key(instance, keys, split),
+            job_name=job_name(study, job),
+            asset_selection=keys,
+            partition_key=split,
+        )
+        for (turn, job, split), keys in runs.items()
+        if turn == first
+    ]
+    return requests, [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
+
+
+def _loss_key(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], split: str | None) -> str:
+    """What makes it one run for each loss, and one a day where that run failed."""
+    made = []
+    for key in keys:
+        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[split] if split else None)
+        made += [record.storage_id for record in instance.fetch_materializations(records, limit=1).records]
+    return f"{date.today()}:{split}:{made}"
+
+
+def changed_study_file(study: Study) -> str | None:
+    """A sentence when the study file on disk is not the one that was loaded; a study is code and takes a reload."""
+    try:
+        now = load_study(study.folder)
+    except CcassetsError as error:
+        return f"The study file changed and cannot be loaded: {error}"
+    fields = list(StudyConfig.model_fields)
+    if all(getattr(now, name) == getattr(study, name) for name in fields):
+        return None
+    return f"The study file of {study.name} changed since it was loaded: reload the definitions to use it."

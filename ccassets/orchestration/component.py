@@ -1,0 +1,52 @@
+"""FeatureDatabaseComponent, the Dagster component: what one study consists of, and nothing more."""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ccassets.orchestration.assets import study_assets
+from ccassets.orchestration.automation import study_schedules, study_sensors
+from ccassets.orchestration.checks import study_checks
+from ccassets.orchestration.jobs import study_jobs
+from ccassets.study.schema import Study, StudyConfig
+
+
+class FeatureDatabaseComponent(dg.Component):
+    """A study in Dagster: images and encoder, features of templates and splits, the database and its report.
+
+    Its attributes are those of a study file. The location that loads it provides the resources `store` and
+    `encoder`, as `ccassets.definitions` does.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        return StudyConfig
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> FeatureDatabaseComponent:
+        assert isinstance(attributes, StudyConfig)
+        return cls(Study.from_config(attributes, folder=context.path))
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        return self.definitions()
+
+    def definitions(self) -> dg.Definitions:
+        """Assets, checks, jobs, schedules and sensors of the study, without resources."""
+        with warnings.catch_warnings():
+            # Checks by split are a preview in Dagster; `dagster` is pinned to one minor version for that reason.
+            warnings.simplefilter("ignore", dg.PreviewWarning)
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            jobs = study_jobs(self.study)
+            return dg.Definitions(
+                assets=study_assets(self.study),
+                asset_checks=study_checks(self.study),
+                jobs=jobs,
+                schedules=study_schedules(self.study),
+                sensors=study_sensors(self.study, jobs),
+            )

@@ -1,0 +1,161 @@
+"""Study files: found by name, read with line numbers and limits, and turned into the typed model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ccassets.errors import StudyError
+from ccassets.study.schema import Study, StudyConfig
+
+COMPONENT_TYPE = "ccassets.FeatureDatabase"
+SHIPPED_STUDIES = Path(__file__).parents[1] / "defs"
+
+_PROBLEMS = {
+    "extra_forbidden": "no such key; docs/study.md lists those there are",
+    "missing": "this key is needed",
+}
+
+_MOST_BYTES = 4 << 20
+_MOST_NODES = 100_000
+_LONGEST_NUMBER = 1000
+_TEXT_TAG = "tag:yaml.org,2002:str"
+
+
+def load_study(name_or_path: str | os.PathLike[str]) -> Study:
+    """The study of that name (one that ships, or one under `CCASSETS_STUDIES`), or of a path to a `defs.yaml`.
+
+    Raises `StudyError` naming file, line and key of everything that is wrong in it.
+    """
+    path = find_study(name_or_path)
+    return Study.from_config(_read_config(path), folder=path.parent.absolute())
+
+
+def study_files() -> dict[str, Path]:
+    """Every study by name: those that ship, then those under `CCASSETS_STUDIES`, which win on equal names."""
+    roots = [SHIPPED_STUDIES]
+    own = os.environ.get("CCASSETS_STUDIES")
+    if own:
+        roots.append(Path(own).expanduser())
+    return {path.parent.name: path for root in roots for path in sorted(root.glob("*/defs.yaml"))}
+
+
+def find_study(name_or_path: str | os.PathLike[str]) -> Path:
+    """The path of a study's `defs.yaml`; raises `StudyError` with what there is to choose from."""
+    known = study_files()
+    text = os.fspath(name_or_path)
+    if text in known:
+        return known[text]
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = path / "defs.yaml"
+    if path.is_file():
+        return path.absolute()
+    raise StudyError(
+        f"There is no study {text!r}. Known studies: {', '.join(known) or 'none'}. "
+        "Give one of these names or a path to a defs.yaml; your own studies are found under CCASSETS_STUDIES."
+    )
+
+
+def _read_config(path: Path) -> StudyConfig:
+    root, data = _parse(path)
+    repeated = [f"{path}:{key.start_mark.line + 1}: {key.value} stands here a second time" for key in _repeated(root)]
+    if repeated:
+        raise StudyError("\n".join(repeated))
+    if not isinstance(data, dict) or data.get("type") != COMPONENT_TYPE:
+        found = data.get("type") if isinstance(data, dict) else type(data).__name__
+        raise StudyError(f"{path}:1: a study starts with `type: {COMPONENT_TYPE}`; found {found!r}")
+    unknown = set(map(str, data)) - {"type", "attributes", "requirements", "post_processing"}
+    if unknown:
+        lines = [
+            f"{path}:{_place(root, [key])[0]}: {key}: a study's own keys stand under `attributes`" for key in unknown
+        ]
+        raise StudyError("\n".join(sorted(lines)))
+    try:
+        return StudyConfig.model_validate(data.get("attributes") or {})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            line, key = _place(root, ["attributes", *problem["loc"]])
+            what = _PROBLEMS.get(problem["type"], problem["msg"])
+            lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {what}")
+        raise StudyError("\n".join(lines)) from error
+
+
+def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
+    """The nodes and the content of a YAML file; `StudyError` where it is none, or larger than any study."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _expanded(root, {}) > _MOST_NODES:
+            raise StudyError(f"{path}: its aliases (*name) stand for more than {_MOST_NODES} values; write them out")
+        return root, yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise StudyError(f"{path}: lists and mappings are nested too deeply for a study") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: this is not valid YAML: {error}") from error
+    except ValueError as error:  # What looks like a date or a number, and is none.
+        raise StudyError(f"{path}: a value cannot be read ({error}); put quotes around it if it is a text") from error
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for once every alias in it is followed; `ValueError` for an endless number."""
+    if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT_TAG and len(node.value) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(node.value)} characters")
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # A node inside itself has no end.
+        known[id(node)] = 1 + sum(_expanded(child, known) for _, child in _children(node).values())
+    return known[id(node)]
+
+
+def _place(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:
+    """The line of the deepest node on the way to a location, and the keys to it as the user wrote them.
+
+    Tags of unions, which pydantic puts into a location and no file has, are left out.
+    """
+    line = 1
+    keys = []
+    for step in location:
+        inside = _children(node).get(str(step))
+        if inside is not None:
+            line, node = inside
+        if inside is not None or step == location[-1]:
+            keys.append(str(step))
+    return line, ".".join(keys)
+
+
+def _children(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:
+    """The line and node of everything directly inside a node, by key or number."""
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): (key.start_mark.line + 1, value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return {str(number): (item.start_mark.line + 1, item) for number, item in enumerate(node.value)}
+    return {}
+
+
+def _repeated(root: yaml.Node | None) -> list[yaml.Node]:
+    """Keys that stand a second time in their mapping: YAML readers silently drop the first."""
+    found, seen, pending = [], set(), [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # An alias: the same node in another place.
+            continue
+        seen.add(id(node))
+        pending += [child for _, child in _children(node).values()]
+        if isinstance(node, yaml.MappingNode):
+            keys: set[str] = set()
+            for key, _ in node.value:
+                if str(key.value) in keys:
+                    found.append(key)
+                keys.add(str(key.value))
+    return found

@@ -1,0 +1,413 @@
+"""The typed model of a study: its keys, their defaults, and the rules that hold between them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ccassets.errors import StudyError
+
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What an encoder computes in: float32, on CUDA with products of TensorFloat-32, or under autocast."""
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"{text!r}: a text is not blank, and has no NUL character")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- data sets ---------------------------------------------------------------------------------------
+
+
+class _DatasetSection(_Section):
+    splits: tuple[Text, ...] = ("train", "val", "test")
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_are_names(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        if not splits:
+            raise ValueError("at least one split is needed")
+        if len(set(splits)) != len(splits):
+            raise ValueError("every split may be named once")
+        for split in splits:
+            if "/" in split or "\\" in split or split in {".", ".."} or split != split.strip():
+                raise ValueError(f"{split!r}: a split name has no slash, and no blanks around it")
+            if not split.isprintable() or "..." in split:
+                raise ValueError(f"{split!r}: a split name has no control characters and no '...'")
+        return splits
+
+
+class MedmnistConfig(_DatasetSection):
+    """A 2D set of the MedMNIST collection, at any of its sizes."""
+
+    kind: Literal["medmnist"]
+    name: Text
+    size: Literal[28, 64, 128, 224] = 28
+    root: Path | None = None
+    download: bool = False
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_exist(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [split for split in splits if split not in {"train", "val", "test"}]
+        if unknown:
+            raise ValueError(f"MedMNIST has the splits train, val and test; found {unknown}")
+        return splits
+
+
+class FolderConfig(_DatasetSection):
+    """Image files in `<root>/<split>/<class>/`; `classes` sets the order of the labels."""
+
+    kind: Literal["folder"]
+    root: Path
+    classes: tuple[Text, ...] | None = None
+
+
+class TableColumns(_Section):
+    """Which column of a table holds what.
+
+    `concepts` says where the truth of a concept stands, if the table has it: by concept word, columns and the value,
+    or the values, that each must have.
+    """
+
+    path: Text = "path"
+    label: Text = "label"
+    split: Text = "split"
+    group: Text | None = None
+    concepts: dict[Text, dict[Text, Text | tuple[Text, ...]]] = {}
+
+
+class TableConfig(_DatasetSection):
+    """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
+
+    kind: Literal["table"]
+    file: Path
+    root: Path | None = None
+    columns: TableColumns = TableColumns()
+    classes: tuple[Text, ...] | None = None
+
+
+class PhantomDatasetConfig(_Section):
+    """Generated blood-smear cells: `rows` gives the number of images of every split, in order."""
+
+    kind: Literal["phantom"]
+    rows: dict[Text, Annotated[int, Field(ge=0)]] = {"train": 192, "val": 64, "test": 64}
+    size: Annotated[int, Field(ge=32, le=512)] = 96
+    seed: int = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.rows)
+
+    @field_validator("rows")
+    @classmethod
+    def _splits_are_names(cls, rows: dict[str, int]) -> dict[str, int]:
+        _DatasetSection(splits=tuple(rows))
+        return rows
+
+
+DatasetConfig = Annotated[
+    MedmnistConfig | FolderConfig | TableConfig | PhantomDatasetConfig, Field(discriminator="kind")
+]
+
+
+# --- encoders ----------------------------------------------------------------------------------------
+
+
+class _EncoderSection(_Section):
+    dtype: Dtype = "float32"
+    compiled: bool = False
+    tokens: bool = True
+
+
+class ConceptClipConfig(_EncoderSection):
+    """ConceptCLIP: a hub id, a folder, or `random` weights drawn from `seed`.
+
+    `architecture` names a JSON file with other dimensions than the published ones, `tokenizer` a folder or
+    hub id to read the tokenizer from when it does not lie beside the weights.
+    """
+
+    kind: Literal["conceptclip"]
+    weights: Text = "JerrryNie/ConceptCLIP"
+    revision: Text = "main"
+    seed: int | None = None
+    architecture: Path | None = None
+    tokenizer: Text | None = None
+
+    @model_validator(mode="after")
+    def _random_weights_have_a_seed(self) -> ConceptClipConfig:
+        if self.weights == "random" and self.seed is None:
+            raise ValueError("weights: random needs a seed, for example `seed: 0`")
+        if self.weights != "random" and self.seed is not None:
+            raise ValueError("seed belongs to weights: random only")
+        if self.weights == "random" and self.tokenizer is None:
+            raise ValueError("weights: random brings no tokenizer: name a folder or hub id with `tokenizer`")
+        return self
+
+
+class TransformersConfig(_EncoderSection):
+    """Any dual encoder of the transformers library (CLIP, SigLIP, …), from the hub or a folder."""
+
+    kind: Literal["transformers"]
+    weights: Text
+    revision: Text = "main"
+
+
+class PythonEncoderConfig(_EncoderSection):
+    """A user's own encoder: `target` is `module:Class`, called with `options` as keyword arguments."""
+
+    kind: Literal["python"]
+    target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    options: dict[str, Any] = {}
+
+
+class PhantomEncoderConfig(_EncoderSection):
+    """The small encoder of ConceptCLIP's architecture that ships with the project, for phantom cells."""
+
+    kind: Literal["phantom"]
+
+
+EncoderConfig = Annotated[
+    ConceptClipConfig | TransformersConfig | PythonEncoderConfig | PhantomEncoderConfig,
+    Field(discriminator="kind"),
+]
+
+
+# --- vocabulary --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A template filled with every word: prompts, and where in each prompt its word stands.
+
+    `subjects` holds half-open character ranges; a custom prompt has no inserted word and the range `(0, 0)`.
+    """
+
+    template_id: str
+    prompts: tuple[str, ...]
+    subjects: tuple[tuple[int, int], ...]
+
+    @property
+    def texts_hash(self) -> str:
+        """SHA-256 of every prompt's UTF-8 bytes, each followed by a zero byte (lower-case hex)."""
+        return texts_hash(self.prompts)
+
+
+def texts_hash(prompts: Sequence[str]) -> str:
+    """SHA-256 over every prompt's UTF-8 bytes, each followed by one zero byte, in order (lower-case hex)."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(prompt.encode("utf-8") + b"\0")
+    return digest.hexdigest()
+
+
+class Concept(_Section):
+    """A concept: its word, and optionally a group, a level and synonyms that are ensembled with it."""
+
+    word: Text
+    group: str | None = None
+    level: int | None = None
+    synonyms: tuple[Text, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.word, *self.synonyms)
+
+
+def _as_mapping(written: Any) -> Any:
+    return {"word": written} if isinstance(written, str) else written
+
+
+# The schema, which editors and `dg check` hold a study to, has to know the short form too.
+_ConceptAsWritten = Annotated[Concept, BeforeValidator(_as_mapping, json_schema_input_type=str | Concept)]
+
+
+class _Words(_Section):
+    templates: tuple[Text, ...] = ()
+
+    @field_validator("templates")
+    @classmethod
+    def _one_slot_each(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{template!r}: a template has exactly one {{}}, where the word goes")
+        return templates
+
+
+class LabelWords(_Words):
+    """Label words, in the order of the label numbers, and the templates they are put into."""
+
+    words: tuple[Text, ...] = ()
+
+
+class ConceptWords(_Words):
+    """Concepts and the templates they are put into."""
+
+    words: tuple[_ConceptAsWritten, ...] = ()
+
+    @field_validator("words")
+    @classmethod
+    def _words_are_distinct(cls, words: tuple[Concept, ...]) -> tuple[Concept, ...]:
+        texts = [text for concept in words for text in concept.texts]
+        twice = sorted(text for text, count in Counter(texts).items() if count > 1)
+        if twice:
+            raise ValueError(f"every concept word and synonym may stand once; found twice: {twice}")
+        return words
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every word, each followed by its synonyms: the rows of a concept template."""
+        return tuple(text for concept in self.words for text in concept.texts)
+
+
+class Vocabulary(_Section):
+    """Concept words, label words, and the prompt templates of each."""
+
+    labels: LabelWords = LabelWords()
+    concepts: ConceptWords = ConceptWords()
+    custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], tuple[Text, ...]] = {}
+
+    @model_validator(mode="after")
+    def _templates_have_words(self) -> Vocabulary:
+        for name, section in (("labels", self.labels), ("concepts", self.concepts)):
+            if section.templates and not section.words:
+                raise ValueError(f"{name} has templates and no words to put into them")
+        return self
+
+    @field_validator("custom")
+    @classmethod
+    def _custom_ids_are_their_own(cls, custom: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for template_id, prompts in custom.items():
+            if template_id.startswith(("concept_prompts_t", "label_prompts_t")):
+                raise ValueError(f"{template_id}: this id belongs to the numbered templates; choose another")
+            if not prompts:
+                raise ValueError(f"{template_id}: at least one prompt is needed")
+        return custom
+
+    def templates(self) -> dict[str, PromptTemplate]:
+        """Every template by id: concepts first, then labels, then custom ones."""
+        filled = [
+            *_fill("concept_prompts", self.concepts.templates, self.concepts.texts),
+            *_fill("label_prompts", self.labels.templates, self.labels.words),
+            *(
+                PromptTemplate(template_id, prompts, ((0, 0),) * len(prompts))
+                for template_id, prompts in self.custom.items()
+            ),
+        ]
+        return {template.template_id: template for template in filled}
+
+
+def _fill(prefix: str, templates: Sequence[str], words: Sequence[str]) -> Iterator[PromptTemplate]:
+    if not words:
+        return
+    for number, template in enumerate(templates, start=1):
+        start = template.index("{}")
+        yield PromptTemplate(
+            template_id=f"{prefix}_t{number:02d}",
+            prompts=tuple(template.replace("{}", word) for word in words),
+            subjects=tuple((start, start + len(word)) for word in words),
+        )
+
+
+# --- the study ---------------------------------------------------------------------------------------
+
+
+class ExtractionConfig(_Section):
+    """How images are encoded; `strict` makes batch, device kind and library versions part of the identity."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    rows_per_shard: Annotated[int, Field(ge=1)] = 128
+    limit: Annotated[int, Field(ge=1)] | None = None
+    on_bad_image: Literal["error", "skip", "blank"] = "error"
+    strict: bool = False
+    partitioned: bool | None = None
+
+    @model_validator(mode="after")
+    def _shards_are_whole_batches(self) -> ExtractionConfig:
+        if self.rows_per_shard % self.batch_size:
+            raise ValueError(
+                f"rows_per_shard ({self.rows_per_shard}) must be a multiple of batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class StorageConfig(_Section):
+    """What the database file is called, and whether image parts stay once it is assembled and validated."""
+
+    file: Annotated[str, Field(pattern=r"^[^/\\]+\.(h5|hdf5)$")] = "conceptclip_features.h5"
+    keep_parts: bool = True
+
+
+class StudyConfig(_Section):
+    """The `attributes` of a study file; every key and default is documented in `docs/study.md`."""
+
+    description: str = ""
+    owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$")], ...] = ()
+    dataset: DatasetConfig
+    encoder: EncoderConfig
+    vocabulary: Vocabulary = Vocabulary()
+    extraction: ExtractionConfig = ExtractionConfig()
+    storage: StorageConfig = StorageConfig()
+
+
+class Study(StudyConfig):
+    """A study with its name and the folder that relative paths in it start from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    folder: Path
+
+    @classmethod
+    def from_config(cls, config: StudyConfig, *, folder: Path) -> Study:
+        """The study that a folder's `defs.yaml` describes; its name is the folder's."""
+        name = folder.name
+        try:
+            return cls(name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields})
+        except ValidationError as error:
+            raise StudyError(
+                f"The folder {name!r} cannot name a study: letters, digits and _ are expected. Rename the folder."
+            ) from error
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self.dataset.splits
+
+    @property
+    def database_file(self) -> str:
+        """The database's file name; a study with a limit has one of its own, so it never replaces the whole."""
+        if self.extraction.limit is None:
+            return self.storage.file
+        stem, _, suffix = self.storage.file.rpartition(".")
+        return f"{stem}.limit-{self.extraction.limit}.{suffix}"
+
+    @property
+    def readme(self) -> str | None:
+        """The text of the study folder's README.md, if it has one."""
+        path = self.folder / "README.md"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the study file, made absolute: `~` is the home, a relative path starts at the study's folder."""
+        return (self.folder / Path(path).expanduser()).absolute()

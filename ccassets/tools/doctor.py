@@ -1,0 +1,415 @@
+"""The doctor: what would stop a build on this machine or surprise its user, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any, Literal
+
+import yaml
+
+from ccassets.datasets import open_dataset
+from ccassets.datasets.dataset_contract import Dataset
+from ccassets.datasets.image_files import first_few
+from ccassets.datasets.medmnist import MedmnistDataset
+from ccassets.definitions import definitions_of
+from ccassets.encoders import inspect_encoder
+from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
+from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.encoders.weights import find_download, find_folder, require_access
+from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
+from ccassets.extraction.plan import plan_study, row_bytes
+from ccassets.orchestration.assets.common import GPU_POOL
+from ccassets.orchestration.status import SHIPPED_DAGSTER_YAML, dagster_instance, states_of
+from ccassets.progress import silent
+from ccassets.study.loading import load_study, study_files
+from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
+from ccassets.study.storage import UI_FILE, Store, home, storage_root
+from ccassets.tools.offline_bundle import RECORD, changed_files
+
+Level = Literal["ok", "warning", "problem"]
+
+_PAIR = (
+    "Install both from one release and one index: `python -m pip install --upgrade torch torchvision`; on a machine "
+    "without a GPU add `--index-url https://download.pytorch.org/whl/cpu`."
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One line: what was looked at, how it is, and what to do about it. Only a problem stops a build."""
+
+    what: str
+    level: Level
+    message: str
+    advice: str = ""
+
+
+def diagnose(study: Study | None = None) -> list[Diagnosis]:
+    """Look at libraries, device, home, storage and study files; with a study also at everything it needs.
+
+    Nothing is fetched, encoded or edited. The hub is asked only about weights that are not on this machine yet.
+    """
+    machine = [*_libraries(), *_device(study), *_home(), *_study_files()]
+    if study is None:
+        return [*machine, _storage(None)]
+    store = Store.of(study)
+    data, dataset = _data(study, store)
+    weights, card = _weights(study, store)
+    needed = _needed_bytes(study, store, dataset, card)
+    return [
+        *machine,
+        *_bundle(study),
+        data,
+        *weights,
+        _memory(study, card),
+        _storage(needed),
+        *_loaded(study),
+        *_records(study),
+    ]
+
+
+# --- the machine -------------------------------------------------------------------------------------
+
+
+def _libraries() -> Iterator[Diagnosis]:
+    names = ("ccassets", "dagster", "torch", "torchvision", "transformers", "huggingface-hub", "h5py")
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
+        yield Diagnosis("libraries", "problem", f"{pair} cannot be imported together: {error}", _PAIR)
+        return
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    yield Diagnosis("libraries", "ok", f"Python {platform.python_version()}, {versions}")
+
+
+def _device(study: Study | None) -> Iterator[Diagnosis]:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return  # `_libraries` says it.
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        message = f"cuda:{number} is {torch.cuda.get_device_name(number)}, {_size(free)} of {_size(total)} free"
+        yield Diagnosis("device", "ok", message)
+    if torch.cuda.is_available():
+        return
+    cpu = f"no GPU that torch can use, and a CPU with {os.cpu_count()} cores"
+    if study is None or study.encoder.kind in {"phantom", "python"}:
+        yield Diagnosis("device", "ok", cpu)
+    elif torch.version.cuda:
+        advice = f"This torch was built for CUDA {torch.version.cuda}: if there is a GPU, see what `nvidia-smi` says."
+        yield Diagnosis("device", "warning", f"{cpu}: a large model takes seconds for every image", advice)
+    else:
+        advice = "This torch knows no CUDA: if there is a GPU, install the torch for it (https://pytorch.org)."
+        yield Diagnosis("device", "warning", f"{cpu}: a large model takes seconds for every image", advice)
+
+
+def _home() -> Iterator[Diagnosis]:
+    folder = home()
+    file = folder / "dagster.yaml"
+    obstacle = _obstacle(folder)
+    if obstacle:
+        advice = "Choose another with --home or CCASSETS_HOME, or correct its owner and mode."
+        yield Diagnosis("home", "problem", f"{folder} {obstacle}", advice)
+    elif not file.is_file():
+        yield Diagnosis("home", "ok", f"{folder} will be made, with a dagster.yaml of ours")
+    else:
+        yield _instance(folder, file)
+
+
+def _instance(folder: Path, file: Path) -> Diagnosis:
+    """Whether Dagster can use the home, and whether its settings keep one encoder on the device at a time."""
+    shipped = yaml.safe_load(SHIPPED_DAGSTER_YAML.read_text(encoding="utf-8"))
+    lacking = {}
+    try:
+        with dagster_instance() as instance:
+            if not _limits_pool(instance):
+                lacking["concurrency"] = shipped["concurrency"]
+            if not instance.run_monitoring_enabled:
+                lacking["run_monitoring"] = shipped["run_monitoring"]
+    except StorageError as error:
+        return Diagnosis("home", "problem", str(error))
+    if not lacking:
+        return Diagnosis("home", "ok", f"{folder}, one encoder at a time")
+    without = {
+        "concurrency": f"no limit for the pool {GPU_POOL} (two runs would share the device)",
+        "run_monitoring": "no run monitoring (a killed run would keep its place in the pool)",
+    }
+    lines = yaml.safe_dump(lacking, sort_keys=False)
+    message = f"{file} sets {' and '.join(without[name] for name in lacking)}"
+    return Diagnosis("home", "warning", message, f"Merge these lines into it:\n{lines}".rstrip())
+
+
+def _limits_pool(instance: Any) -> bool:
+    """Whether the encoders' pool has a limit: of its own, set in the UI, or by default."""
+    own = {limit.name for limit in instance.event_log_storage.get_pool_limits()}
+    return GPU_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
+
+
+def _study_files() -> Iterator[Diagnosis]:
+    known = study_files()
+    folder = os.environ.get("CCASSETS_STUDIES")
+    if folder and not Path(folder).expanduser().is_dir():
+        yield Diagnosis("studies", "warning", f"CCASSETS_STUDIES names {folder}, which is no folder", "Correct it.")
+    wrong = []
+    for path in known.values():
+        try:
+            load_study(path)
+        except StudyError as error:
+            wrong.append(str(error))
+    if wrong:
+        yield Diagnosis(
+            "studies", "problem", "\n".join(wrong), "Correct them: until then the UI loads no study at all."
+        )
+    else:
+        yield Diagnosis("studies", "ok", ", ".join(known))
+
+
+# --- what a study needs ------------------------------------------------------------------------------
+
+
+def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
+    """The data set, and whether its images are at hand; None when it cannot be told what is in it."""
+    dataset = open_dataset(study, store)
+    try:
+        if isinstance(dataset, MedmnistDataset):
+            return _medmnist(dataset), dataset
+        dataset.fetch(silent)
+        rows = ", ".join(f"{split} {len(dataset.rows(split)):,}" for split in study.splits[:10])
+    except DatasetError as error:
+        return Diagnosis("data set", "problem", str(error)), None
+    more = f", and {len(study.splits) - 10} more splits" if len(study.splits) > 10 else ""
+    return Diagnosis("data set", "ok", f"{dataset.name} is at hand: {rows}{more}"), dataset
+
+
+def _bundle(study: Study) -> Iterator[Diagnosis]:
+    """Whether every file of the bundle that a study lies in is what was bundled."""
+    folder = study.folder.parent
+    if not (folder / RECORD).is_file():
+        return
+    try:
+        changed = changed_files(folder)
+    except StorageError as error:
+        yield Diagnosis("bundle", "problem", str(error))
+        return
+    if changed:
+        advice = "Copy the bundle again, or make it again with `ccassets fetch`."
+        yield Diagnosis(
+            "bundle", "problem", f"{len(changed)} files are not what was bundled: {first_few(changed)}", advice
+        )
+    else:
+        yield Diagnosis("bundle", "ok", "every file is what was bundled")
+
+
+def _medmnist(dataset: MedmnistDataset) -> Diagnosis:
+    rows = sum(dataset.published_rows.values())
+    if dataset.archive.is_file():
+        return Diagnosis("data set", "ok", f"{dataset.name} is at hand: {rows:,} images in {dataset.archive}")
+    missing = f"{dataset.archive} is not there"
+    if dataset.config.download:
+        return Diagnosis(
+            "data set", "warning", f"{missing}; the first build downloads it", f"It comes from {dataset.url}."
+        )
+    advice = f"Set `download: true` under dataset, or get it from {dataset.url} and put it there."
+    return Diagnosis("data set", "problem", missing, advice)
+
+
+def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard | None]:
+    """Whether weights and tokenizer are here and fit, or can be had; the card where they are here."""
+    try:
+        local, missing = _local(study)
+        if not missing:
+            card = inspect_encoder(local, store_cache=store.cache if store.cache.is_dir() else None)
+            return [Diagnosis("weights", "ok", f"{study.encoder.kind} is at hand, identity {card.identity}")], card
+    except EncoderError as error:
+        return [Diagnosis("weights", "problem", str(error))], None
+    return [line for repo, revision in missing for line in _hub(repo, revision)], None
+
+
+def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:
+    """The study with folders in the place of hub ids, and the hub ids (with revision) that were never fetched."""
+    encoder = study.encoder
+    if not isinstance(encoder, ConceptClipConfig | TransformersConfig):
+        return study, []
+    references = {"weights": (encoder.weights, encoder.revision)}
+    if isinstance(encoder, ConceptClipConfig) and encoder.tokenizer:
+        references["tokenizer"] = (encoder.tokenizer, "main")
+    folders, missing = {}, []
+    for key, (reference, revision) in references.items():
+        if reference == "random":
+            continue
+        found = find_folder(reference, study) or find_download(reference, revision)
+        if found is None:
+            missing.append((reference, revision))
+        else:
+            folders[key] = str(found.path)
+    return study.model_copy(update={"encoder": encoder.model_copy(update=folders)}), missing
+
+
+def _hub(repo: str, revision: str) -> Iterator[Diagnosis]:
+    from huggingface_hub import get_token
+
+    token = get_token()
+    yield Diagnosis("token", "ok", "there is one for the hub" if token else "there is none; open models need none")
+    try:
+        require_access(repo, revision, token)
+    except EncoderError as error:
+        yield Diagnosis("weights", "problem", str(error))
+    else:
+        yield Diagnosis("weights", "ok", f"{repo} is not here yet; the hub gives it, and the first build fetches it")
+
+
+def _memory(study: Study, card: EncoderCard | None) -> Diagnosis:
+    """The host's memory against two shards and, without a GPU, the model."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if card is None:
+        return Diagnosis("memory", "ok", _size(there))
+    model = 4 * int(card.recorded.get("parameters", 0))
+    needed = model + 2 * study.extraction.rows_per_shard * row_bytes(card)
+    message = f"{_size(there)}; the model and two shards take {_size(needed)}"
+    if needed < there:
+        return Diagnosis("memory", "ok", message)
+    return Diagnosis("memory", "warning", message, "Set a smaller extraction.rows_per_shard.")
+
+
+def _needed_bytes(study: Study, store: Store, dataset: Dataset | None, card: EncoderCard | None) -> int | None:
+    """Bytes of the parts and the database that are still to be written; None when it cannot be told."""
+    try:
+        plan = plan_study(study, store=store)
+    except CcassetsError:  # The sources were not read yet: from what is known of them.
+        rows = _rows(study, dataset)
+        row = _row_bytes(study, card)
+        return None if rows is None or row is None else 2 * rows * row
+    finished = not plan.to_encode and not plan.templates and store.database.is_file()
+    return 0 if finished else plan.part_bytes + plan.database_bytes
+
+
+def _rows(study: Study, dataset: Dataset | None) -> int | None:
+    if dataset is None:
+        return None
+    if isinstance(dataset, MedmnistDataset):
+        counts = [dataset.published_rows[split] for split in study.splits]
+    else:
+        counts = [len(dataset.rows(split)) for split in study.splits]
+    limit = study.extraction.limit
+    return sum(counts if limit is None else (min(limit, count) for count in counts))
+
+
+def _row_bytes(study: Study, card: EncoderCard | None) -> int | None:
+    if card is not None:
+        return row_bytes(card)
+    if isinstance(study.encoder, ConceptClipConfig) and study.encoder.architecture is None:
+        published = read_architecture(PUBLISHED)
+        return 2 * published.embed_dim * (1 + (published.token_count if study.encoder.tokens else 0))
+    return None
+
+
+def _storage(needed: int | None) -> Diagnosis:
+    root = storage_root()
+    obstacle = _obstacle(root)
+    if obstacle:
+        return Diagnosis("disk", "problem", f"{root} {obstacle}", "Set CCASSETS_STORAGE to another folder.")
+    free = disk_usage(_nearest(root)).free
+    if not needed:
+        left = "" if needed is None else "; nothing is left to be written"
+        return Diagnosis("disk", "ok", f"{_size(free)} are free in {root}{left}")
+    message = f"parts and database will take {_size(needed)} in {root}, where {_size(free)} are free"
+    if needed <= free:
+        return Diagnosis("disk", "ok", message)
+    return Diagnosis("disk", "problem", message, "Free some space, or set CCASSETS_STORAGE to a larger disk.")
+
+
+# --- what Dagster has of a study ---------------------------------------------------------------------
+
+
+def _loaded(study: Study) -> Iterator[Diagnosis]:
+    """Whether a UI that is running has the study as its file says now."""
+    found = compared_with_ui(study).get(study.name)
+    if found == "unknown":
+        advice = f"Start it with CCASSETS_STUDIES={study.folder.parent}."
+        yield Diagnosis("ui", "warning", f"the UI that is running does not know {study.name}", advice)
+    elif found == "changed":
+        advice = "Press Reload definitions in the UI: a study is code."
+        yield Diagnosis("ui", "warning", f"the study file of {study.name} changed since the UI loaded it", advice)
+    elif found == "same":
+        yield Diagnosis("ui", "ok", "the UI that is running has the study file as it is now")
+
+
+def compared_with_ui(*studies: Study) -> dict[str, Literal["same", "changed", "unknown"]]:
+    """How the files of studies compare with what the UI of this home has loaded; {} when none is running."""
+    loaded = _code_versions_in_ui()
+    if loaded is None:
+        return {}
+    found: dict[str, Literal["same", "changed", "unknown"]] = {}
+    for study in studies:
+        graph = definitions_of(study).resolve_asset_graph()
+        now = {tuple(node.key.path): node.code_version for node in graph.asset_nodes}
+        there = {path: code for path, code in loaded.items() if path[0] == study.name}
+        found[study.name] = "unknown" if not there else "same" if there == now else "changed"
+    return found
+
+
+def _code_versions_in_ui() -> Mapping[tuple[str, ...], str | None] | None:
+    """The code version of every asset that the UI of this home has loaded; None when none is running."""
+    try:
+        port = json.loads((home() / UI_FILE).read_text(encoding="utf-8"))["port"]
+        query = json.dumps({"query": "{ assetNodes { assetKey { path } opVersion } }"}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            nodes = json.load(answer)["data"]["assetNodes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return {tuple(node["assetKey"]["path"]): node["opVersion"] for node in nodes}
+
+
+def _records(study: Study) -> Iterator[Diagnosis]:
+    """What Dagster's records say of the study's assets."""
+    if _obstacle(home()) or not (home() / "dagster.yaml").is_file():
+        return
+    try:
+        with dagster_instance() as instance:
+            states = states_of(instance, study)
+    except Exception:  # `_instance` says it.
+        return
+    if states["failed"]:
+        advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
+        yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(states['failed'])}", advice)
+    if states["lost"]:
+        advice = f"`ccassets build {study.name}` makes them again."
+        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(states['lost'])}", advice)
+    counts = ", ".join(f"{len(names)} {state}" for state, names in states.items() if names)
+    yield Diagnosis("assets", "ok", counts)
+
+
+# --- small things ------------------------------------------------------------------------------------
+
+
+def _obstacle(folder: Path) -> str | None:
+    """Why nothing can be written in a folder, or a folder that does not exist cannot be made; None if it can."""
+    nearest = _nearest(folder)
+    if not nearest.is_dir():
+        return f"cannot be a folder: {nearest} is a file"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return "may not be written" if nearest == folder else f"cannot be made: {nearest} may not be written"
+    return None
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself if it is there, else the nearest one above it that is."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

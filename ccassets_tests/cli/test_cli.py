@@ -1,0 +1,365 @@
+"""The command line as a person meets it: what it prints where, and the number it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import ccassets
+from ccassets.cli import app, main
+from ccassets.study.schema import Study
+from ccassets_tests.made_studies import DATA, edit_study, save_golden_weights, save_pictures, write_study
+
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+OF_A_STUDY = ["build", "doctor", "extract", "fetch", "prune"]
+OF_A_FILE = ["info", "validate", "duplicates"]
+TOKEN = "hf_marker0that0must0be0nowhere"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: object) -> Result:
+    """Run a command in this process."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in ("CCASSETS_DEBUG", "CCASSETS_HOME"):  # What options set ends with the command.
+            patch.setenv(name, os.environ.get(name, ""))
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["ccassets", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            return Result(int(end.code or 0), out.getvalue(), err.getvalue())
+    return Result(0, out.getvalue(), err.getvalue())
+
+
+def run_apart(*arguments: object, **environment: str) -> Result:
+    """Run a command in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ccassets.cli", *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Result(result.returncode, result.stdout, result.stderr)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A study and its database, and what was printed when it was planned and built the first time, with a token."""
+
+    folder: Path
+    study: Study
+    database: Path
+    plan: Result
+    first: Result
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    root = tmp_path_factory.mktemp("cli")
+    save_pictures(root / "pictures")
+    weights = save_golden_weights(root / "weights")
+    study = write_study(root / "studies" / "cells", images=root / "pictures", encoder=weights)
+    environment = {"CCASSETS_HOME": str(root / "home"), "HF_TOKEN": TOKEN}
+    plan = run_apart("build", study.folder, "--plan", **environment)
+    first = run_apart("build", study.folder, **environment)
+    return Built(root, study, root / "home" / "storage" / "cells" / "conceptclip_features.h5", plan, first)
+
+
+@pytest.fixture
+def built(once: Built, monkeypatch: pytest.MonkeyPatch) -> Built:
+    monkeypatch.setenv("CCASSETS_HOME", str(once.folder / "home"))
+    return once
+
+
+# --- help and wrong use ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_refuses_what_it_does_not_know(command: str) -> None:
+    helped = run(command, "--help")
+    assert (helped.code, helped.err) == (0, "")
+    assert "Usage: " in helped.out
+    wrong = run(command, "--nonsense")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "No such option: --nonsense" in wrong.err
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"ui", "studies", "doctor"}))
+def test_every_command_says_what_it_lacks(command: str) -> None:
+    result = run(command)
+    assert (result.code, result.out) == (2, "")
+    assert "Missing argument" in result.err
+
+
+def test_help_and_version_load_no_heavy_library() -> None:
+    assert run("--version").out.strip() == ccassets.__version__
+    script = (
+        "import sys\nfrom ccassets.cli import main\nsys.argv = ['ccassets', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'dagster', 'transformers', 'h5py', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["new-study", "mine"], "either --folder or --medmnist"),
+        (["new-study", "mine", "--folder", "a", "--medmnist", "b"], "either --folder or --medmnist"),
+        (["search", "a.h5"], "--text, --concept or --row"),
+        (["search", "a.h5", "--text", "a cell"], "name --study"),
+        (["fetch", "demo"], "Missing option '--to'"),
+        (["extract", "demo", "--shards", "3"], "two numbers such as 3/8"),
+    ],
+)
+def test_options_that_do_not_go_together_are_explained(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+
+
+# --- what cannot be read -----------------------------------------------------------------------------
+
+
+def make_unreadable(folder: Path) -> dict[str, Path]:
+    """Things that are no feature database."""
+    (folder / "text.h5").write_text("no HDF5 file")
+    (folder / "empty.h5").touch()
+    whole = (DATA / "legacy" / "legacy_good.h5").read_bytes()
+    (folder / "cut.h5").write_bytes(whole[: len(whole) // 2])
+    names = ("nowhere.h5", "text.h5", "empty.h5", "cut.h5")
+    return {**{name: folder / name for name in names}, "a folder": folder}
+
+
+@pytest.mark.parametrize("command", OF_A_FILE)
+@pytest.mark.parametrize("what", ["nowhere.h5", "text.h5", "empty.h5", "cut.h5", "a folder"])
+def test_an_unreadable_file_is_one_clear_sentence(tmp_path: Path, command: str, what: str) -> None:
+    path = make_unreadable(tmp_path)[what]
+    result = run(command, path)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("ccassets: ")
+    assert path.name in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", OF_A_STUDY)
+def test_an_unknown_study_is_answered_with_those_there_are(tmp_path: Path, command: str) -> None:
+    extra = ["--to", tmp_path / "bundle"] if command == "fetch" else []
+    result = run(command, "nothing", *extra)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("ccassets: There is no study 'nothing'. Known studies: bloodmnist")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_wrong_key_in_a_study_is_named_with_file_and_line(study: Study) -> None:
+    path = study.folder / "defs.yaml"
+    path.write_text(path.read_text().replace("batch_size:", "batchsize:"))
+    result = run("build", study.folder, "--plan")
+    assert result.code == 2
+    assert f"{path}:" in result.err
+    assert "batchsize" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_traceback_is_shown_on_demand_only(tmp_path: Path) -> None:
+    plain = run_apart("info", tmp_path / "nowhere.h5")
+    debug = run_apart("--debug", "info", tmp_path / "nowhere.h5")
+    assert (plain.code, "Traceback" in plain.err) == (2, False)
+    assert (debug.code, "Traceback" in debug.err) == (1, True)
+    assert "nowhere.h5" in debug.err
+
+
+# --- building and looking ----------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_would_be_encoded(built: Built) -> None:
+    assert built.plan.code == 0
+    assert "train: 9 of 9 images to encode, in 3 shards" in built.plan.out
+    assert "concept_prompts_t01" in built.plan.out
+    assert "0 of 9 images to encode" in run("build", built.study.folder, "--plan").out
+
+
+def test_a_build_prints_the_path_last_and_a_second_one_that_nothing_is_stale(built: Built) -> None:
+    assert built.first.code == 0, built.first.err
+    assert built.first.out.splitlines()[-1] == str(built.database)
+    assert "Nothing is stale" not in built.first.err
+    second = run("build", built.study.folder)
+    assert (second.code, second.out) == (0, f"{built.database}\n")
+    assert "Nothing is stale: cells is up to date." in second.err
+
+
+def test_a_build_can_leave_a_copy_and_stop_after_a_split(built: Built, tmp_path: Path) -> None:
+    copied = run("build", built.study.folder, "--output", tmp_path / "copy.h5")
+    assert copied.out.splitlines()[-1] == str(tmp_path / "copy.h5")
+    assert ccassets.validate_database(tmp_path / "copy.h5", study=built.study, deep=True) == []
+    assert run("build", built.study.folder, "--split", "val").out == ""
+    wrong = run("build", built.study.folder, "--split", "dev")
+    assert (wrong.code, wrong.out) == (1, "")
+    assert "no split 'dev'" in wrong.err
+
+
+def test_what_is_in_a_file_fits_one_screen_and_json(built: Built) -> None:
+    text = run("info", built.database)
+    assert text.code == 0
+    assert len(text.out.splitlines()) < 25
+    assert "train 9, val 5, test 4" in text.out
+    facts = json.loads(run("info", built.database, "--json").out)
+    assert facts["rows"] == 18
+    assert facts["splits"] == {"train": 9, "val": 5, "test": 4}
+
+
+def test_validation_ends_with_1_for_errors_and_prints_findings_as_json(built: Built) -> None:
+    good = run("validate", built.database, "--json", "--study", built.study.folder, "--deep")
+    assert good.code == 0
+    assert json.loads(good.out) == {"ok": True, "findings": []}
+
+    bad = run("validate", DATA / "legacy" / "legacy_duplicated.h5", "--json")
+    content = json.loads(bad.out)
+    assert bad.code == 1
+    assert set(content) == {"ok", "findings"}
+    assert content["ok"] is False
+    assert all(set(finding) == {"check", "severity", "message", "where"} for finding in content["findings"])
+    assert {finding["severity"] for finding in content["findings"]} <= {"error", "warning"}
+    shown = run("validate", DATA / "legacy" / "legacy_duplicated.h5")
+    assert shown.code == 1
+    assert "is not valid" in shown.out
+
+
+def test_studies_are_listed_one_a_line(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(built.study.folder.parent))
+    lines = run("studies").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["bloodmnist", "bloodmnist_90", "demo", "wbcatt", "cells"]
+    assert re.fullmatch(r"cells +\d+ built", lines[-1])
+    assert set(json.loads(run("studies", "--json").out)["cells"]) >= {"built", "stale", "failed", "missing"}
+
+
+def test_doctor_prune_and_fetch_end_well_for_a_study_that_is_well(built: Built, tmp_path: Path) -> None:
+    looked = run("doctor", built.study.folder)
+    assert looked.code == 0
+    assert "problem" not in looked.out
+    assert json.loads(run("doctor", built.study.folder, "--json").out)["ok"] is True
+    pruned = run("prune", built.study.folder, "--dry-run")
+    assert (pruned.code, pruned.out) == (0, "0 files of 0 bytes could be removed.\n")
+    assert built.database.is_file()
+    fetched = run("fetch", built.study.folder, "--to", tmp_path / "bundle")
+    assert fetched.out == f"{tmp_path / 'bundle' / 'cells' / 'defs.yaml'}\n"
+
+
+def test_doctor_ends_with_1_when_a_build_cannot_start(study: Study, weights: Path) -> None:
+    shutil.rmtree(weights)
+    result = run("doctor", study.folder)
+    assert result.code == 1
+    assert "problem  weights: There is no folder" in result.out
+
+
+def test_a_new_study_says_what_it_found_and_what_to_do_next(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("new-study", "mine", "--folder", "pictures")
+    assert result.code == 0
+    assert result.out.splitlines()[0] == "studies/mine/defs.yaml: 18 images of 3 classes in 3 splits"
+    assert result.out.splitlines()[-1] == "  ccassets build studies/mine/defs.yaml"
+    again = run("new-study", "mine", "--folder", "pictures")
+    assert again.code == 2
+    assert "there already" in again.err
+    monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "others"))
+    assert run("new-study", "blood", "--medmnist", "bloodmnist").code == 0
+    assert (tmp_path / "others" / "blood" / "defs.yaml").is_file()
+    assert run("new-study", "blood", "--medmnist", "bloodmnist", "--into", tmp_path).code == 0
+    assert (tmp_path / "blood" / "defs.yaml").is_file()
+
+
+# --- homes and secrets -------------------------------------------------------------------------------
+
+
+def test_the_home_is_the_option_else_ours_else_dagsters_else_here(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "ours"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagsters"))
+
+    def used(*option: object) -> set[str]:
+        assert run("build", study.folder, "--plan", *option).code == 0
+        found = {path.name for path in tmp_path.iterdir() if (path / "storage").is_dir()}
+        for name in found:
+            shutil.rmtree(tmp_path / name)
+        return found
+
+    assert used("--home", "option") == {"option"}
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "ours"))
+    assert used() == {"ours"}
+    monkeypatch.delenv("CCASSETS_HOME")
+    assert used() == {"dagsters"}
+    monkeypatch.delenv("DAGSTER_HOME")
+    assert used() == {".ccassets"}
+    monkeypatch.setenv("CCASSETS_STORAGE", str(tmp_path / "large"))
+    run("build", study.folder, "--plan")
+    assert (tmp_path / "large" / "cells").is_dir()
+
+
+FAILED_RUN = """
+import sys
+from ccassets.orchestration.assets import common
+from ccassets.definitions import definitions_of
+from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.status import dagster_instance
+from ccassets.study.loading import load_study
+
+study = load_study(sys.argv[1])
+common.RETRY_SECONDS = (0,)
+with dagster_instance() as instance:
+    job = definitions_of(study).resolve_job_def(job_name(study, "read_encoder"))
+    assert not job.execute_in_process(instance=instance, raise_on_error=False).success
+"""
+
+
+def holding_the_token(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_the_token_is_nowhere_after_a_good_build(built: Built) -> None:
+    assert list((built.folder / "home").rglob("*.db")), "Dagster's records are looked at"
+    assert holding_the_token(built.folder) == []
+    assert not [result for result in (built.plan, built.first) if TOKEN in result.out + result.err]
+
+
+def test_the_token_is_nowhere_after_a_failed_build_and_a_failed_run(study: Study, tmp_path: Path) -> None:
+    edit_study(study, lambda a: a["encoder"].update(weights="nobody/nothing"))
+    hub = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    result = run_apart("build", study.folder, **hub)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("ccassets: nobody/nothing at 'main' is not in the local cache")
+    assert "http://127.0.0.1:9 cannot be reached" in result.err
+    failed = subprocess.run(
+        [sys.executable, "-c", FAILED_RUN, str(study.folder)],
+        env={**os.environ, **hub},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot be reached" in failed.stderr
+    assert list((tmp_path / "home").rglob("*.db")), "Dagster's records are looked at"
+    assert holding_the_token(tmp_path) == []
+    assert TOKEN not in result.err + failed.stdout + failed.stderr

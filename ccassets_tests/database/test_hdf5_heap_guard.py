@@ -1,0 +1,60 @@
+"""Damaged texts in a file of ours: told when it is opened, where HDF5 would go round for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import pytest
+
+from ccassets.database.hdf5_heap_guard import find_endless_heap
+from ccassets.database.reader import open_database
+from ccassets.errors import DatabaseError
+from ccassets_tests.campaigns.examination import examine
+from ccassets_tests.campaigns.mutations import PAGE
+from ccassets_tests.database.made_files import write_database, write_image_part, write_template_part
+from ccassets_tests.made_studies import DATA
+
+
+def heaps(data: bytes) -> list[int]:
+    places, place = [], data.find(b"GCOL")
+    while place >= 0:
+        places.append(place)
+        place = data.find(b"GCOL", place + 1)
+    return places
+
+
+def test_a_lost_page_in_the_texts_is_told_and_not_read_for_ever(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    data = bytearray(path.read_bytes())
+    place = heaps(data)[-1]
+    page = place - place % PAGE + PAGE  # A heap is not aligned: its end lies on the next page.
+    data[page : page + PAGE] = bytes(min(PAGE, len(data) - page))
+    path.write_bytes(data)
+    with pytest.raises(DatabaseError, match=f"texts at byte {place} are damaged"):
+        open_database(path)
+
+
+def test_every_lost_page_is_answered(tmp_path: Path) -> None:
+    path = write_image_part(tmp_path / "a.h5")
+    whole = path.read_bytes()
+    for page in range(0, len(whole), PAGE):
+        path.write_bytes(whole[:page] + bytes(min(PAGE, len(whole) - page)) + whole[page + PAGE :])
+        assert examine(path).end in {"findings", "refused"}, page
+
+
+def test_good_files_have_no_endless_heap(tmp_path: Path) -> None:
+    files = [write_database(tmp_path / "a.h5"), write_template_part(tmp_path / "b.h5"), *(DATA / "legacy").glob("*.h5")]
+    for path in files:
+        assert b"GCOL" in path.read_bytes()
+        with h5py.File(path) as file:
+            assert find_endless_heap(file, file.id.get_vfd_handle()) is None
+
+
+def test_a_key_that_reads_like_a_heap_is_none(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    with h5py.File(path, "r+") as file:
+        file["ids"][:3] = [int.from_bytes(b"GCOL\1\0\0\0", "little"), 4096, 0]
+    assert b"GCOL\1\0\0\0\0\x10" in path.read_bytes()
+    with open_database(path) as database:
+        assert len(database) == 20

@@ -1,0 +1,77 @@
+"""The notebooks: they run as they are, and what they show in the repository is what they give.
+
+`python -m ccassets_tests.documentation.test_notebooks` runs them and stores their outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NAMES = ("1_generate_concept_features.ipynb", "2_access_database.ipynb")
+
+
+def run(name: str) -> Any:
+    """A notebook, run with its outputs: what was printed as one text, and without what was told on stderr."""
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    client = NotebookClient(notebook, timeout=240, record_timing=False, resources={"metadata": {"path": str(FOLDER)}})
+    client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+            results = [output for output in cell.outputs if output.output_type != "stream"]
+            cell.outputs = [*([nbformat.v4.new_output("stream", text=printed)] if printed else []), *results]
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def texts(cell: Any) -> list[str]:
+    """What a code cell shows, as text: printed lines, results, and which of them are pictures."""
+    shown = []
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        shown.append("picture" if "image/png" in data else output.get("text") or data.get("text/plain", ""))
+    return shown
+
+
+def without_numbers(text: str) -> str:
+    """The text with every number the same: the last digits differ between processors."""
+    return re.sub(r"\s+", " ", re.sub(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", "#", text))
+
+
+def test_the_notebooks_run_and_show_what_is_stored(home: Path) -> None:
+    for name in NAMES:  # In this order, and in one home: what the first one built the second one reads.
+        stored = nbformat.read(FOLDER / name, as_version=4)
+        for before, after in zip(stored.cells, run(name).cells, strict=True):
+            assert list(map(without_numbers, texts(before))) == list(map(without_numbers, texts(after))), before.source
+    assert (home / "storage" / "demo" / "conceptclip_features.h5").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_notebooks_are_whole_small_and_private(name: str) -> None:
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    assert any("picture" in texts(cell) for cell in cells)
+    content = (FOLDER / name).read_text(encoding="utf-8")
+    assert len(content) < 600_000
+    assert not re.search(r"[\"' ]/(home|root|tmp|Users)/|[A-Za-z]:\\\\|hf_[A-Za-z0-9]{16}", content)
+    assert str(FOLDER.parent) not in content
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CCASSETS_HOME"] = folder
+        for notebook_name in sys.argv[1:] or NAMES:
+            nbformat.write(run(notebook_name), FOLDER / notebook_name)

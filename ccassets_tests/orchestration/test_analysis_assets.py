@@ -1,0 +1,236 @@
+"""The analyses as a person sees them in Dagster: what is there, what is plotted, what is warned of, what is stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+
+from ccassets.definitions import definitions_of
+from ccassets.orchestration.assets.common import asset_key
+from ccassets.orchestration.build import run_build
+from ccassets.orchestration.checks import MOST_LOST, study_checks
+from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.status import Look, dagster_instance
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.made_studies import edit_study, save_golden_weights, save_pictures, write_study
+
+pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
+
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, weights, a study and its home, used by many tests one after another."""
+    folder = tmp_path_factory.mktemp("analyses")
+    save_pictures(folder / "pictures", {"train": 12, "val": 9, "test": 9})
+    save_golden_weights(folder / "weights")
+    return folder
+
+
+@pytest.fixture
+def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The shared study, built and fresh."""
+    monkeypatch.setenv("CCASSETS_HOME", str(shared / "home"))
+    study = write_study(shared / "studies" / "cells", images=shared / "pictures", encoder=shared / "weights")
+    run_build(study)
+    return study
+
+
+def materialization(study: Study, asset: str) -> dg.AssetMaterialization:
+    with dagster_instance() as instance:
+        event = instance.get_latest_materialization_event(asset_key(study, asset))
+    assert event is not None
+    assert event.asset_materialization is not None
+    return event.asset_materialization
+
+
+def metadata(study: Study, asset: str) -> dict[str, Any]:
+    return {name: value.value for name, value in materialization(study, asset).metadata.items()}
+
+
+def data_versions(study: Study) -> dict[str, str]:
+    return {name: (materialization(study, name).tags or {})["dagster/data_version"] for name in ANALYSES}
+
+
+def materialize(study: Study, *assets: str) -> dg.ExecuteInProcessResult:
+    """What the UI does when somebody selects assets of the job `analyse` and presses Materialize."""
+    with dagster_instance() as instance:
+        return (
+            definitions_of(study)
+            .resolve_job_def(job_name(study, "analyse"))
+            .execute_in_process(
+                instance=instance,
+                asset_selection=[asset_key(study, asset) for asset in assets] or None,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+        )
+
+
+def test_a_build_ends_with_all_four_and_their_files(built: Study) -> None:
+    with dagster_instance() as instance:
+        definitions = definitions_of(built)
+        look = Look(instance, definitions)
+        assert {look.state(asset_key(built, name)) for name in ANALYSES} == {"built"}
+    folder = Store.of(built).analysis
+    assert {path.name for path in folder.iterdir()} == {
+        *("concept_scores.parquet", "zero_shot.json", "concept_bottleneck.json", "concept_atlas.html"),
+        *("model.json", "looks.jsonl"),
+    }
+
+
+def test_metrics_are_numbers_that_the_ui_plots(built: Study) -> None:
+    for asset in ("zero_shot", "concept_bottleneck"):
+        found = materialization(built, asset).metadata
+        for split in ("val", "test"):
+            for name in ("accuracy", "auc", "balanced_accuracy"):
+                for part in ("", "_low", "_high"):
+                    assert isinstance(found[f"{split}_{name}{part}"], dg.FloatMetadataValue)
+    assert metadata(built, "zero_shot")["rule"] == "span"
+    fitted = metadata(built, "concept_bottleneck")
+    assert isinstance(fitted["control_random_directions"], float)
+    assert isinstance(fitted["price_of_interpretability"], float)
+    assert fitted["looks_at_test"] > 0
+
+
+def test_the_table_has_a_row_an_image_and_a_column_a_concept(built: Study) -> None:
+    table = pq.read_table(Store.of(built).root / metadata(built, "concept_scores")["file"])
+    concepts = [concept.word for concept in built.vocabulary.concepts.words]
+    assert table.column_names == ["id", "key", "split", "label", "class", *concepts]
+    assert table.num_rows == metadata(built, "concept_scores")["dagster/row_count"] == 30
+
+
+def test_the_atlas_is_linked_relatively_and_shows_key_pictures(built: Study) -> None:
+    found = metadata(built, "concept_atlas")
+    assert found["page"] == "cells/analysis/concept_atlas.html"
+    assert (Store.of(built).root / found["page"]).stat().st_size == found["bytes"]
+    assert found["concepts"].count("![](data:image/webp;base64,") == 3
+    assert len(found["concepts"]) < 200_000
+
+
+def test_an_equal_rebuild_changes_no_data_version(built: Study) -> None:
+    before = data_versions(built)
+    assert materialize(built).success
+    assert data_versions(built) == before
+    assert run_build(built).materialized == []
+
+
+def test_an_analysis_that_was_deleted_is_made_again(built: Study) -> None:
+    (Store.of(built).analysis / "zero_shot.json").unlink()
+    assert run_build(built).materialized == ["zero_shot", "concept_atlas"]
+    shutil.rmtree(Store.of(built).analysis)
+    assert run_build(built).materialized == ANALYSES
+
+
+def test_an_atlas_of_yesterdays_results_is_refused_with_a_sentence(built: Study) -> None:
+    changed = edit_study(built, lambda a: a["vocabulary"]["concepts"]["words"].append("blue"))
+    with dagster_instance() as instance:
+        for job in ("extract_text", "build_database"):
+            run = definitions_of(changed).resolve_job_def(job_name(changed, job))
+            assert run.execute_in_process(instance=instance).success
+    failed = materialize(changed, "concept_atlas")
+    assert not failed.success
+    failure = next(event.step_failure_data for event in failed.all_events if event.is_step_failure)
+    assert failure.user_failure_data is not None
+    assert "materialize zero_shot again" in (failure.user_failure_data.description or "")
+    assert materialize(changed).success
+
+
+# --- what a study cannot have ------------------------------------------------------------------------
+
+
+def assets_of(study: Study) -> set[str]:
+    return {key.path[-1] for key in definitions_of(study).resolve_asset_graph().materializable_asset_keys}
+
+
+def test_what_a_study_has_no_words_or_splits_for_is_left_out_and_named(study: Study) -> None:
+    without_labels = edit_study(study, lambda a: a["vocabulary"]["labels"].update(templates=[]))
+    assert set(ANALYSES) - assets_of(without_labels) == {"zero_shot"}
+    job = definitions_of(without_labels).resolve_job_def(job_name(study, "analyse"))
+    assert "No zero_shot: The study has no label words" in (job.description or "")
+    without_any = edit_study(study, lambda a: a.update(vocabulary={}))
+    assert not set(ANALYSES) & assets_of(without_any)
+    assert run_build(without_any).materialized[-1] == "validation_report"
+
+
+def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, pictures: Path) -> None:
+    (pictures / "val").rename(pictures / "fold 2")
+    folds = edit_study(study, lambda a: a["dataset"].update(splits=["train", "fold 2", "test"]))
+    assert set(ANALYSES) - assets_of(folds) == {"concept_bottleneck"}
+    assert run_build(folds).materialized[-3:] == ["concept_scores", "zero_shot", "concept_atlas"]
+    assert metadata(folds, "zero_shot")["test_accuracy"] >= 0
+    page = (Store.of(folds).analysis / "concept_atlas.html").read_text(encoding="utf-8")
+    assert "the study has no val" in page
+
+
+def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, pictures: Path) -> None:
+    for split in study.splits:
+        for number, path in enumerate(sorted((pictures / split).glob("*/*.png"))):
+            path.rename(pictures / split / f"{number:03d}.png")
+        for folder in (pictures / split).iterdir():
+            if folder.is_dir():
+                folder.rmdir()
+    assert run_build(study).materialized[-4:] == ANALYSES
+    for asset in ("zero_shot", "concept_bottleneck"):
+        assert "has no labels" in metadata(study, asset)["obstacle"]
+        assert "val_accuracy" not in metadata(study, asset)
+    page = (Store.of(study).analysis / "concept_atlas.html").read_text(encoding="utf-8")
+    assert "The data set has no labels" in page
+    assert run_build(study).materialized == []
+
+
+# --- the check ---------------------------------------------------------------------------------------
+
+
+def report(study: Study, asset: str, accuracy: float) -> None:
+    with dagster_instance() as instance:
+        event = dg.AssetMaterialization(asset_key(study, asset), metadata={"val_accuracy": accuracy})
+        instance.report_runless_asset_event(event)
+
+
+def check(study: Study, asset: str) -> dg.AssetCheckEvaluation:
+    """The check run by itself, as the UI offers it."""
+    checks = [found for found in study_checks(study) if found.check_key.name == "val_accuracy"]
+    wanted = dg.AssetSelection.checks(dg.AssetCheckKey(asset_key(study, asset), "val_accuracy"))
+    with dagster_instance() as instance:
+        run = dg.materialize(checks, selection=wanted, instance=instance)  # type: ignore[arg-type]
+    (evaluation,) = run.get_asset_check_evaluations()
+    return evaluation
+
+
+@pytest.mark.parametrize("asset", ["zero_shot", "concept_bottleneck"])
+def test_a_fall_of_accuracy_on_val_is_warned_of_and_stops_nothing(built: Study, asset: str) -> None:
+    report(built, asset, 0.9)
+    report(built, asset, 0.9 - MOST_LOST + 0.001)
+    assert check(built, asset).passed
+    report(built, asset, 0.85)
+    found = check(built, asset)
+    assert not found.passed
+    assert found.severity == dg.AssetCheckSeverity.WARN
+    assert not found.blocking
+    assert found.description == "Accuracy on val was 0.881 and is 0.850."
+
+
+def test_the_check_runs_with_the_asset_against_the_materialization_before(built: Study) -> None:
+    result = json.loads((Store.of(built).analysis / "zero_shot.json").read_text(encoding="utf-8"))
+    accuracy = result["splits"]["val"]["accuracy"]["value"]
+    report(built, "zero_shot", accuracy + 0.5)
+    run = materialize(built, "zero_shot")
+    assert run.success
+    (evaluation,) = run.get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert evaluation.metadata["now"].value == accuracy
+
+
+def test_the_first_accuracy_has_nothing_to_fall_from(study: Study) -> None:
+    assert check(study, "zero_shot").passed
+    report(study, "zero_shot", 0.5)
+    assert check(study, "zero_shot").passed

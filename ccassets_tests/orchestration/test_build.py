@@ -1,0 +1,388 @@
+"""What a person sees who builds a study through Dagster, changes something, and builds again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+import ccassets
+from ccassets.database.feature_digests import feature_digests
+from ccassets.database.writer import FileContent, RowContent, new_file
+from ccassets.definitions import definitions_of
+from ccassets.errors import DatasetError
+from ccassets.orchestration.assets.common import asset_key
+from ccassets.orchestration.build import BuildError, InterruptedBuildError, run_build
+from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.status import Look, dagster_instance, study_states
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, weights, a study and the home it is built in, used by many tests one after another."""
+    folder = tmp_path_factory.mktemp("shared")
+    save_pictures(folder / "pictures")
+    save_golden_weights(folder / "weights")
+    return folder
+
+
+@pytest.fixture
+def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The shared study as it is shipped, built; whatever the last test did to it is made good."""
+    monkeypatch.setenv("CCASSETS_HOME", str(shared / "home"))
+    study = write_study(shared / "studies" / "cells", images=shared / "pictures", encoder=shared / "weights")
+    run_build(study)
+    return study
+
+
+TEMPLATES = ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "label_prompts_t02"]
+DATABASE = ["feature_database", "validation_report"]
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+
+
+def state_of(study: Study, *parts: str, split: str | None = None) -> str:
+    with dagster_instance() as instance:
+        return Look(instance, definitions_of(study)).state(asset_key(study, *parts), split)
+
+
+def metadata(study: Study, *parts: str) -> dict[str, Any]:
+    """Numbers and texts of the last materialization."""
+    with dagster_instance() as instance:
+        event = instance.get_latest_materialization_event(asset_key(study, *parts))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+
+def run_job(study: Study, job: str, split: str | None = None) -> dg.ExecuteInProcessResult:
+    """What the UI does when somebody presses Materialize."""
+    with dagster_instance() as instance:
+        resolved = definitions_of(study).resolve_job_def(job_name(study, job))
+        return resolved.execute_in_process(instance=instance, partition_key=split, raise_on_error=False)
+
+
+def run_check(study: Study, asset: str, name: str, split: str | None = None) -> str:
+    """What a check says that is run alone, as its Execute button does."""
+    check = dg.AssetCheckKey(asset_key(study, *asset.split("/")), name)
+    job = dg.define_asset_job("alone", selection=dg.AssetSelection.checks(check))
+    definitions = dg.Definitions.merge(definitions_of(study), dg.Definitions(jobs=[job]))
+    with dagster_instance() as instance:
+        result = definitions.resolve_job_def("alone").execute_in_process(
+            instance=instance, tags={"dagster/partition": split} if split else None, raise_on_error=False
+        )
+    [found] = result.get_asset_check_evaluations()
+    assert not result.get_asset_materialization_events()
+    return f"{'passed' if found.passed else 'failed'}: {found.description}"
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    data = next(event.step_failure_data for event in result.all_events if event.is_step_failure)
+    assert data.user_failure_data is not None
+    return data.user_failure_data.description or ""
+
+
+def test_a_build_materializes_everything_once(study: Study) -> None:
+    first = run_build(study)
+    assert first.path == Store.of(study).database
+    assert first.materialized == [
+        "encoder",
+        *(f"images:{split}" for split in study.splits),
+        *(f"template_features/{name}" for name in TEMPLATES),
+        *(f"image_features:{split}" for split in study.splits),
+        *DATABASE,
+        *ANALYSES,
+    ]
+    assert ccassets.validate_database(first.path, study=study, deep=True) == []
+    assert run_build(study).materialized == []
+
+
+def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    with ccassets.open_database(path) as database:
+        before = np.array(database.image_features), np.array(database.image_token_features)
+
+    edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    states = {name: state_of(edited, "template_features", name) for name in TEMPLATES}
+    assert [name for name, state in states.items() if state == "stale"] == ["label_prompts_t02"]
+    assert all(state_of(edited, "image_features", split=split) == "built" for split in built.splits)
+
+    result = run_build(edited)
+    assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES]
+    assert metadata(edited, "template_features", "label_prompts_t02")["encoded"] == 3
+    with ccassets.open_database(path) as database:
+        assert database.templates["label_prompts_t02"].texts[0] == "an image of blood"
+        assert np.array_equal(database.image_features, before[0])
+        assert np.array_equal(database.image_token_features, before[1])
+
+
+def test_a_corrected_label_encodes_nothing(built: Study, shared: Path) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    first = shared / "pictures" / "val" / "blood" / "000.png"
+    shutil.move(first, shared / "pictures" / "val" / "white" / "900.png")
+    result = run_build(built)
+    assert result.materialized == ["images:val", "image_features:val", *DATABASE, *ANALYSES]
+    assert metadata(built, "image_features")["encoded"] == 0
+    with ccassets.open_database(path) as database:
+        assert database.keys is not None
+        assert database.labels[database.keys.tolist().index("val/white/900.png")] == 2
+
+
+def test_a_database_that_was_deleted_is_built_again(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    path.unlink()
+    assert run_build(built).materialized == DATABASE
+    assert path.is_file()
+
+
+def test_parts_that_were_deleted_are_encoded_again(built: Study) -> None:
+    path = ccassets.build(built)
+    assert path is not None
+    path.unlink()
+    shutil.rmtree(Store.of(built).root / "features")
+    assert "9 of 9 images of split 'train' are not encoded yet" in run_check(built, "image_features", "values", "train")
+    assert "is not a file" in run_check(built, "feature_database", "structure")
+    result = run_build(built)
+    assert [name for name in result.materialized if name.startswith("image_features")] == [
+        f"image_features:{split}" for split in built.splits
+    ]
+    assert ccassets.validate_database(path, study=built, deep=True) == []
+    assert run_check(built, "image_features", "values", "train") == "passed: Nothing to report in 3 files."
+    assert run_check(built, "template_features/label_prompts_t01", "texts") == "passed: Nothing to report in 1 file."
+
+
+def test_a_build_of_one_split_stops_after_its_features(study: Study) -> None:
+    result = run_build(study, splits=["val"])
+    assert result.path is None
+    assert "image_features:val" in result.materialized
+    assert not any("train" in name or "database" in name for name in result.materialized)
+
+
+def test_an_unknown_split_is_named_with_those_there_are(study: Study) -> None:
+    with pytest.raises(BuildError, match=r"no split 'dev'; it has train, val, test"):
+        run_build(study, splits=["dev"])
+
+
+def test_features_without_their_sources_are_refused_with_a_sentence(study: Study) -> None:
+    assert "encoder" in failure(run_job(study, "extract_text"))
+    assert run_job(study, "read_encoder").success
+    refused = run_job(study, "extract_images", "val")
+    assert "The images of split 'val' of cells were not read yet" in failure(refused)
+
+
+def test_a_database_with_a_missing_split_is_refused_and_names_it(study: Study) -> None:
+    assert run_job(study, "read_encoder").success
+    for split in study.splits:
+        assert run_job(study, "read_images", split).success
+    assert run_job(study, "extract_text").success
+    for split in ("train", "test"):
+        assert run_job(study, "extract_images", split).success
+    assert "5 of 5 images of split 'val' are not encoded yet" in failure(run_job(study, "build_database"))
+    assert run_job(study, "extract_images", "val").success
+    assert run_job(study, "build_database").success
+
+
+def test_every_check_runs_and_passes(built: Study) -> None:
+    run_build(built)
+    graph = definitions_of(built).resolve_asset_graph()
+    with dagster_instance() as instance:
+        records = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(graph.asset_check_keys))
+        assert set(records) == set(graph.asset_check_keys)
+        for key, record in records.items():
+            evaluation = record.evaluation
+            assert evaluation is not None, key
+            # Accuracy on five images of noise rises and falls as it likes.
+            assert evaluation.passed or key.name == "val_accuracy", (key, evaluation.description)
+
+
+def test_the_columns_in_the_ui_are_the_data_sets_of_the_file(built: Study) -> None:
+    columns = {
+        column.name: column.type for column in metadata(built, "feature_database")["dagster/column_schema"].columns
+    }
+    assert columns["/image_features"].startswith("float16 (18, ")
+    assert columns["/labels"] == "int64 (18,)"
+    assert columns["/keys"] == "string (18,)"
+
+
+def test_progress_is_in_the_log_at_a_humane_rate(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said() -> list[str]:
+        result = run_job(study, "read_images", "val")
+        with dagster_instance() as instance:
+            return [e.user_message for e in instance.all_logs(result.run_id) if "per second" in e.user_message]
+
+    assert said() == []
+    monkeypatch.setattr("ccassets.orchestration.assets.common._LOG_SECONDS", 0.0)
+    shutil.rmtree(Store.of(study).folder)
+    lines = [line for line in said() if line.startswith("read images")]
+    assert len(lines) == 5
+    assert re.fullmatch(r"read images of val: 2 of 5, [\d.]+ per second, \d\d:\d\d:\d\d left", lines[1])
+
+
+def test_a_failing_check_keeps_the_old_database(built: Study, shared: Path) -> None:
+    path = Store.of(built).database
+    before = path.read_bytes()
+    parts = sorted((Store.of(built).root / "features").glob("*/rows/*.h5"))
+    for part in parts:
+        rewrite_with_long_vectors(part)
+    shutil.move(shared / "pictures" / "val" / "white" / "002.png", shared / "pictures" / "val" / "blood" / "902.png")
+    with pytest.raises(BuildError, match="norms"):
+        run_build(built)
+    assert path.read_bytes() == before
+    for part in parts:
+        part.unlink()
+
+
+def rewrite_with_long_vectors(part: Path) -> None:
+    """The part as an encoder would have left it whose vectors are twice too long: digests and all."""
+    with ccassets.open_database(part) as old:
+        features, tokens = old.image_features * np.float16(2), np.array(old.image_token_features)
+        assert old.image_digest is not None
+        assert old.keys is not None
+        content = FileContent(
+            "image-part",
+            old.dim,
+            old.token_count,
+            RowContent(
+                list(old.split), old.labels, list(old.keys), old.image_digest, feature_digests(features, tokens)
+            ),
+            attributes={name: old.attributes[name] for name in ("split_counts", "provenance")},
+        )
+    with new_file(part, content) as rows:
+        rows.write("image_features", 0, features)
+        rows.write("image_token_features", 0, tokens)
+
+
+def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weights: Path, tmp_path: Path) -> None:
+    inner = write_study(tmp_path / "inner", images=tmp_path / "pictures", encoder=weights)
+    (study.folder / "mortal.py").write_text(
+        "import os, signal\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from ccassets.encoders import load_encoder\n"
+        "from ccassets.study.schema import load_study\n"
+        "class Mortal:\n"
+        "    def __init__(self, study, dies):\n"
+        "        self.inner, self.dies, self.batches = load_encoder(load_study(study)), Path(dies), 0\n"
+        "        self.card = replace(self.inner.card, kind='python', weights_digest='mortal')\n"
+        "    def __getattr__(self, name):\n"
+        "        return getattr(self.inner, name)\n"
+        "    def encode_pixels(self, pixels):\n"
+        "        self.batches += 1\n"
+        "        if self.batches == 4 and self.dies.exists():\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return self.inner.encode_pixels(pixels)\n"
+    )
+    dies = tmp_path / "dies"
+    dies.touch()
+    options = {"study": str(inner.folder / "defs.yaml"), "dies": str(dies)}
+    mortal = edit_study(
+        study, lambda a: a.update(encoder={"kind": "python", "target": "mortal:Mortal", "options": options})
+    )
+    command = [sys.executable, "-m", "ccassets.cli", "build", str(mortal.folder)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+
+    dies.unlink()
+    result = run_build(mortal)
+    assert result.path is not None
+    assert "image_features:train" in result.materialized
+    assert ccassets.validate_database(result.path, study=mortal, deep=True) == []
+    with dagster_instance() as instance:
+        failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        assert [run.job_name for run in failed] == ["cells__extract_images"]
+    parts = list((Store.of(mortal).root / "features").glob("*/rows/*.h5"))
+    assert len(parts) == 3 + 2 + 1, "the finished shard was not encoded again"
+    assert not list(Store.of(mortal).root.rglob("*.partial"))
+
+
+def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(built: Study, shared: Path) -> None:
+    (shared / "pictures").rename(shared / "away")
+    try:
+        edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+        result = run_build(edited)
+        assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-1]]
+        assert result.path == Store.of(edited).database
+        assert ccassets.validate_database(result.path, study=edited, deep=True) == []
+        away, lacking = result.notices
+        assert "pictures is not there; dataset.root names it. What was read of its images before is used." in away
+        assert lacking.startswith("The database is finished, but not concept_atlas: ")
+        assert "pictures" in lacking
+        with pytest.warns(UserWarning, match="not concept_atlas"):
+            assert ccassets.build(edited) == result.path
+
+        elsewhere = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
+        with pytest.raises(DatasetError, match="nowhere is not there"):
+            run_build(elsewhere)
+    finally:
+        (shared / "away").rename(shared / "pictures")
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Dagster lets SIGTERM be what SIGINT is, and leaves it so."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("signals")
+def test_an_interrupted_build_says_so_and_is_built_on(study: Study) -> None:
+    def interrupt(what: str, done: int, total: int, note: str) -> None:
+        if what == "draw concepts":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedBuildError, match=r"was interrupted\. What was finished until then is kept"):
+        run_build(study, listener=interrupt)
+
+    assert run_build(study).materialized == ["concept_atlas"]
+
+
+def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
+    whole = ccassets.build(built)
+    limited = edit_study(built, lambda a: a["extraction"].update(limit=2))
+    path = ccassets.build(limited)
+    assert path != whole
+    assert path is not None
+    with ccassets.open_database(path) as database:
+        assert database.attributes["limit"] == 2
+        assert {name: place.stop - place.start for name, place in database.splits.items()} == {
+            "train": 2,
+            "val": 2,
+            "test": 2,
+        }
+
+
+def test_many_splits_are_one_asset_without_partitions(study: Study, pictures: Path) -> None:
+    for number in range(60):
+        folder = pictures / f"s {number}é" / CLASSES[number % 2]
+        folder.mkdir(parents=True)
+        shutil.copy(pictures / "train" / "blood" / "000.png", folder / "a.png")
+    many = edit_study(study, lambda a: a["dataset"].update(splits=[f"s {number}é" for number in range(60)]))
+    assert definitions_of(many).resolve_asset_graph().get(asset_key(many, "image_features")).partitions_def is None
+    path = ccassets.build(many)
+    assert path is not None
+    assert [f.check for f in ccassets.validate_database(path, study=many, deep=True)] == ["image_in_two_splits"]
+    assert metadata(many, "image_features")["encoded"] == 1
+
+
+def test_studies_tell_what_is_built_stale_and_missing(built: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(built.folder.parent))
+    assert len(study_states()["cells"]["built"]) == 17
+    edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
+    states = study_states()["cells"]
+    assert states["missing"] == ["template_features/concept_prompts_t03"]
+    assert states["stale"] == ["feature_database"]

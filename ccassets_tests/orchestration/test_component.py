@@ -1,0 +1,148 @@
+"""A study in somebody else's Dagster project: the component of their `defs/` folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import smtplib
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ccassets.definitions import definitions_of
+from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.orchestration.status import dagster_instance
+from ccassets.study.schema import Study
+
+PAGE = Path(__file__).parents[2] / "docs" / "dagster.md"
+
+
+def blocks(heading: str) -> list[str]:
+    """The Python blocks of a section of the page on Dagster."""
+    section = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def project(tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project of somebody else's, made as the page says, with an asset of their own downstream of our database."""
+    root = tmp_path / "project"
+    folder = root / "theirs" / "defs" / "my_study"
+    folder.mkdir(parents=True)
+    (root / "theirs" / "__init__.py").write_text("")
+    (root / "theirs" / "definitions.py").write_text(
+        "from pathlib import Path\nimport dagster as dg\n"
+        "@dg.definitions\ndef defs():\n    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
+    )
+    (root / "pyproject.toml").write_text(
+        '[project]\nname = "theirs"\nversion = "1"\n'
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "theirs"\n'
+    )
+    text = (study.folder / "defs.yaml").read_text(encoding="utf-8")
+    (folder / "defs.yaml").write_text(text, encoding="utf-8")
+    resources, downstream = blocks("In somebody else's project")
+    (root / "theirs" / "defs" / "resources.py").write_text(resources)
+    (root / "theirs" / "defs" / "downstream.py").write_text(downstream)
+    monkeypatch.syspath_prepend(str(root))
+    yield root
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+
+
+def run_in(project: Path, *command: str) -> str:
+    """What a program says in the root of the project, with the project's own home; it has to end well."""
+    environment = {**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(project / "home")}
+    del environment["CCASSETS_HOME"]
+    program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
+    result = subprocess.run(program, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_the_page_works_as_it_stands_in_their_home_and_under_their_executor(project: Path) -> None:
+    (project / "home").mkdir()
+    (project / "home" / "dagster.yaml").touch()
+    assert "All definitions loaded successfully" in run_in(project, "dg", "check", "defs")
+    run_in(project, "dg", "scaffold", "defs", "ccassets.FeatureDatabase", "another")
+    scaffolded = project / "theirs" / "defs" / "another" / "defs.yaml"
+    assert scaffolded.read_text(encoding="utf-8").startswith("type: ccassets.FeatureDatabase")
+    shutil.rmtree(scaffolded.parent)
+
+    launched = run_in(project, "dg", "launch", "--assets", "my_study/encoder")
+    assert "Multiprocess executor" in launched
+    assert (project / "home" / "storage" / "my_study" / "encoder.json").is_file()
+    run_in(project, "ccassets", "build", "theirs/defs/my_study")
+    assert "RUN_SUCCESS" in run_in(project, "dg", "launch", "--assets", "image_count")
+    with dg.DagsterInstance.from_config(str(project / "home")) as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("image_count"))
+    assert event is not None
+    assert event.asset_materialization is not None
+    assert event.asset_materialization.metadata["images"].value == 18
+    assert (project / "home" / "dagster.yaml").read_text() == "", "their settings are never edited"
+
+
+def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    mails: list[EmailMessage] = []
+
+    class Server(smtplib.SMTP):
+        """A mail server that answers to any name and keeps what it is given."""
+
+        def __init__(self, host: str) -> None:
+            self.sock = None
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def send_message(self, mail: EmailMessage) -> None:  # type: ignore[override]
+            mails.append(mail)
+
+    monkeypatch.setattr(smtplib, "SMTP", Server)
+    page: dict[str, Any] = {}
+    exec(blocks("When something fails")[0], page)
+    with dagster_instance() as instance:
+        job = definitions_of(study).resolve_job_def(job_name(study, "extract_text"))
+        failed = job.execute_in_process(instance=instance, raise_on_error=False)
+        event = next(event for event in failed.all_events if event.is_failure and not event.is_step_event)
+        context = dg.build_run_status_sensor_context("mail_failures", event, instance, failed.dagster_run)
+        page["mail_failures"](context.for_run_failure())
+    [mail] = mails
+    assert mail["Subject"] == "cells__extract_text failed"
+    sentence = mail.get_content().strip()
+    assert "The encoder of cells was not looked at yet." in sentence
+    assert sentence.endswith("or run `ccassets build cells`.")
+
+
+def test_three_studies_load_from_a_foreign_defs_folder_beside_an_asset_of_theirs(project: Path) -> None:
+    for name in ("second", "third"):
+        shutil.copytree(project / "theirs" / "defs" / "my_study", project / "theirs" / "defs" / name)
+    definitions = dg.load_from_defs_folder(path_within_project=project / "theirs")
+    dg.Definitions.validate_loadable(definitions)
+    keys = {key.to_user_string() for key in definitions.resolve_asset_graph().materializable_asset_keys}
+    databases = {f"{name}/feature_database" for name in ("my_study", "second", "third")}
+    assert {"image_count", *databases} <= keys
+
+
+def test_a_wrong_key_is_named_with_file_and_line(project: Path) -> None:
+    path = project / "theirs" / "defs" / "my_study" / "defs.yaml"
+    text = path.read_text(encoding="utf-8").replace("batch_size:", "batchsize:")
+    path.write_text(text, encoding="utf-8")
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "batchsize" in row)
+    with pytest.raises(Exception, match="my_study") as caught:
+        dg.load_from_defs_folder(path_within_project=project / "theirs")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert f"defs.yaml:{line}" in shown
+    assert "batchsize" in shown
+
+
+def test_a_foreign_store_is_used(study: Study, tmp_path: Path) -> None:
+    store = StoreResource(root=str(tmp_path / "elsewhere"))
+    assert store.of(study).database == tmp_path / "elsewhere" / "cells" / "conceptclip_features.h5"
+    assert EncoderResource().device is None

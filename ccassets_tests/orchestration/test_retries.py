@@ -1,0 +1,115 @@
+"""What may pass by itself is tried again by a run that nobody watches; a build at a terminal says it at once."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import medmnist
+import pytest
+
+from ccassets.definitions import definitions_of
+from ccassets.errors import CcassetsError
+from ccassets.files import storage_error
+from ccassets.orchestration.build import run_build
+from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.status import dagster_instance
+from ccassets.study.schema import Study
+from ccassets_tests.datasets.test_medmnist import Site
+from ccassets_tests.made_studies import edit_study
+
+
+@dataclass
+class Hub:
+    """A server of one archive, which first gives the answers it was told to give instead."""
+
+    archive: Path
+    answers: list[int] = field(default_factory=list)
+    asked: int = 0
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    (tmp_path / "site").mkdir()
+    hub = Hub(Site(tmp_path / "site", monkeypatch).archive("bloodmnist"))
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hub.asked += 1
+            status = hub.answers.pop(0) if hub.answers else 200
+            body = hub.archive.read_bytes() if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("ccassets.orchestration.assets.common.RETRY_SECONDS", (0, 0, 0))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url", f"http://127.0.0.1:{server.server_address[1]}/blood")
+        yield hub
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def asking(study: Study, hub: Hub, tmp_path: Path) -> Study:
+    """A study whose data set has to be fetched from the hub."""
+    dataset = {"kind": "medmnist", "name": "bloodmnist", "size": 28, "root": str(tmp_path / "mine"), "download": True}
+    return edit_study(study, lambda a: a.update(dataset=dataset))
+
+
+def read_images(study: Study) -> tuple[bool, str]:
+    """What happens in the UI: whether it went well in the end, and the run's log."""
+    with dagster_instance() as instance:
+        job = definitions_of(study).resolve_job_def(job_name(study, "read_images"))
+        result = job.execute_in_process(instance=instance, partition_key="train", raise_on_error=False)
+        log = "\n".join(entry.user_message for entry in instance.all_logs(result.run_id))
+        failed = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+        sentences = [data.user_failure_data.description or "" for data in failed if data.user_failure_data]
+    return result.success, "\n".join([log, *sentences])
+
+
+def test_a_hub_that_is_busy_is_asked_again(asking: Study, hub: Hub) -> None:
+    hub.answers = [503, 429]
+    went_well, said = read_images(asking)
+    assert went_well
+    assert hub.asked == 3
+    assert said.count("This may pass by itself: it is tried again in") == 2
+    assert "503" in said
+
+
+def test_a_hub_that_stays_busy_ends_with_the_sentence(asking: Study, hub: Hub) -> None:
+    hub.answers = [503] * 9
+    went_well, said = read_images(asking)
+    assert not went_well
+    assert hub.asked == 4
+    assert "could not be downloaded to" in said.splitlines()[-1]
+
+
+def test_a_page_that_is_not_there_is_asked_for_once(asking: Study, hub: Hub) -> None:
+    hub.answers = [404]
+    went_well, said = read_images(asking)
+    assert not went_well
+    assert hub.asked == 1
+    assert "tried again" not in said
+
+
+def test_a_build_at_a_terminal_says_it_at_once(asking: Study, hub: Hub) -> None:
+    hub.answers = [503]
+    with pytest.raises(CcassetsError, match=r"503: .*Try again"):
+        run_build(asking)
+    assert hub.asked == 1
+
+
+@pytest.mark.parametrize(("number", "may_pass"), [(errno.EBUSY, True), (errno.ESTALE, True), (errno.ENOSPC, False)])
+def test_a_busy_disk_may_pass_and_a_full_one_does_not(number: int, may_pass: bool) -> None:
+    assert storage_error(OSError(number, "no"), Path("a")).may_pass == may_pass

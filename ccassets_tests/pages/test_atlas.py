@@ -1,0 +1,326 @@
+"""The pages in a real browser, and what the atlas says of phantoms."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from ccassets.analysis.bottleneck import looks_at_test, write_bottleneck
+from ccassets.analysis.classifiers import at_nec, fit_logistic, fit_tree, look, sparse_path
+from ccassets.analysis.concept_annotations import concept_truth
+from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.localisation import localisation, patch_mask, permuted
+from ccassets.analysis.metrics import evaluate
+from ccassets.analysis.results import Result
+from ccassets.analysis.retrieval import retrieval
+from ccassets.analysis.samples import concept_samples, concepts_of
+from ccassets.analysis.scores import concept_scores, patch_scores
+from ccassets.analysis.zero_shot_scores import write_zero_shot
+from ccassets.database.reader import open_database
+from ccassets.datasets.phantom import PhantomDataset
+from ccassets.errors import AnalysisError
+from ccassets.pages.atlas import Atlas, write_atlas
+from ccassets.pages.report_page import write_validation_report
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.analysis.phantoms import extracted, phantom_study
+from ccassets_tests.browser.pages import chromium, opened
+
+HOSTILE = "<script>alert(1)</script>"
+CHART_PLACES = "main > section > .card [data-chart], .concept [data-chart], .columns [data-chart]"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small phantom study with everything that is made of it."""
+
+    study: Study
+    store: Store
+    zero_shot: Result
+    bottleneck: Result
+    atlas: Atlas
+    validation: Path
+
+    @property
+    def html(self) -> str:
+        return self.atlas.page.read_text(encoding="utf-8")
+
+
+def make(folder: Path, **dataset: Any) -> Made:
+    def change(attributes: dict[str, Any]) -> None:
+        attributes["dataset"].update(dataset)
+        concepts = attributes["vocabulary"]["concepts"]
+        concepts["words"].append({"word": HOSTILE, "group": "<b>bold</b>", "level": 2, "synonyms": ["<i>x</i>"]})
+        concepts["templates"] = concepts["templates"][:1]
+
+    study = phantom_study(folder / "cells", change)
+    store = extracted(study, folder / "storage")
+    return Made(
+        study,
+        store,
+        write_zero_shot(store),
+        write_bottleneck(study, store),
+        write_atlas(study, store),
+        write_validation_report(study, store).page,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("atlas"), rows={"train": 48, "val": 16, "test": 24})
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+# --- in a browser ------------------------------------------------------------------------------------
+
+ATLAS_PARTS = [
+    *("h1", "#notes", ".tiles", "nav", "#h-concepts", ".chips", "#h-map", "#h-classes", "#h-classifier", "#methods"),
+    *("#measures", "#h-images", "#h-errors", "#h-about", "footer", ".concept h3", ".shots", ".concept .plot"),
+    *(".matrix", "[data-chart=map]", "[data-chart=sparse]", "[data-chart=reliability]", ".example"),
+]
+VALIDATION_PARTS = ["h1", ".verdict", "h2", "table", "details"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_atlas_is_readable_and_asks_nobody(made: Made, browser: Any, width: int, scheme: str) -> None:
+    with opened(browser, made.atlas.page, width=width, scheme=scheme) as shown:
+        shown.scroll_through()
+        shown.page.wait_for_function(
+            "(places) => [...document.querySelectorAll(places)].every((place) => place.querySelector('.main-svg'))",
+            arg=CHART_PLACES,
+        )
+        assert shown.overflow() == 0
+        assert shown.overlaps(ATLAS_PARTS) == []
+        assert shown.page.locator(".concept").count() == 16
+        assert shown.complaints == []
+        assert shown.requests == []
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_validation_page_is_readable_and_asks_nobody(made: Made, browser: Any, width: int) -> None:
+    with opened(browser, made.validation, width=width) as shown:
+        shown.page.evaluate("document.querySelectorAll('details').forEach((found) => (found.open = true))")
+        assert shown.overflow() == 0
+        assert shown.overlaps(VALIDATION_PARTS) == []
+        assert shown.complaints == []
+        assert shown.requests == []
+
+
+def test_names_from_data_are_shown_as_text(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        page = shown.page
+        assert page.locator(".concept h3", has_text=HOSTILE).count() == 1
+        assert page.locator(".concept h3 b, .concept i:not(.heat)").count() == 0
+        page.locator("#map-colour").select_option(label=HOSTILE)
+        page.locator("details:has([data-chart=correlation]) summary").click()
+        names = page.locator("[data-chart=correlation] .ytick", has_text=HOSTILE)
+        names.wait_for()
+        assert shown.complaints == []
+    assert HOSTILE not in made.html
+    assert HOSTILE not in made.atlas.markdown
+
+
+def test_heat_maps_can_be_switched_off(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        heat = shown.page.locator(".heat").first
+        assert heat.is_visible()
+        shown.page.locator("#heat").click()
+        assert not heat.is_visible()
+
+
+def test_a_point_of_the_map_shows_its_picture_and_class(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        page = shown.page
+        page.locator("#map").scroll_into_view_if_needed()
+        page.locator("[data-chart=map] .point").first.wait_for()
+        page.locator("[data-chart=map] .point").nth(3).hover(force=True)
+        tip = page.locator("#tip")
+        tip.wait_for(state="visible")
+        assert re.search(r"(train|val|test)/000\d\d", tip.inner_text())
+        assert "data:image/webp" in tip.locator("i").evaluate("found => found.style.backgroundImage")
+
+
+def test_every_picture_has_a_name_and_headings_descend(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        assert shown.page.locator("img:not([alt])").count() == 0
+        assert shown.page.locator("[data-chart]:not([aria-label])").count() == 0
+        levels = shown.page.eval_on_selector_all("h1, h2, h3", "all => all.map((found) => Number(found.tagName[1]))")
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+# --- what is on it -----------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_of_bounded_size_and_the_sheet_too(made: Made) -> None:
+    assert len(made.html) < 6_000_000
+    ours = made.html[: made.html.index('id="data"')]
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)|url\(""", ours)
+    assert len(made.atlas.markdown) < 200_000
+    assert made.atlas.markdown.count("data:image/webp") == 16
+
+
+def test_the_page_is_honest_about_what_it_shows(made: Made) -> None:
+    assert "The images are phantoms" in made.html
+    assert "made for phantoms" in made.html
+    assert "Intervals are per image" in made.html
+    assert "was not trained" not in made.html
+
+
+def test_the_page_says_that_only_some_rows_were_taken(tmp_path: Path) -> None:
+    def change(attributes: dict[str, Any]) -> None:
+        attributes["dataset"]["rows"] = {"train": 12, "val": 9}
+        attributes["extraction"]["limit"] = 4
+        attributes["vocabulary"]["labels"]["templates"] = []
+
+    study = phantom_study(tmp_path / "cells", change)
+    store = extracted(study, tmp_path / "storage")
+    write_bottleneck(study, store)
+    page = write_atlas(study, store).page.read_text(encoding="utf-8")
+    assert "only 4 images of each split were taken" in page
+    assert "No zero-shot classes: The study has no label words" in page
+
+
+def test_a_file_that_knows_no_keys_has_an_atlas_without_pictures(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.store.root, tmp_path / "storage")
+    store = replace(made.store, root=tmp_path / "storage")
+    with h5py.File(store.database, "r+") as file:
+        del file["keys"]
+    atlas = write_atlas(made.study, store)
+    page = atlas.page.read_text(encoding="utf-8")
+    page = page[: page.index('id="data"')]
+    assert "does not say where its rows came from" in page
+    assert "<img" not in page
+    assert re.search(r"<br>row \d+</figcaption>", page)
+
+
+def test_equal_databases_make_equal_pages(made: Made) -> None:
+    looks = looks_at_test(made.store)
+    assert write_bottleneck(made.study, made.store).digest == made.bottleneck.digest
+    assert write_zero_shot(made.store).digest == made.zero_shot.digest
+    assert write_atlas(made.study, made.store).digest == made.atlas.digest
+    assert looks_at_test(made.store) > looks, "every look is on record"
+
+
+def test_results_hold_what_a_program_needs(made: Made) -> None:
+    zero = json.loads(made.zero_shot.path.read_text(encoding="utf-8"))
+    assert zero["rule"] == "span"
+    assert zero["patches"] == 128
+    assert set(zero["splits"]) == {"val", "test"}
+    assert np.sum(zero["splits"]["test"]["confusion"]) == 24
+    fitted = json.loads(made.bottleneck.path.read_text(encoding="utf-8"))
+    assert {control["name"] for control in fitted["controls"]["controls"]} == {
+        *("linear probe", "random directions", "without class names"),
+    }
+    assert "off-domain phrases" in fitted["controls"]["missing"]
+    assert [point["level"] for point in fitted["sparse"]["test"]["points"]] == [5, 10, 15]
+    assert len(fitted["truth"]["interventions"]) == 2
+
+
+def test_an_atlas_before_its_results_is_refused(tmp_path: Path) -> None:
+    study = phantom_study(tmp_path / "cells", lambda a: a["dataset"].update(rows={"train": 8, "val": 8}))
+    with pytest.raises(AnalysisError, match="materialize zero_shot first"):
+        write_atlas(study, extracted(study, tmp_path / "storage"))
+
+
+def test_splits_of_any_name_have_scores_zero_shot_and_an_atlas(tmp_path: Path) -> None:
+    study = phantom_study(tmp_path / "cells", lambda a: a["dataset"].update(rows={"fold 1": 8, "fold 2": 8}))
+    store = extracted(study, tmp_path / "storage")
+    assert list(write_zero_shot(store).content["splits"]) == ["all"]
+    page = write_atlas(study, store).page.read_text(encoding="utf-8")
+    assert "the study has no train and no val" in page
+    assert "from the mean of all images" in page
+
+
+# --- what it means -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Store]:
+    """400 phantoms that no training has seen, with the shipped encoder."""
+    folder = tmp_path_factory.mktemp("many")
+    rows = {"train": 240, "val": 80, "test": 80}
+    study = phantom_study(folder / "cells", lambda a: a["dataset"].update(rows=rows, seed=77))
+    return study, extracted(study, folder / "storage")
+
+
+def test_segmented_nucleus_finds_segmented_phantoms(many: tuple[Study, Store]) -> None:
+    study, store = many
+    with open_database(store.database) as database:
+        truth = concept_truth(study, database)
+        assert truth is not None
+        words = [concept.word for concept in concepts_of(database)]
+        found = retrieval(concept_scores(database), truth, words)[words.index("Segmented nucleus")]
+    print(found)
+    assert found.base_rate < 0.35
+    assert found.precision >= 0.8
+    assert found.average_precision >= 0.75
+
+
+def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None:
+    study, store = many
+    phantoms = PhantomDataset(study.dataset)  # type: ignore[arg-type]
+    with open_database(store.database) as database:
+        maps = patch_scores(database)
+        truth = concept_truth(study, database)
+        assert truth is not None
+        assert database.keys is not None
+        groups = [concept.group or "" for concept in concepts_of(database)]
+        places = [(split, int(key[-5:])) for split, key in zip(database.split, database.keys, strict=True)]
+        side = round(database.token_count**0.5)
+        nucleus = np.stack([patch_mask(phantoms.truth(*place).nucleus, side) for place in places])
+    known = {"nucleus": "nucleus", "granules": "cytoplasm", "cytoplasm": "cytoplasm", "surroundings": "surroundings"}
+    parts = [known.get(group, "") for group in groups]
+    found = localisation(maps, truth > 0.5, parts, "nucleus", nucleus)
+    wrong = localisation(permuted(maps, parts), truth > 0.5, parts, "nucleus", nucleus)
+    print(found, wrong, sep="\n")
+    assert found.both >= 0.9
+    assert found.pointing >= 0.75
+    assert found.mass >= 4 * found.area
+    assert wrong.both < 0.3
+    assert wrong.pointing < 0.5
+    assert wrong.mass < 3 * wrong.area
+
+
+def test_shuffled_labels_fall_to_chance(many: tuple[Study, Store]) -> None:
+    _, store = many
+    with open_database(store.database) as database:
+        samples = concept_samples(database)
+    found = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        labels = samples.labels.copy()
+        for split in ("train", "val", "test"):
+            rows = np.flatnonzero(samples.split == split)
+            labels[rows] = labels[rng.permutation(rows)]
+        shuffled = replace(samples, labels=labels)
+        for classifier in (fit_logistic(shuffled), fit_tree(shuffled), at_nec(sparse_path(shuffled, most=5), 5)):
+            probabilities = look(classifier, shuffled, "test", LookLog(), "control: shuffled labels")
+            found.append(evaluate(shuffled.of("test").labels, probabilities))
+    for estimates, chance in (
+        ([one.balanced_accuracy for one in found], 1 / 8),
+        ([one.auc for one in found], 0.5),
+    ):
+        values = [one.value for one in estimates if one is not None]
+        inside = [one.low <= chance <= one.high for one in estimates if one is not None]
+        print(f"{np.mean(values):.3f} for {chance}, {sum(inside)} of {len(inside)} intervals")
+        # Of 95 % intervals one in twenty leaves out the truth.
+        assert sum(inside) >= 12
+        assert np.mean(values) == pytest.approx(chance, abs=0.03)

@@ -1,0 +1,271 @@
+"""What the doctor says of machines and studies that are well, and of each way in which a build cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ccassets
+from ccassets.cli import studies
+from ccassets.definitions import defs
+from ccassets.errors import CcassetsError, StorageError
+from ccassets.study.loading import load_study
+from ccassets.study.schema import Study
+from ccassets.study.storage import storage_root
+from ccassets.tools.doctor import Diagnosis, diagnose
+from ccassets_tests.encoders.test_weights import TOKEN, Hub
+from ccassets_tests.made_studies import edit_study, write_study
+
+FOREIGN_YAML = "concurrency:\n  runs:\n    max_concurrent_runs: 4\n"
+
+
+def line(what: str, study: Study | None = None) -> Diagnosis:
+    """The one line about something."""
+    found = [diagnosis for diagnosis in diagnose(study) if diagnosis.what == what]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def run(study: Study, **environment: str) -> dict[str, dict[str, str]]:
+    """What `ccassets doctor --json` says in a process of its own, by what it looked at."""
+    result = subprocess.run(
+        [sys.executable, "-m", "ccassets.cli", "doctor", str(study.folder), "--json"],
+        env={**os.environ, "NO_PROXY": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert TOKEN not in result.stdout + result.stderr
+    content = json.loads(result.stdout)
+    assert content["ok"] == (result.returncode == 0) == all(line["level"] != "problem" for line in content["lines"])
+    return {line["what"]: line for line in content["lines"]}
+
+
+def test_a_study_that_can_be_built_has_no_problem_before_and_after_it_was_built(study: Study) -> None:
+    before = diagnose(study)
+    assert {diagnosis.level for diagnosis in before} == {"ok", "warning"}, before
+    assert [diagnosis.what for diagnosis in before if diagnosis.level == "warning"] == ["device"]
+    assert "train 9, val 5, test 4" in line("data set", study).message
+    assert "will take" in line("disk", study).message
+
+    path = ccassets.build(study)
+    assert path is not None
+    assert re.fullmatch(r"\d+ built", line("assets", study).message)
+    assert "nothing is left to be written" in line("disk", study).message
+
+    path.unlink()
+    lost = next(found.message for found in diagnose(study) if found.what == "assets")
+    assert lost == "deleted or replaced by hand: feature_database"
+
+
+def test_looking_makes_nothing(study: Study, home: Path) -> None:
+    diagnose(study)
+    assert not home.exists()
+
+
+def test_a_torchvision_of_another_release_is_named_with_what_to_install(study: Study, tmp_path: Path) -> None:
+    stub = tmp_path / "path" / "torchvision"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    found = run(study, PYTHONPATH=str(stub.parent))["libraries"]
+    assert found["level"] == "problem"
+    assert "torchvision::nms" in found["message"]
+    assert "pip install --upgrade torch torchvision" in found["advice"]
+
+
+def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "file" / "home"))
+    assert line("home").level == "problem"
+    assert "is a file" in line("home").message
+    assert line("disk").level == "problem"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_home_that_belongs_to_somebody_else_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o555)
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "theirs"))
+    assert "may not be written" in line("home").message
+
+
+def test_a_foreign_home_without_a_limit_gets_lines_to_merge_and_no_edit(home: Path) -> None:
+    home.mkdir()
+    file = home / "dagster.yaml"
+    file.write_text(FOREIGN_YAML)
+    found = line("home")
+    assert found.level == "warning"
+    assert "no limit for the pool ccassets_encoder" in found.message
+    assert file.read_text() == FOREIGN_YAML
+
+    lines = yaml.safe_load(found.advice.partition("\n")[2])
+    foreign = yaml.safe_load(FOREIGN_YAML)
+    merged = {**lines, "concurrency": {**foreign["concurrency"], **lines["concurrency"]}}
+    file.write_text(yaml.safe_dump(merged))
+    assert line("home").level == "ok"
+
+
+def test_a_home_that_dagster_cannot_use_is_a_problem(home: Path, study: Study) -> None:
+    home.mkdir()
+    (home / "dagster.yaml").write_text("concurrency: {pools: {default_limit: many}}\n")
+    assert line("home").level == "problem"
+    assert "many" in line("home").message
+    (home / "dagster.yaml").write_text("storage: {postgres: {postgres_url: 'nothing://a@b/c'}}\n")
+    with pytest.raises(StorageError, match=r"Dagster cannot use the home [^:]+: .*\nCorrect .*dagster\.yaml"):
+        ccassets.build(study)
+
+
+def test_a_broken_study_file_is_named_since_it_hides_all_others(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    assert "cells" in line("studies").message
+    shutil.copytree(study.folder, study.folder.parent / "other")
+    (study.folder.parent / "other" / "defs.yaml").write_text("type: ccassets.FeatureDatabase\nattribute: {}\n")
+    found = line("studies")
+    assert found.level == "problem"
+    assert "other/defs.yaml:2: attribute" in found.message
+    assert "no study at all" in found.advice
+
+
+def test_a_study_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "nowhere"))
+    warnings = [found for found in diagnose() if found.what == "studies" and found.level == "warning"]
+    assert "nowhere, which is no folder" in warnings[0].message
+
+
+def test_images_that_are_not_there_are_a_problem(study: Study, pictures: Path) -> None:
+    shutil.rmtree(pictures / "val")
+    assert line("data set", study).level == "problem"
+    assert "no folder for the split 'val'" in line("data set", study).message
+
+
+@pytest.mark.parametrize(("download", "level"), [(True, "warning"), (False, "problem")])
+def test_an_archive_that_is_not_there_is_downloaded_or_missing(study: Study, download: bool, level: str) -> None:
+    archive = {"kind": "medmnist", "name": "bloodmnist", "size": 224, "root": "archives", "download": download}
+    asked = edit_study(study, lambda a: a.update(dataset=archive))
+    found = line("data set", asked)
+    assert found.level == level
+    assert "bloodmnist_224.npz" in found.message
+    assert "zenodo.org" in found.advice
+    assert not (study.folder / "archives").exists()
+
+
+def test_the_disk_for_the_published_model_is_told_before_anything_is_downloaded(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = {"kind": "medmnist", "name": "bloodmnist", "size": 224, "download": True}
+    encoder = {"kind": "conceptclip", "weights": "nobody/nothing"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    big = edit_study(study, lambda a: a.update(dataset=archive, encoder=encoder))
+    assert "will take 57.5 GB" in line("disk", big).message
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("ccassets.tools.doctor.disk_usage", lambda path: usage(0, 0, 10**10))
+    found = line("disk", big)
+    assert found.level == "problem"
+    assert "10.0 GB are free" in found.message
+    assert "CCASSETS_STORAGE" in found.advice
+
+
+def test_weights_that_are_not_there_or_do_not_fit_are_a_problem(study: Study, weights: Path) -> None:
+    (weights / "vocab.txt").unlink()
+    assert "holds no tokenizer" in line("weights", study).message
+    shutil.rmtree(weights)
+    assert line("weights", study).level == "problem"
+    assert "There is no folder" in line("weights", study).message
+
+
+@pytest.fixture
+def hub(weights: Path) -> Iterator[Hub]:
+    server = Hub(weights)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Study, hub: Hub, tmp_path: Path) -> None:
+    hf = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
+
+    def ask(weights: str, **environment: str) -> dict[str, dict[str, str]]:
+        return run(edit_study(study, lambda a: a["encoder"].update(weights=weights)), **hf, **environment)
+
+    gated = ask("lab/gated")
+    assert gated["token"]["message"].startswith("there is one")
+    assert gated["weights"]["level"] == "problem"
+    assert f"accept its terms at {hub.url}/lab/gated" in gated["weights"]["message"]
+    open_one = ask("lab/tiny")
+    assert open_one["weights"]["level"] == "ok"
+    assert "fetches it" in open_one["weights"]["message"]
+    assert not [path for path in hub.asked if "/resolve/" in path]
+    nobody = run(load_study(study.folder), **{**hf, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
+
+
+@pytest.fixture
+def ui(study: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A UI of this home that has loaded the study as it is now; a real one is asked where the browser is tested."""
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    nodes = [
+        {"assetKey": {"path": list(node.key.path)}, "opVersion": node.code_version}
+        for node in defs().resolve_asset_graph().asset_nodes
+    ]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"assetNodes": nodes}}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        home.mkdir()
+        (home / "ui.json").write_text(json.dumps({"port": server.server_address[1]}))
+        yield
+        server.shutdown()
+
+
+def test_a_study_that_the_ui_has_in_another_form_is_said_by_doctor_and_studies(
+    ui: None, study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line("ui", study).level == "ok"
+    studies()
+    assert "reload" not in capsys.readouterr().out
+    edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
+    assert line("ui", edited).message == "the study file of cells changed since the UI loaded it"
+    studies()
+    said = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in said if "changed since the UI loaded it" in row] == ["cells"]
+    unknown = write_study(study.folder.parent.parent / "elsewhere" / "new", images=Path(), encoder={"kind": "phantom"})
+    assert "does not know new" in line("ui", unknown).message
+
+
+def test_assets_that_failed_are_listed(study: Study, pictures: Path) -> None:
+    (pictures / "val" / "white" / "002.png").write_bytes(b"no picture")
+    with pytest.raises(CcassetsError):
+        ccassets.build(study)
+    failed = [found for found in diagnose(study) if found.what == "assets" and found.level == "warning"]
+    assert failed[0].message == "failed when they were last run: images:val"
+
+
+def test_a_storage_elsewhere_is_the_one_that_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STORAGE", str(tmp_path / "large"))
+    assert str(storage_root()) in line("disk").message
+
+
+def test_a_study_of_one_s_own_encoder_is_looked_at_too(study: Study, pictures: Path) -> None:
+    broken = write_study(study.folder, images=pictures, encoder={"kind": "python", "target": "nowhere:Encoder"})
+    assert line("weights", broken).level == "problem"
+    assert "nowhere:Encoder cannot be made" in line("weights", broken).message

@@ -1,0 +1,156 @@
+"""A new study says what was found, loads as it is, and replaces nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ccassets.datasets import open_dataset
+from ccassets.errors import DatasetError, StudyError
+from ccassets.study.loading import load_study
+from ccassets.study.schema import FolderConfig, Study
+from ccassets.study.storage import Store
+from ccassets.tools.new_study import new_folder_study, new_medmnist_study
+from ccassets_tests.made_studies import picture
+
+
+@pytest.fixture
+def lay(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder `images` with a small picture under each of the given keys."""
+
+    def make(*keys: str) -> Path:
+        for number, key in enumerate(keys):
+            path = tmp_path / "images" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(number).save(path)
+        return tmp_path / "images"
+
+    return make
+
+
+def folder_of(study: Study) -> FolderConfig:
+    assert isinstance(study.dataset, FolderConfig)
+    return study.dataset
+
+
+def test_a_new_study_of_splits_and_classes_loads_and_says_what_was_found(pictures: Path, tmp_path: Path) -> None:
+    new = new_folder_study("mine", pictures, tmp_path / "studies")
+    assert new.found == "18 images of 3 classes in 3 splits"
+    assert new.splits == [
+        "train: 9 images, 3 blood, 3 platelet, 3 white",
+        "val: 5 images, 2 blood, 2 platelet, 1 white",
+        "test: 4 images, 2 blood, 1 platelet, 1 white",
+    ]
+    text = new.path.read_text(encoding="utf-8")
+    assert all(line in text for line in (new.found, *new.splits))
+
+    study = load_study(new.path)
+    assert study.name == "mine"
+    assert study.splits == ("train", "val", "test")
+    assert study.vocabulary.labels.words == folder_of(study).classes == ("blood", "platelet", "white")
+    dataset = open_dataset(study, Store.of(study))
+    assert [len(dataset.rows(split)) for split in study.splits] == [9, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("keys", "root", "splits", "classes"),
+    [
+        (["a/x.png", "b/y.png"], "", ("images",), ("a", "b")),
+        (["x.png", "y.png"], "", ("images",), None),
+        (["test/x.png", "train/y.png"], "images", ("train", "test"), None),
+        (["a/p1/x.png", "a/p2/y.png", "b/p3/z.png"], "", ("images",), ("a", "b")),
+        (["site 2/a/x.png", "site 1/a/y.png", "site 1/b/y.png"], "images", ("site 1", "site 2"), ("a", "b")),
+        (["Train/yes/x.png", "Valid/no/y.png"], "images", ("Train", "Valid"), ("no", "yes")),
+        (["a/x.png", "b/y.png", ".thumbnails/c/x.png"], "", ("images",), ("a", "b")),
+    ],
+)
+def test_layouts_are_told_apart(
+    lay: Callable[..., Path],
+    tmp_path: Path,
+    keys: list[str],
+    root: str,
+    splits: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+) -> None:
+    study = load_study(new_folder_study("mine", lay(*keys), tmp_path / "studies").path)
+    assert study.resolve(folder_of(study).root) == tmp_path / root
+    assert study.splits == splits
+    assert folder_of(study).classes == classes
+
+
+def test_names_that_yaml_would_read_otherwise_stay_names(lay: Callable[..., Path], tmp_path: Path) -> None:
+    classes = ("#3", "007", "Zelle “ä”", "[x]", "a: b", "no", "null")
+    new = new_folder_study("mine", lay(*(f"train/{name}/1.png" for name in classes)), tmp_path / "studies")
+    study = load_study(new.path)
+    assert study.vocabulary.labels.words == classes
+    assert folder_of(study).classes == classes
+
+
+def test_a_relative_folder_stays_relative_to_the_study(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new = new_folder_study("mine", Path("pictures"), Path("studies"))
+    study = load_study(new.path)
+    assert str(folder_of(study).root) == "../../pictures"
+    assert study.resolve(folder_of(study).root).samefile(pictures)
+
+
+@pytest.mark.parametrize("key", ["images/a/x.png", "images/x.png"])
+def test_the_commented_lines_are_right_when_they_are_uncommented(
+    lay: Callable[..., Path], tmp_path: Path, key: str
+) -> None:
+    path = new_folder_study("mine", lay(key) / "images", tmp_path / "studies").path
+    text = path.read_text(encoding="utf-8")
+    keys = "vocabulary|concepts|words|templates|extraction"
+    path.write_text(re.sub(rf"^( *)# ( *(?:{keys}):)", r"\1\2", text, flags=re.MULTILINE), encoding="utf-8")
+    study = load_study(path)
+    assert study.vocabulary.concepts.texts == ("round nucleus", "pale cytoplasm")
+    assert len(study.vocabulary.concepts.templates) == 1
+    assert study.extraction.limit == 100
+
+
+def test_a_new_study_of_medmnist_knows_its_published_splits_and_classes(tmp_path: Path) -> None:
+    new = new_medmnist_study("blood", "bloodmnist", tmp_path)
+    assert new.found == "17,092 images of 8 classes in 3 splits"
+    study = load_study(new.path)
+    assert study.vocabulary.labels.words[0] == "basophil"
+    assert yaml.safe_load(new.path.read_text(encoding="utf-8"))["attributes"]["dataset"] == {
+        "kind": "medmnist",
+        "name": "bloodmnist",
+        "size": 224,
+        "download": True,
+        "splits": ["train", "val", "test"],
+    }
+
+
+def test_a_study_that_is_there_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:
+    path = new_folder_study("mine", pictures, tmp_path).path
+    path.write_text("edited", encoding="utf-8")
+    with pytest.raises(StudyError, match="there already"):
+        new_folder_study("mine", pictures, tmp_path)
+    with pytest.raises(StudyError, match="there already"):
+        new_medmnist_study("mine", "bloodmnist", tmp_path)
+    assert path.read_text(encoding="utf-8") == "edited"
+
+
+def test_what_cannot_be_a_study_is_refused_before_anything_is_written(lay: Callable[..., Path], tmp_path: Path) -> None:
+    images = lay("train/a/x.png")
+    (images / "notes").mkdir()
+    into = tmp_path / "studies"
+    with pytest.raises(StudyError, match="cannot name a study"):
+        new_folder_study("my study", images, into)
+    with pytest.raises(DatasetError, match="There is no folder"):
+        new_folder_study("mine", images / "nowhere", into)
+    with pytest.raises(DatasetError, match="no images"):
+        new_folder_study("mine", images / "notes", into)
+    with pytest.raises(DatasetError, match="no 2D set 'cells'"):
+        new_medmnist_study("mine", "cells", into)
+    (images / "train" / "a" / "slide.svs").touch()
+    with pytest.raises(DatasetError, match=r"slide\.svs"):
+        new_folder_study("mine", images, into)
+    assert not into.exists()
