@@ -4,12 +4,12 @@
 class CcassetsError(Exception):
     """Base of all errors that ccassets raises for its user; its text is meant to be read as it is.
 
-    `may_pass` tells what may be over in a while by itself, such as a hub that does not answer or a disk that is busy.
+    `transient` says that retrying later may succeed: a hub does not answer, a disk is busy.
     """
 
-    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
-        self.may_pass = may_pass
+        self.transient = transient
 
 
 class StudyError(CcassetsError):

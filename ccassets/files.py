@@ -83,7 +83,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         return StorageError(
             f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
         )
-    return StorageError(f"{path} could not be written: {error.strerror or error}.", may_pass=error.errno in _PASSING)
+    return StorageError(f"{path} could not be written: {error.strerror or error}.", transient=error.errno in _PASSING)
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
@@ -92,7 +92,7 @@ def reading_refused(error: BaseException, what: str) -> StorageError | None:
     if number not in _FORBIDDEN | EXHAUSTED:
         return None
     advice = "Raise the limit (`ulimit -n`), then go on." if number in _MANY_FILES else "Nothing was changed."
-    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", may_pass=number in _PASSING)
+    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=number in _PASSING)
 
 
 @contextmanager

@@ -169,7 +169,7 @@ class MedmnistDataset:
             raise DatasetError(
                 f"{self.url} could not be downloaded to {self.archive}: {error}. Try again, or get it in another way "
                 "and put it there.",
-                may_pass=not isinstance(error, HTTPError) or error.code >= 500 or error.code == 429,
+                transient=not isinstance(error, HTTPError) or error.code >= 500 or error.code == 429,
             ) from error
 
     def _download_from(self, progress: Progress) -> None:

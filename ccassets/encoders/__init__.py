@@ -30,7 +30,12 @@ __all__ = [
     "token_spans",
 ]
 
-_MODULES = {"conceptclip": "conceptclip", "phantom": "conceptclip", "transformers": "dual", "python": "custom"}
+_MODULES = {
+    "conceptclip": "conceptclip",
+    "phantom": "conceptclip",
+    "transformers": "transformers_dual",
+    "python": "custom",
+}
 
 
 def inspect_encoder(

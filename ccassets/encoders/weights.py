@@ -151,13 +151,13 @@ def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
         raise EncoderError(
             f"{repo} at {revision!r} is not in the local cache, and {_why_not_fetched(error.__cause__)}, "
             "or name a local folder as weights.",
-            may_pass=not constants.HF_HUB_OFFLINE,
+            transient=not constants.HF_HUB_OFFLINE,
         ) from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         hint = "the token in HF_TOKEN is not valid for it" if status in (401, 403) else "try again later"
         raise EncoderError(
-            f"The hub answered {status} for {repo} at {revision!r}: {hint}.", may_pass=status >= 500 or status == 429
+            f"The hub answered {status} for {repo} at {revision!r}: {hint}.", transient=status >= 500 or status == 429
         ) from error
     except OSError as error:
         raise EncoderError(f"{repo} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}.") from error
@@ -165,12 +165,12 @@ def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
         if type(error).__name__ in {"ConnectError", "ConnectTimeout"}:
             raise EncoderError(
                 f"{repo} is not on this machine, and {_why_not_fetched(error)}, or name a local folder as weights.",
-                may_pass=True,
+                transient=True,
             ) from error
         raise EncoderError(
             f"The download of {repo} from {constants.ENDPOINT} broke off ({type(error).__name__}). "
             "Start again: what is complete is kept.",
-            may_pass=True,
+            transient=True,
         ) from error
 
 

@@ -138,7 +138,7 @@ def encode_shards(
             if rows.start == 0:
                 features, tokens = _room(work.card, len(shard))
             _store(encoded, shard.keys[rows], features[rows], None if tokens is None else tokens[rows])
-            report(rows.stop - rows.start, clock.told())
+            report(rows.stop - rows.start, clock.snapshot())
             if rows.stop == len(shard):
                 seconds, begun = time.perf_counter() - begun, time.perf_counter()
                 if writing is not None:
@@ -149,7 +149,7 @@ def encode_shards(
                 writing = disk.submit(writer.write, shard, features, tokens, seconds)
         if writing is not None:
             part = _written(writing, clock)
-            report(0, clock.told())
+            report(0, clock.snapshot())
             yield part
 
 
@@ -222,7 +222,7 @@ class _PartWriter:
 
 
 class _Clock:
-    """Where the time went since that was told last; it stands still between `pause` and `resume`."""
+    """Where the time went since the last snapshot; it stands still between `pause` and `resume`."""
 
     def __init__(self) -> None:
         self.times = StageTimes()
@@ -235,7 +235,7 @@ class _Clock:
     def resume(self) -> None:
         self._since = time.perf_counter()
 
-    def told(self) -> StageTimes:
+    def snapshot(self) -> StageTimes:
         self.pause()
         times, self.times = self.times, StageTimes()
         return times

@@ -110,6 +110,6 @@ def test_a_build_at_a_terminal_says_it_at_once(asking: Study, hub: Hub) -> None:
     assert hub.asked == 1
 
 
-@pytest.mark.parametrize(("number", "may_pass"), [(errno.EBUSY, True), (errno.ESTALE, True), (errno.ENOSPC, False)])
-def test_a_busy_disk_may_pass_and_a_full_one_does_not(number: int, may_pass: bool) -> None:
-    assert storage_error(OSError(number, "no"), Path("a")).may_pass == may_pass
+@pytest.mark.parametrize(("number", "transient"), [(errno.EBUSY, True), (errno.ESTALE, True), (errno.ENOSPC, False)])
+def test_a_busy_disk_is_transient_and_a_full_one_is_not(number: int, transient: bool) -> None:
+    assert storage_error(OSError(number, "no"), Path("a")).transient == transient

@@ -119,7 +119,7 @@ def errors_as_sentences() -> Iterator[None]:
         failure = dg.Failure(description=str(error), allow_retries=False)
         context = dg.OpExecutionContext.get()
         waits = RETRY_SECONDS[context.retry_number :]
-        if not (error.may_pass and waits) or context.run.tags.get(STARTED_BY) == BUILD:
+        if not (error.transient and waits) or context.run.tags.get(STARTED_BY) == BUILD:
             raise failure from error
         failure.__cause__ = error
         context.log.warning(f"{error}\nThis may pass by itself: it is tried again in {waits[0]} seconds.")
