@@ -162,10 +162,9 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
-    from ccassets.files import write_text
     from ccassets.orchestration.status import dagster_instance
-    from ccassets.study.storage import UI_FILE, storage_root
     from ccassets.study.storage import home as home_folder
+    from ccassets.study.storage import storage_root
 
     with dagster_instance():
         pass  # Makes the home with our dagster.yaml, or says why it cannot.
@@ -174,7 +173,6 @@ def ui(
         "DAGSTER_HOME": str(home_folder()),
         "CCASSETS_STORAGE": str(storage_root()),
     }
-    write_text(home_folder() / UI_FILE, json.dumps({"port": port}))
     typer.echo(f"The UI will answer at http://127.0.0.1:{port} (Ctrl-C stops it).", err=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "ccassets.definitions", "-h", "127.0.0.1", "-p", str(port)]
     # Dagster stops its own processes by SIGINT, which is ignored where a script started us with `&`.
@@ -186,19 +184,15 @@ def ui(
 def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the studies, with what is built, stale and failed."""
     from ccassets.orchestration.status import study_states
-    from ccassets.study.loading import load_study, study_files
-    from ccassets.tools.doctor import compared_with_ui
 
     states = study_states()
     if as_json:
         typer.echo(json.dumps(states, indent=2, ensure_ascii=False))
         return
     width = max((len(name) for name in states), default=0)
-    in_ui = compared_with_ui(*(load_study(path) for path in study_files().values()))
     for name, state in states.items():
         counts = ", ".join(f"{len(assets)} {word}" for word, assets in state.items() if assets)
-        reload = "; its file changed since the UI loaded it: reload definitions" if in_ui.get(name) == "changed" else ""
-        typer.echo(f"{name:<{width}}  {counts}{reload}")
+        typer.echo(f"{name:<{width}}  {counts}")
 
 
 @app.command()
@@ -378,10 +372,13 @@ def doctor(
     home: HomeOption = None,
 ) -> None:
     """Say what would stop a build, and what to do about it; exit 1 when something does."""
+    from ccassets.orchestration.dagster_diagnoses import diagnose_home, diagnose_records
     from ccassets.study.loading import load_study
     from ccassets.tools.doctor import diagnose
 
-    lines = diagnose(load_study(study) if study else None)
+    lines = diagnose(
+        load_study(study) if study else None, diagnose_home=diagnose_home, diagnose_records=diagnose_records
+    )
     ok = all(line.level != "problem" for line in lines)
     if as_json:
         content = {"ok": ok, "lines": [asdict(line) for line in lines]}

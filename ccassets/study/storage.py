@@ -9,9 +9,6 @@ from urllib.parse import quote
 
 from ccassets.study.schema import Study
 
-UI_FILE = "ui.json"
-"""Below the home: the port on which its UI was started last."""
-
 
 def home(explicit: str | os.PathLike[str] | None = None) -> Path:
     """The folder of Dagster's records: the argument, else `CCASSETS_HOME`, `DAGSTER_HOME`, `./.ccassets`."""

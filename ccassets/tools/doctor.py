@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.medmnist import MedmnistDataset
-from ccassets.definitions import definitions_of
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
-from ccassets.orchestration.assets.common import GPU_POOL
-from ccassets.orchestration.status import SHIPPED_DAGSTER_YAML, dagster_instance, states_of
 from ccassets.progress import silent
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
-from ccassets.study.storage import UI_FILE, Store, home, storage_root
+from ccassets.study.storage import Store, home, storage_root
 from ccassets.tools.offline_bundle import RECORD, changed_files
 
 Level = Literal["ok", "warning", "problem"]
@@ -52,12 +45,25 @@ class Diagnosis:
     advice: str = ""
 
 
-def diagnose(study: Study | None = None) -> list[Diagnosis]:
+def diagnose(
+    study: Study | None = None,
+    *,
+    diagnose_home: Callable[[], Diagnosis],
+    diagnose_records: Callable[[Study], Iterable[Diagnosis]],
+) -> list[Diagnosis]:
     """Look at libraries, device, home, storage and study files; with a study also at everything it needs.
 
     Nothing is fetched, encoded or edited. The hub is asked only about weights that are not on this machine yet.
+
+    Args:
+        study: The study whose data set, weights, memory, disk and records are looked at.
+        diagnose_home: Says whether Dagster can use the home; called when the home exists.
+        diagnose_records: Says what Dagster's records hold of a study; called when the home exists.
+
+    Returns:
+        One diagnosis a line, in the order in which a person reads them.
     """
-    machine = [*_libraries(), *_device(study), *_home(), *_study_files()]
+    machine = [*_libraries(), *_device(study), *_home(diagnose_home), *_study_files()]
     if study is None:
         return [*machine, _storage(None)]
     store = Store.of(study)
@@ -71,8 +77,7 @@ def diagnose(study: Study | None = None) -> list[Diagnosis]:
         *weights,
         _memory(study, card),
         _storage(needed),
-        *_loaded(study),
-        *_records(study),
+        *(diagnose_records(study) if _home_exists() else ()),
     ]
 
 
@@ -114,46 +119,21 @@ def _device(study: Study | None) -> Iterator[Diagnosis]:
         yield Diagnosis("device", "warning", f"{cpu}: a large model takes seconds for every image", advice)
 
 
-def _home() -> Iterator[Diagnosis]:
+def _home(diagnose_home: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
     folder = home()
-    file = folder / "dagster.yaml"
     obstacle = _obstacle(folder)
     if obstacle:
         advice = "Choose another with --home or CCASSETS_HOME, or correct its owner and mode."
         yield Diagnosis("home", "problem", f"{folder} {obstacle}", advice)
-    elif not file.is_file():
+    elif not _home_exists():
         yield Diagnosis("home", "ok", f"{folder} will be made, with a dagster.yaml of ours")
     else:
-        yield _instance(folder, file)
+        yield diagnose_home()
 
 
-def _instance(folder: Path, file: Path) -> Diagnosis:
-    """Whether Dagster can use the home, and whether its settings keep one encoder on the device at a time."""
-    shipped = yaml.safe_load(SHIPPED_DAGSTER_YAML.read_text(encoding="utf-8"))
-    lacking = {}
-    try:
-        with dagster_instance() as instance:
-            if not _limits_pool(instance):
-                lacking["concurrency"] = shipped["concurrency"]
-            if not instance.run_monitoring_enabled:
-                lacking["run_monitoring"] = shipped["run_monitoring"]
-    except StorageError as error:
-        return Diagnosis("home", "problem", str(error))
-    if not lacking:
-        return Diagnosis("home", "ok", f"{folder}, one encoder at a time")
-    without = {
-        "concurrency": f"no limit for the pool {GPU_POOL} (two runs would share the device)",
-        "run_monitoring": "no run monitoring (a killed run would keep its place in the pool)",
-    }
-    lines = yaml.safe_dump(lacking, sort_keys=False)
-    message = f"{file} sets {' and '.join(without[name] for name in lacking)}"
-    return Diagnosis("home", "warning", message, f"Merge these lines into it:\n{lines}".rstrip())
-
-
-def _limits_pool(instance: Any) -> bool:
-    """Whether the encoders' pool has a limit: of its own, set in the UI, or by default."""
-    own = {limit.name for limit in instance.event_log_storage.get_pool_limits()}
-    return GPU_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
+def _home_exists() -> bool:
+    """Whether the home can be used and was used before."""
+    return not _obstacle(home()) and (home() / "dagster.yaml").is_file()
 
 
 def _study_files() -> Iterator[Diagnosis]:
@@ -327,70 +307,6 @@ def _storage(needed: int | None) -> Diagnosis:
     if needed <= free:
         return Diagnosis("disk", "ok", message)
     return Diagnosis("disk", "problem", message, "Free some space, or set CCASSETS_STORAGE to a larger disk.")
-
-
-# --- what Dagster has of a study ---------------------------------------------------------------------
-
-
-def _loaded(study: Study) -> Iterator[Diagnosis]:
-    """Whether a UI that is running has the study as its file says now."""
-    found = compared_with_ui(study).get(study.name)
-    if found == "unknown":
-        advice = f"Start it with CCASSETS_STUDIES={study.folder.parent}."
-        yield Diagnosis("ui", "warning", f"the UI that is running does not know {study.name}", advice)
-    elif found == "changed":
-        advice = "Press Reload definitions in the UI: a study is code."
-        yield Diagnosis("ui", "warning", f"the study file of {study.name} changed since the UI loaded it", advice)
-    elif found == "same":
-        yield Diagnosis("ui", "ok", "the UI that is running has the study file as it is now")
-
-
-def compared_with_ui(*studies: Study) -> dict[str, Literal["same", "changed", "unknown"]]:
-    """How the files of studies compare with what the UI of this home has loaded; {} when none is running."""
-    loaded = _code_versions_in_ui()
-    if loaded is None:
-        return {}
-    found: dict[str, Literal["same", "changed", "unknown"]] = {}
-    for study in studies:
-        graph = definitions_of(study).resolve_asset_graph()
-        now = {tuple(node.key.path): node.code_version for node in graph.asset_nodes}
-        there = {path: code for path, code in loaded.items() if path[0] == study.name}
-        found[study.name] = "unknown" if not there else "same" if there == now else "changed"
-    return found
-
-
-def _code_versions_in_ui() -> Mapping[tuple[str, ...], str | None] | None:
-    """The code version of every asset that the UI of this home has loaded; None when none is running."""
-    try:
-        port = json.loads((home() / UI_FILE).read_text(encoding="utf-8"))["port"]
-        query = json.dumps({"query": "{ assetNodes { assetKey { path } opVersion } }"}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/graphql", query, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            nodes = json.load(answer)["data"]["assetNodes"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return {tuple(node["assetKey"]["path"]): node["opVersion"] for node in nodes}
-
-
-def _records(study: Study) -> Iterator[Diagnosis]:
-    """What Dagster's records say of the study's assets."""
-    if _obstacle(home()) or not (home() / "dagster.yaml").is_file():
-        return
-    try:
-        with dagster_instance() as instance:
-            states = states_of(instance, study)
-    except Exception:  # `_instance` says it.
-        return
-    if states["failed"]:
-        advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
-        yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(states['failed'])}", advice)
-    if states["lost"]:
-        advice = f"`ccassets build {study.name}` makes them again."
-        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(states['lost'])}", advice)
-    counts = ", ".join(f"{len(names)} {state}" for state, names in states.items() if names)
-    yield Diagnosis("assets", "ok", counts)
 
 
 # --- small things ------------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ import ccassets
 from ccassets.definitions import definitions_of
 from ccassets.orchestration.assets.common import GPU_POOL
 from ccassets.orchestration.build import run_build
+from ccassets.orchestration.dagster_diagnoses import diagnose_home
 from ccassets.orchestration.jobs import job_name
 from ccassets.orchestration.status import dagster_instance
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets.tools.doctor import diagnose
 from ccassets_tests.made_studies import with_slow_encoder, write_study
 from ccassets_tests.orchestration.test_daemon import Webserver, parts, wait_for
 
@@ -65,11 +65,11 @@ def records(request: pytest.FixtureRequest, home: Path) -> str:
         home.mkdir()
         storage = {"storage": {"postgres": {"postgres_url": request.getfixturevalue("postgres")}}}
         (home / "dagster.yaml").write_text(yaml.safe_dump(storage))
-        said = next(line for line in diagnose() if line.what == "home")
+        said = diagnose_home()
         assert f"no limit for the pool {GPU_POOL}" in said.message
         merged = {**storage, **yaml.safe_load(said.advice.partition("\n")[2])}
         (home / "dagster.yaml").write_text(yaml.safe_dump(merged))
-        assert next(line for line in diagnose() if line.what == "home").level == "ok"
+        assert diagnose_home().level == "ok"
         with dagster_instance() as instance:
             assert "Postgres" in type(instance.event_log_storage).__name__
     return str(request.param)

@@ -11,29 +11,27 @@ import sys
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ccassets
-from ccassets.cli import studies
-from ccassets.definitions import defs
 from ccassets.errors import CcassetsError, StorageError
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import storage_root
-from ccassets.tools.doctor import Diagnosis, diagnose
+from ccassets.tools.doctor import Diagnosis
 from ccassets_tests.encoders.test_weights import TOKEN, Hub
 from ccassets_tests.made_studies import edit_study, write_study
+from ccassets_tests.tools.doctor_lines import doctor_lines
 
 FOREIGN_YAML = "concurrency:\n  runs:\n    max_concurrent_runs: 4\n"
 
 
 def line(what: str, study: Study | None = None) -> Diagnosis:
     """The one line about something."""
-    found = [diagnosis for diagnosis in diagnose(study) if diagnosis.what == what]
+    found = [diagnosis for diagnosis in doctor_lines(study) if diagnosis.what == what]
     assert len(found) == 1, found
     return found[0]
 
@@ -54,7 +52,7 @@ def run(study: Study, **environment: str) -> dict[str, dict[str, str]]:
 
 
 def test_a_study_that_can_be_built_has_no_problem_before_and_after_it_was_built(study: Study) -> None:
-    before = diagnose(study)
+    before = doctor_lines(study)
     assert {diagnosis.level for diagnosis in before} == {"ok", "warning"}, before
     assert [diagnosis.what for diagnosis in before if diagnosis.level == "warning"] == ["device"]
     assert "train 9, val 5, test 4" in line("data set", study).message
@@ -66,12 +64,12 @@ def test_a_study_that_can_be_built_has_no_problem_before_and_after_it_was_built(
     assert "nothing is left to be written" in line("disk", study).message
 
     path.unlink()
-    lost = next(found.message for found in diagnose(study) if found.what == "assets")
+    lost = next(found.message for found in doctor_lines(study) if found.what == "assets")
     assert lost == "deleted or replaced by hand: feature_database"
 
 
 def test_looking_makes_nothing(study: Study, home: Path) -> None:
-    diagnose(study)
+    doctor_lines(study)
     assert not home.exists()
 
 
@@ -139,7 +137,7 @@ def test_a_broken_study_file_is_named_since_it_hides_all_others(study: Study, mo
 
 def test_a_study_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "nowhere"))
-    warnings = [found for found in diagnose() if found.what == "studies" and found.level == "warning"]
+    warnings = [found for found in doctor_lines() if found.what == "studies" and found.level == "warning"]
     assert "nowhere, which is no folder" in warnings[0].message
 
 
@@ -212,51 +210,11 @@ def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Stu
     assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
 
 
-@pytest.fixture
-def ui(study: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A UI of this home that has loaded the study as it is now; a real one is asked where the browser is tested."""
-    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
-    nodes = [
-        {"assetKey": {"path": list(node.key.path)}, "opVersion": node.code_version}
-        for node in defs().resolve_asset_graph().asset_nodes
-    ]
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"data": {"assetNodes": nodes}}).encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        home.mkdir()
-        (home / "ui.json").write_text(json.dumps({"port": server.server_address[1]}))
-        yield
-        server.shutdown()
-
-
-def test_a_study_that_the_ui_has_in_another_form_is_said_by_doctor_and_studies(
-    ui: None, study: Study, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert line("ui", study).level == "ok"
-    studies()
-    assert "reload" not in capsys.readouterr().out
-    edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
-    assert line("ui", edited).message == "the study file of cells changed since the UI loaded it"
-    studies()
-    said = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in said if "changed since the UI loaded it" in row] == ["cells"]
-    unknown = write_study(study.folder.parent.parent / "elsewhere" / "new", images=Path(), encoder={"kind": "phantom"})
-    assert "does not know new" in line("ui", unknown).message
-
-
 def test_assets_that_failed_are_listed(study: Study, pictures: Path) -> None:
     (pictures / "val" / "white" / "002.png").write_bytes(b"no picture")
     with pytest.raises(CcassetsError):
         ccassets.build(study)
-    failed = [found for found in diagnose(study) if found.what == "assets" and found.level == "warning"]
+    failed = [found for found in doctor_lines(study) if found.what == "assets" and found.level == "warning"]
     assert failed[0].message == "failed when they were last run: images:val"
 
 

@@ -20,7 +20,6 @@ from ccassets.extraction.sources import recorded_card
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
-from ccassets.tools.doctor import diagnose
 from ccassets.tools.offline_bundle import changed_files, fetch_bundle
 from ccassets_tests.datasets.made_datasets import save_image
 from ccassets_tests.datasets.test_medmnist import Site
@@ -30,6 +29,7 @@ from ccassets_tests.encoders.conftest import (
 )
 from ccassets_tests.encoders.test_weights import COMMIT, TOKEN, Hub
 from ccassets_tests.made_studies import edit_study, write_study
+from ccassets_tests.tools.doctor_lines import doctor_lines
 
 BLOCKED = """
 import socket, sys
@@ -119,14 +119,16 @@ def test_a_changed_or_lost_file_of_a_bundle_is_found(study: Study, tmp_path: Pat
     bundled = load_study(bundle.study)
     assert changed_files(tmp_path / "bundle") == []
     assert bundle.files == 18 + 3 + 1
-    assert [line.message for line in diagnose(bundled) if line.what == "bundle"] == ["every file is what was bundled"]
+    assert [line.message for line in doctor_lines(bundled) if line.what == "bundle"] == [
+        "every file is what was bundled"
+    ]
 
     vocabulary = tmp_path / "bundle" / "models" / "weights" / "vocab.txt"
     vocabulary.write_bytes(vocabulary.read_bytes().swapcase())
     lost = tmp_path / "bundle" / "data" / "pictures" / "val" / "white" / "002.png"
     lost.unlink()
     assert changed_files(tmp_path / "bundle") == ["models/weights/vocab.txt", "data/pictures/val/white/002.png"]
-    problem = next(line for line in diagnose(bundled) if line.what == "bundle")
+    problem = next(line for line in doctor_lines(bundled) if line.what == "bundle")
     assert problem.level == "problem"
     assert "2 files are not what was bundled" in problem.message
     (tmp_path / "bundle" / "bundle.json").write_text("{}")

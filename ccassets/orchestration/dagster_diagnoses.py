@@ -1,0 +1,63 @@
+"""The doctor's two questions to Dagster: can the home be used, and what do its records say of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dagster as dg
+import yaml
+
+from ccassets.errors import StorageError
+from ccassets.orchestration.assets.common import GPU_POOL
+from ccassets.orchestration.status import SHIPPED_DAGSTER_YAML, dagster_instance, states_of
+from ccassets.study.schema import Study
+from ccassets.study.storage import home
+from ccassets.tools.doctor import Diagnosis
+
+_WITHOUT = {
+    "concurrency": f"no limit for the pool {GPU_POOL} (two runs would share the device)",
+    "run_monitoring": "no run monitoring (a killed run would keep its place in the pool)",
+}
+"""What a home without these settings lacks."""
+
+
+def diagnose_home() -> Diagnosis:
+    """Whether Dagster can use the home, and whether its settings keep one encoder on the device at a time."""
+    shipped = yaml.safe_load(SHIPPED_DAGSTER_YAML.read_text(encoding="utf-8"))
+    missing = {}
+    try:
+        with dagster_instance() as instance:
+            if not _limits_pool(instance):
+                missing["concurrency"] = shipped["concurrency"]
+            if not instance.run_monitoring_enabled:
+                missing["run_monitoring"] = shipped["run_monitoring"]
+    except StorageError as error:
+        return Diagnosis("home", "problem", str(error))
+    if not missing:
+        return Diagnosis("home", "ok", f"{home()}, one encoder at a time")
+    lines = yaml.safe_dump(missing, sort_keys=False)
+    message = f"{home() / 'dagster.yaml'} sets {' and '.join(_WITHOUT[name] for name in missing)}"
+    return Diagnosis("home", "warning", message, f"Merge these lines into it:\n{lines}".rstrip())
+
+
+def _limits_pool(instance: dg.DagsterInstance) -> bool:
+    """Whether the encoders' pool has a limit: of its own, set in the UI, or by default."""
+    own = {limit.name for limit in instance.event_log_storage.get_pool_limits()}
+    return GPU_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
+
+
+def diagnose_records(study: Study) -> Iterator[Diagnosis]:
+    """What Dagster's records and the disk say of a study's assets; nothing where the home cannot be used."""
+    try:
+        with dagster_instance() as instance:
+            states = states_of(instance, study)
+    except StorageError:
+        return  # `diagnose_home` reports it.
+    if states["failed"]:
+        advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
+        yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(states['failed'])}", advice)
+    if states["lost"]:
+        advice = f"`ccassets build {study.name}` makes them again."
+        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(states['lost'])}", advice)
+    counts = ", ".join(f"{len(names)} {state}" for state, names in states.items() if names)
+    yield Diagnosis("assets", "ok", counts)

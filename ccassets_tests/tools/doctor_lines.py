@@ -1,0 +1,11 @@
+"""What `ccassets doctor` says, asked as the command line does."""
+
+from __future__ import annotations
+
+from ccassets.orchestration.dagster_diagnoses import diagnose_home, diagnose_records
+from ccassets.study.schema import Study
+from ccassets.tools.doctor import Diagnosis, diagnose
+
+
+def doctor_lines(study: Study | None = None) -> list[Diagnosis]:
+    return diagnose(study, diagnose_home=diagnose_home, diagnose_records=diagnose_records)
