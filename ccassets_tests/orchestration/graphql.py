@@ -32,12 +32,28 @@ query BySplit($key: AssetKeyInput!, $partition: String!) {
   }
 }
 """
+_SWITCHES = """
+query Switches($repository: RepositorySelector!) {
+  sensorsOrError(repositorySelector: $repository) { ... on Sensors { results { name sensorState { status } } } }
+  schedulesOrError(repositorySelector: $repository) { ... on Schedules { results { name scheduleState { status } } } }
+}
+"""
+
+
+def switched_on(location: str) -> set[str]:
+    """The sensors and schedules that the UI shows as running, where it knows our definitions under a name."""
+    selector = {"repositoryName": "__repository__", "repositoryLocationName": location}
+    with _asking(location) as ask:
+        answer = ask(_SWITCHES, {"repository": selector})
+    switches = [(one["name"], one["sensorState"]) for one in answer["sensorsOrError"]["results"]]
+    switches += [(one["name"], one["scheduleState"]) for one in answer["schedulesOrError"]["results"]]
+    return {name for name, state in switches if state["status"] == "RUNNING"}
 
 
 def stale(study: str) -> dict[str, str]:
     """Every asset (`name` or `name:split`) of a study that the UI does not call fresh, with the causes it shows."""
     found = {}
-    with _asking() as ask:
+    with _asking("ccassets") as ask:
         selector = {"groupName": study, "repositoryName": "__repository__", "repositoryLocationName": "ccassets"}
         for node in ask(_STALENESS, {"group": selector})["assetNodes"]:
             path = node["assetKey"]["path"]
@@ -57,10 +73,10 @@ def _note(found: dict[str, str], name: str, node: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _asking() -> Iterator[Any]:
+def _asking(location: str) -> Iterator[Any]:
     """The definitions loaded afresh, as after Reload in the UI, behind Dagster's own GraphQL schema."""
     target = LoadableTargetOrigin(executable_path=sys.executable, module_name="ccassets.definitions")
-    origin = InProcessCodeLocationOrigin(loadable_target_origin=target, location_name="ccassets")
+    origin = InProcessCodeLocationOrigin(loadable_target_origin=target, location_name=location)
     schema = create_schema()
     with (
         dagster_instance() as instance,

@@ -1,0 +1,149 @@
+"""A home and a table made by older code: what users have on their disks stays valid, fresh and switched on."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ccassets
+from ccassets.cli import main
+from ccassets.definitions import definitions_of
+from ccassets.extraction import identify_encoder
+from ccassets.files import fingerprint
+from ccassets.orchestration.status import dagster_instance, states_of
+from ccassets.study.loading import load_study, study_files
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.made_studies import DATA, save_golden_weights
+from ccassets_tests.orchestration.graphql import stale, switched_on
+
+FROZEN = DATA / "frozen"
+TABLE: dict[str, dict[str, Any]] = json.loads((FROZEN / "table.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frozen")
+    with tarfile.open(FROZEN / "home.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    for record in folder.rglob("verified.jsonl"):
+        # Unpacking gives files other times and inodes, as no user's disk does.
+        lines = [json.dumps([path.name, fingerprint(path)]) for path in sorted(record.parent.glob("*.h5"))]
+        record.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def frozen(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The study of the frozen home, with the home in use."""
+    monkeypatch.setenv("CCASSETS_HOME", str(unpacked / "home"))
+    monkeypatch.setenv("CCASSETS_STUDIES", str(unpacked / "studies"))
+    return load_study("frozen")
+
+
+def test_the_database_opens_and_has_no_findings(frozen: Study) -> None:
+    path = Store.of(frozen).database
+    with ccassets.open_database(path) as database:
+        assert {name: rows.stop - rows.start for name, rows in database.splits.items()} == frozen.dataset.rows  # type: ignore[union-attr]
+        assert set(database.templates) == set(frozen.vocabulary.templates())
+    assert ccassets.validate_database(path, study=frozen, deep=True) == []
+
+
+def test_nothing_is_stale_failed_or_lost(frozen: Study) -> None:
+    assert stale("frozen") == {}
+    with dagster_instance() as instance:
+        states = states_of(instance, frozen)
+    assert {state for state, names in states.items() if names} == {"built"}
+
+
+def test_a_build_makes_nothing(
+    frozen: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with dagster_instance() as instance:
+        runs = len(instance.get_runs())
+    monkeypatch.setattr("sys.argv", ["ccassets", "build", "frozen"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "Nothing is stale" in capsys.readouterr().err
+    with dagster_instance() as instance:
+        assert len(instance.get_runs()) == runs
+
+
+def test_what_was_switched_on_is_on_under_the_location_where_it_was_switched(frozen: Study) -> None:
+    assert switched_on("ccassets.definitions") == {"frozen__rebuild_stale", "frozen__full_rebuild"}
+    assert switched_on("ccassets") == {"frozen__watch_sources"}
+
+
+def test_records_are_of_assets_splits_and_jobs_that_there_still_are(frozen: Study) -> None:
+    definitions = definitions_of(frozen)
+    graph = definitions.resolve_asset_graph()
+    jobs = {job.name for job in definitions.resolve_all_job_defs()}
+    with dagster_instance() as instance:
+        assert set(instance.all_asset_keys()) == set(graph.materializable_asset_keys)
+        assert {run.job_name for run in instance.get_runs()} <= jobs
+        for node in graph.asset_nodes:
+            splits = set(node.partitions_def.get_partition_keys()) if node.partitions_def else set()
+            assert instance.get_materialized_partitions(node.key) == splits
+    steps = ("read_images", "read_encoder", "extract_text", "extract_images", "build_database", "analyse")
+    assert {f"frozen__{name}" for name in (*steps, "rebuild_everything")} <= jobs
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+def versions(study: Study) -> dict[str, Any]:
+    """What decides whether Dagster calls the assets of a study stale."""
+    graph = definitions_of(study).resolve_asset_graph()
+    return {
+        "code_versions": {node.key.to_user_string(): node.code_version for node in graph.asset_nodes},
+        "texts_hashes": {name: template.texts_hash for name, template in study.vocabulary.templates().items()},
+    }
+
+
+@pytest.mark.parametrize("name", sorted(TABLE["studies"]))
+def test_code_versions_and_text_hashes_of_shipped_studies_are_those_of_the_table(name: str, frozen: Study) -> None:
+    assert versions(load_study(study_files()[name])) == TABLE["studies"][name]
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[[str, dict[str, Any]], Study]:
+    def make(name: str, attributes: dict[str, Any]) -> Study:
+        folder = tmp_path / name
+        folder.mkdir()
+        content = {"type": "ccassets.FeatureDatabase", "attributes": attributes}
+        (folder / "defs.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return load_study(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("name", sorted(TABLE["variants"]))
+def test_code_versions_and_text_hashes_of_every_kind_of_study_are_those_of_the_table(
+    name: str, make_study: Callable[[str, dict[str, Any]], Study]
+) -> None:
+    attributes, expected = TABLE["variants"][name]["attributes"], dict(TABLE["variants"][name])
+    del expected["attributes"]
+    assert versions(make_study(name, attributes)) == expected
+
+
+@pytest.mark.parametrize("name", sorted(TABLE["encoders"]))
+def test_identities_and_cards_of_encoders_are_those_of_the_table(
+    name: str, make_study: Callable[[str, dict[str, Any]], Study], tmp_path: Path
+) -> None:
+    section = dict(TABLE["encoders"][name]["section"])
+    if section["kind"] == "conceptclip":
+        section["weights"] = str(save_golden_weights(tmp_path / "golden"))
+    study = make_study(f"encoder_{name}", {"dataset": {"kind": "phantom"}, "encoder": section})
+    store = Store.of(study)
+    card = identify_encoder(study, store=store)
+    recorded = json.loads(store.encoder_card.read_text(encoding="utf-8"))
+    expected = TABLE["encoders"][name]["card"]
+    assert card.identity == expected["card"]["identity"]
+    assert {key: recorded[key] for key in expected} == expected
