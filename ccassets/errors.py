@@ -1,4 +1,41 @@
-"""The exceptions of ccassets: every message says what was expected, what was found, where, and what to do."""
+"""The exceptions of ccassets. Each message names the place, what was expected and found there, and what to do.
+
+CcassetsError
+├── StudyError
+├── DatasetError
+│   └── AbsentDataError
+├── EncoderError
+├── DatabaseError
+│   ├── ccassets.h5.MissingFileError    also a FileNotFoundError
+│   ├── ccassets.h5.ArgumentError       also a ValueError
+│   ├── ccassets.h5.RowError            also an IndexError
+│   └── ccassets.h5.NameMissingError    also a KeyError
+├── StorageError
+├── AdoptionError
+├── AnalysisError
+└── BuildError
+    └── InterruptedBuildError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ccassets.findings import Finding
+
+__all__ = [
+    "AbsentDataError",
+    "AdoptionError",
+    "AnalysisError",
+    "BuildError",
+    "CcassetsError",
+    "DatabaseError",
+    "DatasetError",
+    "EncoderError",
+    "InterruptedBuildError",
+    "StorageError",
+    "StudyError",
+]
 
 
 class CcassetsError(Exception):
@@ -21,7 +58,7 @@ class DatasetError(CcassetsError):
 
 
 class AbsentDataError(DatasetError):
-    """The folder, table or archive of a data set is not on this machine: nothing can be said of it, good or bad."""
+    """The folder, table or archive of a data set is not on this machine, so nothing can be said about its rows."""
 
 
 class EncoderError(CcassetsError):
@@ -36,5 +73,23 @@ class StorageError(CcassetsError):
     """The disk, a path or a lock does not allow what has to be done."""
 
 
+class AdoptionError(CcassetsError):
+    """A file does not fit the study that should adopt it; `findings` are all the reasons."""
+
+    def __init__(self, message: str, findings: Sequence[Finding]) -> None:
+        errors = [finding for finding in findings if finding.severity == "error"]
+        super().__init__("\n".join([message, *(f"{f.check} at {f.where}: {f.message}" for f in errors)]))
+        self.message = message
+        self.findings = findings
+
+
 class AnalysisError(CcassetsError):
     """Rows, labels or a stored classifier do not allow the analysis that was asked for."""
+
+
+class BuildError(CcassetsError):
+    """A run of a build failed; the text is that of the step that failed."""
+
+
+class InterruptedBuildError(BuildError):
+    """A signal ended a build; everything finished until then is kept."""

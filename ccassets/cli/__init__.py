@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccassets import __version__
-from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyError
+from ccassets.errors import AdoptionError, AnalysisError, CcassetsError, DatabaseError, StudyError
 
 if TYPE_CHECKING:
     from ccassets.extraction.adoption import Adoption
@@ -238,7 +238,6 @@ def adopt(
 ) -> None:
     """Take a file that is there already as a study's extraction; the file is never changed."""
     from ccassets.database.sandbox import require_survivable
-    from ccassets.extraction.adoption import AdoptionError
     from ccassets.extraction.adoption import adopt as take
     from ccassets.study.loading import load_study
 

@@ -5,6 +5,7 @@ what changed. A study and its build (`ccassets build`) are the way that needs no
 """
 
 from ccassets.h5.artifacts import ModelArtifacts, load_conceptclip_model
+from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
 from ccassets.h5.growing_file import append_batch, init_file
 from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
 from ccassets.h5.loaders import (
@@ -34,10 +35,14 @@ from ccassets.h5.sample_access import (
 init_feature_store = init_file
 
 __all__ = [
+    "ArgumentError",
     "DatasetBundle",
     "FeatureStoreSummary",
+    "MissingFileError",
     "ModelArtifacts",
+    "NameMissingError",
     "PromptConfig",
+    "RowError",
     "access_batch",
     "access_sample_by_index",
     "append_batch",

@@ -14,7 +14,7 @@ import dagster as dg
 
 from ccassets.analysis.results import analyses
 from ccassets.definitions import definitions_of
-from ccassets.errors import AbsentDataError, CcassetsError
+from ccassets.errors import AbsentDataError, BuildError, InterruptedBuildError
 from ccassets.extraction import assemble_database, plan_study
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
 from ccassets.extraction.text_extraction import missing_templates
@@ -34,14 +34,6 @@ from ccassets.orchestration.status import Look, dagster_instance
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-
-
-class BuildError(CcassetsError):
-    """A run of a build failed; the text is that of the step that failed."""
-
-
-class InterruptedBuildError(BuildError):
-    """A signal ended a build; everything finished until then is kept."""
 
 
 @dataclass

@@ -24,9 +24,9 @@ import ccassets.h5
 from ccassets.cli import app
 from ccassets.database.reader import open_database
 from ccassets.database.validation import CHECKS, validate_database
-from ccassets.errors import DatabaseError, DatasetError, StorageError
+from ccassets.errors import AdoptionError, DatabaseError, DatasetError, StorageError
 from ccassets.extraction import assemble_database, extract_splits, extract_text
-from ccassets.extraction.adoption import Adoption, AdoptionError, adopt
+from ccassets.extraction.adoption import Adoption, adopt
 from ccassets.findings import has_errors
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study

@@ -12,9 +12,10 @@ import dagster as dg
 import pytest
 
 from ccassets.definitions import definitions_of
+from ccassets.errors import BuildError
 from ccassets.orchestration.assets import study_assets
 from ccassets.orchestration.automation import changed_study_file
-from ccassets.orchestration.build import BuildError, run_build
+from ccassets.orchestration.build import run_build
 from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.status import dagster_instance, states_of
 from ccassets.study.schema import Study

@@ -20,9 +20,9 @@ import ccassets
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.definitions import definitions_of
-from ccassets.errors import DatasetError
+from ccassets.errors import BuildError, DatasetError, InterruptedBuildError
 from ccassets.orchestration.assets.common import asset_key
-from ccassets.orchestration.build import BuildError, InterruptedBuildError, run_build
+from ccassets.orchestration.build import run_build
 from ccassets.orchestration.jobs import job_name
 from ccassets.orchestration.status import Look, dagster_instance, study_states
 from ccassets.study.schema import Study

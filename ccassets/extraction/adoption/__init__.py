@@ -20,7 +20,7 @@ from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.weight_digests import digest_files
-from ccassets.errors import CcassetsError, DatasetError
+from ccassets.errors import AdoptionError, DatasetError
 from ccassets.extraction.adoption.adopted_parts import Shard, Source, shards_to_take, write_images, write_templates
 from ccassets.extraction.adoption.row_matching import Images, Ints, match
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
@@ -33,19 +33,9 @@ from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
-__all__ = ["AdoptedSplit", "Adoption", "AdoptionError", "adopt"]
+__all__ = ["AdoptedSplit", "Adoption", "adopt"]
 
 _LOGIT_TOLERANCE = 1e-5
-
-
-class AdoptionError(CcassetsError):
-    """A file is not what a study asks for; `findings` are all the reasons."""
-
-    def __init__(self, message: str, findings: Sequence[Finding]) -> None:
-        errors = [finding for finding in findings if finding.severity == "error"]
-        super().__init__("\n".join([message, *(f"{f.check} at {f.where}: {f.message}" for f in errors)]))
-        self.message = message
-        self.findings = findings
 
 
 @dataclass(frozen=True, eq=False)
