@@ -111,11 +111,11 @@ def _tensors(study: Study, store: Store, encoder: Any, images: int, batch: int) 
 
 def _forward(encoder: Any, batches: list[Any]) -> float:
     with fixed_arithmetic(encoder.card.dtype):
-        encoder.compute(batches[0])
+        encoder.image_tower(batches[0])
         _wait(encoder)
         started = time.perf_counter()
         for batch in batches:
-            encoder.compute(batch)
+            encoder.image_tower(batch)
         _wait(encoder)
     return sum(len(batch) for batch in batches) / (time.perf_counter() - started)
 

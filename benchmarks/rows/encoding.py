@@ -30,7 +30,7 @@ SIDE = 96
 
 def extraction(folder: Path, size: Size) -> Contest:
     """With the phantom encoder, where decoding and writing matter."""
-    return _contest(folder / "extraction", {"kind": "phantom"}, size.pictures, 64, Wanted(of_limit=1 / 1.15))
+    return _contest(folder / "extraction", {"kind": "phantom"}, size.pictures, 64, Wanted(of_limit=0.75))
 
 
 def extraction_published(folder: Path, size: Size) -> Contest:

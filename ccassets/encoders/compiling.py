@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from ccassets.encoders.overlap import Compute
+from ccassets.encoders.runtime import ImageTower
 from ccassets.errors import EncoderError
 
 
-def compiled(compute: Compute, batch_size: int) -> Compute:
-    """`compute`, compiled for batches of `batch_size` images; any other batch is computed as it was.
+def compiled(image_tower: ImageTower, batch_size: int) -> ImageTower:
+    """`image_tower`, compiled for batches of `batch_size` images; any other batch is computed without compiling.
 
     So what a batch gives depends on its shape alone, and not on the shapes that a process met before, for which torch
     would compile once more or more generally. Nothing is left uncompiled silently: raises `EncoderError` where torch
@@ -18,16 +18,16 @@ def compiled(compute: Compute, batch_size: int) -> Compute:
     """
     try:
         # Kernels are still chosen by timing where that changes no number.
-        fast: Compute = torch.compile(compute, fullgraph=True, dynamic=False, options={"deterministic": True})
+        fast: ImageTower = torch.compile(image_tower, fullgraph=True, dynamic=False, options={"deterministic": True})
     except RuntimeError as error:
         raise EncoderError(
             f"torch {torch.__version__} does not compile with the same numbers every time; a newer one does. "
             "Update torch, or leave out encoder.compiled."
         ) from error
 
-    def compute_batch(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if len(pixels) != batch_size:
-            return compute(pixels)
+            return image_tower(pixels)
         try:
             return fast(pixels)
         except TorchDynamoException as error:
@@ -37,4 +37,4 @@ def compiled(compute: Compute, batch_size: int) -> Compute:
                 "headers, on a GPU Triton. Without them leave out encoder.compiled."
             ) from error
 
-    return compute_batch
+    return encode

@@ -28,11 +28,9 @@ from ccassets.encoders.preprocessing import PREPROCESSING, require_pixels, squas
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
+    encode_batch,
     fixed_arithmetic,
-    memory_errors_named,
-    starter,
     strict_facts,
-    to_host,
     tower_dtype,
 )
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
@@ -45,7 +43,7 @@ from ccassets.study.schema import ConceptClipConfig, PhantomEncoderConfig, Study
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.overlap import Compute
+    from ccassets.encoders.runtime import ImageTower
     from ccassets.encoders.towers import ConceptClip
 
 __all__ = ["PUBLISHED", "ConceptClipEncoder", "inspect", "load", "load_checkpoint"]
@@ -126,25 +124,20 @@ class ConceptClipEncoder:
         self.tokenizer = tokenizer
         self._device = device
         self.device = device.type
-        self.compute: Compute = self._image_tower
+        self.image_tower: ImageTower = self._encode_image
         if card.compiled:
             from ccassets.encoders.compiling import compiled
 
-            self.compute = compiled(self._image_tower, batch_size)
-        self.start_pixels = starter(model, card.dtype, self.compute, self.encode_pixels)
+            self.image_tower = compiled(self._encode_image, batch_size)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return squash(image, self.card.image_size)
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        import torch
-
         require_pixels(pixels, self.card.image_size)
-        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
-            features, tokens = self.compute(torch.from_numpy(pixels).to(self._device))
-            return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
+        return encode_batch(self.image_tower, pixels, self._device, self.card.dtype)
 
-    def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encode_image(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         features, tokens = self.model.encode_image(pixels)
         return features, tokens if self.card.token_count else None
 

@@ -100,21 +100,10 @@ class TextFeatures:
     offsets: npt.NDArray[np.int32]
 
 
-class Started(Protocol):
-    """A batch under way. `features` waits for it; `seconds`, then, is how long it was computed and none before it."""
-
-    def features(self) -> ImageFeatures: ...
-
-    @property
-    def seconds(self) -> float: ...
-
-
 class Encoder(Protocol):
     """The contract. `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
 
-    Equal input gives equal bits on the same device kind, dtype and batch shape. An encoder that can be at two batches
-    has also `start_pixels`, which takes what `encode_pixels` takes and returns a `Started` before the batch is done;
-    one that cannot has none, or None.
+    Equal input gives equal bits on the same device kind, dtype and batch shape.
     """
 
     @property

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.encoders.encoder_contract import FloatArray, ImageFeatures
 from ccassets.errors import EncoderError
 from ccassets.study.schema import Study
 
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.encoder_contract import FloatArray, ImageFeatures, Started
-    from ccassets.encoders.overlap import Compute
+ImageTower: TypeAlias = "Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]"
+"""Pixels (B, 3, S, S) on the device to features (B, D) and token features (B, T_img, D) or None, both on the device."""
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
@@ -60,7 +60,7 @@ def strict_facts(study: Study, device: str | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def memory_errors_named(images: int, device: torch.device) -> Iterator[None]:
+def _memory_errors(images: int, device: torch.device) -> Iterator[None]:
     """Turn "out of memory" into an `EncoderError` that says what to change."""
     import torch
 
@@ -72,89 +72,68 @@ def memory_errors_named(images: int, device: torch.device) -> Iterator[None]:
         ) from error
 
 
+def encode_batch(image_tower: ImageTower, pixels: FloatArray, device: torch.device, dtype: str) -> ImageFeatures:
+    """Run an image tower on preprocessed pixels (B, 3, S, S) of the host, and bring its results back.
+
+    Raises `EncoderError` when the batch does not fit into the memory of the device.
+    """
+    with fixed_arithmetic(dtype), _memory_errors(len(pixels), device):
+        features, tokens = image_tower(_to_device(pixels, device))
+        return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
+
+
+def _to_device(pixels: FloatArray, device: torch.device) -> torch.Tensor:
+    import torch
+
+    batch = torch.from_numpy(pixels)
+    if device.type == "cuda":
+        # CUDA reads pinned memory at the full speed of the bus, and the host does not wait for the copy.
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
 def to_host(tokens: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
     """Token features on the host: float32 from the CPU, float16 from other devices.
 
-    They are stored as float16 anyway; cast before they cross the bus, half as many bytes do, and the bits are equal.
+    They are stored as float16 anyway: cast before the copy, half as many bytes cross the bus, and the bits are equal.
     """
-    return (tokens if tokens.device.type == "cpu" else tokens.half()).cpu().numpy()
+    import torch
+
+    if tokens.device.type == "cpu":
+        return tokens.numpy()
+    half = tokens.half()
+    if half.device.type != "cuda":
+        return half.cpu().numpy()
+    host = torch.empty(half.shape, dtype=half.dtype, pin_memory=True)
+    host.copy_(half, non_blocking=True)
+    torch.cuda.current_stream(half.device).synchronize()
+    return host.numpy()
 
 
 def tower_dtype(dtype: str) -> torch.dtype:
     """What towers compute in under a study's `dtype`: `tf32` is float32, but for how CUDA multiplies."""
     import torch
 
-    found: torch.dtype = getattr(torch, "float32" if dtype == "tf32" else dtype)
-    return found
-
-
-def starter(
-    model: torch.nn.Module, dtype: str, compute: Compute, encode: Callable[[FloatArray], ImageFeatures]
-) -> Callable[[FloatArray], Started] | None:
-    """`start_pixels` of an encoder that can be at two batches: on CUDA, or a small one on several CPU threads.
-
-    None for any other: there a batch is computed by who asks for it. `compute` is the model alone, `encode` the
-    encoder's `encode_pixels`.
-    """
-    import torch
-
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        from ccassets.encoders.overlap import OverlappedCopies
-
-        copies = OverlappedCopies(device)
-
-        def start(pixels: FloatArray) -> Started:
-            with fixed_arithmetic(dtype), memory_errors_named(len(pixels), device):
-                return copies.start(pixels, compute)
-
-        return start
-    from ccassets.encoders.side_by_side import MOST_PARAMETERS, SideBySide
-
-    threads = torch.get_num_threads()
-    is_small = sum(weights.numel() for weights in model.parameters()) <= MOST_PARAMETERS
-    return SideBySide(encode, threads).start if device.type == "cpu" and threads > 1 and is_small else None
+    compute_dtype: torch.dtype = getattr(torch, "float32" if dtype == "tf32" else dtype)
+    return compute_dtype
 
 
 @contextmanager
 def fixed_arithmetic(dtype: str = "float32") -> Iterator[None]:
     """No gradients and no algorithm chosen by timing; on CUDA no TensorFloat-32 but where `dtype` is `tf32`.
 
-    Whatever the process has set is as it was when the last of those that are inside leaves.
+    The settings of the process are restored afterwards.
     """
     import torch
 
-    with _process.set_for(tf32=dtype == "tf32"), torch.inference_mode():
-        yield
-
-
-class _ProcessArithmetic:
-    """What torch keeps for the whole process, which several threads may want fixed at once."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._inside = 0
-        self._as_it_was = ExitStack()
-
-    @contextmanager
-    def set_for(self, *, tf32: bool) -> Iterator[None]:
-        import torch
-
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._as_it_was.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-                self._as_it_was.enter_context(
-                    torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-                )
-                torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        try:
+    tf32 = dtype == "tf32"
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32),
+        ):
             yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    self._as_it_was.close()
-
-
-_process = _ProcessArithmetic()
+    finally:
+        torch.set_float32_matmul_precision(precision)

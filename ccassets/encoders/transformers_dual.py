@@ -20,11 +20,9 @@ from ccassets.encoders.preprocessing import require_pixels, require_rgb
 from ccassets.encoders.runtime import (
     TEXT_BATCH,
     choose_device,
+    encode_batch,
     fixed_arithmetic,
-    memory_errors_named,
-    starter,
     strict_facts,
-    to_host,
     tower_dtype,
 )
 from ccassets.encoders.tokenizer import Tokens, require_length
@@ -37,7 +35,7 @@ from ccassets.study.schema import Study, TransformersConfig
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.overlap import Compute
+    from ccassets.encoders.runtime import ImageTower
 
 CONFIG = "config.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -137,12 +135,11 @@ class DualEncoder:
         self.device = device.type
         self._dtype = tower_dtype(card.dtype)
         self._model = model.to(device)
-        self.compute: Compute = self._image_tower
+        self.image_tower: ImageTower = self._encode_image
         if card.compiled:
             from ccassets.encoders.compiling import compiled
 
-            self.compute = compiled(self._image_tower, batch_size)
-        self.start_pixels = starter(self._model, card.dtype, self.compute, self.encode_pixels)
+            self.image_tower = compiled(self._encode_image, batch_size)
         if self._dtype != torch.float32:
             # Patch convolution and position embedding lose too much below float32.
             embeddings = self._model.vision_model.embeddings
@@ -155,14 +152,10 @@ class DualEncoder:
         return image_pixels
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        import torch
-
         require_pixels(pixels, self.card.image_size)
-        with fixed_arithmetic(self.card.dtype), memory_errors_named(len(pixels), self._device):
-            features, tokens = self.compute(torch.from_numpy(pixels).to(self._device))
-            return ImageFeatures(features.cpu().numpy(), None if tokens is None else to_host(tokens))
+        return encode_batch(self.image_tower, pixels, self._device, self.card.dtype)
 
-    def _image_tower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encode_image(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         with self._precision():
             output = self._model.get_image_features(pixel_values=pixels)
             tokens = self._image_tokens(output.last_hidden_state) if self.card.token_count else None

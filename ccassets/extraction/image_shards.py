@@ -24,8 +24,8 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_decoding import image_digest
 from ccassets.datasets.manifest import Manifest, read_image
-from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures, Started
-from ccassets.errors import CcassetsError, DatasetError, EncoderError
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures
+from ccassets.errors import DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.text_extraction import require_identity
@@ -306,42 +306,13 @@ def _room(card: EncoderCard, rows: int) -> tuple[npt.NDArray[np.float16], npt.ND
 def _encoded(
     encoder: Encoder, batches: Iterator[tuple[Shard, slice, FloatArray]], clock: _Clock
 ) -> Iterator[tuple[Shard, slice, ImageFeatures]]:
-    """Batches with their features, in order; an encoder that can is given the next one while it is at one."""
-    start: Callable[[FloatArray], Started] | None = getattr(encoder, "start_pixels", None)
-    if start is None:
-        for shard, rows, pixels in batches:
-            begun = time.perf_counter()
-            with _named(shard, rows):
-                encoded = encoder.encode_pixels(pixels)
-            clock.times.encoding += time.perf_counter() - begun
-            yield shard, rows, encoded
-        return
-    under_way: tuple[Shard, slice, Started] | None = None
-    failed: CcassetsError | None = None
-    while True:
-        try:
-            shard, rows, pixels = next(batches)
-        except StopIteration:
-            break
-        except CcassetsError as error:
-            failed = error
-            break
+    """Batches with their features, in order."""
+    for shard, rows, pixels in batches:
+        started = time.perf_counter()
         with _named(shard, rows):
-            following = shard, rows, start(pixels)
-        if under_way is not None:
-            yield _awaited(*under_way, clock)
-        under_way = following
-    if under_way is not None:
-        yield _awaited(*under_way, clock)
-    if failed:  # Only now: what was under way may have been the last of its shard, which is finished with it.
-        raise failed
-
-
-def _awaited(shard: Shard, rows: slice, started: Started, clock: _Clock) -> tuple[Shard, slice, ImageFeatures]:
-    with _named(shard, rows):
-        encoded = started.features()
-    clock.times.encoding += started.seconds
-    return shard, rows, encoded
+            encoded = encoder.encode_pixels(pixels)
+        clock.times.encoding += time.perf_counter() - started
+        yield shard, rows, encoded
 
 
 @contextmanager
