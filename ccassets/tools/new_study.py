@@ -114,7 +114,7 @@ def _write(
 ) -> NewStudy:
     found = f"{_images(total)} of {len(classes)} classes" if classes else f"{_images(total)} without labels"
     found += f" in {len(lines)} splits" if len(lines) > 1 else ""
-    environment = Environment(loader=PackageLoader("ccassets"), keep_trailing_newline=True)
+    environment = Environment(loader=PackageLoader("ccassets.tools"), keep_trailing_newline=True)
     environment.filters["yaml"] = _yaml
     text = environment.get_template("defs.yaml").render(
         name=path.parent.name, found=found, config=config, root=root, classes=classes, lines=lines
