@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.encoder_identity import encoder_identity
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import Report, Rows, count, listed, rows_text, shortened
@@ -76,11 +75,11 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Repor
     identity = encoder.get("identity")
     if not isinstance(identity, str) or not identity:
         report.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
-    elif encoder.keys() >= _IDENTITY_NEEDS and identity != identity_of(encoder):
+    elif encoder.keys() >= _IDENTITY_NEEDS and identity != encoder_identity(encoder):
         report.add(
             "encoder_identity",
             "/@provenance",
-            f"the digest of the encoder's recorded fields, {identity_of(encoder)}, was expected; found {identity}",
+            f"the digest of the encoder's recorded fields, {encoder_identity(encoder)}, was expected; found {identity}",
         )
     for name, found in _dimensions(contents).items():
         if isinstance(encoder.get(name), int) and encoder[name] != found:
@@ -107,13 +106,6 @@ def _dimensions(contents: Contents) -> dict[str, int]:
         if tokens is not None or contents.attributes.get("T_img") == -1:
             found["token_count"] = 0 if tokens is None else int(tokens.shape[1])
     return found
-
-
-def identity_of(encoder: Mapping[str, Any]) -> str:
-    """The encoder identity: 32 hex digits of the SHA-256 of the canonical JSON of every field but `recorded`."""
-    fields = {name: value for name, value in encoder.items() if name not in {"identity", "recorded"}}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 # --- what travels with the file -----------------------------------------------------------------------

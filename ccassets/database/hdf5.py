@@ -1,0 +1,193 @@
+"""Safe low-level access to HDF5 files: opening, checked links, mapping, texts, and rows in blocks or by number."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.hdf5_heap_guard import find_endless_heap
+from ccassets.errors import DatabaseError
+from ccassets.files import reading_refused
+
+Array = npt.NDArray[Any]
+
+READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError)
+"""What h5py and numpy raise for bytes they cannot make sense of."""
+
+_BLOCK_BYTES = 64 << 20
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file read-only; `DatabaseError` when there is none, or when reading it would never end."""
+    if not path.is_file():
+        raise DatabaseError(f"{path} is not a file.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise reading_refused(error, str(path)) or DatabaseError(
+            f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
+        ) from error
+    with read_errors_at(str(path)):
+        offset = find_endless_heap(file, file_descriptor(file))
+    if offset is not None:
+        file.close()
+        raise DatabaseError(
+            f"{path} cannot be read: its texts at byte {offset} are damaged, and HDF5 would read for ever."
+        )
+    return file
+
+
+@contextmanager
+def read_errors_at(location: str) -> Iterator[None]:
+    """Raise what h5py raises for a damaged file as a `DatabaseError` that names the location.
+
+    Raises `StorageError` instead where the system refused to read.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise reading_refused(error, location) or DatabaseError(
+            f"{location} cannot be read ({error or type(error).__name__}): the file is damaged"
+        ) from error
+
+
+def file_descriptor(file: h5py.File) -> int:
+    """The operating system's descriptor of an open file."""
+    return int(file.id.get_vfd_handle())
+
+
+# --- names and links ----------------------------------------------------------------------------------
+
+
+def member_path(group: h5py.Group, name: str) -> str:
+    """The HDF5 path of a name in a group."""
+    return f"{group.name.rstrip('/')}/{name}"
+
+
+def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
+    """A data set whose bytes lie in the file itself; None when there is no such name.
+
+    Links and storage that lead out of the file are refused: a file must never make us open another one.
+    """
+    dataset = _member(group, name)
+    if dataset is None:
+        return None
+    if not isinstance(dataset, h5py.Dataset):
+        raise DatabaseError(f"{member_path(group, name)} is not a data set")
+    if dataset.is_virtual or dataset.external:
+        raise DatabaseError(
+            f"{member_path(group, name)} keeps its data in other files; the bytes must lie in the file itself"
+        )
+    return dataset
+
+
+def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
+    """A group of the file itself; None when there is no such name. Links are refused as for data sets."""
+    member = _member(group, name)
+    if member is not None and not isinstance(member, h5py.Group):
+        raise DatabaseError(f"{member_path(group, name)} is not a group")
+    return member
+
+
+def listed_group(group: h5py.Group, name: str) -> h5py.Group:
+    """A group whose name is listed by the group above it."""
+    member = safe_group(group, name)
+    if member is None:
+        raise DatabaseError(f"{group.name} lists {name!r} and does not hold it: the file's structure is broken")
+    return member
+
+
+def sorted_names(group: h5py.Group) -> list[str]:
+    """The names in a group, sorted."""
+    names = list(group)
+    broken = [name for name in names if not isinstance(name, str)]
+    if broken:
+        raise DatabaseError(f"{group.name} holds names that are not UTF-8, such as {broken[0]!r}")
+    return sorted(names)
+
+
+def _member(group: h5py.Group, name: str) -> Any:
+    link = group.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink):
+        raise DatabaseError(
+            f"{member_path(group, name)} is a soft or external link; expected something in the file itself"
+        )
+    return group[name]
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def map_dataset(dataset: h5py.Dataset) -> Array | None:
+    """The values of a contiguous numeric data set, mapped and not copied; None where they are stored otherwise."""
+    if not dataset.size:
+        return np.empty(dataset.shape, dataset.dtype)
+    offset = dataset.id.get_offset()
+    if dataset.chunks is not None or offset is None:
+        return None
+    # By the file that is open, not by its path: another one may have been published there since.
+    with os.fdopen(os.dup(file_descriptor(dataset.file)), "rb") as opened:
+        return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
+
+
+def decode_text(value: Any) -> str:
+    """A stored text as `str`; bytes that are not UTF-8 are kept as surrogates."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
+    """A string data set as an object array of `str`."""
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise DatabaseError(f"{dataset.name}: expected strings, found dtype {dataset.dtype}")
+    raw = np.asarray(dataset[...], object)
+    texts = np.empty(raw.shape, object)
+    for index, value in np.ndenumerate(raw):
+        texts[index] = decode_text(value)
+    return texts
+
+
+def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
+    """A copy of `values[rows]`: rows from 0 on, in any order and with repeats, each read once."""
+    if isinstance(values, np.ndarray):
+        return np.asarray(values)[rows]  # Indexing by an array copies.
+    # h5py takes increasing numbers alone, and slowly: neighbouring rows are read as ranges.
+    taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
+    order = np.argsort(rows, kind="stable")
+    step = _rows_per_block(values, _BLOCK_BYTES)
+    for run in np.split(order, np.flatnonzero(np.diff(rows[order]) > 1) + 1):
+        for positions in (run[first : first + step] for first in range(0, len(run), step)):
+            first, last = rows[positions[0]], rows[positions[-1]]
+            taken[positions] = values[first : last + 1][rows[positions] - first]
+    return taken
+
+
+def iter_blocks(
+    values: Array, block_bytes: int = _BLOCK_BYTES, rows: slice | None = None
+) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows of a large array in file order, each with its first row's number: flat memory, one pass.
+
+    `rows` is a range such as those of `splits`, by default everything. A block is valid until the next is asked for.
+    """
+    step = _rows_per_block(values, block_bytes)
+    start, stop, _ = (rows or slice(None)).indices(len(values))
+    mapping = getattr(values, "_mmap", None)
+    for first in range(start, stop, step):
+        yield first, np.asarray(values[first : min(first + step, stop)])
+        if mapping is not None:
+            # Pages once read would count as this process's memory until the system wants them back.
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _rows_per_block(values: Array, block_bytes: int) -> int:
+    row_bytes = int(np.prod(values.shape[1:])) * values.dtype.itemsize
+    return max(1, block_bytes // max(1, row_bytes))
