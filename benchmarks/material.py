@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks import original, stand_in
 from benchmarks.sizes import Size
-from ccassets.database.reader import Database, iter_blocks, open_database
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database, open_database
 from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study

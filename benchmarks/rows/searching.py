@@ -15,8 +15,9 @@ from benchmarks.sizes import Size
 from benchmarks.stand_in import random_halves
 from ccassets.analysis.scores import local_features, zero_shot
 from ccassets.analysis.search import nearest_images
+from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import IMAGE_FEATURES
-from ccassets.database.reader import iter_blocks, open_database
+from ccassets.database.reader import open_database
 from ccassets.database.writer import FileContent, RowContent, new_file
 
 HITS = 10

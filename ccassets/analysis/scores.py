@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.float16 import widened
-from ccassets.database.reader import Database, Rows, Template, iter_blocks
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database, RowIndex, Template
 from ccassets.errors import DatabaseError
 from ccassets.progress import Progress, silent
 
@@ -294,7 +295,7 @@ def image_cosines(database: Database, vectors: FloatArray, *, split: str | None 
 
 def patch_scores(
     database: Database,
-    rows: Rows = None,
+    rows: RowIndex = None,
     words: Sequence[str] | None = None,
     *,
     templates: Sequence[str] | None = None,

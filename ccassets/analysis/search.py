@@ -22,10 +22,10 @@ from ccassets.analysis.scores import (
     span_positions,
     unit,
 )
-from ccassets.database.reader import Array, Database, iter_blocks
-from ccassets.database.writer import storage_error
+from ccassets.database.hdf5 import Array, iter_blocks
+from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.files import write_text
+from ccassets.files import storage_error, write_text
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -19,6 +19,13 @@ def all_finite(values: npt.NDArray[Any]) -> bool:
     return bool(positive and values.view(f"u{size}").max(initial=0) < (-infinity).view(f"u{size}"))
 
 
+def not_finite_rows(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The rows (first axis) that hold an infinite value or NaN, increasing."""
+    if all_finite(values):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+
+
 def widened(halves: npt.NDArray[np.float16], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
     """Native float16 as float32, exactly, in `out` where it is given.
 

@@ -157,18 +157,19 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
 
 
 def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
-    """A copy of `values[rows]`: rows from 0 on, in any order and with repeats, each read once."""
+    """A copy of `values[rows]`: rows counted from 0, in any order and with repeats, each read once."""
     if isinstance(values, np.ndarray):
         return np.asarray(values)[rows]  # Indexing by an array copies.
     # h5py takes increasing numbers alone, and slowly: neighbouring rows are read as ranges.
-    taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
-    order = np.argsort(rows, kind="stable")
+    numbers = rows.reshape(-1)
+    taken = np.empty((len(numbers), *values.shape[1:]), values.dtype)
+    order = np.argsort(numbers, kind="stable")
     step = _rows_per_block(values, _BLOCK_BYTES)
-    for run in np.split(order, np.flatnonzero(np.diff(rows[order]) > 1) + 1):
+    for run in np.split(order, np.flatnonzero(np.diff(numbers[order]) > 1) + 1):
         for positions in (run[first : first + step] for first in range(0, len(run), step)):
-            first, last = rows[positions[0]], rows[positions[-1]]
-            taken[positions] = values[first : last + 1][rows[positions] - first]
-    return taken
+            first, last = numbers[positions[0]], numbers[positions[-1]]
+            taken[positions] = values[first : last + 1][numbers[positions] - first]
+    return taken.reshape(*rows.shape, *values.shape[1:])
 
 
 def iter_blocks(

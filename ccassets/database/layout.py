@@ -17,16 +17,18 @@ Profile = Literal["database", "image-part", "template-part"]
 IMAGE_FEATURES = "image_features"
 IMAGE_TOKEN_FEATURES = "image_token_features"
 BULK = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES)
+ROW_DATASETS = (*BULK, "ids", "labels", "split")
+"""The row data sets that every writer of the format makes, the original scripts included."""
 
 STORED_IMAGE_DTYPE = np.dtype("<f2")
 STORED_TEXT_DTYPE = np.dtype("<f4")
 
+WORD_LISTS = ("label_texts", "prompt_temp_for_labels", "concept_texts", "prompt_temp_for_concepts")
+"""Root attributes with the words of labels and concepts, and their template strings."""
+
 JSON_ATTRIBUTES = (
     "split_counts",
-    "label_texts",
-    "prompt_temp_for_labels",
-    "concept_texts",
-    "prompt_temp_for_concepts",
+    *WORD_LISTS,
     "concepts",
     "label_classes",
     "provenance",

@@ -1,12 +1,9 @@
-"""The one reader: `open_database` gives any file of the format, ours or the original scripts', lazily and read-only."""
+"""The one reader: `open_database` opens any file of the format, ours or the original scripts', lazily and read-only."""
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,40 +14,70 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.hdf5_heap_guard import find_endless_heap
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, JSON_ATTRIBUTES, LOGIT_PARAMETERS
+from ccassets.database.attributes import read_attributes
+from ccassets.database.hdf5 import (
+    Array,
+    file_descriptor,
+    listed_group,
+    map_dataset,
+    open_hdf5,
+    read_errors_at,
+    read_texts,
+    safe_dataset,
+    safe_group,
+    sorted_names,
+    take_rows,
+)
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.summary import summary_html
 from ccassets.errors import DatabaseError
-from ccassets.files import reading_refused
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = npt.NDArray[Any]
-Rows = slice | Sequence[int] | npt.NDArray[np.integer[Any]] | int | None
-
-READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError)
-"""What h5py and numpy raise for bytes they cannot make sense of."""
+RowIndex = slice | Sequence[int] | npt.NDArray[np.integer[Any]] | int | None
+"""Rows as numpy takes them; None for all."""
 
 
 def open_database(path: str | os.PathLike[str]) -> Database:
     """Open a feature database, or a part of one, for reading.
 
-    Contiguous arrays are mapped, not copied; chunked ones are read through h5py. A finished file is only ever
-    replaced, never changed: who holds the old one keeps it. Raises `DatabaseError` when there is
-    no such file or it is not HDF5.
+    Contiguous arrays are mapped and not copied; chunked ones are read through h5py. A finished file is replaced and
+    never changed, so an open database keeps the content it was opened with.
+
+    Args:
+        path: The HDF5 file.
+
+    Returns:
+        The open database, a context manager.
+
+    Raises:
+        DatabaseError: There is no such file, it is not HDF5, or its structure is damaged.
+        StorageError: The system refuses to read the file.
     """
-    return Database(Path(path))
+    return Database(path)
+
+
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """Texts as a list; a single text is a list of one."""
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 class Database:
-    """A feature database: image features of every row, templates, and what is known about both.
+    """A feature database: image features of every row, templates, and what is recorded about both.
 
-    A context manager; it can be pickled (it is opened again on the other side) and so used in the workers of a
-    data loader.
+    A context manager. It can be pickled, which opens the file again on the other side, and so be used in the workers
+    of a data loader.
+
+    Args:
+        path: The HDF5 file.
+
+    Raises:
+        DatabaseError: There is no such file, it is not HDF5, or its structure is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
         self._file = open_hdf5(self.path)
 
     def __enter__(self) -> Database:
@@ -72,17 +99,15 @@ class Database:
         return f"Database({self.path.name!r}, rows={len(self)}, dim={self.dim}, token_count={self.token_count})"
 
     def _repr_html_(self) -> str:
-        from ccassets.database.notebook import as_html
-
-        return as_html(self)
+        return summary_html(self)
 
     def close(self) -> None:
-        """Close the file; arrays that were mapped from it stay usable."""
+        """Close the file; arrays that were mapped from it stay valid."""
         self._file.close()
 
     @property
     def file(self) -> h5py.File:
-        """The open HDF5 file, for what this class does not offer."""
+        """The open HDF5 file, for content that this class does not offer."""
         return self._file
 
     # --- images ---------------------------------------------------------------------------------------
@@ -153,9 +178,10 @@ class Database:
 
     @cached_property
     def splits(self) -> Mapping[str, slice]:
-        """Every split and the rows it takes, in file order; after them those without rows. None in a file of templates.
+        """The rows of every split, in file order, then splits without rows; empty in a file of templates alone.
 
-        Raises `DatabaseError` when the rows of a split do not stand together, as in a file with doubled rows.
+        Raises:
+            DatabaseError: The rows of a split do not stand together, as in a file with doubled rows.
         """
         names = self.split if self._dataset("split") is not None else np.empty(0, object)
         starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]]) if len(names) else np.empty(0, np.int64)
@@ -179,14 +205,14 @@ class Database:
     @cached_property
     def attributes(self) -> Mapping[str, Any]:
         """Root attributes; JSON ones are decoded where the format says that they are JSON."""
-        with _refusals_named(f"{self.path}: the attributes"):
-            return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._file.attrs.items()})
+        with read_errors_at(f"{self.path}: the attributes"):
+            return MappingProxyType(read_attributes(self._file))
 
     @property
     def provenance(self) -> Mapping[str, Any] | None:
-        """How the file came to be; None in a file of the original scripts."""
-        found = self.attributes.get("provenance")
-        return MappingProxyType(found) if isinstance(found, dict) else None
+        """How the file was made; None in a file of the original scripts."""
+        provenance = self.attributes.get("provenance")
+        return MappingProxyType(provenance) if isinstance(provenance, dict) else None
 
     @property
     def profile(self) -> str:
@@ -195,7 +221,7 @@ class Database:
 
     @property
     def logit_scale(self) -> float | None:
-        """The stored parameter, a natural logarithm; `logit_multiplier` is what multiplies a cosine."""
+        """The stored parameter, a natural logarithm; `logit_multiplier` is the factor to apply."""
         return self._parameter("logit_scale")
 
     @property
@@ -228,11 +254,11 @@ class Database:
     @cached_property
     def templates(self) -> Mapping[str, Template]:
         """Every template by id, sorted by id."""
-        with _refusals_named(f"{self.path}: /templates"):
+        with read_errors_at(f"{self.path}: /templates"):
             group = safe_group(self._file, "templates")
             if group is None:
                 return MappingProxyType({})
-            return MappingProxyType({name: Template(name, _listed_group(group, name)) for name in _names(group)})
+            return MappingProxyType({name: Template(name, listed_group(group, name)) for name in sorted_names(group)})
 
     @cached_property
     def concepts(self) -> Mapping[str, tuple[str, ...]]:
@@ -243,34 +269,66 @@ class Database:
         )
 
     def concept_features(
-        self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
+        self, words: str | Sequence[str] | None = None, templates: str | Sequence[str] | None = None
     ) -> npt.NDArray[np.float32]:
-        """One vector per concept, (len(words), D) float32, unit length.
+        """One vector per concept: prompt ensembling as in CLIP.
 
-        The mean of the normalised features over the templates (all concept templates by default) and over a
-        concept's synonyms, normalised again: prompt ensembling as in CLIP. `words` defaults to every concept.
+        The mean of the normalised text features over the templates and over a concept's synonyms, normalised again.
+
+        Args:
+            words: Concept words; by default every concept in file order.
+            templates: Template ids; by default all concept templates.
+
+        Returns:
+            (len(words), D) float32, unit length.
+
+        Raises:
+            DatabaseError: The file has no such concept or template, or a template does not fit the word list.
         """
-        wanted = list(self.concepts) if words is None else list(words)
-        unknown = [word for word in wanted if word not in self.concepts]
+        chosen = list(self.concepts) if words is None else as_list(words)
+        unknown = [word for word in chosen if word not in self.concepts]
         if unknown:
             raise DatabaseError(f"{self.path.name} has no concepts {unknown}; it has {list(self.concepts)}")
-        return self._ensemble([self.concepts[word] for word in wanted], "concept", "concept_texts", templates)
+        return self._ensemble([self.concepts[word] for word in chosen], "concept", "concept_texts", templates)
 
     def label_features(
-        self, words: Sequence[str] | None = None, templates: Sequence[str] | None = None
+        self, words: str | Sequence[str] | None = None, templates: str | Sequence[str] | None = None
     ) -> npt.NDArray[np.float32]:
-        """One vector per label word, (len(words), D) float32, unit length; the mean over templates as for concepts."""
+        """One vector per label word, ensembled over templates as for concepts.
+
+        Args:
+            words: Label words; by default all in file order.
+            templates: Template ids; by default all label templates.
+
+        Returns:
+            (len(words), D) float32, unit length.
+
+        Raises:
+            DatabaseError: The file has no such label word or template, or a template does not fit the word list.
+        """
         known = self._words("label_texts")
-        wanted = known if words is None else list(words)
-        unknown = [word for word in wanted if word not in known]
+        chosen = known if words is None else as_list(words)
+        unknown = [word for word in chosen if word not in known]
         if unknown:
             raise DatabaseError(f"{self.path.name} has no label words {unknown}; it has {known}")
-        return self._ensemble([[word] for word in wanted], "label", "label_texts", templates)
+        return self._ensemble([[word] for word in chosen], "label", "label_texts", templates)
 
     # --- selections -----------------------------------------------------------------------------------
 
-    def select(self, split: str | None = None, rows: Rows = None) -> Selection:
-        """Rows of a split (or of the file), in any order, with repeats and negative numbers, as numpy counts them."""
+    def select(self, split: str | None = None, rows: RowIndex = None) -> Selection:
+        """Choose rows of a split or of the file.
+
+        Args:
+            split: A split's name; by default the whole file.
+            rows: Row numbers within the split, as numpy takes them: a number, a slice, a list, an array or a mask,
+                in any order, with repeats and negative numbers. By default all.
+
+        Returns:
+            The chosen rows in the order given.
+
+        Raises:
+            DatabaseError: There is no such split or row.
+        """
         numbers = self._numbers if split is None else self._numbers[self._split_slice(split)]
         if rows is None:
             return Selection(self, numbers)
@@ -282,81 +340,91 @@ class Database:
             raise DatabaseError(f"{split or self.path.name!r} has {len(numbers)} rows: {error}") from error
 
     def torch_dataset(self, split: str | None = None, tokens: bool = False) -> RowDataset:
-        """A map-style data set for `torch.utils.data.DataLoader`: (image features, [token features,] label)."""
+        """A map-style data set for `torch.utils.data.DataLoader`.
+
+        Args:
+            split: A split's name; by default the whole file.
+            tokens: Whether items hold token features.
+
+        Returns:
+            Items (image features (D,) float16, [token features (T_img, D) float16,] label).
+
+        Raises:
+            DatabaseError: There is no such split, or the file has no token features.
+        """
         if tokens and self.image_token_features is None:
             raise DatabaseError(f"{self.path.name} was stored without token features")
         return RowDataset(self, self.select(split).rows, tokens)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table of the rows without their features: id, key, split, label, group."""
+        """A table of the rows without their features: id, key, split, label, group, those that the file has."""
         import pandas as pd
 
         columns = {"id": self.ids, "key": self.keys, "split": self.split, "label": self.labels, "group": self.groups}
         table: pd.DataFrame = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
         return table
 
-    # --- inside ---------------------------------------------------------------------------------------
+    # --- stored data sets -----------------------------------------------------------------------------
 
     @cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:
         """The numbers of all rows, not to be written to: selections are parts of it."""
         dataset = self._dataset(IMAGE_FEATURES)
         if dataset is not None and not dataset.shape:
-            raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES} is a single value; rows were expected")
+            raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES}: expected rows, found a single value")
         numbers = np.arange(0 if dataset is None else len(dataset), dtype=np.int64)
         numbers.flags.writeable = False
         return numbers
 
     def fileno(self) -> int:
-        """The descriptor of the open file, for reading at the places `byte_range` gives."""
-        return _fileno(self._file)
+        """The descriptor of the open file, for reading at the offsets that `byte_range` gives."""
+        return file_descriptor(self._file)
 
     def byte_range(self, name: str) -> tuple[int, int]:
-        """Where a contiguous data set starts in the file, and the bytes of one of its rows."""
+        """The offset of a contiguous data set in the file, and the bytes of one of its rows."""
         dataset = self._dataset(name)
         if dataset is None or dataset.chunks is not None:
             raise DatabaseError(f"{self.path}: /{name} is not a contiguous data set")
         return int(dataset.id.get_offset() or 0), int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
 
     def _dataset(self, name: str) -> h5py.Dataset | None:
-        with _refusals_named(f"{self.path}: /{name}"):
+        with read_errors_at(f"{self.path}: /{name}"):
             return safe_dataset(self._file, name)
 
     def _required(self, name: str) -> h5py.Dataset:
         dataset = self._dataset(name)
         if dataset is None:
-            with _refusals_named(str(self.path)):
-                there = sorted(map(str, self._file))
-            raise DatabaseError(f"{self.path}: /{name} was expected; the file has {there}")
+            with read_errors_at(str(self.path)):
+                names = sorted(map(str, self._file))
+            raise DatabaseError(f"{self.path}: /{name} is missing; the file has {names}")
         return dataset
 
     def _rows_of(self, name: str) -> Array:
         dataset = self._required(name)
         if dataset.dtype.kind not in "fiu":
-            raise DatabaseError(f"{self.path}: /{name} has dtype {dataset.dtype}; numbers were expected")
-        with _refusals_named(f"{self.path}: /{name}"):
+            raise DatabaseError(f"{self.path}: /{name}: expected numbers, found dtype {dataset.dtype}")
+        with read_errors_at(f"{self.path}: /{name}"):
             mapped = map_dataset(dataset)
         return cast(Array, dataset) if mapped is None else mapped
 
     def _values(self, name: str) -> Array:
         dataset = self._required(name)
-        with _refusals_named(f"{self.path}: /{name}"):
+        with read_errors_at(f"{self.path}: /{name}"):
             return cast(Array, dataset[...])
 
     def _texts(self, name: str) -> npt.NDArray[np.object_]:
         dataset = self._required(name)
         if dataset.ndim != 1:
-            raise DatabaseError(f"{self.path}: /{name} has shape {dataset.shape}; one text for every row was expected")
-        with _refusals_named(f"{self.path}: /{name}"):
+            raise DatabaseError(f"{self.path}: /{name}: expected one text a row, found shape {dataset.shape}")
+        with read_errors_at(f"{self.path}: /{name}"):
             return read_texts(dataset)
 
     def _parameter(self, name: str) -> float | None:
-        assert name in LOGIT_PARAMETERS
         value = self.attributes.get(name)
         if value is None:
             return None
         if not isinstance(value, (int, float)):
-            raise DatabaseError(f"{self.path}: the attribute {name} is no number; found {type(value).__name__}")
+            raise DatabaseError(f"{self.path}: the attribute {name}: expected a number, found {type(value).__name__}")
         return float(value)
 
     def _words(self, attribute: str) -> list[str]:
@@ -369,18 +437,18 @@ class Database:
         return self.splits[split]
 
     def _ensemble(
-        self, texts: Sequence[Sequence[str]], kind: str, attribute: str, templates: Sequence[str] | None
+        self, texts: Sequence[Sequence[str]], kind: str, attribute: str, templates: str | Sequence[str] | None
     ) -> npt.NDArray[np.float32]:
-        if templates is None:
-            templates = [name for name in self.templates if name.startswith(f"{kind}_prompts_t")]
-        unknown = [name for name in templates if name not in self.templates]
-        if unknown or not templates:
+        numbered = [name for name in self.templates if name.startswith(f"{kind}_prompts_t")]
+        chosen = numbered if templates is None else as_list(templates)
+        unknown = [name for name in chosen if name not in self.templates]
+        if unknown or not chosen:
             raise DatabaseError(f"{self.path.name} has no templates {unknown or kind}; it has {list(self.templates)}")
         row_of = {word: row for row, word in enumerate(self._words(attribute))}
-        features = np.stack([self._template_rows(name, len(row_of)) for name in templates])
+        features = np.stack([self._template_rows(name, len(row_of)) for name in chosen])
         means = np.empty((len(texts), features.shape[2]))
-        for place, group in enumerate(texts):
-            means[place] = features[:, [row_of[text] for text in group]].mean(axis=(0, 1))
+        for number, synonyms in enumerate(texts):
+            means[number] = features[:, [row_of[text] for text in synonyms]].mean(axis=(0, 1))
         unit: npt.NDArray[np.float32] = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
         return unit
 
@@ -392,11 +460,12 @@ class Database:
 
 
 class Template:
-    """A stored template; arrays are read when they are asked for."""
+    """A stored template, given by `Database.templates`; arrays are read when first used."""
 
     def __init__(self, template_id: str, group: h5py.Group) -> None:
         self.template_id = template_id
         self._group = group
+        self._path = f"/templates/{template_id}"
 
     def __repr__(self) -> str:
         return f"Template({self.template_id!r}, K={len(self.texts)})"
@@ -404,12 +473,12 @@ class Template:
     @cached_property
     def texts(self) -> list[str]:
         """The K prompts."""
-        with _refusals_named(f"/templates/{self.template_id}/texts"):
+        with read_errors_at(f"{self._path}/texts"):
             dataset = safe_dataset(self._group, "texts")
             if dataset is None:
-                raise DatabaseError(f"/templates/{self.template_id}/texts was expected")
+                raise DatabaseError(f"{self._path}/texts is missing")
             if dataset.ndim != 1:
-                raise DatabaseError(f"/templates/{self.template_id}/texts has shape {dataset.shape}; (K,) was expected")
+                raise DatabaseError(f"{self._path}/texts: expected shape (K,), found {dataset.shape}")
             return list(read_texts(dataset))
 
     @cached_property
@@ -417,11 +486,9 @@ class Template:
         """(K, D) float32, unit length."""
         values = self._values("text_features")
         if values is None:
-            raise DatabaseError(f"/templates/{self.template_id}/text_features was expected")
+            raise DatabaseError(f"{self._path}/text_features is missing")
         if values.ndim != 2:
-            raise DatabaseError(
-                f"/templates/{self.template_id}/text_features has shape {values.shape}; (K, D) expected"
-            )
+            raise DatabaseError(f"{self._path}/text_features: expected shape (K, D), found {values.shape}")
         return values
 
     @cached_property
@@ -447,18 +514,23 @@ class Template:
     @property
     def attributes(self) -> Mapping[str, Any]:
         """`K`, `D`, `T_txt`, `texts_hash`, `digest`, `created_at`."""
-        with _refusals_named(f"/templates/{self.template_id}: the attributes"):
-            return MappingProxyType({name: _decode_attribute(name, value) for name, value in self._group.attrs.items()})
+        with read_errors_at(f"{self._path}: the attributes"):
+            return MappingProxyType(read_attributes(self._group))
 
     def _values(self, name: str) -> Array | None:
-        with _refusals_named(f"/templates/{self.template_id}/{name}"):
+        with read_errors_at(f"{self._path}/{name}"):
             dataset = safe_dataset(self._group, name)
             return None if dataset is None else cast(Array, dataset[...])
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Chosen rows of a database, in the order asked for; arrays are read when they are asked for."""
+    """Chosen rows of a database, given by `Database.select`; arrays are copied at each use.
+
+    Attributes:
+        database: The database that the rows belong to.
+        rows: (n,) int64, the rows' numbers in the file, in the chosen order.
+    """
 
     database: Database
     rows: npt.NDArray[np.int64]
@@ -469,39 +541,44 @@ class Selection:
     @property
     def image_features(self) -> npt.NDArray[np.float16]:
         """(n, D) float16, a copy."""
-        return _take(self.database.image_features, self.rows)
+        return take_rows(self.database.image_features, self.rows)
 
     @property
     def image_token_features(self) -> npt.NDArray[np.float16] | None:
-        """(n, T_img, D) float16, a copy; choose few rows at a time, each is large. None without tokens."""
+        """(n, T_img, D) float16, a copy of n large rows; None without tokens."""
         tokens = self.database.image_token_features
-        return None if tokens is None else _take(tokens, self.rows)
+        return None if tokens is None else take_rows(tokens, self.rows)
 
     @property
     def ids(self) -> npt.NDArray[np.int64]:
+        """(n,) int64, the rows' own numbers."""
         return self.database.ids[self.rows]
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
+        """(n,) int64, the data set's labels."""
         return self.database.labels[self.rows]
 
     @property
     def split(self) -> npt.NDArray[np.object_]:
+        """(n,) str, the split of every row."""
         return self.database.split[self.rows]
 
     @property
     def keys(self) -> npt.NDArray[np.object_] | None:
+        """(n,) str, where every row came from; None in a file of the original scripts."""
         return None if self.database.keys is None else self.database.keys[self.rows]
 
     @property
     def groups(self) -> npt.NDArray[np.object_] | None:
+        """(n,) str, the patient or slide of every row; None where the data set has none."""
         return None if self.database.groups is None else self.database.groups[self.rows]
 
 
 class RowDataset:
     """A map-style data set over rows of a database; every worker process opens the file for itself.
 
-    Raises `DatabaseError` when another database with other rows was published there meanwhile.
+    An item raises `DatabaseError` when a database with other rows has been published at the path meanwhile.
     """
 
     def __init__(self, database: Database, rows: npt.NDArray[np.int64], tokens: bool) -> None:
@@ -528,7 +605,7 @@ class RowDataset:
         return {**self.__dict__, "_opened": None}
 
     def _database(self) -> Database:
-        # An HDF5 handle does not survive a fork; the process that opened it is remembered with it.
+        # An HDF5 handle does not survive a fork: it is kept with the process that opened it.
         if self._opened is None or self._opened[0] != os.getpid():
             database = open_database(self._path)
             if _row_identity(database) != self._content:
@@ -540,150 +617,3 @@ class RowDataset:
 def _row_identity(database: Database) -> tuple[int, Any]:
     """What row numbers stand for: a file with the same has the same rows in the same order."""
     return len(database), database.attributes.get("rows_digest")
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """An HDF5 file opened read-only; `DatabaseError` when it is not there or is not one."""
-    if not path.is_file():
-        raise DatabaseError(f"{path} is not a file.")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise reading_refused(error, str(path)) or DatabaseError(
-            f"{path} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
-        ) from error
-    with _refusals_named(str(path)):
-        place = find_endless_heap(file, _fileno(file))
-    if place is not None:
-        file.close()
-        raise DatabaseError(
-            f"{path} cannot be read: its texts at byte {place} are damaged, and HDF5 would read for ever."
-        )
-    return file
-
-
-@contextmanager
-def _refusals_named(where: str) -> Iterator[None]:
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise reading_refused(error, where) or DatabaseError(
-            f"{where} cannot be read ({error or type(error).__name__}): the file is damaged"
-        ) from error
-
-
-def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
-    """A data set whose bytes lie in the file itself; None when there is no such name.
-
-    Links and storage that lead out of the file are refused: a file must never make us open another one.
-    """
-    dataset = _member(group, name)
-    if dataset is None:
-        return None
-    where = f"{group.name.rstrip('/')}/{name}"
-    if not isinstance(dataset, h5py.Dataset):
-        raise DatabaseError(f"{where} is not a data set")
-    if dataset.is_virtual or dataset.external:
-        raise DatabaseError(f"{where} keeps its data in other files; the bytes must lie in the file itself")
-    return dataset
-
-
-def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
-    """A group of the file itself; None when there is no such name. Links are refused as for data sets."""
-    member = _member(group, name)
-    if member is not None and not isinstance(member, h5py.Group):
-        raise DatabaseError(f"{group.name.rstrip('/')}/{name} is not a group")
-    return member
-
-
-def _names(group: h5py.Group) -> list[str]:
-    """The names in a group, sorted."""
-    names = list(group)
-    broken = [name for name in names if not isinstance(name, str)]
-    if broken:
-        raise DatabaseError(f"{group.name} holds names that are not UTF-8, such as {broken[0]!r}")
-    return sorted(names)
-
-
-def _listed_group(group: h5py.Group, name: str) -> h5py.Group:
-    """A group that is known to be there by its name."""
-    found = safe_group(group, name)
-    if found is None:
-        raise DatabaseError(f"{group.name} lists {name!r} and does not hold it: the file's structure is broken")
-    return found
-
-
-def _member(group: h5py.Group, name: str) -> Any:
-    link = group.get(name, getlink=True)
-    if link is None:
-        return None
-    if not isinstance(link, h5py.HardLink):
-        where = f"{group.name.rstrip('/')}/{name}"
-        raise DatabaseError(f"{where} is a soft or external link; something in the file itself was expected")
-    return group[name]
-
-
-def map_dataset(dataset: h5py.Dataset) -> Array | None:
-    """The values of a contiguous numeric data set, mapped and not copied; None where they are stored otherwise."""
-    if not dataset.size:
-        return np.empty(dataset.shape, dataset.dtype)
-    offset = dataset.id.get_offset()
-    if dataset.chunks is not None or offset is None:
-        return None
-    # By the file that is open, not by its path: another one may have been published there since.
-    with os.fdopen(os.dup(_fileno(dataset.file)), "rb") as opened:
-        return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
-
-
-def _fileno(file: h5py.File) -> int:
-    return int(file.id.get_vfd_handle())
-
-
-def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
-    """A string data set as an object array of `str`."""
-    if h5py.check_string_dtype(dataset.dtype) is None:
-        raise DatabaseError(f"{dataset.name} has dtype {dataset.dtype}; strings were expected")
-    raw = np.asarray(dataset[...], object)
-    texts = np.empty(raw.shape, object)
-    for index, value in np.ndenumerate(raw):
-        texts[index] = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-    return texts
-
-
-def _take(values: Array, rows: npt.NDArray[np.int64]) -> Array:
-    if isinstance(values, np.ndarray):
-        return np.asarray(values)[rows]  # Which is a copy.
-    # h5py wants growing numbers without repeats, and is slow at them: one row at a time is exact and faster.
-    taken = np.empty((len(rows), *values.shape[1:]), values.dtype)
-    for place, row in enumerate(rows.tolist()):
-        taken[place] = values[row]
-    return taken
-
-
-def _decode_attribute(name: str, value: Any) -> Any:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, str) and name in JSON_ATTRIBUTES:
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):  # Nested too deeply, or a number of too many digits.
-            return value
-    return value
-
-
-def iter_blocks(values: Array, block_bytes: int = 64 << 20, rows: slice | None = None) -> Iterator[tuple[int, Array]]:
-    """Blocks of rows of a large array in file order, each with its first row's number: flat memory, one pass.
-
-    `rows` is a range such as those of `splits`, by default everything. A block is valid until the next is asked for.
-    """
-    row_bytes = max(1, int(np.prod(values.shape[1:])) * values.dtype.itemsize)
-    step = max(1, block_bytes // row_bytes)
-    start, stop, _ = (rows or slice(None)).indices(len(values))
-    mapping = getattr(values, "_mmap", None)
-    for first in range(start, stop, step):
-        yield first, np.asarray(values[first : min(first + step, stop)])
-        if mapping is not None:
-            # Pages once read would count as this process's memory until the system wants them back.
-            mapping.madvise(mmap.MADV_DONTNEED)

@@ -1,15 +1,27 @@
-"""What is in a file, as plain values: for `ccassets info`, the validation page, and whoever wants it as JSON."""
+"""The facts of a file as plain values, for `ccassets info`, pages and JSON, and as the table a notebook shows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
 
-from ccassets.database.reader import Database
+from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from ccassets.database.reader import Database
+
+_SPLITS_SHOWN = 12
 
 
 def summarize(database: Database) -> dict[str, Any]:
-    """Sizes, splits, templates, vocabulary and origin of a file; what the file does not say is None or empty."""
+    """Sizes, splits, templates, vocabulary and origin of a file, without its rows.
+
+    Facts that the file does not record are None or empty. Rows per split are those that `split_counts` states where
+    they add up to N; only elsewhere is `/split` counted.
+    """
     provenance = _object(database.attributes.get("provenance"))
     encoder = _object(provenance.get("encoder"))
     return {
@@ -47,11 +59,50 @@ def _list(value: Any) -> list[Any]:
 
 
 def _splits(database: Database) -> dict[str, int]:
-    """Rows per split as they stand in the file, together or not; none in a file of templates alone."""
+    """Rows per split; none in a file of templates alone."""
+    stated = _object(database.attributes.get("split_counts"))
+    if all(type(rows) is int and rows >= 0 for rows in stated.values()) and sum(stated.values()) == len(database):
+        return stated
     try:
-        return {name: place.stop - place.start for name, place in database.splits.items()}
+        return {name: rows.stop - rows.start for name, rows in database.splits.items()}
     except DatabaseError:
-        counts: dict[str, int] = {}
-        for name in database.split:
-            counts[name] = counts.get(name, 0) + 1
-        return counts
+        return dict(Counter(database.split))
+
+
+# --- as HTML ------------------------------------------------------------------------------------------
+
+
+def summary_html(database: Database) -> str:
+    """A table of sizes, splits, templates and origin; every text of the file is escaped.
+
+    A file that is closed or cannot be read gives a sentence.
+    """
+    name = escape(database.path.name)
+    if not database.file:
+        return f"<p><code>{name}</code> is closed.</p>"
+    try:
+        lines = list(_lines(summarize(database)))
+    except (DatabaseError, *READ_ERRORS) as error:
+        return f"<p><code>{name}</code> cannot be read: {escape(str(error))}</p>"
+    rows = [
+        f'<tr><th style="text-align:left">{head}</th><td style="text-align:left">{cell}</td></tr>'
+        for head, cell in lines
+    ]
+    return f"<table><caption><code>{name}</code></caption>{''.join(rows)}</table>"
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Heading and content of every line, escaped."""
+    patches = f", {facts['token_count']} patches each" if facts["token_count"] else ", no patches"
+    yield "images", f"{facts['rows']:,} of D = {facts['dim']}{patches}"
+    splits = [f"{escape(name)} {rows:,}" for name, rows in facts["splits"].items()]
+    hidden = len(splits) - _SPLITS_SHOWN
+    yield "splits", ", ".join(splits[:_SPLITS_SHOWN]) + (f" and {hidden} more" if hidden > 0 else "") or "none"
+    templates = [
+        f"<code>{escape(name)}</code>: {template['prompts']} prompts, such as “{escape(str(template['first']))}”"
+        for name, template in facts["templates"].items()
+    ]
+    yield "templates", "<br>".join(templates) or "none"
+    encoder = facts["encoder"]
+    origin = " ".join(str(word) for word in (facts["origin"], encoder["kind"], encoder["identity"]) if word)
+    yield "origin", escape(origin or "not recorded")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,20 +22,19 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import plain_value, write_attribute
 from ccassets.database.feature_digests import TEMPLATE_ARRAYS, attribute_digest, rows_digest, template_digest
 from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
     IMAGE_TOKEN_FEATURES,
-    JSON_ATTRIBUTES,
     SMALL_ALIGNMENT,
     STORED_IMAGE_DTYPE,
     VERSION,
     Profile,
 )
 from ccassets.errors import DatabaseError
-from ccassets.files import replacing
-from ccassets.files import storage_error as storage_error
+from ccassets.files import replacing, storage_error
 from ccassets.study.schema import texts_hash
 
 _BLOCK = 32 << 20
@@ -148,8 +146,8 @@ def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
             file.create_group("templates")
             for template_id, template in content.templates.items():
                 write_template_group(file["templates"].create_group(template_id), template)
-        digests = {name: attribute_digest(_plain(value)) for name, value in file.attrs.items()}
-        set_attribute(file, "attribute_digests", digests)
+        digests = {name: attribute_digest(plain_value(value)) for name, value in file.attrs.items()}
+        write_attribute(file, "attribute_digests", digests)
     return places
 
 
@@ -223,22 +221,7 @@ def _write_root_attributes(file: h5py.File, content: FileContent) -> None:
     file.attrs["version"] = VERSION
     file.attrs["profile"] = content.profile
     for name, value in content.attributes.items():
-        set_attribute(file, name, value)
-
-
-def set_attribute(file: h5py.Group, name: str, value: Any) -> None:
-    """Numbers and plain strings as they are, everything else as JSON text that keeps its characters."""
-    if name in JSON_ATTRIBUTES or isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str):
-        # A fixed-length string attribute fails above 64 KB; a variable-length one does not.
-        file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8"))
-    else:
-        file.attrs[name] = np.int64(value) if isinstance(value, int) else np.float64(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+        write_attribute(file, name, value)
 
 
 def now() -> str:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ccassets.analysis.samples import class_names, concepts_of
 from ccassets.analysis.scores import unit
-from ccassets.database.reader import Database, iter_blocks
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.files import remove_leftovers, replacing, storage_error
 from ccassets.progress import Progress, silent

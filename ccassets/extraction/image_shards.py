@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests
-from ccassets.database.float16 import all_finite
+from ccassets.database.float16 import not_finite_rows
 from ccassets.database.layout import BULK, STORED_IMAGE_DTYPE
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.datasets import open_dataset
@@ -342,7 +342,6 @@ def _store(
             )
         with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
             stored[...] = values
-        if not all_finite(stored):
-            finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
-            wrong = [keys[row] for row in np.flatnonzero(~finite).tolist()]
+        wrong = [keys[row] for row in not_finite_rows(stored).tolist()]
+        if wrong:
             raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {wrong}.")

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests, rows_digest
-from ccassets.database.reader import READ_ERRORS, Database, iter_blocks, open_database
+from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
+from ccassets.database.reader import Database, open_database
 from ccassets.errors import DatabaseError
 from ccassets.files import fingerprint
 from ccassets.study.storage import Store

@@ -18,17 +18,22 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import read_json_attribute, write_text_attribute
+from ccassets.database.float16 import not_finite_rows
+from ccassets.database.hdf5 import read_texts, safe_dataset, safe_group
 from ccassets.database.layout import (
     IMAGE_FEATURES,
     IMAGE_TOKEN_FEATURES,
     LOGIT_PARAMETERS,
+    ROW_DATASETS,
     STORED_IMAGE_DTYPE,
     UNSPECIFIED_SPLIT,
     VERSION,
+    WORD_LISTS,
 )
-from ccassets.database.reader import read_texts, safe_dataset, safe_group
-from ccassets.database.writer import now, storage_error
+from ccassets.database.writer import now
 from ccassets.errors import DatabaseError
+from ccassets.files import storage_error
 from ccassets.h5.exceptions import ArgumentError
 from ccassets.h5.journal import JournaledFile
 
@@ -38,11 +43,7 @@ DEFAULT_DIM = 1152
 DEFAULT_TOKEN_COUNT = 729
 DEFAULT_PATH = "./conceptclip_features.h5"
 
-WORD_LISTS = ("label_texts", "prompt_temp_for_labels", "concept_texts", "prompt_temp_for_concepts")
-ROW_DATASETS = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split")
-
 _TEXT = h5py.string_dtype("utf-8")
-_TEXT_INFO = h5py.check_string_dtype(_TEXT)
 _SMALL_DTYPES: Mapping[str, Any] = {"ids": np.dtype("<i8"), "labels": np.dtype("<i8"), "split": _TEXT}
 _CHUNK_BYTES = 1 << 20
 _CHUNK_ROWS = 1024
@@ -244,12 +245,12 @@ def cut_rows(file: h5py.File, rows: int) -> None:
 
 def set_split_counts(file: h5py.File, counts: Mapping[str, int]) -> None:
     """Store the rows of every split, in file order."""
-    _set_text(file, "split_counts", json.dumps(counts, ensure_ascii=False))
+    write_text_attribute(file, "split_counts", json.dumps(counts, ensure_ascii=False))
 
 
 def _require_counts(file: h5py.File) -> None:
     counted = count_splits(file)
-    stored = stored_json(file, "split_counts")
+    stored = read_json_attribute(file, "split_counts")
     if stored is None:
         return
     if not isinstance(stored, dict) or {name: rows for name, rows in stored.items() if rows} != counted:
@@ -261,7 +262,7 @@ def _require_counts(file: h5py.File) -> None:
 
 def split_counts(file: h5py.File) -> dict[str, int]:
     """Rows of every split in file order; of files stopped by the original scripts, which lack the count, too."""
-    stored = stored_json(file, "split_counts")
+    stored = read_json_attribute(file, "split_counts")
     return dict(stored) if isinstance(stored, dict) else count_splits(file)
 
 
@@ -287,27 +288,6 @@ def count_splits(file: h5py.File) -> dict[str, int]:
 # --- attributes ---------------------------------------------------------------------------------------
 
 
-def stored_json(file: h5py.File, name: str) -> Any:
-    """A root attribute decoded from JSON; a text that is none as it is, None where there is no such attribute."""
-    value = file.attrs.get(name)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
-
-
-def _set_text(file: h5py.File, name: str, text: str) -> None:
-    # A new attribute in place of an old one would leave the old text's bytes behind, at every batch.
-    if name in file.attrs and h5py.check_string_dtype(file.attrs.get_id(name).dtype) == _TEXT_INFO:
-        file.attrs.modify(name, text)
-    else:
-        file.attrs.create(name, text, dtype=_TEXT)
-
-
 def _encode(name: str, value: object) -> str:
     if name in _OWN_ATTRIBUTES:
         raise ArgumentError(f"metadata[{name!r}]: this attribute belongs to the format and is set by its functions.")
@@ -317,16 +297,16 @@ def _encode(name: str, value: object) -> str:
 def _describe(file: h5py.File, described: Mapping[str, str]) -> None:
     free = () if len(file["templates"]) else WORD_LISTS
     for name, text in described.items():
-        if name in file.attrs and name not in free and stored_json(file, name) != json.loads(text):
+        if name in file.attrs and name not in free and read_json_attribute(file, name) != json.loads(text):
             raise ArgumentError(
-                f"{file.filename} says {name} = {_shortened(stored_json(file, name))}; "
+                f"{file.filename} says {name} = {_shortened(read_json_attribute(file, name))}; "
                 f"{_shortened(json.loads(text))} was given. Word and template lists may change once "
                 "`clear_all_templates(path, confirm=True)` has removed what was made from the old ones; for anything "
                 "else give a new path."
             )
     for name, text in described.items():
         if name not in file.attrs or name in free:
-            _set_text(file, name, text)
+            write_text_attribute(file, name, text)
 
 
 def _shortened(value: object) -> str:
@@ -336,7 +316,7 @@ def _shortened(value: object) -> str:
 
 def provenance(file: h5py.File) -> dict[str, Any]:
     """What a growing file says of its origin, in the sections of the format; `planned` rows are those of a loader."""
-    stored = stored_json(file, "provenance")
+    stored = read_json_attribute(file, "provenance")
     sections: dict[str, Any] = {
         # Rows that are there without a word about them are somebody else's.
         "origin": "adopted" if len(file["split"]) else "extracted",
@@ -362,7 +342,7 @@ def set_provenance(file: h5py.File, found: dict[str, Any], counts: Mapping[str, 
     kinds = {entry["labels"] for entry in splits.values() if "labels" in entry}
     if kinds:
         found["dataset"]["labels"] = kinds.pop() if len(kinds) == 1 else "some"
-    _set_text(file, "provenance", json.dumps(found, ensure_ascii=False))
+    write_text_attribute(file, "provenance", json.dumps(found, ensure_ascii=False))
 
 
 # --- rows ---------------------------------------------------------------------------------------------
@@ -416,7 +396,7 @@ def append_batch(
             for name in values:
                 f[name].resize(first, axis=0)
             for name, text in before.items():
-                f.attrs.pop(name, None) if text is None else _set_text(f, name, text)
+                f.attrs.pop(name, None) if text is None else write_text_attribute(f, name, text)
         raise
 
 
@@ -438,8 +418,7 @@ def _rows(name: str, values: Any, shape: tuple[int, ...]) -> Array:
         )
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, STORED_IMAGE_DTYPE)
-    # All bits of the exponent: much faster than isfinite, which numpy computes in float32.
-    broken = np.flatnonzero(((stored.view(np.uint16) & 0x7C00) == 0x7C00).reshape(len(stored), -1).any(axis=1))
+    broken = not_finite_rows(stored)
     if len(broken):
         raise ArgumentError(
             f"{name}: row {broken[0]} of the batch holds values that are not finite in float16 "
@@ -487,7 +466,7 @@ def _labels(file: h5py.File, labels: Any, count: int) -> Array:
         )
     if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.round(array))):
         raise ArgumentError(f"labels: whole numbers were expected; found {array.dtype}. Nothing was written.")
-    words = stored_json(file, "label_texts")
+    words = read_json_attribute(file, "label_texts")
     known = len(words) if isinstance(words, list) and words else None
     wrong = (array < 0) if known is None else ((array < 0) | (array >= known))
     if wrong.any():

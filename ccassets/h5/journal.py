@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from ccassets.database.writer import storage_error
 from ccassets.errors import StorageError
-from ccassets.files import sync
+from ccassets.files import storage_error, sync
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

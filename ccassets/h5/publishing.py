@@ -12,14 +12,23 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import read_json_attribute
 from ccassets.database.feature_digests import database_digest, feature_digests, split_digest, template_digest
-from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.reader import Database, iter_blocks, open_database, safe_dataset
+from ccassets.database.hdf5 import iter_blocks, safe_dataset
+from ccassets.database.layout import (
+    BULK,
+    IMAGE_FEATURES,
+    IMAGE_TOKEN_FEATURES,
+    LOGIT_PARAMETERS,
+    LOGIT_SCALE_SPACE,
+    WORD_LISTS,
+)
+from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
 from ccassets.files import require_space
 from ccassets.h5.exceptions import ArgumentError, MissingFileError
-from ccassets.h5.growing_file import DEFAULT_PATH, WORD_LISTS, init_file, provenance, split_counts, stored_json
+from ccassets.h5.growing_file import DEFAULT_PATH, init_file, provenance, split_counts
 from ccassets.h5.journal import no_writer
 
 PathLike = str | os.PathLike[str]
@@ -130,9 +139,7 @@ def _content(
     drop: Iterable[str],
 ) -> FileContent:
     kept = {
-        name: _plain(value)
-        for name, value in database.attributes.items()
-        if name not in _SET_BY_WRITER and name not in drop
+        name: value for name, value in database.attributes.items() if name not in _SET_BY_WRITER and name not in drop
     }
     if any(name in kept for name in LOGIT_PARAMETERS):
         kept.setdefault("logit_scale_space", LOGIT_SCALE_SPACE)
@@ -142,11 +149,6 @@ def _content(
     record["digests"] = {"splits": splits, "database": database_digest(splits, digests, vocabulary)}
     attributes = {**kept, "split_counts": split_counts(database.file), "provenance": record}
     return FileContent("database", database.dim, database.token_count, rows, templates, attributes)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute as the writer takes it: Python's own numbers, texts and lists."""
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def _rows(database: Database) -> RowContent:
@@ -197,7 +199,7 @@ def _provenance(database: Database, started: float) -> dict[str, Any]:
     record["dataset"]["image_digests"] = "none"
     for split, rows in split_counts(database.file).items():
         record["dataset"]["splits"].setdefault(split, {})["rows"] = rows
-    record["grown"] = {"created_at": stored_json(database.file, "created_at")}
+    record["grown"] = {"created_at": read_json_attribute(database.file, "created_at")}
     return record
 
 

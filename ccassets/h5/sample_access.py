@@ -12,11 +12,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS
-from ccassets.database.reader import Database, Template, open_database, safe_dataset
+from ccassets.database.attributes import read_json_attribute
+from ccassets.database.hdf5 import safe_dataset, take_rows
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, WORD_LISTS
+from ccassets.database.reader import Database, Template, open_database
 from ccassets.findings import Finding
 from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
-from ccassets.h5.growing_file import DEFAULT_PATH, WORD_LISTS, stored_json
+from ccassets.h5.growing_file import DEFAULT_PATH
 from ccassets.h5.growing_templates import load_model_params
 from ccassets.h5.journal import no_writer
 
@@ -88,7 +90,7 @@ def access_batch(
         values = database.image_features if name == IMAGE_FEATURES else database.image_token_features
         if values is None:
             raise NameMissingError(f"{path} was stored without token features; there are no patches in it.")
-        return _read_rows(values, rows)
+        return take_rows(values, rows)
 
 
 def _choice(default: str, known: dict[str, str], **given: str | None) -> str:
@@ -125,19 +127,6 @@ def _chosen(rows: npt.NDArray[np.int64], idx: Any, split: str | None) -> npt.NDA
         return np.atleast_1d(rows[wanted])
     except IndexError as error:
         raise RowError(f"{split!r} has {len(rows)} rows: {error}.") from error
-
-
-def _read_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
-    """A copy of `values[rows]`, read in runs of neighbouring rows, from front to back and each row once."""
-    unique, place = np.unique(rows, return_inverse=True)
-    taken = np.empty((len(unique), *values.shape[1:]), values.dtype)
-    if len(unique):
-        starts = np.flatnonzero(np.r_[True, np.diff(unique) != 1])
-        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(unique)], strict=True):
-            taken[start:end] = values[unique[start] : unique[start] + end - start]
-    if np.array_equal(unique, rows):
-        return taken
-    return taken[place.reshape(rows.shape)]
 
 
 # --- templates ----------------------------------------------------------------------------------------
@@ -248,7 +237,7 @@ def summarize_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 3) -> None:
         ids = safe_dataset(file, "ids")
         print("image_features:", _shape_of(safe_dataset(file, IMAGE_FEATURES)))
         print("ids preview (first 5):", None if ids is None else ids[:5])
-        print("split counts:", stored_json(file, "split_counts") or {})
+        print("split counts:", read_json_attribute(file, "split_counts") or {})
         print("templates:", shown)
         print("\nH5 structure:\n")
         print("\n".join(_tree(database, max_templates)))
@@ -320,9 +309,9 @@ def _print_contents(database: Database, max_templates: int) -> None:
     for label, name in (("ids", "ids"), ("labels", "labels"), ("splits", "split")):
         dataset = rows[name]
         print(f"Preview {label}: {None if dataset is None else dataset[:5]}")
-    print(f"Recorded split counts: {stored_json(file, 'split_counts') or {}}")
+    print(f"Recorded split counts: {read_json_attribute(file, 'split_counts') or {}}")
     for name in WORD_LISTS:
-        value = stored_json(file, name)
+        value = read_json_attribute(file, name)
         if value is not None:
             print(f"{name}: {value[:3] + ['...'] * (len(value) > 3) if isinstance(value, list) else value}")
     print(f"Templates stored: {list(database.templates)}")

@@ -17,7 +17,7 @@ from ccassets.analysis import search as s
 from ccassets.analysis.image_source import picture_reader
 from ccassets.analysis.scores import local_features
 from ccassets.cli import main
-from ccassets.database import reader
+from ccassets.database import hdf5
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, new_file
 from ccassets.datasets.image_decoding import image_digest
@@ -84,7 +84,7 @@ def blocks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are scanned three rows at a time, so that hits come from many blocks."""
 
     def three(values: Any, block_bytes: int = 0, rows: slice | None = None) -> Any:
-        return reader.iter_blocks(values, 3 * values[0].nbytes, rows)
+        return hdf5.iter_blocks(values, 3 * values[0].nbytes, rows)
 
     monkeypatch.setattr(s, "iter_blocks", three)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ccassets.database.reader import READ_ERRORS
+from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.validation import validate_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError, DatabaseError

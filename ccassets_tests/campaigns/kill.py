@@ -28,7 +28,8 @@ import numpy as np
 import ccassets
 from ccassets.analysis.bottleneck import write_bottleneck
 from ccassets.analysis.zero_shot_scores import write_zero_shot
-from ccassets.database.reader import READ_ERRORS, open_database
+from ccassets.database.hdf5 import READ_ERRORS
+from ccassets.database.reader import open_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
 from ccassets.exports.tables import export

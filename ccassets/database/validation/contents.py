@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.attributes import decode_json
+from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, WORD_LISTS
 from ccassets.database.reader import Database
 from ccassets.database.validation.finding_collector import Report, shortened
 from ccassets.database.validation.safe_reading import (
@@ -29,8 +29,6 @@ from ccassets.database.validation.safe_reading import (
 Array = npt.NDArray[Any]
 
 TEXT_ONLY_VERSION = "text-only-1.0"
-ROW_DATASETS = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split")
-WORD_LISTS = ("label_texts", "prompt_temp_for_labels", "concept_texts", "prompt_temp_for_concepts")
 
 _ROW_FORMS: Mapping[str, Form] = {
     IMAGE_FEATURES: Form("<f2", ("N", "D")),
@@ -168,23 +166,13 @@ def _decode_root(attributes: Mapping[str, Any], report: Report) -> dict[str, Any
     decoded = dict(attributes)
     for name, (check, expected, is_right) in _JSON_FORMS.items():
         if name in attributes:
-            decoded[name] = _json(attributes[name])
+            stored = attributes[name]
+            decoded[name] = decode_json(stored) if isinstance(stored, str) else None
             if not is_right(decoded[name]):
-                found = attributes[name]
-                text = shortened(found) if isinstance(found, str) else type(found).__name__
+                text = shortened(stored) if isinstance(stored, str) else type(stored).__name__
                 report.add(check, f"/@{name}", f"{name}: {expected} was expected; found {text}")
                 decoded[name] = None
     return decoded
-
-
-def _json(value: Any) -> Any:
-    """The value of a JSON attribute; None where it is no JSON text."""
-    if not isinstance(value, str):
-        return None
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _are_words(value: Any) -> bool:

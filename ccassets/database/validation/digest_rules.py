@@ -16,8 +16,9 @@ from ccassets.database.feature_digests import (
     split_digest,
     template_digest,
 )
-from ccassets.database.reader import map_dataset
-from ccassets.database.validation.contents import WORD_LISTS, Contents, TemplateContents
+from ccassets.database.hdf5 import map_dataset
+from ccassets.database.layout import WORD_LISTS
+from ccassets.database.validation.contents import Contents, TemplateContents
 from ccassets.database.validation.finding_collector import Report, shortened
 from ccassets.database.validation.safe_reading import guarded
 

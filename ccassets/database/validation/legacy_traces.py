@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import IMAGE_FEATURES
-from ccassets.database.reader import READ_ERRORS
-from ccassets.database.validation.contents import ROW_DATASETS, Contents, Run
+from ccassets.database.hdf5 import READ_ERRORS
+from ccassets.database.layout import IMAGE_FEATURES, ROW_DATASETS
+from ccassets.database.validation.contents import Contents, Run
 from ccassets.database.validation.finding_collector import Report, count, listed, rows_text
 from ccassets.database.validation.row_rules import split_rows
 from ccassets.database.validation.stored_rows import StoredRows

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from ccassets.database.reader import READ_ERRORS, safe_dataset
+from ccassets.database.attributes import plain_value
+from ccassets.database.hdf5 import READ_ERRORS, member_path, safe_dataset
 from ccassets.database.validation.finding_collector import Report, Rows, count, listed, rows_text, shortened
 from ccassets.errors import DatabaseError
 
@@ -63,7 +64,7 @@ def read_attributes(group: h5py.Group, where: str, report: Report) -> dict[str, 
         return attributes
     for name in names:
         try:
-            value = _plain(group.attrs[name])
+            value = plain_value(group.attrs[name])
         except READ_ERRORS as error:
             report.add("unreadable", f"{where}@{name}", f"The attribute cannot be read: {error}")
             continue
@@ -71,13 +72,6 @@ def read_attributes(group: h5py.Group, where: str, report: Report) -> dict[str, 
             report.add("utf8", f"{where}@{name}", f"UTF-8 text was expected; found {shortened(value)}")
         attributes[name] = value
     return attributes
-
-
-def _plain(value: Any) -> Any:
-    # A list compares to anything without ado, an array does not.
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def is_utf8(text: str) -> bool:
@@ -124,7 +118,7 @@ def subgroup(group: h5py.Group, name: str, report: Report, *, listed: bool = Fal
 
     `listed` says that the name is known to be there.
     """
-    where = f"{group.name.rstrip('/')}/{name}"
+    where = member_path(group, name)
     try:
         link = group.get(name, getlink=True)
         if link is None:
@@ -153,7 +147,7 @@ def usable_dataset(
     group: h5py.Group, name: str, form: Form, file_bytes: int, report: Report, *, required: bool
 ) -> h5py.Dataset | None:
     """A data set that later checks can read; None, with a finding, where there is none."""
-    where = f"{group.name.rstrip('/')}/{name}"
+    where = member_path(group, name)
     try:
         link = group.get(name, getlink=True)
         if link is None:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, VERSION
-from ccassets.database.validation.contents import ROW_DATASETS, TEXT_ONLY_VERSION, Contents, TemplateContents
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, VERSION
+from ccassets.database.validation.contents import TEXT_ONLY_VERSION, Contents, TemplateContents
 from ccassets.database.validation.finding_collector import Report, listed, shortened
 from ccassets.database.validation.safe_reading import integer
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests
-from ccassets.database.float16 import all_finite, widened
+from ccassets.database.float16 import not_finite_rows, widened
+from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.reader import READ_ERRORS
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import Report, Rows, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
@@ -131,10 +131,9 @@ def _inspect(block: Array, first: int, name: str, faults: _Faults) -> None:
         values = values.astype(np.float64)
     rows = len(values)
     sound = np.ones(rows, bool)
-    if not all_finite(values):
-        finite = np.isfinite(values.reshape(rows, -1)).all(axis=1)
-        faults.not_finite += (first + np.flatnonzero(~finite)).tolist()
-        sound &= finite
+    broken = not_finite_rows(values)
+    faults.not_finite += (first + broken).tolist()
+    sound[broken] = False
     zero = _zero_vectors(values.reshape(rows, -1, values.shape[-1]))
     if zero.any():
         zero_rows = zero.all(axis=1)

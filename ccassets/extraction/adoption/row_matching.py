@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS
 from ccassets.database.validation import Examination
-from ccassets.database.validation.contents import ROW_DATASETS, Contents, Run
+from ccassets.database.validation.contents import Contents, Run
 from ccassets.database.validation.finding_collector import Report, count, rows_text
 from ccassets.database.validation.legacy_traces import Copy, are_copies, find_copies, torn_rows
 from ccassets.datasets.dataset_contract import Dataset, Rows
