@@ -8,6 +8,7 @@ the Dagster definitions are in `ccassets.encoders`, `.datasets`, `.extraction`, 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Database": "ccassets.database.reader",
     "Encoder": "ccassets.encoders.encoder_contract",
     "EncoderCard": "ccassets.encoders.encoder_contract",
+    "FeatureDatabaseComponent": "ccassets.orchestration.component",
     "Finding": "ccassets.findings",
     "Selection": "ccassets.database.reader",
     "Store": "ccassets.study.storage",
@@ -61,7 +63,6 @@ _HOMES = {
     "validate_database": "ccassets.database.validation",
     "validate_foreign": "ccassets.database.sandbox",
 }
-_COMPONENT = "ccassets.orchestration.component"
 
 __all__ = [
     "CcassetsError",
@@ -91,15 +92,22 @@ __all__ = [
 ]
 
 
+# pydoc has no other way to show an API without every file of its package: for pydoc alone this is no package.
+_FOLDERS = __path__
+del __path__
+
+
 def __getattr__(name: str) -> Any:
     # Lazy: reading a file imports neither Dagster nor an encoder.
-    if name in {"FeatureDatabase", "FeatureDatabaseComponent"}:
-        return import_module(_COMPONENT).FeatureDatabaseComponent
+    if name == "__path__" and sys._getframe(1).f_globals.get("__name__") != "pydoc":
+        return _FOLDERS
+    if name == "FeatureDatabase":  # The type that a study's YAML names.
+        name = "FeatureDatabaseComponent"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    # `FeatureDatabaseComponent` is left out: Dagster lists every component it finds here, and a study names one type.
+    # Without `FeatureDatabaseComponent`: Dagster lists every component it finds here, and a study names one type.
     return sorted(__all__)

@@ -1,0 +1,198 @@
+"""The public API: what `ccassets` and its public packages give, and that pages and notebooks use nothing else."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import ccassets
+from ccassets_tests.database.made_files import write_database
+from ccassets_tests.house.source_tree import PACKAGE, ROOT, syntax_tree
+
+PACKAGES = ("errors", "analysis", "datasets", "encoders", "extraction", "exports", "h5", "orchestration")
+PUBLIC_MODULES = {"ccassets", *(f"ccassets.{name}" for name in PACKAGES)}
+DEEP_IMPORT = ("ccassets.encoders.conceptclip", "load_checkpoint")
+"""The one function that is imported from deeper."""
+NAMED_BY_TOOLS = {"ccassets.definitions"}
+"""Modules that a configuration names and nobody imports."""
+NOT_LIGHT = {"dagster", "pandas", "plotly", "pydantic", "sklearn", "torch", "transformers"}
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")])
+
+
+def public_names(module: str) -> set[str]:
+    names = set(import_module(module).__all__)
+    return names | {"FeatureDatabaseComponent"} if module == "ccassets" else names
+
+
+def is_public(module: str, name: str) -> bool:
+    """Whether a reader may write `from module import name`."""
+    if (module, name) == DEEP_IMPORT or f"{module}.{name}" in PUBLIC_MODULES:
+        return True
+    return module in PUBLIC_MODULES and name in public_names(module)
+
+
+def code_blocks(page: Path) -> list[str]:
+    """The Python of a page or notebook, block by block; lines for IPython left out."""
+    if page.suffix == ".ipynb":
+        cells = nbformat.read(page, as_version=4).cells
+        blocks = [cell.source for cell in cells if cell.cell_type == "code"]
+    else:
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [re.sub(r"^\s*[%!].*$", "", block, flags=re.MULTILINE) for block in blocks]
+
+
+def dotted_name(node: ast.expr) -> str | None:
+    """The text of `a.b.c`; None for any other expression."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted_name(node.value)):
+        return f"{before}.{node.attr}"
+    return None
+
+
+def internal_uses(code: str) -> Iterator[str]:
+    """What a block of Python takes from inside of ccassets."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ccassets":
+            names = [alias.name for alias in node.names]
+            yield from (f"{node.module}.{name}" for name in names if not is_public(node.module or "", name))
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.partition(".")[0] == "ccassets"]
+            yield from (name for name in names if name not in PUBLIC_MODULES)
+        elif isinstance(node, ast.Attribute) and (name := dotted_name(node)):
+            module, _, attribute = name.rpartition(".")
+            if module in PUBLIC_MODULES and not is_public(module, attribute):
+                yield name
+
+
+def internal_mentions(text: str) -> Iterator[str]:
+    """Dotted paths of modules in a text that are no public ones; file names like `ccassets.sif` are none."""
+    for name in re.findall(r"(?<![\w./-])ccassets(?:\.[a-z_]\w*)+", text):
+        steps = name.split(".")
+        for end in range(2, len(steps) + 1):
+            module = ".".join(steps[:end])
+            if module in PUBLIC_MODULES | NAMED_BY_TOOLS | {DEEP_IMPORT[0]}:
+                continue
+            if hasattr(import_module(".".join(steps[: end - 1])), "__path__") and find_spec(module):
+                yield name
+            break
+
+
+def test_help_shows_the_api_and_no_list_of_modules() -> None:
+    code = "import ccassets; help(ccassets)"
+    page = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "PACKAGE CONTENTS" not in page
+    assert "SUBMODULES" not in page
+    assert [name for name in ccassets.__all__ if not re.search(rf"\b{name}\b", page) and name != "__version__"] == []
+    assert "open_database(path" in page
+
+
+def test_the_package_is_a_package_for_everybody_but_pydoc() -> None:
+    assert [Path(folder) for folder in ccassets.__path__] == [PACKAGE]
+    assert find_spec("ccassets.errors") is not None
+
+
+def test_what_open_database_gives_is_a_database(tmp_path: Path) -> None:
+    with ccassets.open_database(write_database(tmp_path / "features.h5")) as database:
+        assert isinstance(database, ccassets.Database)
+        assert isinstance(database.select(), ccassets.Selection)
+        assert all(isinstance(template, ccassets.Template) for template in database.templates.values())
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC_MODULES))
+def test_every_public_name_is_there_and_explained(module: str) -> None:
+    names = import_module(module).__all__
+    assert len(names) == len(set(names))
+    objects = {name: getattr(import_module(module), name) for name in names if name != "__version__"}
+    definitions = {name: one for name, one in objects.items() if inspect.isclass(one) or inspect.isroutine(one)}
+    # Of a class, its own: a dataclass without one has its signature, and others inherit that of their base.
+    assert [name for name, one in definitions.items() if not one.__doc__ or one.__doc__.startswith(f"{name}(")] == []
+
+
+def test_the_component_is_the_type_that_a_study_names() -> None:
+    assert ccassets.FeatureDatabase is ccassets.FeatureDatabaseComponent
+    assert "FeatureDatabase" in dir(ccassets)
+    assert "FeatureDatabaseComponent" not in dir(ccassets)
+    with pytest.raises(AttributeError, match="no attribute 'feature_database'"):
+        ccassets.feature_database  # noqa: B018
+
+
+def test_type_checkers_see_what_the_package_gives() -> None:
+    block = next(node for node in syntax_tree(PACKAGE / "__init__.py").body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name: node.module
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(seen) == public_names("ccassets") - {"CcassetsError", "__version__"}
+    for name, module in seen.items():
+        source = "FeatureDatabaseComponent" if name == "FeatureDatabase" else name
+        assert getattr(ccassets, name) is getattr(import_module(module or ""), source)
+
+
+@pytest.mark.parametrize("use", ["", "ccassets.open_database(sys.argv[1]).image_features[0]"])
+def test_reading_a_file_loads_neither_dagster_nor_an_encoder(tmp_path: Path, use: str) -> None:
+    path = write_database(tmp_path / "features.h5")
+    code = f"import sys, ccassets\n{use}\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert NOT_LIGHT.isdisjoint(result.stdout.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_and_notebooks_use_the_public_api_alone(page: Path) -> None:
+    assert [name for block in code_blocks(page) for name in internal_uses(block)] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".md" and page.name != "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_pages_name_no_internal_module(page: Path) -> None:
+    assert sorted(internal_mentions(page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ccassets.study.storage import Store",
+        "from ccassets import study",
+        "import ccassets.progress",
+        "import ccassets\nccassets.study.loading.load_study('demo')",
+        "from ccassets.encoders.conceptclip import PHANTOM",
+        "from ccassets.h5 import growing_file",
+        "import ccassets\nccassets.open('features.h5')",
+    ],
+)
+def test_an_internal_use_is_found(code: str) -> None:
+    assert list(internal_uses(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ccassets import Store, h5, load_study",
+        "from ccassets.encoders.conceptclip import load_checkpoint",
+        "import ccassets.h5\nccassets.h5.finalize('features.h5')",
+        "import ccassets\nccassets.open_database('features.h5').templates.keys()",
+        "import numpy as np\nnp.linalg.norm([1.0])",
+    ],
+)
+def test_a_public_use_passes(code: str) -> None:
+    assert list(internal_uses(code)) == []
+
+
+def test_an_internal_module_in_a_text_is_found() -> None:
+    text = "Import `ccassets.study.storage`; the image is ccassets.sif, see ccassets.errors.CcassetsError."
+    assert list(internal_mentions(text)) == ["ccassets.study.storage"]
