@@ -14,7 +14,7 @@ from benchmarks.material import material
 from benchmarks.sizes import Size
 from benchmarks.stand_in import random_halves
 from ccassets.analysis.scores import local_features, zero_shot
-from ccassets.analysis.search import nearest_images
+from ccassets.analysis.vector_search import nearest_images
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import IMAGE_FEATURES
 from ccassets.database.reader import open_database

@@ -11,50 +11,59 @@ from ccassets.analysis.classifiers import (
     Classifier,
     LinearClassifier,
     accuracy_against_nec,
+    evaluate_on_holdout,
     fit_logistic,
     fit_tree,
-    look,
     sparse_path,
 )
-from ccassets.analysis.concept_annotations import Truth, concept_truth
+from ccassets.analysis.concept_annotations import ConceptAnnotations, read_concept_annotations
+from ccassets.analysis.concept_models import make_concept_model, save_model
 from ccassets.analysis.controls import Controls, accuracy_by_level, run_controls
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, leakage
 from ccassets.analysis.metrics import Estimate, accuracy
-from ccassets.analysis.models import model_of, save_model
-from ccassets.analysis.results import FILES, TEST, VAL, Result, headline, held_out, measured, write_result
-from ccassets.analysis.samples import Samples, concept_samples, concepts_of
+from ccassets.analysis.results import (
+    RESULT_FILES,
+    TEST,
+    VAL,
+    Result,
+    headline_metrics,
+    held_out_splits,
+    measured,
+    write_result,
+)
+from ccassets.analysis.samples import Samples, concept_samples, database_concepts
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept, Study
 from ccassets.study.storage import Store
 
 MODEL = "model.json"
-LOOKS = "looks.jsonl"
+HOLDOUT_LOG = "looks.jsonl"
 
 
 def write_bottleneck(study: Study, store: Store) -> Result:
     """Fit on `train`, choose on `val`, measure; writes `concept_bottleneck.json` and `model.json`.
 
-    Controls, levels and interventions are measured on `test`, on `val` where there is no test. Every look at `test`
-    becomes a line of `looks.jsonl`, which is only ever added to.
+    Controls, levels and interventions are measured on `test`, on `val` where there is no test. Every access to
+    `test` becomes a line of `looks.jsonl`, which is only ever added to.
     """
     with open_database(store.database) as database:
         return write_result(
-            store.analysis / FILES["concept_bottleneck"], database, lambda: _measure(study, database, store)
+            store.analysis / RESULT_FILES["concept_bottleneck"], database, lambda: _measure(study, database, store)
         )
 
 
-def looks_at_test(store: Store) -> int:
-    """How often `test` was looked at, in all builds of the study."""
-    return sum(look.split == TEST for look in LookLog(store.analysis / LOOKS).looks())
+def count_test_accesses(store: Store) -> int:
+    """Count the accesses to `test` over all builds of the study."""
+    return sum(access.split == TEST for access in HoldoutLog(store.analysis / HOLDOUT_LOG).accesses())
 
 
-def numbers(content: Mapping[str, Any]) -> dict[str, float]:
+def bottleneck_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     """The numbers whose history is worth a curve: those of every split, of the sparse path and of the controls."""
     if "obstacle" in content:
         return {}
-    found = headline(content)
+    found = headline_metrics(content)
     for split, sparse in content["sparse"].items():
         found |= {f"{split}_{name}": sparse[name] for name in ("anec_5", "anec_avg") if sparse[name] is not None}
     for control in content["controls"]["controls"]:
@@ -65,20 +74,20 @@ def numbers(content: Mapping[str, Any]) -> dict[str, float]:
 
 def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
     samples = concept_samples(database)
-    concepts = concepts_of(database)
-    log = LookLog(store.analysis / LOOKS)
-    names = held_out(database)
+    concepts = database_concepts(database)
+    log = HoldoutLog(store.analysis / HOLDOUT_LOG)
+    names = held_out_splits(database)
     if VAL not in names:
         raise AnalysisError(f"{database.path.name} has no rows of the split val, which a classifier is chosen on.")
     last = names[-1]
     classifier = fit_logistic(samples)
-    found = {name: look(classifier, samples, name, log, "accuracy") for name in names}
+    found = {name: evaluate_on_holdout(classifier, samples, name, log, "accuracy") for name in names}
     rows = {name: samples.of(name) for name in names}
     temperature = fit_temperature(rows[VAL].labels, found[VAL])
-    save_model(model_of(classifier, database), store.analysis / MODEL)
+    save_model(make_concept_model(classifier, database), store.analysis / MODEL)
     path = sparse_path(samples)
     tree = fit_tree(samples)
-    truth = concept_truth(study, database)
+    truth = read_concept_annotations(study, database)
     return {
         "classes": samples.classes,
         "concepts": samples.columns,
@@ -102,12 +111,12 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
     }
 
 
-def _accuracy(classifier: Classifier, samples: Samples, split: str, log: LookLog) -> Estimate:
+def _accuracy(classifier: Classifier, samples: Samples, split: str, log: HoldoutLog) -> Estimate:
     held = samples.of(split)
-    return accuracy(held.labels, look(classifier, samples, split, log, "accuracy"), held.groups)
+    return accuracy(held.labels, evaluate_on_holdout(classifier, samples, split, log, "accuracy"), held.groups)
 
 
-def _sparse(path: Sequence[LinearClassifier], samples: Samples, split: str, log: LookLog) -> dict[str, Any]:
+def _sparse(path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog) -> dict[str, Any]:
     found = accuracy_against_nec(path, samples, split, log)
     return {"points": found.points, "anec_5": found.anec_5, "anec_avg": found.anec_avg}
 
@@ -131,7 +140,12 @@ def _controls(controls: Controls) -> dict[str, Any]:
 
 
 def _with_truth(
-    classifier: LinearClassifier, samples: Samples, truth: Truth, concepts: Sequence[Concept], split: str, log: LookLog
+    classifier: LinearClassifier,
+    samples: Samples,
+    truth: ConceptAnnotations,
+    concepts: Sequence[Concept],
+    split: str,
+    log: HoldoutLog,
 ) -> dict[str, Any]:
     """What only the truth of concepts can tell: accuracy after corrections, and what scores leak besides."""
     curves = [

@@ -1,6 +1,7 @@
 """Classifiers one can read: logistic regression, its sparse path, and a decision tree, on standardised columns.
 
-Everything is fitted on `train` and chosen on `val`; `look` is the one door to any other split, and it keeps a record.
+Everything is fitted on `train` and chosen on `val`; `evaluate_on_holdout` is the only way to any other
+split, and it records the access.
 A fitted classifier is plain arrays: it predicts with numpy alone and is stored as JSON (`models`).
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.calibration import log_loss
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError
@@ -172,11 +173,11 @@ def classifier_digest(classifier: Classifier) -> str:
     return digest.hexdigest()[:16]
 
 
-def look(classifier: Classifier, samples: Samples, split: str, log: LookLog, what: str) -> FloatArray:
-    """Probabilities (n, C) of the rows of a held-out split, in their order; the look is recorded first."""
+def evaluate_on_holdout(classifier: Classifier, samples: Samples, split: str, log: HoldoutLog, what: str) -> FloatArray:
+    """Probabilities (n, C) of the rows of a held-out split, in their order; the access is recorded first."""
     rows = samples.of(split)
     _require_columns(classifier, rows)
-    log.add(what, model=classifier_digest(classifier), split=split, rows=len(rows))
+    log.record(what, model=classifier_digest(classifier), split=split, rows=len(rows))
     return classifier.probabilities(rows.features)
 
 
@@ -206,11 +207,11 @@ def fit_logistic(
         "log_loss": {f"{strength:g}": float(loss) for strength, loss in zip(strengths, losses, strict=True)},
         "fitted_on": list(fitted_on),
     }
-    classifier = logistic_of(samples.of(*fitted_on), best)
+    classifier = fit_logistic_with(samples.of(*fitted_on), best)
     return replace(classifier, chosen={**chosen, **classifier.chosen})
 
 
-def logistic_of(samples: Samples, strength: float) -> LinearClassifier:
+def fit_logistic_with(samples: Samples, strength: float) -> LinearClassifier:
     """L2-regularised multinomial logistic regression on all of these rows, with C = `strength`."""
     (classifier,) = _linear_path(samples, [strength], **_DENSE)
     return classifier
@@ -296,7 +297,7 @@ def _ratio_decides() -> bool:
     return (int(major), int(minor)) >= (1, 8)
 
 
-def at_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
+def truncate_to_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
     """The first point of the path with at least `nec` effective concepts, cut to the `nec` × C largest weights.
 
     The last point where none has so many (VLG-CBM's rule).
@@ -336,16 +337,16 @@ class SparseAccuracy:
 
 
 def accuracy_against_nec(
-    path: Sequence[LinearClassifier], samples: Samples, split: str, log: LookLog
+    path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog
 ) -> SparseAccuracy:
-    """Accuracy on a held-out split at every level of NEC; each level is a look."""
+    """Accuracy on a held-out split at every level of NEC; each level is an access."""
     held = samples.of(split)
     points = []
     for level in NEC_LEVELS:
         if level > len(path[0].columns):
             break
-        classifier = at_nec(path, level)
-        probabilities = look(classifier, samples, split, log, f"accuracy at NEC {level}")
+        classifier = truncate_to_nec(path, level)
+        probabilities = evaluate_on_holdout(classifier, samples, split, log, f"accuracy at NEC {level}")
         points.append(SparsePoint(level, classifier.nec, accuracy(held.labels, probabilities, held.groups)))
     return SparseAccuracy(tuple(points))
 

@@ -13,11 +13,11 @@ from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError, DatasetError
 from ccassets.study.schema import PhantomDatasetConfig, Study, TableConfig
 
-Truth = npt.NDArray[np.float32]
+ConceptAnnotations = npt.NDArray[np.float32]
 """(N, K): 1 where the concept is there, 0 where it is not, nan where nothing is known."""
 
 
-def concept_truth(study: Study, database: Database) -> Truth | None:
+def read_concept_annotations(study: Study, database: Database) -> ConceptAnnotations | None:
     """The truth of the study's concepts for every row, (N, K) in the order of the concepts; 1, 0, or nan for unknown.
 
     Phantom images know every concept that they are drawn by; a table those that `dataset.columns.concepts` names.
@@ -38,7 +38,7 @@ Source = Callable[[str, str], dict[str, bool]]
 """From split and key of a row to what is known of it, by concept word."""
 
 
-def _gathered(words: list[str], database: Database, source: Source) -> Truth:
+def _gathered(words: list[str], database: Database, source: Source) -> ConceptAnnotations:
     assert database.keys is not None
     truth = np.full((len(database), len(words)), np.nan, np.float32)
     place = {word: column for column, word in enumerate(words)}

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.classifiers import Classifier, FloatArray, fit_logistic, look
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.classifiers import Classifier, FloatArray, evaluate_on_holdout, fit_logistic
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import Estimate, accuracy, bootstrap
 from ccassets.analysis.samples import Samples, feature_samples
-from ccassets.analysis.scores import image_cosines, unit
+from ccassets.analysis.scores import image_cosines, normalise
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
@@ -116,7 +116,7 @@ def _stands_in(words: Sequence[str], pattern: Sequence[str], same: Callable[[str
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """The same classifier on other columns, looked at on the same images.
+    """The same classifier on other columns, measured on the same images.
 
     `columns` is their number; `probabilities` holds (n, C) for every seed, and `accuracy` is the mean over seeds.
     `difference` is the accuracy of the concepts minus that of the control.
@@ -163,7 +163,7 @@ def run_controls(
     classifier: Classifier,
     *,
     split: str,
-    log: LookLog,
+    log: HoldoutLog,
     fit: Fit = fit_logistic,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Controls:
@@ -171,13 +171,13 @@ def run_controls(
 
     `linear probe`: all D image features. `random directions`: as many random unit vectors as there are concepts, for
     every seed. `off-domain phrases`: as many prompts of the template `off_domain`, another choice for every seed
-    where there are more. `without class names`: the concepts that contain none. Every look at `split` is logged.
+    where there are more. `without class names`: the concepts that contain none. Every access to `split` is logged.
     """
     if len(samples) != len(database):
         raise AnalysisError(f"The {len(database)} rows of {database.path.name} were expected; found {len(samples)}.")
     count = len(samples.columns)
     held = samples.of(split)
-    probabilities = look(classifier, samples, split, log, "accuracy")
+    probabilities = evaluate_on_holdout(classifier, samples, split, log, "accuracy")
     right = _right(probabilities, held)
     named = class_name_concepts(samples.columns, samples.classes)
     missing: dict[str, str] = {}
@@ -199,7 +199,9 @@ def run_controls(
     controls = []
     rights = {}
     for name, variants in described.items():
-        found = tuple(look(fit(variant), variant, split, log, f"control: {name}") for variant in variants)
+        found = tuple(
+            evaluate_on_holdout(fit(variant), variant, split, log, f"control: {name}") for variant in variants
+        )
         rights[name] = np.mean([_right(shares, held) for shares in found], axis=0)
         controls.append(
             Control(
@@ -225,7 +227,7 @@ def _right(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]
 
 
 def _random_directions(database: Database, samples: Samples, count: int, seed: int) -> Samples:
-    directions = unit(np.random.default_rng(seed).standard_normal((count, database.dim)))
+    directions = normalise(np.random.default_rng(seed).standard_normal((count, database.dim)))
     return samples.with_features(image_cosines(database, directions), [f"direction {i}" for i in range(count)])
 
 
@@ -243,7 +245,7 @@ def _off_domain(database: Database, samples: Samples, count: int, seeds: Sequenc
             f"The template {OFF_DOMAIN!r} holds {len(phrases)} prompts; as many as there are concepts, {count}, are "
             "needed."
         )
-    scores = image_cosines(database, unit(template.text_features))
+    scores = image_cosines(database, normalise(template.text_features))
     chosen = [np.random.default_rng(seed).permutation(len(phrases))[:count] for seed in seeds]
     if len(phrases) == count:
         chosen = [np.arange(count)]
@@ -265,18 +267,20 @@ class LevelAccuracy:
 
 
 def accuracy_by_level(
-    samples: Samples, concepts: Sequence[Concept], *, split: str, log: LookLog, fit: Fit = fit_logistic
+    samples: Samples, concepts: Sequence[Concept], *, split: str, log: HoldoutLog, fit: Fit = fit_logistic
 ) -> list[LevelAccuracy]:
     """Accuracy against the number of concepts: the classifier fitted anew on the concepts up to each level.
 
-    Concepts without a level belong to none; without any level the list is empty. `concepts_of` gives a database's.
+    Concepts without a level belong to none; without any level the list is empty. See `database_concepts`.
     """
     found = []
     for level in sorted({concept.level for concept in concepts if concept.level is not None}):
         words = [concept.word for concept in concepts if concept.level is not None and concept.level <= level]
         chosen = samples.select(words)
         classifier = fit(chosen)
-        probabilities = look(classifier, chosen, split, log, f"accuracy of the concepts up to level {level}")
+        probabilities = evaluate_on_holdout(
+            classifier, chosen, split, log, f"accuracy of the concepts up to level {level}"
+        )
         held = chosen.of(split)
         estimate = accuracy(held.labels, probabilities, held.groups)
         found.append(LevelAccuracy(level, len(words), classifier, probabilities, estimate))

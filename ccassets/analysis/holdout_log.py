@@ -1,4 +1,4 @@
-"""The record of looks at held-out splits: who looked, at what, when. Lines are added, never changed or removed."""
+"""Log of held-out accesses: every evaluation on a split that nothing was fitted on. Lines are added, never changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from ccassets.files import make_folder
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look: `what` was computed on the `rows` rows of `split`, by the model with the digest `model`."""
+class HoldoutAccess:
+    """One evaluation on a held-out split, as it stands in the log.
+
+    Attributes:
+        at: Time of the access, UTC, ISO 8601.
+        what: What was computed.
+        model: Digest of the classifier (`classifier_digest`).
+        split: The split.
+        rows: Number of rows of the split.
+    """
 
     at: str
     what: str
@@ -24,24 +32,40 @@ class Look:
     rows: int
 
 
-class LookLog:
-    """Looks at held-out splits, in a JSON Lines file where a path is given, else in memory.
+class HoldoutLog:
+    """Accesses to held-out splits, in a JSON Lines file or in memory.
 
-    A result on `test` means less with every look that went before it, so each is on record. Two processes may
-    write to the same file.
+    A result on `test` means less with every access before it, so each is recorded. Several processes may write to
+    the same file.
+
+    Args:
+        path: The file, made with its folder by the first access; None keeps the log in memory.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._kept: list[Look] = []
+        self._in_memory: list[HoldoutAccess] = []
 
-    def add(self, what: str, *, model: str, split: str, rows: int) -> Look:
-        """Record a look, before its result is known to anyone."""
-        look = Look(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), what, model, split, rows)
+    def record(self, what: str, *, model: str, split: str, rows: int) -> HoldoutAccess:
+        """Record an access before its result is known.
+
+        Args:
+            what: What is computed.
+            model: Digest of the classifier.
+            split: The split.
+            rows: Number of rows of the split.
+
+        Returns:
+            The access, as recorded.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        access = HoldoutAccess(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), what, model, split, rows)
         if self._path is None:
-            self._kept.append(look)
-            return look
-        line = json.dumps(asdict(look), ensure_ascii=False) + "\n"
+            self._in_memory.append(access)
+            return access
+        line = json.dumps(asdict(access), ensure_ascii=False) + "\n"
         try:
             make_folder(self._path.parent)
             # One write to a file opened for appending: lines of two processes never mix.
@@ -54,17 +78,20 @@ class LookLog:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise StorageError(f"The look at {split!r} cannot be recorded in {self._path}: {error}") from error
-        return look
+            raise StorageError(f"{self._path}: the access to {split!r} cannot be recorded: {error}") from error
+        return access
 
-    def looks(self) -> list[Look]:
-        """Every look so far, the oldest first. A line that a crash tore is left out: that look, nobody had."""
+    def accesses(self) -> list[HoldoutAccess]:
+        """Return every access so far, the oldest first.
+
+        A line that a crash tore is left out: its result was never shown.
+        """
         if self._path is None:
-            return list(self._kept)
+            return list(self._in_memory)
         if not self._path.exists():
             return []
-        found = []
+        accesses = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError, TypeError):
-                found.append(Look(**json.loads(line)))
-        return found
+                accesses.append(HoldoutAccess(**json.loads(line)))
+        return accesses

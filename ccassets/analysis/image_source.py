@@ -15,7 +15,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 
-def picture_reader(study: Study, database: Database) -> Callable[[int], Image.Image]:
+def image_reader(study: Study, database: Database) -> Callable[[int], Image.Image]:
     """A function from the number of a row to its picture, 8-bit RGB.
 
     A picture is found by split and key, and is the one that was encoded or none: the function raises `DatasetError`

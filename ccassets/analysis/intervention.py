@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest, fit_logistic, look
-from ccassets.analysis.concept_annotations import Truth
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest, evaluate_on_holdout, fit_logistic
+from ccassets.analysis.concept_annotations import ConceptAnnotations
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import Estimate, Statistic, auroc, bootstrap
 from ccassets.analysis.samples import Samples
 from ccassets.errors import AnalysisError
@@ -92,12 +92,12 @@ def concept_groups(concepts: Sequence[Concept]) -> list[str]:
 def intervention_curve(
     classifier: Classifier,
     samples: Samples,
-    truth: Truth,
+    truth: ConceptAnnotations,
     groups: Sequence[str],
     *,
     order: Order,
     split: str,
-    log: LookLog,
+    log: HoldoutLog,
     train: str = "train",
     repeats: int = 5,
     seed: int = 0,
@@ -112,13 +112,13 @@ def intervention_curve(
     """
     if truth.shape != samples.features.shape or len(groups) != len(samples.columns):
         raise AnalysisError(
-            f"Truth of shape {samples.features.shape} and {len(samples.columns)} groups were expected; found "
+            f"Annotations of shape {samples.features.shape} and {len(samples.columns)} groups were expected; found "
             f"{truth.shape} and {len(groups)}."
         )
     ends = extremes(samples, train)
     chosen = np.flatnonzero(samples.split == split)
     rows, known = samples.of(split), truth[chosen]
-    log.add(f"intervention curve, {order}", model=classifier_digest(classifier), split=split, rows=len(rows))
+    log.record(f"intervention curve, {order}", model=classifier_digest(classifier), split=split, rows=len(rows))
     names = tuple(dict.fromkeys(groups))
     member = np.array([[group == name for group in groups] for name in names])
     scores = np.asarray(rows.features, np.float64)
@@ -182,7 +182,7 @@ class ConceptAuroc:
     pairs_within: int
 
 
-def concept_auroc(samples: Samples, truth: Truth) -> list[ConceptAuroc]:
+def concept_auroc(samples: Samples, truth: ConceptAnnotations) -> list[ConceptAuroc]:
     """AUROC of every concept overall and within classes; rows whose truth is nan do not count for a concept.
 
     `truth` (N, K) belongs to the rows and columns of `samples`. Within classes it is the share of same-class pairs that
@@ -253,7 +253,13 @@ class Leakage:
 
 
 def leakage(
-    samples: Samples, truth: Truth, *, split: str, log: LookLog, train: str = "train", val: str | None = "val"
+    samples: Samples,
+    truth: ConceptAnnotations,
+    *,
+    split: str,
+    log: HoldoutLog,
+    train: str = "train",
+    val: str | None = "val",
 ) -> Leakage:
     """How much the scores leak about the class beyond the truth of their concepts (arXiv 2504.09459).
 
@@ -277,7 +283,7 @@ def leakage(
             "log loss given scores and true concepts",
         ),
     ):
-        probabilities = look(fit_logistic(described, train=train, val=val), described, split, log, what)
+        probabilities = evaluate_on_holdout(fit_logistic(described, train=train, val=val), described, split, log, what)
         labels = described.of(split).labels
         losses.append(float(-np.mean(np.log2(probabilities[np.arange(len(labels)), labels]))))
     return Leakage(losses[0], losses[1], len(columns), int(np.sum(chosen.split == split)))

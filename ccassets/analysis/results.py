@@ -19,7 +19,7 @@ from ccassets.errors import AnalysisError
 from ccassets.files import write_text
 from ccassets.study.schema import Study
 
-FILES = {
+RESULT_FILES = {
     "concept_scores": "concept_scores.parquet",
     "zero_shot": "zero_shot.json",
     "concept_bottleneck": "concept_bottleneck.json",
@@ -30,13 +30,13 @@ FILES = {
 TRAIN, VAL, TEST = "train", "val", "test"
 
 
-def analyses(study: Study) -> list[str]:
+def available_analyses(study: Study) -> list[str]:
     """The analyses of a study, each after those it reads."""
-    left_out = obstacles(study)
-    return [name for name in FILES if name not in left_out]
+    left_out = unavailable_analyses(study)
+    return [name for name in RESULT_FILES if name not in left_out]
 
 
-def obstacles(study: Study) -> dict[str, str]:
+def unavailable_analyses(study: Study) -> dict[str, str]:
     """Why an analysis is no part of the study, as far as the study itself can tell; {} where nothing is in the way."""
     vocabulary = study.vocabulary
     found: dict[str, str] = {}
@@ -51,7 +51,7 @@ def obstacles(study: Study) -> dict[str, str]:
     return found
 
 
-def held_out(database: Database) -> list[str]:
+def held_out_splits(database: Database) -> list[str]:
     """`val` and `test`, those of them that have rows."""
     return [name for name in (VAL, TEST) if name in database.splits and len(database.select(name))]
 
@@ -70,7 +70,7 @@ def measured(labels: Array, probabilities: Array, groups: Groups, temperature: f
     return found
 
 
-def headline(content: Mapping[str, Any]) -> dict[str, float]:
+def headline_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     """The numbers whose history is worth a curve: `val_accuracy`, `val_accuracy_low`, …, of every split."""
     numbers = {}
     for split, found in content.get("splits", {}).items():
@@ -97,7 +97,8 @@ class Result:
     digest: str
 
     @property
-    def obstacle(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
+        """Why the database does not allow the analysis, a sentence; None where it was made."""
         return self.content.get("obstacle")
 
 

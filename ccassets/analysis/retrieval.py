@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccassets.analysis.concept_annotations import Truth
+from ccassets.analysis.concept_annotations import ConceptAnnotations
 from ccassets.analysis.scores import FloatArray
 
 FIRST = 20
@@ -28,7 +28,7 @@ class Retrieval:
     average_precision: float
 
 
-def retrieval(scores: FloatArray, truth: Truth, concepts: Sequence[str]) -> list[Retrieval]:
+def retrieval(scores: FloatArray, truth: ConceptAnnotations, concepts: Sequence[str]) -> list[Retrieval]:
     """Every concept's, from scores and truth (N, K)."""
     from sklearn.metrics import average_precision_score
 

@@ -90,7 +90,7 @@ def concept_samples(database: Database, words: Sequence[str] | None = None) -> S
 
     Raises `AnalysisError` where rows have no label, or several.
     """
-    names = [concept.word for concept in concepts_of(database)] if words is None else list(words)
+    names = [concept.word for concept in database_concepts(database)] if words is None else list(words)
     return _described(database, concept_scores(database, names), names)
 
 
@@ -111,7 +111,7 @@ def class_names(database: Database) -> tuple[str, ...]:
     return tuple(named or map(str, range(int(database.labels.max(initial=-1)) + 1)))
 
 
-def concepts_of(database: Database) -> tuple[Concept, ...]:
+def database_concepts(database: Database) -> tuple[Concept, ...]:
     """The database's concepts in their order, with group, level and synonyms where it knows them."""
     told = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}
     return tuple(

@@ -67,7 +67,7 @@ def pooled_tokens(token_features: Values, positions: Positions) -> npt.NDArray[n
     return pooled
 
 
-def unit(vectors: Values) -> FloatArray:
+def normalise(vectors: Values) -> FloatArray:
     """Vectors (…, D) of any float dtype divided by their length, float32."""
     wide = widened(vectors) if vectors.dtype == np.float16 else vectors
     lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
@@ -79,7 +79,7 @@ def ensemble(vectors: Values) -> FloatArray:
 
     The authors normalise global text features before this and pooled tokens only here.
     """
-    return unit(vectors.mean(axis=0, dtype=np.float64))
+    return normalise(vectors.mean(axis=0, dtype=np.float64))
 
 
 def local_features(
@@ -255,8 +255,8 @@ def annotation_scores(
     `medical_concept_annotation/concept_annotation.py`.
     """
     concepts, _, dim = text_features.shape
-    tokens = unit(text_token_features[:, :, position].reshape(-1, dim))
-    whole = cosines(image_features, unit(text_features.reshape(-1, dim)))
+    tokens = normalise(text_token_features[:, :, position].reshape(-1, dim))
+    whole = cosines(image_features, normalise(text_features.reshape(-1, dim)))
     local = patch_cosines(image_tokens, tokens).mean(axis=1)
 
     def over_prompts(logits: FloatArray) -> FloatArray:

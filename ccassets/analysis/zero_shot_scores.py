@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ccassets.analysis.calibration import fit_temperature
-from ccassets.analysis.results import FILES, VAL, Result, held_out, measured, write_result
+from ccassets.analysis.results import RESULT_FILES, VAL, Result, held_out_splits, measured, write_result
 from ccassets.analysis.samples import class_names, is_labelled
 from ccassets.analysis.scores import Rule, has_local_scores, zero_shot
 from ccassets.database.reader import Database, open_database
@@ -24,7 +24,7 @@ def write_zero_shot(store: Store, progress: Progress = silent) -> Result:
     patches. The temperature is fitted on `val`.
     """
     with open_database(store.database) as database:
-        return write_result(store.analysis / FILES["zero_shot"], database, lambda: _measure(database, progress))
+        return write_result(store.analysis / RESULT_FILES["zero_shot"], database, lambda: _measure(database, progress))
 
 
 def _measure(database: Database, progress: Progress) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def _measure(database: Database, progress: Progress) -> dict[str, Any]:
     if database.logit_multiplier is None:
         raise AnalysisError(f"{database.path.name} has no logit_scale: its encoder gives no zero-shot probabilities.")
     rule: Rule | None = "span" if has_local_scores(database) else None
-    names = held_out(database) or [EVERYTHING]
+    names = held_out_splits(database) or [EVERYTHING]
     found = {
         name: zero_shot(database, split=None if name == EVERYTHING else name, rule=rule, progress=progress)
         for name in names

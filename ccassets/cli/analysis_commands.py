@@ -30,8 +30,8 @@ def search(
     home: HomeOption = None,
 ) -> None:
     """Find the images nearest to a text, a concept or an image; several together are a mixture."""
-    from ccassets.analysis.search import Where, copy_images, write_csv
-    from ccassets.analysis.search import search as find
+    from ccassets.analysis.vector_search import RowFilter, copy_images, write_csv
+    from ccassets.analysis.vector_search import search as find
     from ccassets.database.reader import open_database
     from ccassets.encoders import load_encoder
     from ccassets.study.loading import load_study
@@ -42,7 +42,7 @@ def search(
         raise typer.BadParameter("a text needs the encoder, and images need the data set: name --study")
     loaded = load_study(study) if study else None
     encoder = load_encoder(loaded) if loaded and (text or minus) else None
-    where = Where(split, label, group)
+    where = RowFilter(split, label, group)
     with open_database(file) as database:
         hits = find(
             database,
@@ -58,9 +58,9 @@ def search(
         if csv:
             write_csv(hits, csv)
         if images and loaded:
-            from ccassets.analysis.image_source import picture_reader
+            from ccassets.analysis.image_source import image_reader
 
-            copy_images(hits, picture_reader(loaded, database), images)
+            copy_images(hits, image_reader(loaded, database), images)
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return
@@ -77,7 +77,7 @@ def duplicates(
     as_json: JsonOption = False,
 ) -> None:
     """Find images that look alike and lie in different splits; exit 1 when there are any."""
-    from ccassets.analysis.search import Pair, near_duplicates, write_csv
+    from ccassets.analysis.vector_search import Pair, near_duplicates, write_csv
     from ccassets.database.reader import open_database
 
     with open_database(file) as database:
@@ -104,7 +104,7 @@ def apply(
     output: Annotated[Path | None, typer.Option("--output", help="Write here instead of printing.")] = None,
 ) -> None:
     """Predict the class of every row of a file as CSV; a file of another encoder is refused."""
-    from ccassets.analysis.models import apply_model, load_model
+    from ccassets.analysis.concept_models import apply_model, load_model
     from ccassets.database.reader import open_database
     from ccassets.files import write_text
 

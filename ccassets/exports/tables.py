@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.samples import class_names, concepts_of
-from ccassets.analysis.scores import unit
+from ccassets.analysis.samples import class_names, database_concepts
+from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
@@ -63,13 +63,13 @@ class _Content:
         """Blocks of rows (n, columns) float32 in the order of the file, each with its first row."""
         for first, block in iter_blocks(self._database.image_features, _BLOCK_BYTES):
             values = block.astype(np.float32)
-            yield first, values if self._vectors is None else unit(values) @ self._vectors.T
+            yield first, values if self._vectors is None else normalise(values) @ self._vectors.T
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """What is known of the columns: a concept's group ("" without) and level (nan without)."""
         if self.what == "features":
             return {}
-        concepts = concepts_of(self._database)
+        concepts = database_concepts(self._database)
         return {
             "group": np.array([concept.group or "" for concept in concepts], object),
             "level": np.array([np.nan if concept.level is None else concept.level for concept in concepts]),

@@ -6,7 +6,7 @@ from datetime import date
 
 import dagster as dg
 
-from ccassets.analysis.results import FILES
+from ccassets.analysis.results import RESULT_FILES
 from ccassets.errors import CcassetsError
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
 from ccassets.orchestration.assets.common import asset_key, is_partitioned
@@ -107,7 +107,7 @@ _REMADE_BY = {
     "image_features": (0, "extract_images"),
     "feature_database": (1, "build_database"),
     "validation_report": (2, "build_database"),
-    **dict.fromkeys(FILES, (2, "analyse")),
+    **dict.fromkeys(RESULT_FILES, (2, "analyse")),
 }
 """What may be lost: when its turn is, as what reads others waits for them, and the job that makes it again."""
 

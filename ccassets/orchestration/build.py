@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from ccassets.analysis.results import analyses
+from ccassets.analysis.results import available_analyses
 from ccassets.definitions import definitions_of
 from ccassets.errors import AbsentDataError, BuildError, InterruptedBuildError
 from ccassets.extraction import assemble_database, plan_study
@@ -161,7 +161,7 @@ class Build:
             self._run("build_database", ["validation_report"])
 
     def _analyses(self) -> None:
-        wanted, absent = analyses(self.study), absent_pages(self.study, self.store)
+        wanted, absent = available_analyses(self.study), absent_pages(self.study, self.store)
         stale = [name for name in wanted if self._is_stale(name) or name in absent]
         if not stale:
             return

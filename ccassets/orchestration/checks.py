@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ccassets.analysis.results import analyses
+from ccassets.analysis.results import available_analyses
 from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import CcassetsError
 from ccassets.extraction.image_extraction import held_entries
@@ -55,7 +55,11 @@ def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
             for group in (TEXTS, VALUES)
         ),
         *(_database_check(study, group) for group in (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)),
-        *(_accuracy_check(study, name) for name in ("zero_shot", "concept_bottleneck") if name in analyses(study)),
+        *(
+            _accuracy_check(study, name)
+            for name in ("zero_shot", "concept_bottleneck")
+            if name in available_analyses(study)
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from ccassets.analysis.results import analyses, obstacles
+from ccassets.analysis.results import available_analyses, unavailable_analyses
 from ccassets.orchestration.assets.common import asset_key, errors_as_sentences
 from ccassets.study.schema import Study
 
@@ -25,7 +25,7 @@ def study_jobs(study: Study) -> list[Job]:
             "Assemble the database from the parts and validate it.",
         ),
         "analyse": (
-            [asset_key(study, name) for name in analyses(study)],
+            [asset_key(study, name) for name in available_analyses(study)],
             " ".join(["Analyse the database and draw the concept atlas.", *_left_out(study)]),
         ),
     }
@@ -44,7 +44,7 @@ def study_jobs(study: Study) -> list[Job]:
 
 
 def _left_out(study: Study) -> list[str]:
-    return [f"No {name}: {reason}" for name, reason in obstacles(study).items()]
+    return [f"No {name}: {reason}" for name, reason in unavailable_analyses(study).items()]
 
 
 def _rebuild_everything(study: Study) -> dg.JobDefinition:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccassets.analysis.results import FILES, analyses
+from ccassets.analysis.results import RESULT_FILES, available_analyses
 from ccassets.errors import CcassetsError
 from ccassets.extraction.parts import VerifiedFiles, held_rows
 from ccassets.extraction.sources import recorded_card, recorded_manifest
@@ -55,5 +55,5 @@ def absent_pages(study: Study, place: Store) -> list[str]:
 
 def _pages(study: Study, place: Store) -> Iterator[tuple[str, Path]]:
     yield "validation_report", place.reports / "validation.html"
-    for name in analyses(study):
-        yield name, place.analysis / FILES[name]
+    for name in available_analyses(study):
+        yield name, place.analysis / RESULT_FILES[name]

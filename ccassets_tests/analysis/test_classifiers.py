@@ -1,4 +1,4 @@
-"""Classifiers: what they learn, what they may look at, and that a stored one says the same elsewhere."""
+"""Classifiers: what they learn, what they may be measured on, and that a stored one says the same elsewhere."""
 
 import json
 import re
@@ -12,26 +12,26 @@ from ccassets import open_database
 from ccassets.analysis.classifiers import (
     NEC_LEVELS,
     accuracy_against_nec,
-    at_nec,
     classifier_digest,
+    evaluate_on_holdout,
     fit_logistic,
     fit_tree,
-    look,
     sparse_path,
+    truncate_to_nec,
 )
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.concept_models import apply_model, load_model, make_concept_model, save_model
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import evaluate
-from ccassets.analysis.models import apply_model, load_model, model_of, save_model
 from ccassets.analysis.samples import Samples, concept_samples, feature_samples, folds
 from ccassets.cli import app, main
 from ccassets.errors import AnalysisError
-from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, IDENTITY, cells, write_cells
+from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, IDENTITY, cells, write_cells
 
 SAMPLES = cells().samples
 
 
 def accuracy(classifier, samples: Samples, split: str = "test") -> float:
-    probabilities = look(classifier, samples, split, LookLog(), "accuracy")
+    probabilities = evaluate_on_holdout(classifier, samples, split, HoldoutLog(), "accuracy")
     return float(np.mean(probabilities.argmax(axis=1) == samples.of(split).labels))
 
 
@@ -133,27 +133,29 @@ def test_a_constant_concept_does_no_harm():
     assert np.allclose(classifier.weights[:, 3], 0)
 
 
-# --- looks -------------------------------------------------------------------------------------------
+# --- held-out accesses ---------------------------------------------------------------------------------
 
 
-def test_every_look_is_a_line_that_stays(tmp_path: Path):
-    log = LookLog(tmp_path / "looks.jsonl")
+def test_every_access_is_a_line_that_stays(tmp_path: Path):
+    log = HoldoutLog(tmp_path / "looks.jsonl")
     classifier = fit_logistic(SAMPLES)
-    look(classifier, SAMPLES, "test", log, "accuracy")
+    evaluate_on_holdout(classifier, SAMPLES, "test", log, "accuracy")
     first = (tmp_path / "looks.jsonl").read_text()
-    look(fit_tree(SAMPLES), SAMPLES, "test", LookLog(tmp_path / "looks.jsonl"), "accuracy of the tree")
+    evaluate_on_holdout(
+        fit_tree(SAMPLES), SAMPLES, "test", HoldoutLog(tmp_path / "looks.jsonl"), "accuracy of the tree"
+    )
     assert (tmp_path / "looks.jsonl").read_text().startswith(first)
-    looks = log.looks()
-    assert [(seen.what, seen.split, seen.rows) for seen in looks] == [
+    accesses = log.accesses()
+    assert [(access.what, access.split, access.rows) for access in accesses] == [
         ("accuracy", "test", 160),
         ("accuracy of the tree", "test", 160),
     ]
-    assert looks[0].model == classifier_digest(classifier) != looks[1].model
+    assert accesses[0].model == classifier_digest(classifier) != accesses[1].model
 
 
 def test_rows_with_other_columns_are_refused():
     with pytest.raises(AnalysisError, match="was fitted on the columns"):
-        look(fit_logistic(SAMPLES), SAMPLES.select(CONCEPTS[::-1]), "test", LookLog(), "accuracy")
+        evaluate_on_holdout(fit_logistic(SAMPLES), SAMPLES.select(CONCEPTS[::-1]), "test", HoldoutLog(), "accuracy")
 
 
 # --- folds -------------------------------------------------------------------------------------------
@@ -189,25 +191,25 @@ def test_the_path_grows_from_no_concept_and_finds_the_telling_ones():
     path = sparse_path(samples)
     assert path[0].nec == 0
     assert path[-1].nec >= 30 or len(path) == 150
-    few = at_nec(path, 3)
+    few = truncate_to_nec(path, 3)
     assert few.nec == 3
     for label, weights in enumerate(few.weights):
         positive = np.flatnonzero(weights > 0)
         assert set(positive) <= set(range(3 * label, 3 * label + 3))
 
 
-def test_accuracy_against_nec_has_a_look_for_every_level():
-    samples, log = wide(), LookLog()
+def test_accuracy_against_nec_records_every_level():
+    samples, log = wide(), HoldoutLog()
     result = accuracy_against_nec(sparse_path(samples), samples, "test", log)
     assert [point.level for point in result.points] == list(NEC_LEVELS)
     assert all(point.nec <= point.level for point in result.points)
     assert result.anec_5 == result.points[0].accuracy.value > 0.6
     assert result.anec_avg == pytest.approx(np.mean([point.accuracy.value for point in result.points]))
-    assert len(log.looks()) == len(NEC_LEVELS)
+    assert len(log.accesses()) == len(NEC_LEVELS)
 
 
 def test_levels_above_the_number_of_concepts_are_left_out():
-    result = accuracy_against_nec(sparse_path(SAMPLES), SAMPLES, "test", LookLog())
+    result = accuracy_against_nec(sparse_path(SAMPLES), SAMPLES, "test", HoldoutLog())
     assert [point.level for point in result.points] == [5]
 
 
@@ -238,8 +240,10 @@ def test_on_shuffled_labels_every_classifier_falls_to_chance():
     samples = wide()
     shuffled = replace(samples, labels=np.random.default_rng(5).permutation(samples.labels))
     assert accuracy(fit_logistic(samples), samples) > 0.6
-    for classifier in (fit_logistic(shuffled), fit_tree(shuffled), at_nec(sparse_path(shuffled), 5)):
-        found = evaluate(shuffled.of("test").labels, look(classifier, shuffled, "test", LookLog(), "chance"))
+    for classifier in (fit_logistic(shuffled), fit_tree(shuffled), truncate_to_nec(sparse_path(shuffled), 5)):
+        found = evaluate(
+            shuffled.of("test").labels, evaluate_on_holdout(classifier, shuffled, "test", HoldoutLog(), "chance")
+        )
         assert found.balanced_accuracy.low < 1 / 8 < found.balanced_accuracy.high
         assert found.auc.low < 0.5 < found.auc.high
 
@@ -255,7 +259,7 @@ def database(tmp_path: Path) -> Path:
 @pytest.fixture
 def stored(database: Path, tmp_path: Path) -> Path:
     with open_database(database) as opened:
-        save_model(model_of(fit_logistic(concept_samples(opened)), opened), tmp_path / "model.json")
+        save_model(make_concept_model(fit_logistic(concept_samples(opened)), opened), tmp_path / "model.json")
     return tmp_path / "model.json"
 
 
@@ -281,7 +285,7 @@ def test_a_stored_classifier_is_read_back_bit_by_bit(fit, database: Path, tmp_pa
     with open_database(database) as opened:
         samples = concept_samples(opened)
         classifier = fit(samples)
-        save_model(model_of(classifier, opened), tmp_path / "model.json")
+        save_model(make_concept_model(classifier, opened), tmp_path / "model.json")
     model = load_model(tmp_path / "model.json")
     assert classifier_digest(model.classifier) == classifier_digest(classifier)
     assert model.classifier.chosen == classifier.chosen
@@ -356,7 +360,7 @@ def test_a_changed_model_file_is_refused(change, message: str, stored: Path):
 
 def test_a_tree_that_walks_in_circles_is_refused(database: Path, tmp_path: Path):
     with open_database(database) as opened:
-        save_model(model_of(fit_tree(concept_samples(opened)), opened), tmp_path / "tree.json")
+        save_model(make_concept_model(fit_tree(concept_samples(opened)), opened), tmp_path / "tree.json")
     file = json.loads((tmp_path / "tree.json").read_text())
     file["classifier"]["left"][0] = 0
     (tmp_path / "tree.json").write_text(json.dumps(file))

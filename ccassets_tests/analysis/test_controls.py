@@ -16,10 +16,10 @@ from ccassets.analysis.controls import (
     paired_difference,
     run_controls,
 )
-from ccassets.analysis.holdout_log import LookLog
-from ccassets.analysis.samples import concept_samples, concepts_of
+from ccassets.analysis.holdout_log import HoldoutLog
+from ccassets.analysis.samples import concept_samples, database_concepts
 from ccassets.errors import AnalysisError
-from ccassets_tests.analysis.cells import CONCEPTS, DIM, cells, write_cells
+from ccassets_tests.analysis.made_cells import CONCEPTS, DIM, cells, write_cells
 
 # --- differences -------------------------------------------------------------------------------------
 
@@ -83,16 +83,16 @@ def test_a_name_of_several_words_counts_as_a_whole_and_by_its_own_words():
 # --- controls ----------------------------------------------------------------------------------------
 
 
-def controls_of(path: Path, log: LookLog | None = None) -> Controls:
+def controls_of(path: Path, log: HoldoutLog | None = None) -> Controls:
     with open_database(path) as database:
         samples = concept_samples(database)
-        return run_controls(database, samples, fit_logistic(samples), split="test", log=log or LookLog())
+        return run_controls(database, samples, fit_logistic(samples), split="test", log=log or HoldoutLog())
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Controls, LookLog]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Controls, HoldoutLog]:
     """The controls of cells whose classes lie in the concepts alone."""
-    log = LookLog()
+    log = HoldoutLog()
     path = write_cells(tmp_path_factory.mktemp("made") / "cells.h5", cells(1200).samples, off_domain=8)
     return controls_of(path, log), log
 
@@ -127,12 +127,12 @@ def test_concepts_with_a_class_name_are_named_and_left_out(made):
     assert not controls.missing
 
 
-def test_every_control_is_a_look(made):
+def test_every_control_is_an_access(made):
     _, log = made
-    looks = [look.what for look in log.looks()]
-    assert looks[0] == "accuracy"
-    assert looks.count("control: random directions") == 3
-    assert len(looks) == 1 + 1 + 3 + 3 + 1
+    purposes = [access.what for access in log.accesses()]
+    assert purposes[0] == "accuracy"
+    assert purposes.count("control: random directions") == 3
+    assert len(purposes) == 1 + 1 + 3 + 3 + 1
 
 
 def test_controls_that_cannot_be_had_are_told(tmp_path: Path):
@@ -156,18 +156,18 @@ def test_samples_of_other_rows_are_refused(tmp_path: Path):
     with open_database(write_cells(tmp_path / "cells.h5", samples)) as database:
         test = concept_samples(database).of("test")
         with pytest.raises(AnalysisError, match="240 rows"):
-            run_controls(database, test, classifier, split="test", log=LookLog())
+            run_controls(database, test, classifier, split="test", log=HoldoutLog())
 
 
 # --- levels ------------------------------------------------------------------------------------------
 
 
 def test_accuracy_grows_with_the_levels(tmp_path: Path):
-    log = LookLog()
+    log = HoldoutLog()
     with open_database(write_cells(tmp_path / "cells.h5", cells(900).samples)) as database:
         levels = accuracy_by_level(
             concept_samples(database),
-            concepts_of(database),
+            database_concepts(database),
             split="test",
             log=log,
             fit=partial(fit_logistic, refit=True),
@@ -175,4 +175,4 @@ def test_accuracy_grows_with_the_levels(tmp_path: Path):
     assert [(level.level, level.concepts) for level in levels] == [(1, 2), (2, 4), (3, 6)]
     assert levels[0].accuracy.value < levels[1].accuracy.value < levels[2].accuracy.value
     assert levels[2].classifier.chosen["fitted_on"] == ["train", "val"]
-    assert len(log.looks()) == 3
+    assert len(log.accesses()) == 3

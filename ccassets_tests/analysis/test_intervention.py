@@ -9,20 +9,22 @@ import pytest
 
 from ccassets import load_study, open_database
 from ccassets.analysis.classifiers import fit_logistic
-from ccassets.analysis.concept_annotations import concept_truth
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.concept_annotations import read_concept_annotations
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.intervention import concept_auroc, concept_groups, extremes, intervention_curve, leakage, what_if
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import PhantomDatasetConfig, Study
-from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, GROUPS, cells, write_cells
+from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, GROUPS, cells, write_cells
 
 NOISY = cells(720, noise=0.6)
 CLASSIFIER = fit_logistic(NOISY.samples)
 
 
 def curve(truth=NOISY.truth, order="uncertainty", log=None):
-    return intervention_curve(CLASSIFIER, NOISY.samples, truth, GROUPS, order=order, split="test", log=log or LookLog())
+    return intervention_curve(
+        CLASSIFIER, NOISY.samples, truth, GROUPS, order=order, split="test", log=log or HoldoutLog()
+    )
 
 
 def test_setting_a_telling_concept_changes_the_class():
@@ -65,7 +67,7 @@ def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
         GROUPS,
         order="random",
         split="test",
-        log=LookLog(),
+        log=HoldoutLog(),
     )
     assert moved.accuracy[0] < 0.6
     assert moved.accuracy[-1] == pytest.approx(curve().accuracy[-1])
@@ -77,10 +79,10 @@ def test_without_known_truth_nothing_moves():
     assert len(set(accuracy)) == 1
 
 
-def test_an_intervention_on_test_is_a_look():
-    log = LookLog()
+def test_an_intervention_on_test_is_an_access():
+    log = HoldoutLog()
     curve(log=log)
-    assert [(look.what, look.split) for look in log.looks()] == [("intervention curve, uncertainty", "test")]
+    assert [(access.what, access.split) for access in log.accesses()] == [("intervention curve, uncertainty", "test")]
 
 
 def test_auroc_within_classes_is_half_for_a_score_that_only_knows_the_class():
@@ -125,14 +127,14 @@ def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
 
 def test_scores_that_know_the_class_beyond_their_concepts_leak():
     samples, truth = NOISY.samples, NOISY.truth
-    honest = leakage(samples, truth, split="test", log=LookLog())
+    honest = leakage(samples, truth, split="test", log=HoldoutLog())
     hints = samples.features + 0.5 * np.eye(len(CLASSES), len(CONCEPTS))[samples.labels]
-    leaking = leakage(samples.with_features(hints, CONCEPTS), truth, split="test", log=LookLog())
+    leaking = leakage(samples.with_features(hints, CONCEPTS), truth, split="test", log=HoldoutLog())
     assert abs(honest.information) < 0.1
     assert leaking.information > 0.2
     assert leaking.given_truth == honest.given_truth
     with pytest.raises(AnalysisError, match="truth of no concept"):
-        leakage(samples, np.full_like(truth, np.nan), split="test", log=LookLog())
+        leakage(samples, np.full_like(truth, np.nan), split="test", log=HoldoutLog())
 
 
 # --- where truth comes from --------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_truth_of_a_table_is_read_by_split_and_key(database, tmp_path: Path):
         for row, (split, key) in enumerate(zip(database.split, database.keys, strict=True))
     ]
     write_table(tmp_path / "cells.csv", rows[::-1])
-    truth = concept_truth(study(tmp_path, **TABLE), database)
+    truth = read_concept_annotations(study(tmp_path, **TABLE), database)
     assert truth.shape == (24, len(CONCEPTS))
     assert np.array_equal(truth[:4, 0], [0, 1, 1, np.nan], equal_nan=True)
     assert truth[:4, CONCEPTS.index("Cytoplasmic vacuoles")].tolist() == [1, 0, 1, 0]
@@ -198,10 +200,10 @@ def test_a_value_or_a_word_that_does_not_exist_is_named(database, tmp_path: Path
         tmp_path / "cells.csv", [{"path": "a", "split": "train", "label": "1", "nucleus": "x", "vacuole": "no"}]
     )
     with pytest.raises(AnalysisError, match="'bilobed', 'multilobed'"):
-        concept_truth(study(tmp_path, **TABLE), database)
+        read_concept_annotations(study(tmp_path, **TABLE), database)
     wrong = {**TABLE, "columns": {"concepts": {"Segmented nuclei": {"nucleus": "x"}}}}
     with pytest.raises(AnalysisError, match="Segmented nuclei"):
-        concept_truth(study(tmp_path, **wrong), database)
+        read_concept_annotations(study(tmp_path, **wrong), database)
 
 
 def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
@@ -210,7 +212,7 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
     keys = np.array([f"{split}/{row:05d}" for split, count in rows.items() for row in range(count)], object)
     path = write_cells(tmp_path / "phantoms.h5", replace(samples, keys=keys))
     with open_database(path) as opened:
-        truth = concept_truth(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
+        truth = read_concept_annotations(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows=rows, size=32))
     drawn = dataset.truth("val", 2).concepts
     assert truth[14, 0] == drawn["Segmented nucleus"]
@@ -220,7 +222,7 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
 
 
 def test_a_folder_knows_no_concept(database, tmp_path: Path):
-    assert concept_truth(study(tmp_path, kind="folder", root="."), database) is None
+    assert read_concept_annotations(study(tmp_path, kind="folder", root="."), database) is None
 
 
 def test_the_wbcatt_study_reads_the_authors_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -257,7 +259,7 @@ def test_the_wbcatt_study_reads_the_authors_columns(tmp_path: Path, monkeypatch:
     write_table(tmp_path / "wbcatt" / "wbcatt.csv", rows)
     path = write_cells(tmp_path / "cells.h5", replace(samples, keys=np.array(keys, object)))
     with open_database(path) as opened:
-        truth = concept_truth(wbcatt, opened)
+        truth = read_concept_annotations(wbcatt, opened)
     assert truth.shape == (24, 29)
     groups = concept_groups(wbcatt.vocabulary.concepts.words)
     for group in dict.fromkeys(groups):

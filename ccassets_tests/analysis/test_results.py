@@ -11,35 +11,40 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccassets.analysis.bottleneck import numbers, write_bottleneck
+from ccassets.analysis.bottleneck import bottleneck_metrics, write_bottleneck
 from ccassets.analysis.localisation import localisation, patch_mask, permuted
-from ccassets.analysis.results import analyses, obstacles, read_result, write_result
+from ccassets.analysis.results import available_analyses, read_result, unavailable_analyses, write_result
 from ccassets.analysis.retrieval import retrieval
-from ccassets.analysis.thumbnails import heat_layer, overlaid, sprite, strip
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
+from ccassets.pages.thumbnails import heat_layer, overlaid, sprite, strip
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.analysis.cells import cells, write_cells
-from ccassets_tests.analysis.phantoms import phantom_study
+from ccassets_tests.analysis.made_cells import cells, write_cells
+from ccassets_tests.analysis.made_phantoms import phantom_study
 
 
 def test_a_study_has_the_analyses_that_it_has_words_and_splits_for(tmp_path: Path) -> None:
     def changed(name: str, change: Any) -> Study:
         return phantom_study(tmp_path / name, change)
 
-    assert obstacles(load_study("demo")) == {}
-    assert analyses(load_study("demo")) == ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+    assert unavailable_analyses(load_study("demo")) == {}
+    assert available_analyses(load_study("demo")) == [
+        "concept_scores",
+        "zero_shot",
+        "concept_bottleneck",
+        "concept_atlas",
+    ]
     without_labels = changed("labels", lambda a: a["vocabulary"]["labels"].update(templates=[]))
-    assert analyses(without_labels) == ["concept_scores", "concept_bottleneck", "concept_atlas"]
-    assert "no label words" in obstacles(without_labels)["zero_shot"]
+    assert available_analyses(without_labels) == ["concept_scores", "concept_bottleneck", "concept_atlas"]
+    assert "no label words" in unavailable_analyses(without_labels)["zero_shot"]
     without_concepts = changed("concepts", lambda a: a["vocabulary"].pop("concepts"))
-    assert analyses(without_concepts) == ["zero_shot"]
+    assert available_analyses(without_concepts) == ["zero_shot"]
     folds = changed("folds", lambda a: a["dataset"].update(rows={"train": 8, "fold 2": 8}))
-    assert analyses(folds) == ["concept_scores", "zero_shot", "concept_atlas"]
-    assert "the study has no val" in obstacles(folds)["concept_bottleneck"]
+    assert available_analyses(folds) == ["concept_scores", "zero_shot", "concept_atlas"]
+    assert "the study has no val" in unavailable_analyses(folds)["concept_bottleneck"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def test_what_does_not_apply_is_a_sentence_in_the_result(tmp_path: Path) -> None
         raise AnalysisError("There are no labels.")
 
     with open_database(write_cells(tmp_path / "a.h5", cells(48).samples)) as database:
-        assert write_result(tmp_path / "x.json", database, refuse).obstacle == "There are no labels."
+        assert write_result(tmp_path / "x.json", database, refuse).unavailable_reason == "There are no labels."
 
 
 def test_a_result_of_another_database_or_none_is_refused(tmp_path: Path) -> None:
@@ -95,7 +100,7 @@ def stored(root: Path, **options: Any) -> Store:
 
 
 def test_an_encoder_without_a_scale_has_no_zero_shot_probabilities(tmp_path: Path) -> None:
-    assert "no logit_scale" in (write_zero_shot(stored(tmp_path)).obstacle or "")
+    assert "no logit_scale" in (write_zero_shot(stored(tmp_path)).unavailable_reason or "")
 
 
 def test_where_patients_are_known_intervals_are_per_patient(tmp_path: Path) -> None:
@@ -107,13 +112,16 @@ def test_where_patients_are_known_intervals_are_per_patient(tmp_path: Path) -> N
     assert {control["accuracy"]["per"] for control in controls["controls"]} == {"group"}
     assert controls["price"]["accuracy"]["per"] == "group"
     assert [level["concepts"] for level in result.content["levels"]] == [2, 4, 6]
-    assert numbers(result.content)["control_off_domain_phrases"] < result.content["splits"]["test"]["accuracy"]["value"]
+    assert (
+        bottleneck_metrics(result.content)["control_off_domain_phrases"]
+        < result.content["splits"]["test"]["accuracy"]["value"]
+    )
 
 
 def test_a_bottleneck_needs_labels(tmp_path: Path) -> None:
     result = write_bottleneck(load_study("bloodmnist"), stored(tmp_path, labels="none"))
-    assert "has no labels" in (result.obstacle or "")
-    assert numbers(result.content) == {}
+    assert "has no labels" in (result.unavailable_reason or "")
+    assert bottleneck_metrics(result.content) == {}
 
 
 # --- retrieval ---------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_a_word_that_is_glued_to_its_prompt_has_no_authors_positions(tmp_path: P
     rng = np.random.default_rng(1)
     template = TemplateContent(
         texts=["many platelets"],
-        text_features=scores.unit(rng.standard_normal((1, 4))),
+        text_features=scores.normalise(rng.standard_normal((1, 4))),
         text_token_features=rng.standard_normal((1, 5, 4)).astype(np.float32),
         input_ids=np.array([[2, 9, 8, 3, 0]], np.int32),
         attention_mask=np.array([[1, 1, 1, 1, 0]], np.uint8),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.study.schema import Study
 from ccassets.tools.offline_bundle import changed_files, fetch_bundle
 from ccassets_tests.campaigns.faults import Moments
@@ -43,13 +43,13 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:
     assert ends == {"whole", "damaged", "gone"}
 
 
-def test_a_torn_look_at_test_neither_stops_the_next_nor_takes_it_along(tmp_path: Path) -> None:
-    log = LookLog(tmp_path / "looks.jsonl")
-    log.add("accuracy", model="a", split="test", rows=4)
+def test_a_torn_holdout_access_neither_stops_the_next_nor_takes_it_along(tmp_path: Path) -> None:
+    log = HoldoutLog(tmp_path / "looks.jsonl")
+    log.record("accuracy", model="a", split="test", rows=4)
     with (tmp_path / "looks.jsonl").open("a") as file:
         file.write('{"at": "2026-')  # Where a crash cut it off.
-    log.add("accuracy", model="b", split="test", rows=4)
-    assert [look.model for look in log.looks()] == ["a", "b"]
+    log.record("accuracy", model="b", split="test", rows=4)
+    assert [access.model for access in log.accesses()] == ["a", "b"]
 
 
 def test_a_bundle_is_whole_or_not_there_after_a_power_cut(study: Study, tmp_path: Path) -> None:

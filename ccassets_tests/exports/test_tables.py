@@ -13,7 +13,7 @@ from ccassets.analysis.scores import concept_scores
 from ccassets.errors import AnalysisError
 from ccassets.exports import tables as export_module
 from ccassets.exports.tables import export
-from ccassets_tests.analysis.cells import CLASSES, CONCEPTS, DIM, GROUPS, LEVELS, cells, write_cells
+from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, DIM, GROUPS, LEVELS, cells, write_cells
 
 SAMPLES = cells(48, grouped=True).samples
 FACTS = ["id", "key", "split", "label", "class", "group"]

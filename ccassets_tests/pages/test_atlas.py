@@ -15,15 +15,15 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.analysis.bottleneck import looks_at_test, write_bottleneck
-from ccassets.analysis.classifiers import at_nec, fit_logistic, fit_tree, look, sparse_path
-from ccassets.analysis.concept_annotations import concept_truth
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.bottleneck import count_test_accesses, write_bottleneck
+from ccassets.analysis.classifiers import evaluate_on_holdout, fit_logistic, fit_tree, sparse_path, truncate_to_nec
+from ccassets.analysis.concept_annotations import read_concept_annotations
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.localisation import localisation, patch_mask, permuted
 from ccassets.analysis.metrics import evaluate
 from ccassets.analysis.results import Result
 from ccassets.analysis.retrieval import retrieval
-from ccassets.analysis.samples import concept_samples, concepts_of
+from ccassets.analysis.samples import concept_samples, database_concepts
 from ccassets.analysis.scores import concept_scores, patch_scores
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import open_database
@@ -33,7 +33,7 @@ from ccassets.pages.atlas import Atlas, write_atlas
 from ccassets.pages.report_page import write_validation_report
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.analysis.phantoms import extracted, phantom_study
+from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 from ccassets_tests.browser.pages import chromium, opened
 
 HOSTILE = "<script>alert(1)</script>"
@@ -212,11 +212,11 @@ def test_a_file_that_knows_no_keys_has_an_atlas_without_pictures(made: Made, tmp
 
 
 def test_equal_databases_make_equal_pages(made: Made) -> None:
-    looks = looks_at_test(made.store)
+    before = count_test_accesses(made.store)
     assert write_bottleneck(made.study, made.store).digest == made.bottleneck.digest
     assert write_zero_shot(made.store).digest == made.zero_shot.digest
     assert write_atlas(made.study, made.store).digest == made.atlas.digest
-    assert looks_at_test(made.store) > looks, "every look is on record"
+    assert count_test_accesses(made.store) > before, "every access is on record"
 
 
 def test_results_hold_what_a_program_needs(made: Made) -> None:
@@ -264,9 +264,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Store]:
 def test_segmented_nucleus_finds_segmented_phantoms(many: tuple[Study, Store]) -> None:
     study, store = many
     with open_database(store.database) as database:
-        truth = concept_truth(study, database)
+        truth = read_concept_annotations(study, database)
         assert truth is not None
-        words = [concept.word for concept in concepts_of(database)]
+        words = [concept.word for concept in database_concepts(database)]
         found = retrieval(concept_scores(database), truth, words)[words.index("Segmented nucleus")]
     print(found)
     assert found.base_rate < 0.35
@@ -279,10 +279,10 @@ def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None
     phantoms = PhantomDataset(study.dataset)  # type: ignore[arg-type]
     with open_database(store.database) as database:
         maps = patch_scores(database)
-        truth = concept_truth(study, database)
+        truth = read_concept_annotations(study, database)
         assert truth is not None
         assert database.keys is not None
-        groups = [concept.group or "" for concept in concepts_of(database)]
+        groups = [concept.group or "" for concept in database_concepts(database)]
         places = [(split, int(key[-5:])) for split, key in zip(database.split, database.keys, strict=True)]
         side = round(database.token_count**0.5)
         nucleus = np.stack([patch_mask(phantoms.truth(*place).nucleus, side) for place in places])
@@ -311,8 +311,12 @@ def test_shuffled_labels_fall_to_chance(many: tuple[Study, Store]) -> None:
             rows = np.flatnonzero(samples.split == split)
             labels[rows] = labels[rng.permutation(rows)]
         shuffled = replace(samples, labels=labels)
-        for classifier in (fit_logistic(shuffled), fit_tree(shuffled), at_nec(sparse_path(shuffled, most=5), 5)):
-            probabilities = look(classifier, shuffled, "test", LookLog(), "control: shuffled labels")
+        for classifier in (
+            fit_logistic(shuffled),
+            fit_tree(shuffled),
+            truncate_to_nec(sparse_path(shuffled, most=5), 5),
+        ):
+            probabilities = evaluate_on_holdout(classifier, shuffled, "test", HoldoutLog(), "control: shuffled labels")
             found.append(evaluate(shuffled.of("test").labels, probabilities))
     for estimates, chance in (
         ([one.balanced_accuracy for one in found], 1 / 8),

@@ -6,7 +6,7 @@ import re
 
 import dagster as dg
 
-from ccassets.analysis.results import analyses
+from ccassets.analysis.results import available_analyses
 from ccassets.orchestration.assets.concept_atlas import concept_atlas
 from ccassets.orchestration.assets.concept_bottleneck import concept_bottleneck
 from ccassets.orchestration.assets.concept_scores import concept_scores
@@ -39,7 +39,7 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
         image_features(study),
         feature_database(study),
         validation_report(study),
-        *(_ANALYSES[name](study) for name in analyses(study)),
+        *(_ANALYSES[name](study) for name in available_analyses(study)),
     ]
     return [asset.map_asset_specs(lambda spec: _with_tags(spec, study)) for asset in assets]
 

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ccassets.analysis.results import obstacles
+from ccassets.analysis.results import unavailable_analyses
 from ccassets.orchestration.assets.common import ANALYSIS_VERSION, asset_key, code_version, errors_as_sentences, logged
 from ccassets.orchestration.assets.conditions import REBUILD_STALE
 from ccassets.orchestration.resources import StoreResource
@@ -11,7 +11,7 @@ from ccassets.study.schema import Study
 
 
 def concept_atlas(study: Study) -> dg.AssetsDefinition:
-    results = [name for name in ("zero_shot", "concept_bottleneck") if name not in obstacles(study)]
+    results = [name for name in ("zero_shot", "concept_bottleneck") if name not in unavailable_analyses(study)]
 
     @dg.asset(
         key=asset_key(study, "concept_atlas"),

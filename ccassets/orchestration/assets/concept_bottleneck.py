@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ccassets.analysis.bottleneck import looks_at_test, numbers, write_bottleneck
+from ccassets.analysis.bottleneck import bottleneck_metrics, count_test_accesses, write_bottleneck
 from ccassets.orchestration.assets.common import ANALYSIS_VERSION, asset_key, code_version, errors_as_sentences
 from ccassets.orchestration.assets.conditions import REBUILD_STALE
 from ccassets.orchestration.resources import StoreResource
@@ -26,15 +26,15 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         place = store.of(study)
         with errors_as_sentences():
             result = write_bottleneck(study, place)
-        if result.obstacle:
-            context.log.warning(result.obstacle)
+        if result.unavailable_reason:
+            context.log.warning(result.unavailable_reason)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(result.digest),
             metadata={
-                **numbers(result.content),
-                "looks_at_test": looks_at_test(place),
+                **bottleneck_metrics(result.content),
+                "looks_at_test": count_test_accesses(place),
                 "file": place.relative(result.path),
-                **({"obstacle": result.obstacle} if result.obstacle else {}),
+                **({"obstacle": result.unavailable_reason} if result.unavailable_reason else {}),
             },
         )
 

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ccassets.analysis.results import FILES
+from ccassets.analysis.results import RESULT_FILES
 from ccassets.database.reader import open_database
 from ccassets.exports.tables import export
 from ccassets.files import content_digest
@@ -27,7 +27,7 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
     )
     def _concept_scores(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
         place = store.of(study)
-        path = place.analysis / FILES["concept_scores"]
+        path = place.analysis / RESULT_FILES["concept_scores"]
         with errors_as_sentences(), open_database(place.database) as database:
             export(database, path, "scores", logged(context, "score concepts"))
             rows, concepts = len(database), len(database.concepts)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ccassets.analysis.results import headline
+from ccassets.analysis.results import headline_metrics
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.orchestration.assets.common import ANALYSIS_VERSION, asset_key, code_version, errors_as_sentences, logged
 from ccassets.orchestration.assets.conditions import REBUILD_STALE
@@ -27,15 +27,15 @@ def zero_shot(study: Study) -> dg.AssetsDefinition:
         place = store.of(study)
         with errors_as_sentences():
             result = write_zero_shot(place, logged(context, "score classes"))
-        if result.obstacle:
-            context.log.warning(result.obstacle)
+        if result.unavailable_reason:
+            context.log.warning(result.unavailable_reason)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(result.digest),
             metadata={
-                **headline(result.content),
+                **headline_metrics(result.content),
                 "rule": result.content.get("rule") or "whole images alone",
                 "file": place.relative(result.path),
-                **({"obstacle": result.obstacle} if result.obstacle else {}),
+                **({"obstacle": result.unavailable_reason} if result.unavailable_reason else {}),
             },
         )
 

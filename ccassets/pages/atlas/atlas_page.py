@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from ccassets.analysis import bottleneck
 from ccassets.analysis.classifiers import LinearClassifier
-from ccassets.analysis.holdout_log import LookLog
-from ccassets.analysis.models import load_model
-from ccassets.analysis.results import FILES, held_out, obstacles, read_result
+from ccassets.analysis.concept_models import load_model
+from ccassets.analysis.holdout_log import HoldoutLog
+from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result, unavailable_analyses
 from ccassets.analysis.samples import is_labelled
-from ccassets.analysis.thumbnails import HEAT, MOST_HEAT
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import examine
@@ -28,6 +27,7 @@ from ccassets.pages.atlas.evidence import Located, Truths, find_truths, locate
 from ccassets.pages.atlas.single_images import Example, single_images
 from ccassets.pages.atlas.view import View, look_at
 from ccassets.pages.renderer import render
+from ccassets.pages.thumbnails import HEAT, MOST_HEAT
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -49,10 +49,12 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
     Raises `AnalysisError` where one of these belongs to the study and was not made for this database, and
     `DatasetError` when a picture is not the one that was encoded.
     """
-    left_out = obstacles(study)
+    left_out = unavailable_analyses(study)
     with open_database(store.database) as database:
         zero, fitted = (
-            {"obstacle": left_out[name]} if name in left_out else read_result(store.analysis / FILES[name], database)
+            {"obstacle": left_out[name]}
+            if name in left_out
+            else read_result(store.analysis / RESULT_FILES[name], database)
             for name in ("zero_shot", "concept_bottleneck")
         )
         view = look_at(study, database)
@@ -78,7 +80,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             data={**chart_data(view, zero, fitted), "held": classifier and classifier.split},
             plotly=_plotly(),
         )
-    path = store.analysis / FILES["concept_atlas"]
+    path = store.analysis / RESULT_FILES["concept_atlas"]
     write_text(path, page)
     digest = hashlib.sha256(page.encode("utf-8")).hexdigest()
     return Atlas(path, digest, _numbers(truths, located), contact_sheet(cards))
@@ -97,8 +99,10 @@ class Classified:
 def _classifier(view: View, store: Store) -> Classified:
     model = load_model(store.analysis / bottleneck.MODEL).classifier
     assert isinstance(model, LinearClassifier)
-    split = held_out(view.database)[-1]
-    return Classified(model, split, *single_images(view, model, split, LookLog(store.analysis / bottleneck.LOOKS)))
+    split = held_out_splits(view.database)[-1]
+    return Classified(
+        model, split, *single_images(view, model, split, HoldoutLog(store.analysis / bottleneck.HOLDOUT_LOG))
+    )
 
 
 def _plotly() -> str:

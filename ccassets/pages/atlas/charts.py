@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.scores import unit
-from ccassets.analysis.thumbnails import Sprite, sprite
+from ccassets.analysis.scores import normalise
 from ccassets.pages.atlas.view import Rows, View, spread
+from ccassets.pages.thumbnails import Sprite, sprite
 
 POINTS = 2000
 """At most so many images, evenly spaced, are points of the map and stand for their class in distributions."""
@@ -58,7 +58,7 @@ def _map(view: View, rows: Rows) -> npt.NDArray[np.float64]:
     """(n, 2): the first two principal components of the rows' image features."""
     from sklearn.decomposition import PCA
 
-    features = unit(np.asarray(view.database.image_features[rows]))
+    features = normalise(np.asarray(view.database.image_features[rows]))
     where = np.zeros((len(features), 2))
     components = min(2, *features.shape)
     where[:, :components] = PCA(components, svd_solver="full").fit_transform(features)

@@ -9,10 +9,10 @@ from math import isqrt
 import numpy as np
 
 from ccassets.analysis.scores import FloatArray, patch_scores
-from ccassets.analysis.thumbnails import data_uri, heat_layer, overlaid, strip
 from ccassets.errors import DatabaseError
 from ccassets.pages.atlas.view import Rows, Shown, View, show, spread
 from ccassets.pages.renderer import markdown_cell
+from ccassets.pages.thumbnails import data_uri, heat_layer, overlaid, strip
 from ccassets.progress import Progress
 from ccassets.study.schema import Concept
 
@@ -32,14 +32,14 @@ SHEET_SIDE = 56
 
 @dataclass(frozen=True, eq=False)
 class Cards:
-    """Every concept with the images that score highest; `obstacle` says why there are no heat maps."""
+    """Every concept with the images that score highest; `unavailable_reason` says why there are no heat maps."""
 
     concepts: tuple[tuple[Concept, tuple[Shown, ...]], ...]
-    obstacle: str | None
+    unavailable_reason: str | None
 
 
 def make_cards(view: View, progress: Progress) -> Cards:
-    heat, obstacle = _heat(view)
+    heat, unavailable_reason = _heat(view)
     cards = []
     for column, concept in enumerate(view.concepts):
         rows = np.argsort(-view.scores[:, column], kind="stable")[:SHOWN]
@@ -47,7 +47,7 @@ def make_cards(view: View, progress: Progress) -> Cards:
         shown = tuple(show(view, int(row), column, layer) for row, layer in zip(rows, layers, strict=True))
         cards.append((concept, shown))
         progress(column + 1, len(view.concepts))
-    return Cards(tuple(cards), obstacle)
+    return Cards(tuple(cards), unavailable_reason)
 
 
 Heat = Callable[[int, Rows], FloatArray]

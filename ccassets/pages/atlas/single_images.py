@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccassets.analysis.classifiers import FloatArray, LinearClassifier, look
-from ccassets.analysis.holdout_log import LookLog
+from ccassets.analysis.classifiers import FloatArray, LinearClassifier, evaluate_on_holdout
+from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.samples import concept_samples
 from ccassets.pages.atlas.view import Shown, View, show
 
@@ -31,10 +31,12 @@ class Example:
     rest: float
 
 
-def single_images(view: View, model: LinearClassifier, split: str, log: LookLog) -> tuple[list[Example], list[Example]]:
+def single_images(
+    view: View, model: LinearClassifier, split: str, log: HoldoutLog
+) -> tuple[list[Example], list[Example]]:
     """A typical image of every class, that of the class's median confidence; and the most confident errors."""
     samples = concept_samples(view.database)
-    probabilities = look(model, samples, split, log, "concept atlas: single images")
+    probabilities = evaluate_on_holdout(model, samples, split, log, "concept atlas: single images")
     held = samples.of(split)
     predicted = probabilities.argmax(axis=1)
     own = probabilities[np.arange(len(held)), held.labels]

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.analysis.concept_annotations import Truth, concept_truth
-from ccassets.analysis.image_source import picture_reader
+from ccassets.analysis.concept_annotations import ConceptAnnotations, read_concept_annotations
+from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.results import TRAIN
-from ccassets.analysis.samples import class_names, concepts_of, is_labelled
+from ccassets.analysis.samples import class_names, database_concepts, is_labelled
 from ccassets.analysis.scores import FloatArray, concept_scores
-from ccassets.analysis.thumbnails import data_uri, thumbnail
 from ccassets.database.reader import Database
+from ccassets.pages.thumbnails import data_uri, thumbnail
 from ccassets.study.schema import Concept, Study
 
 EVERYTHING = "all images"
@@ -40,7 +40,7 @@ class View:
     scores: FloatArray
     standard: str
     usual: Rows
-    truth: Truth | None
+    truth: ConceptAnnotations | None
     picture: Callable[[int], Image.Image] | None
 
     @property
@@ -56,13 +56,13 @@ def look_at(study: Study, database: Database) -> View:
     labelled = is_labelled(database)
     return View(
         database=database,
-        concepts=concepts_of(database),
+        concepts=database_concepts(database),
         classes=class_names(database) if labelled else (EVERYTHING,),
         labels=database.labels if labelled else np.zeros(len(database), np.int64),
         scores=(cosines - cosines[usual].mean(axis=0)) / np.where(scale > 0, scale, 1),
         standard=standard,
         usual=usual,
-        truth=concept_truth(study, database),
+        truth=read_concept_annotations(study, database),
         picture=None if database.keys is None else _thumbnails(study, database),
     )
 
@@ -74,7 +74,7 @@ def spread(rows: Rows, most: int) -> Rows:
 
 
 def _thumbnails(study: Study, database: Database) -> Callable[[int], Image.Image]:
-    read = picture_reader(study, database)
+    read = image_reader(study, database)
     return lru_cache(maxsize=None)(lambda row: thumbnail(read(row)))
 
 

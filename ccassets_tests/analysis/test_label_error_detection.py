@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccassets.analysis.label_errors import (
+from ccassets.analysis.label_error_detection import (
+    find_label_errors,
     out_of_fold_probabilities,
     save_pictures,
-    suspect_labels,
-    write_suspects,
+    write_label_errors,
 )
 from ccassets.analysis.samples import Samples
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.datasets.phantom_cells import CLASSES, CONCEPTS
 from ccassets.study.schema import PhantomDatasetConfig
-from ccassets_tests.analysis.cells import cells
+from ccassets_tests.analysis.made_cells import cells
 
 ROWS = 480
 
@@ -51,7 +51,7 @@ def flipped(samples: Samples, share: float) -> tuple[Samples, set[int]]:
 
 def test_most_flipped_phantom_labels_are_found(phantoms: Samples, record_property):
     samples, wrong = flipped(phantoms, 0.05)
-    suspects = suspect_labels(samples)
+    suspects = find_label_errors(samples)
     found = [suspect.id in wrong for suspect in suspects]
     recall, first = sum(found) / len(wrong), sum(found[: len(wrong)]) / len(wrong)
     record_property("recall", recall)
@@ -63,7 +63,7 @@ def test_most_flipped_phantom_labels_are_found(phantoms: Samples, record_propert
 
 
 def test_the_least_believed_label_comes_first(phantoms: Samples):
-    suspects = suspect_labels(flipped(phantoms, 0.05)[0])
+    suspects = find_label_errors(flipped(phantoms, 0.05)[0])
     confidences = [suspect.confidence for suspect in suspects]
     assert confidences == sorted(confidences)
     assert all(suspect.label != suspect.predicted for suspect in suspects)
@@ -87,8 +87,8 @@ def test_no_row_is_judged_by_a_classifier_that_saw_its_patient():
 
 
 def test_the_list_is_written_as_csv(phantoms: Samples, tmp_path: Path):
-    suspects = suspect_labels(flipped(phantoms, 0.05)[0])
-    write_suspects(suspects, tmp_path / "suspects.csv")
+    suspects = find_label_errors(flipped(phantoms, 0.05)[0])
+    write_label_errors(suspects, tmp_path / "suspects.csv")
     rows = list(csv.DictReader((tmp_path / "suspects.csv").open(encoding="utf-8")))
     assert len(rows) == len(suspects)
     assert rows[0]["rank"] == "1"
@@ -97,7 +97,7 @@ def test_the_list_is_written_as_csv(phantoms: Samples, tmp_path: Path):
 
 
 def test_pictures_are_saved_under_rank_and_classes(phantoms: Samples, tmp_path: Path):
-    suspects = suspect_labels(flipped(phantoms, 0.05)[0])[:2]
+    suspects = find_label_errors(flipped(phantoms, 0.05)[0])[:2]
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows={"train": ROWS}, size=32))
     saved = save_pictures(suspects, lambda suspect: dataset.read("train", suspect.id), tmp_path)
     assert saved[0].name == f"0001_{suspects[0].label}_as_{suspects[0].predicted}.png"

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.models import encoder_identity
+from ccassets.analysis.concept_models import encoder_identity
 from ccassets.analysis.scores import (
     FloatArray,
     cosines,
     local_features,
+    normalise,
     patch_cosines,
     pooled_tokens,
     span_positions,
-    unit,
 )
 from ccassets.database.hdf5 import Array, iter_blocks
 from ccassets.database.reader import Database
@@ -76,7 +76,7 @@ class NearDuplicates:
 
 
 @dataclass(frozen=True)
-class Where:
+class RowFilter:
     """Which rows may be found: those of a split, of a label, of a group, or of all that are named."""
 
     split: str | None = None
@@ -103,7 +103,7 @@ class Where:
         return allowed
 
 
-EVERYWHERE = Where()
+EVERYWHERE = RowFilter()
 
 
 def search(
@@ -116,7 +116,7 @@ def search(
     encoder: Encoder | None = None,
     patches: bool = False,
     k: int = 10,
-    where: Where = EVERYWHERE,
+    where: RowFilter = EVERYWHERE,
 ) -> list[Hit]:
     """The k rows whose image is nearest to what is named, best first; the rows named are not among them.
 
@@ -128,7 +128,7 @@ def search(
     if patches and rows:
         raise AnalysisError("Rows are compared as whole images: search patches by a text or a concept.")
     named = database.select(rows=np.array(rows, np.int64))
-    plus = [unit(named.image_features)] if rows else []
+    plus = [normalise(named.image_features)] if rows else []
     if concepts:
         plus.append(local_features(database, concepts) if patches else database.concept_features(concepts))
     if texts:
@@ -143,7 +143,7 @@ def search(
     allowed = where.mask(database)
     allowed[named.rows] = False
     nearest = nearest_patches if patches else nearest_images
-    return nearest(database, unit(vector), k, allowed)
+    return nearest(database, normalise(vector), k, allowed)
 
 
 def nearest_images(
@@ -188,7 +188,7 @@ def text_vectors(
         )
     encoded = encoder.encode_texts(list(texts))
     if not patches:
-        return unit(encoded.features)
+        return normalise(encoded.features)
     if encoded.tokens is None:
         raise AnalysisError(
             "This encoder gives no token features of texts, which patches are compared with: search whole images."
@@ -196,7 +196,7 @@ def text_vectors(
     from ccassets.encoders.spans import token_spans
 
     spans = token_spans(encoded.offsets, encoded.attention_mask, [(0, len(text)) for text in texts])
-    return unit(pooled_tokens(encoded.tokens, span_positions(spans)))
+    return normalise(pooled_tokens(encoded.tokens, span_positions(spans)))
 
 
 def near_duplicates(database: Database, similarity: float, most: int = 1000) -> NearDuplicates:
@@ -242,7 +242,7 @@ def write_csv(found: Sequence[Hit] | Sequence[Pair], path: Path, kind: type[Hit]
 
 
 def copy_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: Path) -> list[Path]:
-    """Save the pictures of hits as `<rank>_row<row>_<score>.png`; `read_image` gives that of a row (`picture_reader`).
+    """Save the pictures of hits as `<rank>_row<row>_<score>.png`; `read_image` gives that of a row (`image_reader`).
 
     Raises `StorageError` when the folder cannot be written.
     """
@@ -306,7 +306,7 @@ def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[t
     values = database.image_features
     block_bytes = _PAIR_ROWS * values.shape[1] * values.dtype.itemsize
     for left, block in iter_blocks(values, block_bytes):
-        rows = unit(np.asarray(block))
+        rows = normalise(np.asarray(block))
         ours = split[left : left + len(rows)]
         for right, other in iter_blocks(values, block_bytes, slice(left, None)):
             theirs = split[right : right + len(other)]

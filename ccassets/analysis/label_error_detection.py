@@ -12,13 +12,13 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from ccassets.analysis.classifiers import FloatArray, logistic_of
+from ccassets.analysis.classifiers import FloatArray, fit_logistic_with
 from ccassets.analysis.samples import Samples, folds
 from ccassets.files import write_text
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelError:
     """A row whose label is in doubt.
 
     `confidence` is the out-of-fold probability of the label that the row has, `predicted_confidence` that of the
@@ -39,12 +39,12 @@ def out_of_fold_probabilities(samples: Samples, *, count: int = 5, strength: flo
     """(N, C): every row's probabilities by a logistic regression that was fitted without its fold and its group."""
     probabilities = np.empty((len(samples), len(samples.classes)))
     for fitted, left_out in folds(samples, count, seed):
-        classifier = logistic_of(samples.take(fitted), strength)
+        classifier = fit_logistic_with(samples.take(fitted), strength)
         probabilities[left_out] = classifier.probabilities(samples.features[left_out])
     return probabilities
 
 
-def suspect_labels(samples: Samples, probabilities: FloatArray | None = None) -> list[Suspect]:
+def find_label_errors(samples: Samples, probabilities: FloatArray | None = None) -> list[LabelError]:
     """Every row whose label is not the most probable class out of fold, by self-confidence, the lowest first.
 
     Self-confidence is the probability of the label that the row has (Northcutt et al., 2021, arXiv 1911.00068).
@@ -57,7 +57,7 @@ def suspect_labels(samples: Samples, probabilities: FloatArray | None = None) ->
     predicted = probabilities.argmax(axis=1)
     doubtful = np.flatnonzero(predicted != samples.labels)
     return [
-        Suspect(
+        LabelError(
             id=int(samples.ids[row]),
             key="" if samples.keys is None else str(samples.keys[row]),
             split=str(samples.split[row]),
@@ -71,16 +71,18 @@ def suspect_labels(samples: Samples, probabilities: FloatArray | None = None) ->
     ]
 
 
-def write_suspects(suspects: Sequence[Suspect], path: Path) -> None:
+def write_label_errors(suspects: Sequence[LabelError], path: Path) -> None:
     """The list as CSV, with `rank` from 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", *(field.name for field in fields(Suspect))])
+    writer.writerow(["rank", *(field.name for field in fields(LabelError))])
     writer.writerows([rank, *astuple(suspect)] for rank, suspect in enumerate(suspects, start=1))
     write_text(path, text.getvalue())
 
 
-def save_pictures(suspects: Sequence[Suspect], picture: Callable[[Suspect], Image.Image], folder: Path) -> list[Path]:
+def save_pictures(
+    suspects: Sequence[LabelError], picture: Callable[[LabelError], Image.Image], folder: Path
+) -> list[Path]:
     """Save every suspect's picture as `<rank>_<label>_as_<predicted>.png`; `picture` gives it."""
     folder.mkdir(parents=True, exist_ok=True)
     saved = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.concept_annotations import Truth
+from ccassets.analysis.concept_annotations import ConceptAnnotations
 from ccassets.analysis.samples import Samples
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 
@@ -43,7 +43,7 @@ class Cells:
     """Scores (N, K) that tell the truth (N, K) up to noise; rows split three to one to two, eight rows a group."""
 
     samples: Samples
-    truth: Truth
+    truth: ConceptAnnotations
 
 
 def cells(rows: int = 480, *, noise: float = 0.35, seed: int = 0, grouped: bool = False) -> Cells:

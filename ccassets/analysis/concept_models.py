@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccassets import __version__
 from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, TreeClassifier
-from ccassets.analysis.samples import concepts_of
+from ccassets.analysis.samples import database_concepts
 from ccassets.analysis.scores import image_cosines
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
@@ -75,7 +75,7 @@ class Model:
     libraries: Mapping[str, str]
 
 
-def model_of(classifier: Classifier, database: Database) -> Model:
+def make_concept_model(classifier: Classifier, database: Database) -> Model:
     """The classifier with the identity and the vocabulary of the database whose concept scores it was fitted on."""
     return Model(
         classifier=classifier,
@@ -240,7 +240,7 @@ def _concept_vectors(model: Model, database: Database) -> npt.NDArray[np.float32
 
 
 def _concepts(database: Database, words: Sequence[str]) -> tuple[Concept, ...]:
-    by_word = {concept.word: concept for concept in concepts_of(database)}
+    by_word = {concept.word: concept for concept in database_concepts(database)}
     missing = [word for word in words if word not in by_word]
     if missing:
         raise AnalysisError(

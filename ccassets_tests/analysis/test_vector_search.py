@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccassets.analysis import search as s
-from ccassets.analysis.image_source import picture_reader
+from ccassets.analysis import vector_search as s
+from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.scores import local_features
 from ccassets.cli import main
 from ccassets.database import hdf5
@@ -89,7 +89,7 @@ def blocks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s, "iter_blocks", three)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def normalise(vectors: np.ndarray) -> np.ndarray:
     wide = np.asarray(vectors, np.float64)
     return wide / np.linalg.norm(wide, axis=-1, keepdims=True)
 
@@ -97,7 +97,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def expected(database: Database, vector: np.ndarray, rows: Any = slice(None)) -> list[tuple[int, float]]:
     """All rows (or some) with their cosine, best first."""
     numbers = np.arange(len(database))[rows]
-    cosines = unit(database.image_features[numbers]) @ unit(vector)
+    cosines = normalise(database.image_features[numbers]) @ normalise(vector)
     order = np.argsort(-cosines, kind="stable")
     return list(zip(numbers[order].tolist(), cosines[order].tolist(), strict=True))
 
@@ -135,7 +135,9 @@ def test_a_text_is_encoded_as_it_stands(database: Database) -> None:
 
 def test_several_things_are_the_sum_of_their_vectors_less_what_is_taken_away(database: Database) -> None:
     texts = Letters().encode_texts(["abba", "cd", "efg"]).features
-    vector = unit(database.image_features[[3]])[0] + database.concept_features(["granules"])[0] + texts[0] + texts[1]
+    vector = (
+        normalise(database.image_features[[3]])[0] + database.concept_features(["granules"])[0] + texts[0] + texts[1]
+    )
     hits = s.search(
         database, rows=[3], concepts=["granules"], texts=["abba", "cd"], minus=["efg"], encoder=Letters(), k=30
     )
@@ -151,9 +153,9 @@ def test_patches_tell_which_one_of_each_image_is_nearest(
     else:
         tokens = Letters().encode_texts(what["texts"]).tokens
         assert tokens is not None
-        vector = unit(tokens[0].mean(axis=0)) + unit(tokens[1, :2].mean(axis=0))
+        vector = normalise(tokens[0].mean(axis=0)) + normalise(tokens[1, :2].mean(axis=0))
     assert database.image_token_features is not None
-    cosines = unit(database.image_token_features) @ unit(vector)
+    cosines = normalise(database.image_token_features) @ normalise(vector)
     hits = s.search(database, **what, patches=True, k=6)
     assert [hit.row for hit in hits] == np.argsort(-cosines.max(axis=1))[:6].tolist()
     assert [hit.patch for hit in hits] == cosines.argmax(axis=1)[[hit.row for hit in hits]].tolist()
@@ -164,20 +166,20 @@ def test_filters_leave_only_their_rows(database: Database, blocks_of_three: None
     vector = database.concept_features(["granules"])[0]
     assert database.groups is not None
     for where, rows in [
-        (s.Where(split="val"), np.arange(9, 14)),
-        (s.Where(label=2), np.flatnonzero(database.labels == 2)),
-        (s.Where(group="test patient 8"), np.flatnonzero(database.groups == "test patient 8")),
-        (s.Where("test", 1), np.flatnonzero((database.labels == 1) & (database.split == "test"))),
+        (s.RowFilter(split="val"), np.arange(9, 14)),
+        (s.RowFilter(label=2), np.flatnonzero(database.labels == 2)),
+        (s.RowFilter(group="test patient 8"), np.flatnonzero(database.groups == "test patient 8")),
+        (s.RowFilter("test", 1), np.flatnonzero((database.labels == 1) & (database.split == "test"))),
     ]:
         assert len(rows)
         assert same(s.search(database, concepts=["granules"], k=99, where=where), expected(database, vector, rows))
-    assert s.search(database, concepts=["granules"], where=s.Where("val", group="test patient 8")) == []
+    assert s.search(database, concepts=["granules"], where=s.RowFilter("val", group="test patient 8")) == []
 
 
 def test_a_label_of_a_multi_label_file_is_any_of_a_rows_labels(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "multi.h5", matrix=True)) as database:
         assert database.label_matrix is not None
-        hits = s.search(database, rows=[0], k=99, where=s.Where(label=1))
+        hits = s.search(database, rows=[0], k=99, where=s.RowFilter(label=1))
         assert {hit.row for hit in hits} == set(np.flatnonzero(database.label_matrix[:, 1]).tolist()) - {0}
 
 
@@ -193,9 +195,9 @@ def test_equal_images_come_in_the_order_of_the_file(tmp_path: Path) -> None:
 def test_a_chunked_file_of_the_original_scripts_is_searched_too() -> None:
     with open_database(LEGACY) as database:
         hits = s.search(database, rows=[1, 0], k=3)
-        vector = unit(database.select(rows=[0, 1]).image_features).sum(axis=0)
-        features = unit(np.asarray(database.image_features[:]))
-        order = [row for row in np.argsort(-(features @ unit(vector))).tolist() if row > 1]
+        vector = normalise(database.select(rows=[0, 1]).image_features).sum(axis=0)
+        features = normalise(np.asarray(database.image_features[:]))
+        order = [row for row in np.argsort(-(features @ normalise(vector))).tolist() if row > 1]
         assert [hit.row for hit in hits] == order[:3]
         assert hits[0].key is None
         with pytest.raises(AnalysisError, match="does not say which encoder"):
@@ -222,9 +224,9 @@ class Foreign(Letters):
         ({"rows": [20]}, DatabaseError, "has 20 rows"),
         ({"rows": [0], "patches": True}, AnalysisError, "whole images"),
         ({"rows": [0], "k": 0}, AnalysisError, "At least one"),
-        ({"rows": [0], "where": s.Where(split="all")}, DatabaseError, "no split 'all'"),
-        ({"rows": [0], "where": s.Where(label=7)}, AnalysisError, r"no label 7; it has \[0, 1, 2\]"),
-        ({"rows": [0], "where": s.Where(group="x")}, AnalysisError, "no group 'x'"),
+        ({"rows": [0], "where": s.RowFilter(split="all")}, DatabaseError, "no split 'all'"),
+        ({"rows": [0], "where": s.RowFilter(label=7)}, AnalysisError, r"no label 7; it has \[0, 1, 2\]"),
+        ({"rows": [0], "where": s.RowFilter(group="x")}, AnalysisError, "no group 'x'"),
     ],
 )
 def test_what_cannot_be_searched_is_said(
@@ -249,7 +251,7 @@ def test_near_duplicates_are_all_pairs_across_splits(
     database: Database, rows_of_a_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s, "_PAIR_ROWS", rows_of_a_block)
-    cosines = unit(database.image_features) @ unit(database.image_features).T
+    cosines = normalise(database.image_features) @ normalise(database.image_features).T
     apart = database.split[:, None] != database.split[None, :]
     pairs = [(cosines[a, b], a, b) for a in range(20) for b in range(a + 1, 20) if apart[a, b] and cosines[a, b] >= 0.3]
     pairs.sort(key=lambda pair: -pair[0])
@@ -322,7 +324,7 @@ def test_hits_are_copied_as_the_images_that_were_encoded(cells: tuple[Study, Pat
     study, path = cells
     with open_database(path) as database:
         hits = s.search(database, rows=[0], k=4)
-        saved = s.copy_images(hits, picture_reader(study, database), tmp_path / "hits")
+        saved = s.copy_images(hits, image_reader(study, database), tmp_path / "hits")
         assert [file.name for file in saved] == [
             f"{rank:04d}_row{hit.row}_{hit.score:.4f}.png" for rank, hit in enumerate(hits, start=1)
         ]
@@ -336,7 +338,7 @@ def test_an_image_that_changed_or_is_gone_is_named(cells: tuple[Study, Path], tm
     Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "cells" / "train" / "a" / "f.png")
     (tmp_path / "cells" / "train" / "a" / "b.png").unlink()
     with open_database(path) as database:
-        read = picture_reader(study, database)
+        read = image_reader(study, database)
         with pytest.raises(DatasetError, match=r"'train/a/f.png' \(row 0\): the image is not the one"):
             read(0)
         with pytest.raises(DatasetError, match=r"no image 'train/a/b.png' in the split 'train' \(row 1\)"):
@@ -365,7 +367,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_search_prints_hits_or_json(database: Database, run: Run, tmp_path: Path) -> None:
     code, out, _ = run("search", database.path, "--concept", "granules", "-k", 3, "--split", "test", "--json")
-    hits = s.search(database, concepts=["granules"], k=3, where=s.Where(split="test"))
+    hits = s.search(database, concepts=["granules"], k=3, where=s.RowFilter(split="test"))
     assert code == 0
     assert json.loads(out) == [vars(hit) for hit in hits]
     code, out, _ = run("search", database.path, "--row", 4, "-k", 2, "--csv", tmp_path / "hits.csv")
