@@ -1,26 +1,30 @@
-"""Small facts about files: fingerprints, locks, free space, and files that appear whole or not at all."""
+"""Files: fingerprints and digests, locks, free space, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
 from ccassets.errors import StorageError
+from ccassets.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 1.0
-_WAITING = "Another process is at work in %s; this one goes on when it is done."
+DIGEST_CACHE = "encoder-file-digests.json"
+"""The file in a cache folder where `digest_files` keeps digests."""
 
+_BLOCK_BYTES = 1 << 20
+_NOTICE_SECONDS = 1.0
 _TEMPORARY_SUFFIX = ".partial"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -31,46 +35,85 @@ _BROKEN = {
 """What disks and file systems refuse with; an error of the network is none of these."""
 _MANY_FILES = {errno.EMFILE, errno.ENFILE}
 EXHAUSTED = _MANY_FILES | {errno.ENOMEM, errno.ESTALE}
-"""What the system says when it has nothing to give: true of any file at that moment."""
-_PASSING = {errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ESTALE}
-"""What may be over in a while by itself."""
+"""What the system refuses with when it has run out of something: true of any file at that moment."""
+_TRANSIENT = {errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ESTALE}
+
+
+# --- fingerprints and digests ------------------------------------------------------------------------
 
 
 def fingerprint(path: Path) -> str:
     """Size, mtime_ns, ctime_ns and inode: changes whenever the file's bytes may have changed."""
+    return "-".join(map(str, _stat_facts(path)))
+
+
+def digest_files(files: Sequence[Path], *, cache: Path | None = None, progress: Progress = silent) -> str:
+    """SHA-256 of the bytes of files, computed again only when a file's fingerprint changed.
+
+    Args:
+        files: The files, in an order that counts; their names do not.
+        cache: A folder where digests are kept by fingerprint between calls.
+        progress: Called with the bytes read so far and the bytes of all files.
+
+    Returns:
+        64 hex digits: of one file the digest of its bytes, of several the digest of their digests.
+
+    Raises:
+        StorageError: The system does not let a file be read.
+    """
+    total = sum(file.stat().st_size for file in files)
+    known = _read_cache(cache)
+    digests, done = [], 0
+    for file in files:
+        key = _cache_key(file)
+        if key not in known:
+            known[key] = _sha256(file, done, total, progress)
+            if cache is not None:
+                write_text(cache / DIGEST_CACHE, json.dumps(known))
+        digests.append(known[key])
+        done += file.stat().st_size
+        progress(done, total)
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()
+
+
+def _stat_facts(path: Path) -> tuple[int, int, int, int]:
     stat = path.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+def _cache_key(file: Path) -> str:
+    """A file's path and fingerprint, hashed, so that a cache that others may read holds no paths."""
+    facts = (os.fspath(file.resolve()), *_stat_facts(file))
+    return hashlib.sha256(json.dumps(facts).encode("utf-8")).hexdigest()
+
+
+def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+                progress(done + stream.tell(), total)
+    except OSError as error:
+        reason = f"{file} cannot be read: {error.strerror or error}."
+        raise reading_refused(error, str(file)) or StorageError(reason) from error
     return digest.hexdigest()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails.
+def _read_cache(cache: Path | None) -> dict[str, str]:
+    if cache is None:
+        return {}
+    try:
+        known = json.loads((cache / DIGEST_CACHE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # A cache that is missing or unreadable costs a hash, nothing else.
+        return {}
+    return known if isinstance(known, dict) else {}
 
-    It is locked meanwhile: a temporary file that nobody holds is the leftover of a process that died.
-    Raises `StorageError` when the disk is full or may not be written.
-    """
-    with _refusals_named(path):
-        make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            yield temporary
-            os.fsync(fd)
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            os.close(fd)
-            temporary.unlink(missing_ok=True)
+
+# --- what the system refuses -------------------------------------------------------------------------
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -83,7 +126,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
         return StorageError(
             f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
         )
-    return StorageError(f"{path} could not be written: {error.strerror or error}.", transient=error.errno in _PASSING)
+    return StorageError(f"{path} could not be written: {error.strerror or error}.", transient=error.errno in _TRANSIENT)
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
@@ -92,40 +135,73 @@ def reading_refused(error: BaseException, what: str) -> StorageError | None:
     if number not in _FORBIDDEN | EXHAUSTED:
         return None
     advice = "Raise the limit (`ulimit -n`), then go on." if number in _MANY_FILES else "Nothing was changed."
-    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=number in _PASSING)
+    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=number in _TRANSIENT)
 
 
 @contextmanager
-def _refusals_named(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise what the disk refuses inside the block as a `StorageError` that names the path and says what to do."""
     try:
         yield
     except OSError as error:
+        raise storage_error(error, path) from error
+
+
+# --- whole files -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails.
+
+    It is locked meanwhile: a temporary file that nobody holds is the leftover of a process that died.
+    Raises `StorageError` when the disk is full or may not be written.
+    """
+    try:
+        make_folder(path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try_lock(fd, shared=True)
+            yield temporary
+            os.fsync(fd)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
         if error.errno not in _FULL | _FORBIDDEN | _BROKEN:
-            raise
+            raise  # The block may download: errors of the network are the caller's.
         raise storage_error(error, path) from error
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Our temporary files in a folder whose writer is gone, each held while it is looked at; not other programs'."""
+    """Our temporary files in a folder whose writer is gone, each locked while it is yielded; not other programs'."""
     for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
         try:
             fd = os.open(leftover, os.O_RDWR)
         except (FileNotFoundError, PermissionError):
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield leftover
-        except BlockingIOError:
-            pass
+            if try_lock(fd):
+                yield leftover
         finally:
             os.close(fd)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove our temporary files from a folder when their writer is gone; those of other programs stay."""
-    with _refusals_named(folder):
+    with storage_errors(folder):
         for leftover in leftovers(folder):
             leftover.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; until it is whole, `path` holds what was there before."""
+    remove_leftovers(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
@@ -146,11 +222,31 @@ def make_folder(folder: Path) -> None:
     sync(folder.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is whole, or what was there before."""
-    remove_leftovers(path.parent)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Raise `StorageError` when the file system of `folder` has less than `needed` bytes free."""
+    with storage_errors(folder):
+        make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"{what} needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. "
+            "Free some space, or set CCASSETS_STORAGE to a larger disk."
+        )
+
+
+# --- locks -------------------------------------------------------------------------------------------
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Lock an open file unless another process holds it; False when one does.
+
+    Several may hold a `shared` lock. The lock ends when the file is closed, at the latest with the process.
+    """
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -162,39 +258,25 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
-    """Several writers at a time in a folder who agree among themselves; who wants it `exclusive` waits for them all."""
+    """Several writers at a time that divide a folder among themselves; `exclusive` waits for all of them."""
     with _locked(folder, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def _locked(folder: Path, kind: int) -> Iterator[None]:
-    with _refusals_named(folder):
+    with storage_errors(folder):
         make_folder(folder)
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with _refusals_named(folder):
-            try:
-                fcntl.flock(fd, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                said = Timer(_PATIENCE_SECONDS, _log.warning, [_WAITING, folder])
-                said.start()
+        with storage_errors(folder):
+            if not try_lock(fd, shared=kind == fcntl.LOCK_SH):
+                notice = Timer(_NOTICE_SECONDS, _log.warning, ["Another process writes to %s; waiting for it.", folder])
+                notice.start()
                 try:
                     fcntl.flock(fd, kind)
                 finally:
-                    said.cancel()
+                    notice.cancel()
         yield
     finally:
         os.close(fd)
-
-
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise `StorageError` when the file system of `folder` has less than `needed` bytes free."""
-    with _refusals_named(folder):
-        make_folder(folder)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StorageError(
-            f"{what} needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. "
-            "Free some space, or set CCASSETS_STORAGE to a larger disk."
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ccassets.errors import StorageError
-from ccassets.files import exclusive, fingerprint, remove_leftovers, replacing, require_space, write_text
+from ccassets.files import digest_files, exclusive, fingerprint, remove_leftovers, replacing, require_space, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -93,7 +95,7 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> No
     assert line(second) == "asks"
     assert second.stderr is not None
     said = second.stderr.readline()
-    assert said == f"Another process is at work in {tmp_path / 'rows'}; this one goes on when it is done.\n"
+    assert said == f"Another process writes to {tmp_path / 'rows'}; waiting for it.\n"
     assert second.poll() is None  # It waits for the first one.
 
     first.kill()
@@ -115,6 +117,19 @@ def test_a_fingerprint_changes_with_an_edit_that_keeps_size_and_time(tmp_path: P
 
     assert path.stat().st_mtime_ns == stat.st_mtime_ns
     assert fingerprint(path) != before
+
+
+def test_digests_that_older_code_kept_are_used(tmp_path: Path) -> None:
+    path, cache = tmp_path / "weights.safetensors", tmp_path / "cache"
+    path.write_bytes(b"weights")
+    stat = path.stat()
+    facts = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    cache.mkdir()
+    (cache / "encoder-file-digests.json").write_text(json.dumps({key: "0" * 64}))
+
+    assert digest_files([path], cache=cache) == "0" * 64
+    assert digest_files([path]) == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_too_little_space_is_said_with_both_numbers_and_what_to_do(tmp_path: Path) -> None:

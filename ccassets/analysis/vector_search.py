@@ -25,7 +25,7 @@ from ccassets.analysis.scores import (
 from ccassets.database.hdf5 import Array, iter_blocks
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.files import storage_error, write_text
+from ccassets.files import storage_errors, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -235,10 +235,8 @@ def write_csv(found: Sequence[Hit] | Sequence[Pair], path: Path, kind: type[Hit]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(kind)])
     writer.writerows(astuple(one) for one in found)
-    try:
+    with storage_errors(path):
         write_text(path, text.getvalue())
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 def copy_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: Path) -> list[Path]:
@@ -250,11 +248,9 @@ def copy_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], f
     for rank, hit in enumerate(hits, start=1):
         path = folder / f"{rank:04d}_row{hit.row}_{hit.score:.4f}.png"
         picture = read_image(hit.row)
-        try:
+        with storage_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        except OSError as error:
-            raise storage_error(error, path) from error
         saved.append(path)
     return saved
 

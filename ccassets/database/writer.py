@@ -34,7 +34,7 @@ from ccassets.database.layout import (
     Profile,
 )
 from ccassets.errors import DatabaseError
-from ccassets.files import replacing, storage_error
+from ccassets.files import replacing, storage_errors
 from ccassets.study.schema import texts_hash
 
 _BLOCK = 32 << 20
@@ -120,16 +120,13 @@ def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
 
     Nothing is at `path`, or what was there before, until then. Raises `StorageError` when the disk refuses.
     """
-    try:
-        with replacing(path) as temporary:
-            places = _create(temporary, content)
-            fd = os.open(temporary, os.O_RDWR)
-            try:
-                yield RowBytes(fd, places)
-            finally:
-                os.close(fd)
-    except OSError as error:
-        raise storage_error(error, path) from error
+    with storage_errors(path), replacing(path) as temporary:
+        places = _create(temporary, content)
+        fd = os.open(temporary, os.O_RDWR)
+        try:
+            yield RowBytes(fd, places)
+        finally:
+            os.close(fd)
 
 
 def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from ccassets.encoders.contract_check import check_encoder
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import EncoderError
+from ccassets.files import digest_files
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 
@@ -23,6 +24,7 @@ __all__ = [
     "ImageFeatures",
     "TextFeatures",
     "check_encoder",
+    "digest_files",
     "encoder_files",
     "inspect_encoder",
     "load_encoder",

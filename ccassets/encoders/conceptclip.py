@@ -34,9 +34,9 @@ from ccassets.encoders.runtime import (
     tower_dtype,
 )
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
-from ccassets.encoders.weight_digests import digest_files
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
+from ccassets.files import digest_files
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import ConceptClipConfig, PhantomEncoderConfig, Study
 

@@ -15,7 +15,7 @@ from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.files import remove_leftovers, replacing, storage_error
+from ccassets.files import remove_leftovers, replacing, storage_errors
 from ccassets.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -93,12 +93,10 @@ def _facts(database: Database) -> dict[str, npt.NDArray[Any]]:
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """A temporary sibling that takes the path's place when all went well."""
-    try:
+    with storage_errors(path):
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             yield temporary
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 # --- CSV and Parquet ---------------------------------------------------------------------------------

@@ -20,10 +20,9 @@ from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.table import TableDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.conceptclip import ARCHITECTURE_FILE
-from ccassets.encoders.weight_digests import digest_files
 from ccassets.errors import DatasetError, StorageError
 from ccassets.extraction.sources import fetched
-from ccassets.files import make_folder, require_space, storage_error, sync, write_text
+from ccassets.files import digest_files, make_folder, require_space, storage_error, sync, write_text
 from ccassets.progress import Progress, silent
 from ccassets.study.loading import COMPONENT_TYPE, load_study
 from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study, StudyConfig

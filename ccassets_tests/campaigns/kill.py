@@ -34,7 +34,7 @@ from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
 from ccassets.exports.tables import export
 from ccassets.extraction.adoption import adopt
-from ccassets.files import content_digest
+from ccassets.files import digest_files
 from ccassets.orchestration.build import run_build
 from ccassets.pages.atlas import write_atlas
 from ccassets.pages.report_page import write_validation_report
@@ -277,7 +277,7 @@ def analysed(study: Study, store: Store) -> dict[str, str]:
     with open_database(store.database) as database:
         export(database, table)
     return {
-        "concept_scores": content_digest(table),
+        "concept_scores": digest_files([table]),
         "zero_shot": write_zero_shot(store).digest,
         "concept_bottleneck": write_bottleneck(study, store).digest,
         "concept_atlas": write_atlas(study, store).digest,

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ccassets.encoders import EncoderCard, inspect_encoder, load_encoder, token_spans
-from ccassets.encoders.weight_digests import CACHE_FILE
 from ccassets.errors import EncoderError
+from ccassets.files import DIGEST_CACHE
 from ccassets.study.loading import load_study
 from ccassets_tests.encoders.conftest import GOLDEN, MakeStudy, images
 
@@ -175,16 +175,16 @@ def test_digests_are_remembered_by_fingerprint_without_telling_paths(
     study, cache = make_study(weights=str(weights_folder)), tmp_path / "cache"
     seen: list[tuple[int, int]] = []
     card = inspect_encoder(study, store_cache=cache, progress=lambda done, total: seen.append((done, total)))
-    stored = (cache / CACHE_FILE).read_text()
+    stored = (cache / DIGEST_CACHE).read_text()
 
     assert seen[-1] == ((weights_folder / "model.safetensors").stat().st_size,) * 2
     assert str(tmp_path) not in stored
     # Poisoned, the cache shows that it is read, and that a changed file is hashed again.
-    (cache / CACHE_FILE).write_text(stored.replace(card.weights_digest, "0" * 64))
+    (cache / DIGEST_CACHE).write_text(stored.replace(card.weights_digest, "0" * 64))
     assert inspect_encoder(study, store_cache=cache).weights_digest == "0" * 64
     (weights_folder / "model.safetensors").touch()
     assert inspect_encoder(study, store_cache=cache) == card
-    (cache / CACHE_FILE).write_text("not json")
+    (cache / DIGEST_CACHE).write_text("not json")
     assert inspect_encoder(study, store_cache=cache) == card
 
 

@@ -19,7 +19,6 @@ from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.encoders.weight_digests import digest_files
 from ccassets.errors import AdoptionError, DatasetError
 from ccassets.extraction.adoption.adopted_parts import Shard, Source, shards_to_take, write_images, write_templates
 from ccassets.extraction.adoption.row_matching import Images, Ints, match
@@ -27,7 +26,7 @@ from ccassets.extraction.adoption.template_matching import usable_templates, wit
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
 from ccassets.extraction.sources import fetched, identify_encoder, read_images
-from ccassets.files import exclusive, remove_leftovers, require_space
+from ccassets.files import digest_files, exclusive, remove_leftovers, require_space
 from ccassets.findings import Finding, has_errors
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study

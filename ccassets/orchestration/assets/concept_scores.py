@@ -5,7 +5,7 @@ import dagster as dg
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.database.reader import open_database
 from ccassets.exports.tables import export
-from ccassets.files import content_digest
+from ccassets.files import digest_files
 from ccassets.orchestration.assets.common import ANALYSIS_VERSION, asset_key, code_version, errors_as_sentences, logged
 from ccassets.orchestration.assets.conditions import REBUILD_STALE
 from ccassets.orchestration.resources import StoreResource
@@ -32,7 +32,7 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
             export(database, path, "scores", logged(context, "score concepts"))
             rows, concepts = len(database), len(database.concepts)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(content_digest(path)),
+            data_version=dg.DataVersion(digest_files([path])),
             metadata={"dagster/row_count": rows, "concepts": concepts, "file": place.relative(path)},
         )
 
