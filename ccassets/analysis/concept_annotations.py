@@ -55,7 +55,7 @@ def _phantom_truth(config: PhantomDatasetConfig) -> Source:
     dataset = PhantomDataset(config)
 
     def source(split: str, key: str) -> dict[str, bool]:
-        return dataset.truth(split, int(key.rpartition("/")[2])).concepts
+        return dataset.annotations(split, int(key.rpartition("/")[2])).concepts
 
     return source
 

@@ -1,4 +1,4 @@
-"""What every data set is to the rest of ccassets: named splits of rows, each with a key, a label and an image."""
+"""The contract of a data set: named splits of rows, each with a key, a label and an image."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Rows:
 
 
 class Dataset(Protocol):
-    """The contract. `name` and `version` go into the provenance; `classes` are label names, () when unknown.
+    """Named splits of images with keys and labels; what every data set kind provides.
 
-    `labelled` is False when the data set has no labels at all.
+    `name` and `version` go into the provenance; `classes` are the label names, () when unknown; `labelled` is False
+    when the data set has no labels at all.
     """
 
     @property
@@ -54,15 +55,33 @@ class Dataset(Protocol):
     def fetch(self, progress: Progress) -> None:
         """Make the data set readable: find it, or download, verify and unpack it where the study allows that.
 
-        Progress is in bytes where files are fetched or unpacked. Raises `DatasetError` saying what is missing and
-        what to do.
+        Args:
+            progress: Called with what is done and the total, in bytes where files are fetched or unpacked.
+
+        Raises:
+            DatasetError: Something is missing; the message says what, and what to do.
         """
 
     def rows(self, split: str) -> Rows:
-        """The rows of a split; raises `DatasetError` when the split is not there."""
+        """The rows of a split.
+
+        Args:
+            split: One of the study's splits.
+
+        Raises:
+            DatasetError: The data set has no such split.
+        """
 
     def read(self, split: str, row: int) -> Image.Image:
-        """The image of a row, decoded, as 8-bit RGB; safe in worker threads, flat in memory.
+        """The image of a row as 8-bit RGB; safe in worker threads, flat in memory.
 
-        Raises `DatasetError` when it cannot be decoded, with the reason alone: the caller adds split and key.
+        Args:
+            split: One of the study's splits.
+            row: The row's number in `rows(split)`.
+
+        Returns:
+            The decoded image.
+
+        Raises:
+            DatasetError: The image cannot be decoded. The message is the reason alone: the caller adds split and key.
         """

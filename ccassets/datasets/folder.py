@@ -19,7 +19,7 @@ from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.progress import Progress
 from ccassets.study.schema import FolderConfig
 
-_FOUND_EVERYWHERE = {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FolderDataset:
         return class_order(self._class_names, declared=self.config.classes, words=self.words)
 
     def fetch(self, progress: Progress) -> None:
-        """Nothing is ever fetched: every split is listed, so that what is wrong is said at once."""
+        """List every split, so that errors are reported at once; nothing is ever downloaded."""
         for number, split in enumerate(self.config.splits, start=1):
             self._keys_of(split)
             progress(number, len(self.config.splits))
@@ -144,7 +144,7 @@ class FolderDataset:
                 return [
                     entry
                     for entry in entries
-                    if not entry.name.startswith(".") and entry.name.lower() not in _FOUND_EVERYWHERE
+                    if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES
                 ]
         except OSError as error:
             raise DatasetError(f"{folder} cannot be listed: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""How any picture becomes 8-bit RGB, decided once for all data sets, and the digest of the result.
+"""Image decoding: the conversion of any image file to 8-bit RGB, the same for all data sets, and its digest.
 
 The pixels are taken as they are stored: colour profiles and gamma are not applied, as in the usual training
 pipelines of image encoders. `docs/data.md` has the policy as a table.
@@ -23,7 +23,7 @@ POLICY_VERSION: Final = 1
 """Raised on purpose whenever the conversion below gives other pixels than before."""
 
 DECODER: Final = f"policy {POLICY_VERSION}, Pillow {PIL.__version__}"
-"""What decoded the pixels: a digest taken by another decoder is taken again."""
+"""The decoder's version: a digest made with another one is made again."""
 
 MAX_PIXELS: Final = 89_478_485
 """Pillow's own limit against decompression bombs: a quarter of a GiB as RGB. Here it refuses, not only warns."""
@@ -35,10 +35,17 @@ _BITS_PER_SAMPLE: Final = 258  # the TIFF tag
 
 
 def decode_image(source: Path | BinaryIO) -> Image.Image:
-    """The picture in a file as 8-bit RGB, upright.
+    """Decode an image file as 8-bit RGB, upright.
 
-    Raises `DatasetError` with the reason alone; the caller knows the key. `StorageError` when the system has no more
-    open files or memory to give.
+    Args:
+        source: The path of the file, or its bytes as an open file.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        DatasetError: The file is no image that is read here. The message is the reason alone: the caller adds the key.
+        StorageError: The system has no more open files or memory to give.
     """
     try:
         with Image.open(source, formats=_formats()) as image:
@@ -55,7 +62,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
     except OSError as error:  # the reason is stored: the system's own text, without the path
-        if error.errno in EXHAUSTED and (refusal := reading_refused(error, str(source))):  # says nothing of the picture
+        if error.errno in EXHAUSTED and (refusal := reading_refused(error, str(source))):  # says nothing of the image
             raise refusal from error
         raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included
@@ -64,13 +71,13 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that this Pillow has."""
+    """The formats of `_FORMATS` that this Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded picture of any mode as 8-bit RGB.
+    """Convert a loaded image of any mode to 8-bit RGB.
 
     Transparency is laid over white, the background of a bright-field slide. 16-bit grey is scaled by the full range
     of the file (65535 becomes 255), never clipped and never stretched to the values that occur.
@@ -106,7 +113,7 @@ def blank_image() -> Image.Image:
 
 
 def _grey_bits(image: Image.Image) -> int | None:
-    """How many bits the file gives a grey value when these are more than 8."""
+    """Bits of a grey value, where the file has more than 8."""
     if image.mode in {"I;16", "I;16L", "I;16B", "I;16N"}:
         # A TIFF may declare fewer (12 is common in microscopy); every other format's range is all 16.
         bits: int = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]

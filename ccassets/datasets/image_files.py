@@ -29,16 +29,16 @@ def check_keys(keys: Iterable[str], *, where: str) -> None:
 
 
 def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
-    """A fingerprint for every key, `missing` where there is no file: that is for whoever reads the image to say.
+    """A fingerprint for every key, `missing` where there is no file: reading that image reports it.
 
-    Raises `DatasetError` when not one of the files is there: then it is the folder that is wrong.
+    Raises `DatasetError` when not one of the files exists: then the folder is wrong.
     """
-    found = [_fingerprint_or_missing(root / key) for key in keys]
-    if found and all(one == MISSING for one in found):
+    known = [_fingerprint_or_missing(root / key) for key in keys]
+    if known and all(fingerprint == MISSING for fingerprint in known):
         raise DatasetError(
             f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. Correct dataset.root."
         )
-    return found
+    return known
 
 
 def _fingerprint_or_missing(path: Path) -> str:
@@ -49,6 +49,6 @@ def _fingerprint_or_missing(path: Path) -> str:
 
 
 def first_few(items: Sequence[str], count: int = 10) -> str:
-    """The first items as text, and how many there are when these are not all."""
+    """The first items as text, with the number of all where there are more."""
     text = ", ".join(items[:count])
     return text if len(items) <= count else f"{text}, … ({len(items)} in all)"

@@ -1,4 +1,4 @@
-"""Which label number a class name gets: one rule for every data set whose labels are names."""
+"""Label numbers of class names: one rule for every data set whose labels are names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ccassets.study.schema import FolderConfig, Study, TableConfig
 
 
 def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, words: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names in the order of their label numbers.
+    """Sort class names by their label numbers.
 
     1. The study's `classes`, where it names them; a name outside them is an error.
     2. The order of the study's label words, where every name is one of them (upper and lower case are equal);
@@ -35,7 +35,7 @@ def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, wor
 
 
 def find_label_mismatch(study: Study, classes: tuple[str, ...]) -> list[Finding]:
-    """A warning where label numbers and label words may mean different classes.
+    """Find out whether label numbers and label words may mean different classes; the finding is a warning.
 
     That is when there are more or fewer words than classes, or when class names were ordered by the alphabet because
     some of them are no label word.

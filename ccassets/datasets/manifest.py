@@ -36,12 +36,12 @@ _TEXTS_AT_ONCE: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The n rows of one split in order, and what the images were when they were read.
+    """The n rows of one split in order, with the digest of every image.
 
     `rows` (n,) int64 says where `Dataset.read` finds a row; `labels` (n,) int64; `groups` n names or None;
     `label_matrix` (n, L) uint8 or None; `image_digest` (n, 32) uint8; `blank` (n,) bool marks rows whose image could
     not be read and is the mid-grey stand-in. `skipped` holds key and reason of every image that was left out.
-    `source` is the digest of what the data set said without an image being decoded, `decoder` what decoded them.
+    `source` is the digest of keys, labels, groups and fingerprints, `decoder` the version of the image decoder.
     """
 
     split: str
@@ -65,7 +65,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over all of it that a database holds: split, keys, labels, groups, image digests, blanks.
+        """SHA-256 (hex) over what a database holds of it: split, keys, labels, groups, image digests, blanks.
 
         Every part is preceded by its length. File times, limit and provenance are not in it.
         """
@@ -81,7 +81,7 @@ class Manifest:
 
     @property
     def _facts(self) -> dict[str, Any]:
-        """What is stored beside the columns."""
+        """The facts that are stored beside the columns."""
         return {
             "format": _FORMAT,
             "split": self.split,
@@ -95,15 +95,23 @@ class Manifest:
 
     @property
     def _content(self) -> str:
-        """SHA-256 (hex) over everything that is stored: a file that was damaged or edited does not have it."""
+        """SHA-256 (hex) over everything that is stored, which tells a damaged or edited file."""
         digest = hashlib.sha256(self.digest.encode())
         _update_texts(digest, [json.dumps(self._facts)])
         _update_texts(digest, self.fingerprints)
         _update_array(digest, self.rows.astype("<i8"))
         return digest.hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Write the manifest as Parquet; the file appears as a whole or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the manifest as Parquet; the file appears as a whole or not at all.
+
+        Args:
+            path: The file to write or replace.
+
+        Raises:
+            StorageError: The disk is full or may not be written.
+        """
+        path = Path(path)
         columns = {
             "key": pa.array(self.keys, pa.string()),
             "row": pa.array(self.rows),
@@ -124,8 +132,17 @@ class Manifest:
             pq.write_table(table, temporary, compression="zstd")
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
-        """Read a manifest; raises `DatasetError` when there is none or it is not whole."""
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read a manifest that `save` wrote.
+
+        Args:
+            path: The Parquet file.
+
+        Raises:
+            DatasetError: There is no such file, or it was damaged or edited.
+            StorageError: The system does not let it be read.
+        """
+        path = Path(path)
         if not path.is_file():
             raise DatasetError(f"There is no manifest {path}; reading the images of the split writes it.")
         try:
@@ -170,11 +187,23 @@ def read_manifest(
     progress: Progress = silent,
     workers: int | None = None,
 ) -> Manifest:
-    """Decode every image of a split once and record what it was.
+    """Decode every image of a split once and record its digest.
 
-    `limit` takes that many evenly spaced rows. Images that `previous` holds under the same key and fingerprint are
-    not decoded again. Images that cannot be read are all named in one `DatasetError`, left out (`skip`), or kept as
-    rows of a mid-grey stand-in (`blank`).
+    Args:
+        dataset: The data set, fetched.
+        split: One of its splits.
+        limit: Take that many evenly spaced rows; by default all.
+        on_bad_image: What to do with images that cannot be read: name them all in one `error`, leave them out
+            (`skip`), or keep their rows with a mid-grey stand-in (`blank`).
+        previous: An earlier manifest of the split; images under the same key and fingerprint are not decoded again.
+        progress: Called with the number of rows done and of all rows.
+        workers: Threads that decode; by default one for each core, at most 16.
+
+    Returns:
+        The manifest of the split, in the data set's order.
+
+    Raises:
+        DatasetError: The split does not exist, or images cannot be read and `on_bad_image` is `error`.
     """
     source = dataset.rows(split)
     chosen = _evenly_spaced(len(source), limit)
@@ -210,9 +239,9 @@ def read_manifest(
 
 
 def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_bad_image: OnBadImage) -> bool:
-    """Whether reading the split again would give the same manifest, as far as keys, labels, groups and files tell.
+    """Whether keys, labels, groups and fingerprints of a split still are those of its manifest; decodes no image.
 
-    No image is decoded. A data set that cannot be listed is not current: reading it says why.
+    A data set that cannot be listed is not current: reading it says why.
     """
     if manifest.decoder != DECODER or manifest.limit != limit:
         return False
@@ -225,15 +254,24 @@ def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_ba
 
 
 def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:
-    """SHA-256 (hex) of what a split says without an image being decoded: keys, labels, groups and fingerprints."""
+    """SHA-256 (hex) over keys, labels, groups and fingerprints of a split; decodes no image."""
     source = dataset.rows(split)
     return _source_digest(dataset, source, _evenly_spaced(len(source), limit))
 
 
 def read_image(dataset: Dataset, manifest: Manifest, i: int) -> Image.Image:
-    """The image of row `i` of a manifest, 8-bit RGB; the stand-in where it is blank.
+    """Read the image of a row of a manifest; the mid-grey stand-in where the row is blank.
 
-    Raises `DatasetError` naming the key. Whether the image is still the one of the digest is for the caller to check.
+    Args:
+        dataset: The data set that the manifest was read from.
+        manifest: The manifest of one of its splits.
+        i: The row of the manifest, from 0.
+
+    Returns:
+        The image as 8-bit RGB. The caller checks that its digest still is the manifest's.
+
+    Raises:
+        DatasetError: The image cannot be read; the message names its key.
     """
     if manifest.blank[i]:
         return blank_image()
@@ -244,7 +282,7 @@ def read_image(dataset: Dataset, manifest: Manifest, i: int) -> Image.Image:
 
 
 def find_leaks(manifests: Sequence[Manifest]) -> list[Finding]:
-    """Warnings where equal images, or rows of one group, are in two splits. Blank rows are no images."""
+    """Find equal images, and rows of one group, in two splits; the findings are warnings, blank rows are left out."""
     findings = []
     images = [
         (manifest, np.flatnonzero(~manifest.blank), manifest.image_digest[~manifest.blank].view("S32").ravel())
@@ -267,7 +305,7 @@ def find_leaks(manifests: Sequence[Manifest]) -> list[Finding]:
 
 
 def _shared(values: Sequence[tuple[Manifest, npt.NDArray[np.int64], npt.NDArray[Any]]]) -> tuple[int, list[str]]:
-    """How many values more than one split has; for the first few of them the first and the last row, as text."""
+    """The number of values in more than one split; for the first few, the first and the last row as text."""
     if not values:
         return 0, []
     part = np.repeat(np.arange(len(values)), [len(rows) for _, rows, _ in values])
@@ -301,7 +339,7 @@ def _digests(
     progress: Progress,
     workers: int | None,
 ) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-    """The image digests (n, 32) of the chosen rows, and why those that are missing are missing.
+    """Image digests (n, 32) of the chosen rows, and the reasons of those that could not be read.
 
     The images are decoded in threads (Pillow lets go of the interpreter), only so many ahead that memory stays flat.
     """
@@ -331,21 +369,21 @@ def _digests(
 def _reuse(
     digests: npt.NDArray[np.uint8], source: Rows, chosen: npt.NDArray[np.int64], previous: Manifest | None
 ) -> list[int]:
-    """Fill in what the previous manifest knows of the same files; returns the places still to be read."""
+    """Copy the digests of unchanged files from the previous manifest; returns the numbers of the other rows."""
     if previous is None or previous.decoder != DECODER:
         return list(range(len(chosen)))
     known = {
-        (key, fingerprint): place
-        for place, (key, fingerprint) in enumerate(zip(previous.keys, previous.fingerprints, strict=True))
-        if not previous.blank[place]
+        (key, fingerprint): row
+        for row, (key, fingerprint) in enumerate(zip(previous.keys, previous.fingerprints, strict=True))
+        if not previous.blank[row]
     }
     unread = []
     for i, row in enumerate(chosen):
-        place = known.get((source.keys[row], source.fingerprints[row]))
-        if place is None:
+        previous_row = known.get((source.keys[row], source.fingerprints[row]))
+        if previous_row is None:
             unread.append(i)
         else:
-            digests[i] = previous.image_digest[place]
+            digests[i] = previous.image_digest[previous_row]
     return unread
 
 

@@ -64,25 +64,29 @@ class MedmnistDataset:
 
     @property
     def archive(self) -> Path:
-        """Where the downloaded file lies, or will."""
+        """The path of the downloaded file, whether it exists yet or not."""
         return self.root / f"{self.config.name}{self._suffix}.npz"
 
     @property
     def url(self) -> str:
-        """Where the archive is published."""
+        """The address of the published archive."""
         url: str = self._info[f"url{self._suffix}"]
         return url
 
     @property
     def published_rows(self) -> dict[str, int]:
-        """How many images every split has; known without the archive."""
+        """The number of images in every split, known without the archive."""
         return dict(self._info["n_samples"])
 
     def fetch(self, progress: Progress) -> None:
-        """Download (where the study allows it), verify and unpack; each step only when it is still to be done.
+        """Download (where the study allows it), verify and unpack; steps that are done are left out.
 
-        The progress of every step is in bytes. Raises `DatasetError` when the archive is absent, damaged or another
-        one, `StorageError` when the disk is too small.
+        Args:
+            progress: Called with bytes done and bytes in all, for each step.
+
+        Raises:
+            DatasetError: The archive is absent, damaged or another one.
+            StorageError: The disk is too small.
         """
         self._info  # noqa: B018  an unknown set is named before anything is locked or written
         with exclusive(self.unpacked_root):
@@ -133,7 +137,7 @@ class MedmnistDataset:
         return self.unpacked_root / self.name
 
     def _record(self) -> dict[str, str]:
-        """What tells whether the unpacked arrays are those of the archive as it is now."""
+        """Facts by which the unpacked arrays are recognised as those of the archive."""
         return {"file": self.archive.name, "fingerprint": fingerprint(self.archive), "md5": self._md5}
 
     def _is_unpacked(self) -> bool:

@@ -16,12 +16,12 @@ from ccassets.progress import Progress
 from ccassets.study.schema import PhantomDatasetConfig
 
 GENERATOR = "1"
-"""Raised whenever a seed gives another picture or another truth than before."""
+"""Raised whenever a seed gives another image or other annotations than before."""
 
 
 @dataclass(frozen=True)
-class PhantomTruth:
-    """What is known about an image: every concept word's truth, and (H, W) masks of the central cell.
+class PhantomAnnotations:
+    """The facts of a phantom image: whether it shows each concept, and (H, W) masks of the central cell.
 
     `nucleus` and `cytoplasm` do not overlap; the background is neither. A platelet has no nucleus.
     """
@@ -32,7 +32,7 @@ class PhantomTruth:
 
 
 class PhantomDataset:
-    """Every image is a function of (seed, size, split, row) alone, whatever the number of rows.
+    """Images drawn from (seed, size, split, row) alone, whatever the number of rows.
 
     Each run of eight rows shows all eight classes, in an order of its own.
     """
@@ -46,7 +46,7 @@ class PhantomDataset:
         self._config = config
 
     def fetch(self, progress: Progress) -> None:
-        """Nothing to fetch: images are drawn when they are read."""
+        """Report everything as done: images are drawn when they are read."""
         total = sum(self._config.rows.values())
         progress(total, total)
 
@@ -63,12 +63,20 @@ class PhantomDataset:
     def read(self, split: str, row: int) -> Image.Image:
         return self.example(split, row)[0]
 
-    def truth(self, split: str, row: int) -> PhantomTruth:
-        """What the image of a row shows; raises `DatasetError` when there is no such row."""
+    def annotations(self, split: str, row: int) -> PhantomAnnotations:
+        """The concepts and masks of a row's image.
+
+        Args:
+            split: One of the study's splits.
+            row: The row's number in `rows(split)`.
+
+        Raises:
+            DatasetError: There is no such split or row.
+        """
         return self.example(split, row)[1]
 
-    def example(self, split: str, row: int) -> tuple[Image.Image, PhantomTruth]:
-        """The image of a row together with its truth, drawn once."""
+    def example(self, split: str, row: int) -> tuple[Image.Image, PhantomAnnotations]:
+        """The image of a row together with its annotations, drawn once; arguments and errors as in `annotations`."""
         if not 0 <= row < self._count(split):
             raise DatasetError(
                 f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
@@ -76,11 +84,12 @@ class PhantomDataset:
         rng = self._random(split, "row", row)
         cell = sample_morphology(CLASSES[self.label(split, row)], rng)
         drawing = draw(cell, rng, self._config.size)
-        return drawing.image, PhantomTruth(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
+        return drawing.image, PhantomAnnotations(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
 
     def label(self, split: str, row: int) -> int:
-        block, place = divmod(row, len(CLASSES))
-        return int(self._random(split, "block", block).permutation(len(CLASSES))[place])
+        """The label number of a row: each block of eight rows is a permutation of the classes."""
+        block, position = divmod(row, len(CLASSES))
+        return int(self._random(split, "block", block).permutation(len(CLASSES))[position])
 
     def _random(self, split: str, what: str, number: int) -> np.random.Generator:
         text = f"phantom {GENERATOR}\0{self._config.seed}\0{split}\0{what}\0{number}"

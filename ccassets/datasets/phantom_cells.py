@@ -499,10 +499,10 @@ def _draw_red_cells(scene: _Canvas, centre: npt.NDArray[np.float64], reach: floa
     placed: list[tuple[float, float, float]] = []
     if clump:
         heading, count = rng.uniform(0, 2 * np.pi), int(rng.integers(3, 6))
-        for place in range(count):
+        for index in range(count):
             radius = rng.uniform(14.0, 17.0)
             away = reach + radius * rng.uniform(0.3, 0.85)
-            along = 15.0 * (place - (count - 1) / 2) + rng.uniform(-3, 3)
+            along = 15.0 * (index - (count - 1) / 2) + rng.uniform(-3, 3)
             x = centre[0] + away * np.cos(heading) - along * np.sin(heading)
             placed.append((x, centre[1] + away * np.sin(heading) + along * np.cos(heading), radius))
     for _ in range(14):

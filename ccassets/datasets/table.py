@@ -57,7 +57,7 @@ class TableDataset:
         return self._labels[1]
 
     def fetch(self, progress: Progress) -> None:
-        """Nothing is ever fetched: the table is read and checked."""
+        """Read and check the table; nothing is ever downloaded."""
         for number, split in enumerate(self.config.splits, start=1):
             self._keys_of(split)
             progress(number, len(self.config.splits))
@@ -110,7 +110,7 @@ class TableDataset:
 
     @cached_property
     def _chosen(self) -> dict[str, npt.NDArray[np.int64]]:
-        """By split: which rows of the table are its rows."""
+        """By split: the numbers of its rows in the table."""
         column = self._table[self.config.columns.split]
         return {split: np.flatnonzero(pc.equal(column, split).to_numpy()) for split in self.config.splits}
 
@@ -144,12 +144,12 @@ class TableDataset:
         columns = self.config.columns
         table = self._read()
         self._refuse_empty_cells(table, columns.split)
-        found = pc.unique(table[columns.split]).to_pylist()
-        absent = sorted(set(self.config.splits) - set(found))
+        splits = pc.unique(table[columns.split]).to_pylist()
+        absent = sorted(set(self.config.splits) - set(splits))
         if absent:
             raise DatasetError(
                 f"{self.file} has no rows of the splits {absent}; column {columns.split!r} holds "
-                f"{first_few(sorted(found))}. Correct dataset.splits."
+                f"{first_few(sorted(splits))}. Correct dataset.splits."
             )
         table = table.filter(pc.is_in(table[columns.split], pa.array(self.config.splits)))
         for column in table.column_names:
@@ -196,19 +196,19 @@ class TableDataset:
     def _is_csv(self) -> bool:
         return self.file.suffix.lower() == ".csv"
 
-    def _columns_to_read(self, there: list[str]) -> list[str]:
+    def _columns_to_read(self, present: list[str]) -> list[str]:
         columns = self.config.columns
-        wanted = [columns.path, columns.split, *([columns.group] if columns.group else [])]
+        needed = [columns.path, columns.split, *([columns.group] if columns.group else [])]
         # Without a label column there are no labels, but not where the study speaks of labels itself.
-        if columns.label in there or "label" in columns.model_fields_set or self.config.classes:
-            wanted.append(columns.label)
-        wrong = [name for name in wanted if there.count(name) != 1]
+        if columns.label in present or "label" in columns.model_fields_set or self.config.classes:
+            needed.append(columns.label)
+        wrong = [name for name in needed if present.count(name) != 1]
         if wrong:
             raise DatasetError(
-                f"{self.file} must have each of the columns {wrong} once; it has {first_few(there, 30)}. "
+                f"{self.file} must have each of the columns {wrong} once; it has {first_few(present, 30)}. "
                 "dataset.columns says which column holds what."
             )
-        return list(dict.fromkeys(wanted))
+        return list(dict.fromkeys(needed))
 
     def _typed(self, name: str, column: Any) -> Any:
         """A column as text, a label column of whole numbers as int64."""

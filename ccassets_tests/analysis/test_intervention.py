@@ -214,7 +214,7 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
     with open_database(path) as opened:
         truth = read_concept_annotations(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows=rows, size=32))
-    drawn = dataset.truth("val", 2).concepts
+    drawn = dataset.annotations("val", 2).concepts
     assert truth[14, 0] == drawn["Segmented nucleus"]
     assert truth[14, CONCEPTS.index("Pale cytoplasm")] == drawn["Pale cytoplasm"]
     # A word that no phantom is drawn by has no truth.

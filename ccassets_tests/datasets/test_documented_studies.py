@@ -18,12 +18,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 @pytest.fixture(scope="module")
 def blocks() -> dict[str, str]:
     """The page's code blocks by the heading they stand under, YAML and listing apart."""
-    found: dict[str, str] = {}
+    blocks: dict[str, str] = {}
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         heading = section.partition("\n")[0]
         for language, text in re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL):
-            found[f"{heading} {language}".strip()] = text
-    return found
+            blocks[f"{heading} {language}".strip()] = text
+    return blocks
 
 
 def study_from(text: str, folder: Path):

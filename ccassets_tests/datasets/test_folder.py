@@ -38,9 +38,9 @@ def test_a_relative_root_starts_at_the_study_folder(tmp_path: Path):
 
 def test_keys_are_in_byte_order_with_upper_case_first(tmp_path: Path):
     keys = ["train/a/b.png", "train/a/B.png", "train/a/é.png", "train/a/z.png", "train/a-b/a.png", "train/a/1/a.png"]
-    found = folder_of(save_folder(tmp_path, keys), splits=["train"]).rows("train").keys
-    assert found == sorted(keys, key=str.encode)
-    assert found[0] == "train/a-b/a.png"
+    keys_read = folder_of(save_folder(tmp_path, keys), splits=["train"]).rows("train").keys
+    assert keys_read == sorted(keys, key=str.encode)
+    assert keys_read[0] == "train/a-b/a.png"
 
 
 def test_folders_below_a_class_are_part_of_the_key_only(tmp_path: Path):

@@ -140,9 +140,9 @@ def test_a_manifest_that_was_edited_is_refused(root: Path, tmp_path: Path, colum
     path = tmp_path / "train.parquet"
     read_manifest(folder_of(root), "train").save(path)
     table = pq.ParquetFile(path).read()
-    place = table.column_names.index(column)
+    position = table.column_names.index(column)
     swapped = table[column].take([len(table) - 1, *range(1, len(table) - 1), 0])  # Of two classes.
-    pq.write_table(table.set_column(place, column, swapped), path)
+    pq.write_table(table.set_column(position, column, swapped), path)
     with pytest.raises(DatasetError, match="not those that were written"):
         Manifest.load(path)
 

@@ -163,8 +163,8 @@ def test_an_archive_of_another_md5_is_refused_with_both(site: Site):
     path = site.archive("bloodmnist")
     published = medmnist.INFO["bloodmnist"]["MD5"]
     path.write_bytes(path.read_bytes() + b"\0")
-    found = hashlib.md5(path.read_bytes()).hexdigest()
-    with pytest.raises(DatasetError, match=f"MD5 {found}, published is {published}"):
+    actual = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(DatasetError, match=f"MD5 {actual}, published is {published}"):
         site.dataset("bloodmnist").fetch(silent)
 
 

@@ -23,7 +23,7 @@ def cells():
     dataset = phantom()
     labels = dataset.rows("train").labels
     return [
-        (int(labels[row]), np.asarray(dataset.read("train", row), np.float64), dataset.truth("train", row))
+        (int(labels[row]), np.asarray(dataset.read("train", row), np.float64), dataset.annotations("train", row))
         for row in range(ROWS)
     ]
 
@@ -77,7 +77,7 @@ def test_classes_and_concepts_are_the_words_of_the_demo_study():
 @pytest.mark.parametrize("size", [32, 96, 130])
 def test_images_and_masks_have_the_size_that_was_asked_for(size):
     dataset = phantom(size=size)
-    image, truth = dataset.read("train", 0), dataset.truth("train", 0)
+    image, truth = dataset.read("train", 0), dataset.annotations("train", 0)
     assert image.mode == "RGB"
     assert image.size == (size, size)
     assert truth.nucleus.shape == truth.cytoplasm.shape == (size, size)

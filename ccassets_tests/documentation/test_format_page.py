@@ -22,9 +22,9 @@ LEGACY = Path(__file__).parents[1] / "data" / "legacy"
 
 
 def example(page: str) -> str:
-    found = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    assert len(blocks) == 1
+    return str(blocks[0])
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def run(page: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_reader_of_the_page_reads_our_files(page: str, database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(page)["database"]
+    content = run(page)["database"]
 
-    assert found["splits"] == {"train": slice(0, 9), "val": slice(9, 14), "test": slice(14, 20)}
-    assert found["image_features"].shape == (20, 12)
-    assert found["first_patches"].shape == (4, 12)
-    assert found["templates"]["free_text"][0] == ["a healthy cell", "an ill cell"]
-    assert found["multiplier"] == pytest.approx(np.exp(4.5))
+    assert content["splits"] == {"train": slice(0, 9), "val": slice(9, 14), "test": slice(14, 20)}
+    assert content["image_features"].shape == (20, 12)
+    assert content["first_patches"].shape == (4, 12)
+    assert content["templates"]["free_text"][0] == ["a healthy cell", "an ill cell"]
+    assert content["multiplier"] == pytest.approx(np.exp(4.5))
     assert capsys.readouterr().out.startswith("(6, 3) [")
 
 
@@ -55,11 +55,11 @@ def test_the_reader_of_the_page_reads_our_files(page: str, database: Path, capsy
 def test_the_reader_of_the_page_reads_files_of_the_original_scripts(page: str, database: Path) -> None:
     shutil.copy(LEGACY / "legacy_good.h5", database)
 
-    found = run(page)["database"]
+    content = run(page)["database"]
 
-    assert found["splits"] == {"train": slice(0, 36), "val": slice(36, 56), "test": slice(56, 70)}
-    assert len(found["templates"]) == 12
-    assert found["multiplier"] == pytest.approx(96.607, abs=1e-3)
+    assert content["splits"] == {"train": slice(0, 36), "val": slice(36, 56), "test": slice(56, 70)}
+    assert len(content["templates"]) == 12
+    assert content["multiplier"] == pytest.approx(96.607, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["legacy_duplicated", "changed text", "wrong ids"])

@@ -22,8 +22,8 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 def blocks(page: str) -> list[tuple[str, list[str]]]:
     """The language and the lines of every code block, without comments."""
-    found = re.findall(r"```(\w+)\n(.*?)```", PAGES[page], re.DOTALL)
-    return [(language, [re.sub(r"\s+# .*", "", line) for line in code.splitlines()]) for language, code in found]
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGES[page], re.DOTALL)
+    return [(language, [re.sub(r"\s+# .*", "", line) for line in code.splitlines()]) for language, code in blocks]
 
 
 def links(page: str) -> list[str]:

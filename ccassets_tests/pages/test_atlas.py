@@ -285,7 +285,7 @@ def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None
         groups = [concept.group or "" for concept in database_concepts(database)]
         places = [(split, int(key[-5:])) for split, key in zip(database.split, database.keys, strict=True)]
         side = round(database.token_count**0.5)
-        nucleus = np.stack([patch_mask(phantoms.truth(*place).nucleus, side) for place in places])
+        nucleus = np.stack([patch_mask(phantoms.annotations(*place).nucleus, side) for place in places])
     known = {"nucleus": "nucleus", "granules": "cytoplasm", "cytoplasm": "cytoplasm", "surroundings": "surroundings"}
     parts = [known.get(group, "") for group in groups]
     found = localisation(maps, truth > 0.5, parts, "nucleus", nucleus)

@@ -260,8 +260,8 @@ def test_templates_are_numbered_and_filled_with_words_and_synonyms_in_order(tmp_
     assert list(templates) == ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "free"]
     for name, words in (("concept_prompts_t01", ("round nucleus", "圆核", "rund")), ("label_prompts_t01", ("x{}y",))):
         template = templates[name]
-        found = [prompt[slice(*span)] for prompt, span in zip(template.prompts, template.subjects, strict=True)]
-        assert found == list(words)
+        inserted = [prompt[slice(*span)] for prompt, span in zip(template.prompts, template.subjects, strict=True)]
+        assert inserted == list(words)
     assert templates["free"].subjects == ((0, 0), (0, 0))
 
 

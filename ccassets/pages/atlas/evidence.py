@@ -57,7 +57,7 @@ def locate(study: Study, view: View) -> Located:
     except DatabaseError:
         return {}
     dataset = PhantomDataset(config)
-    truths = [dataset.truth(database.split[row], int(database.keys[row].rpartition("/")[2])) for row in rows]
+    truths = [dataset.annotations(database.split[row], int(database.keys[row].rpartition("/")[2])) for row in rows]
     there = view.truth[rows] > 0.5
     parts = [PARTS.get(concept.group or "", "") for concept in view.concepts]
     side = isqrt(database.token_count)
