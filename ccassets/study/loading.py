@@ -1,4 +1,4 @@
-"""Study files: found by name, read with line numbers and limits, and turned into the typed model."""
+"""Loading of study files: search by name, YAML with line numbers and limits, conversion to the typed model."""
 
 from __future__ import annotations
 
@@ -28,16 +28,24 @@ _TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 def load_study(name_or_path: str | os.PathLike[str]) -> Study:
-    """The study of that name (one that ships, or one under `CCASSETS_STUDIES`), or of a path to a `defs.yaml`.
+    """Load a study by name or by the path of its file.
 
-    Raises `StudyError` naming file, line and key of everything that is wrong in it.
+    Args:
+        name_or_path: The name of a study that ships or lies under `CCASSETS_STUDIES`, the path of a `defs.yaml`, or
+            that of the folder with one.
+
+    Returns:
+        The study, validated.
+
+    Raises:
+        StudyError: There is no such study, or its file has errors; the message names file, line and key of each.
     """
     path = find_study(name_or_path)
     return Study.from_config(_read_config(path), folder=path.parent.absolute())
 
 
 def study_files() -> dict[str, Path]:
-    """Every study by name: those that ship, then those under `CCASSETS_STUDIES`, which win on equal names."""
+    """Every study file by the study's name; a study under `CCASSETS_STUDIES` replaces a shipped one of its name."""
     roots = [SHIPPED_STUDIES]
     own = os.environ.get("CCASSETS_STUDIES")
     if own:
@@ -46,7 +54,7 @@ def study_files() -> dict[str, Path]:
 
 
 def find_study(name_or_path: str | os.PathLike[str]) -> Path:
-    """The path of a study's `defs.yaml`; raises `StudyError` with what there is to choose from."""
+    """Find the `defs.yaml` of a study by name, folder or path; raises `StudyError` with the names that are known."""
     known = study_files()
     text = os.fspath(name_or_path)
     if text in known:
@@ -68,12 +76,12 @@ def _read_config(path: Path) -> StudyConfig:
     if repeated:
         raise StudyError("\n".join(repeated))
     if not isinstance(data, dict) or data.get("type") != COMPONENT_TYPE:
-        found = data.get("type") if isinstance(data, dict) else type(data).__name__
-        raise StudyError(f"{path}:1: a study starts with `type: {COMPONENT_TYPE}`; found {found!r}")
+        actual = data.get("type") if isinstance(data, dict) else type(data).__name__
+        raise StudyError(f"{path}:1: a study starts with `type: {COMPONENT_TYPE}`; found {actual!r}")
     unknown = set(map(str, data)) - {"type", "attributes", "requirements", "post_processing"}
     if unknown:
         lines = [
-            f"{path}:{_place(root, [key])[0]}: {key}: a study's own keys stand under `attributes`" for key in unknown
+            f"{path}:{_locate(root, [key])[0]}: {key}: a study's own keys stand under `attributes`" for key in unknown
         ]
         raise StudyError("\n".join(sorted(lines)))
     try:
@@ -81,14 +89,14 @@ def _read_config(path: Path) -> StudyConfig:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
-            line, key = _place(root, ["attributes", *problem["loc"]])
+            line, key = _locate(root, ["attributes", *problem["loc"]])
             what = _PROBLEMS.get(problem["type"], problem["msg"])
             lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {what}")
         raise StudyError("\n".join(lines)) from error
 
 
 def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
-    """The nodes and the content of a YAML file; `StudyError` where it is none, or larger than any study."""
+    """Parse a YAML file into nodes and content; raises `StudyError` where it is none or too large for a study."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
@@ -109,7 +117,7 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for once every alias in it is followed; `ValueError` for an endless number."""
+    """The number of values in a node, aliases followed; raises `ValueError` for a number of too many digits."""
     if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT_TAG and len(node.value) > _LONGEST_NUMBER:
         raise ValueError(f"a number of {len(node.value)} characters")
     if id(node) not in known:
@@ -118,10 +126,10 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _place(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:
-    """The line of the deepest node on the way to a location, and the keys to it as the user wrote them.
+def _locate(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:
+    """The line of the deepest node on the path to a location, and the keys to it as the user wrote them.
 
-    Tags of unions, which pydantic puts into a location and no file has, are left out.
+    Tags of unions are left out: pydantic puts them into a location, and no file has them.
     """
     line = 1
     keys = []
@@ -135,7 +143,7 @@ def _place(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, 
 
 
 def _children(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:
-    """The line and node of everything directly inside a node, by key or number."""
+    """Line and node of every direct child of a node, by key or number."""
     if isinstance(node, yaml.MappingNode):
         return {str(key.value): (key.start_mark.line + 1, value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
@@ -144,8 +152,8 @@ def _children(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:
 
 
 def _repeated(root: yaml.Node | None) -> list[yaml.Node]:
-    """Keys that stand a second time in their mapping: YAML readers silently drop the first."""
-    found, seen, pending = [], set(), [root]
+    """Keys that a mapping has twice: YAML readers silently drop the first."""
+    repeated, seen, pending = [], set(), [root]
     while pending:
         node = pending.pop()
         if id(node) in seen:  # An alias: the same node in another place.
@@ -156,6 +164,6 @@ def _repeated(root: yaml.Node | None) -> list[yaml.Node]:
             keys: set[str] = set()
             for key, _ in node.value:
                 if str(key.value) in keys:
-                    found.append(key)
+                    repeated.append(key)
                 keys.add(str(key.value))
-    return found
+    return repeated

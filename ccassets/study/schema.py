@@ -87,10 +87,10 @@ class FolderConfig(_DatasetSection):
 
 
 class TableColumns(_Section):
-    """Which column of a table holds what.
+    """The columns of a table.
 
-    `concepts` says where the truth of a concept stands, if the table has it: by concept word, columns and the value,
-    or the values, that each must have.
+    `concepts` gives annotated concepts, where the table has them: by concept word, the columns and the value, or the
+    values, that each must have.
     """
 
     path: Text = "path"
@@ -336,7 +336,7 @@ def _fill(prefix: str, templates: Sequence[str], words: Sequence[str]) -> Iterat
 
 
 class ExtractionConfig(_Section):
-    """How images are encoded; `strict` makes batch, device kind and library versions part of the identity."""
+    """How images are encoded; `strict` makes batch size, device kind and library versions part of the identity."""
 
     batch_size: Annotated[int, Field(ge=1)] = 64
     rows_per_shard: Annotated[int, Field(ge=1)] = 128
@@ -355,7 +355,7 @@ class ExtractionConfig(_Section):
 
 
 class StorageConfig(_Section):
-    """What the database file is called, and whether image parts stay once it is assembled and validated."""
+    """The name of the database file, and whether image parts stay once it is assembled and validated."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+\.(h5|hdf5)$")] = "conceptclip_features.h5"
     keep_parts: bool = True
@@ -381,7 +381,15 @@ class Study(StudyConfig):
 
     @classmethod
     def from_config(cls, config: StudyConfig, *, folder: Path) -> Study:
-        """The study that a folder's `defs.yaml` describes; its name is the folder's."""
+        """The study of a folder, named like it.
+
+        Args:
+            config: The attributes of the folder's `defs.yaml`.
+            folder: The folder; relative paths in the study start there.
+
+        Raises:
+            StudyError: The folder's name cannot be that of a study.
+        """
         name = folder.name
         try:
             return cls(name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields})
@@ -392,11 +400,12 @@ class Study(StudyConfig):
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in the order of the database's rows."""
         return self.dataset.splits
 
     @property
     def database_file(self) -> str:
-        """The database's file name; a study with a limit has one of its own, so it never replaces the whole."""
+        """The name of the database file; a study with a limit has its own, so it never replaces the whole."""
         if self.extraction.limit is None:
             return self.storage.file
         stem, _, suffix = self.storage.file.rpartition(".")
@@ -409,5 +418,5 @@ class Study(StudyConfig):
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def resolve(self, path: str | Path) -> Path:
-        """A path of the study file, made absolute: `~` is the home, a relative path starts at the study's folder."""
+        """Make a path of the study file absolute: `~` is the home, a relative path starts at the study's folder."""
         return (self.folder / Path(path).expanduser()).absolute()

@@ -1,4 +1,4 @@
-"""Where things lie: home, storage, and the paths of parts, manifests and databases. Nothing here opens an HDF5 file."""
+"""Paths: the home, the storage, and a study's parts, manifests and databases. Nothing here opens an HDF5 file."""
 
 from __future__ import annotations
 
@@ -31,27 +31,38 @@ class Store:
     database_file: str
 
     @classmethod
-    def of(cls, study: Study, root: Path | None = None) -> Store:
-        return cls(root or storage_root(), study.name, study.database_file)
+    def of(cls, study: Study, root: str | os.PathLike[str] | None = None) -> Store:
+        """The store of a study.
+
+        Args:
+            study: The study.
+            root: The storage root; by default `CCASSETS_STORAGE`, else `<home>/storage`.
+        """
+        return cls(Path(root) if root else storage_root(), study.name, study.database_file)
 
     @property
     def folder(self) -> Path:
+        """The folder of the study's own files."""
         return self.root / self.study
 
     @property
     def database(self) -> Path:
+        """The path of the database."""
         return self.folder / self.database_file
 
     @property
     def encoder_card(self) -> Path:
+        """The encoder's identity card, a JSON file."""
         return self.folder / "encoder.json"
 
     @property
     def reports(self) -> Path:
+        """The folder of validation reports."""
         return self.folder / "reports"
 
     @property
     def analysis(self) -> Path:
+        """The folder of results and pages of the analyses."""
         return self.folder / "analysis"
 
     @property
@@ -66,19 +77,21 @@ class Store:
 
     @property
     def runs(self) -> Path:
-        """Locks of the runs that are at work, shared by all studies."""
+        """Locks of active runs, shared by all studies."""
         return self.root / "runs"
 
     def manifest(self, split: str) -> Path:
-        # Percent-escaped, so that any split name is a file name on any file system.
+        """The manifest of a split; its name is percent-escaped, so that any split name is a file name."""
         return self.folder / "manifest" / f"{quote(split, safe=' ')}.parquet"
 
     def image_parts(self, identity: str) -> Path:
+        """The folder of image parts of the encoder with that identity."""
         return self.root / "features" / identity / "rows"
 
     def template_parts(self, identity: str) -> Path:
+        """The folder of template parts of the encoder with that identity."""
         return self.root / "features" / identity / "templates"
 
     def relative(self, path: Path) -> str:
-        """A path as it is shown and stored: relative to the storage root, never absolute."""
+        """A path relative to the storage root, as it is shown and stored."""
         return path.relative_to(self.root).as_posix()
