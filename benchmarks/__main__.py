@@ -54,8 +54,8 @@ def _run(row: str, folder: Path, size: Size) -> Result:
     peak = _child(row, folder, size, "memory")["peak"]
     peaks = None
     if row in SAME_MEMORY:
-        few = replace(size, rows=size.tenth, pictures=size.few_pictures)
-        many = replace(size, rows=10 * size.tenth, pictures=10 * size.few_pictures)
+        few = replace(size, rows=size.tenth, images=size.few_images)
+        many = replace(size, rows=10 * size.tenth, images=10 * size.few_images)
         peaks = _peak(row, folder / "few", few), _peak(row, folder / "many", many)
     print(f"{row}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     facts["wanted"], facts["times"] = Wanted(**facts["wanted"]), Times(**facts["times"])

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.material import save_pictures, stand_in_encoder, write_study
+from benchmarks.material import save_images, stand_in_encoder, write_study
 from benchmarks.sizes import SIZES, Size
 from benchmarks.stand_in import SIDE
 from ccassets.database import writer
@@ -40,13 +40,13 @@ def stage(folder: Path, size: Size) -> Study:
     """Make the study's pictures and parts under `folder`, and build it through Dagster, once."""
     rows = {split: round(share * size.build_rows) for split, share in SHARES.items()}
     rows["test"] = size.build_rows - rows["train"] - rows["val"]
-    pictures = folder / "pictures"
-    save_pictures(pictures, rows, SIDE)
+    image_folder = folder / "pictures"
+    save_images(image_folder, rows, SIDE)
     study = write_study(
         folder / "studies" / "cells",
         stand_in_encoder(size.dim, size.build_tokens),
-        pictures,
-        dataset={"kind": "folder", "root": str(pictures), "splits": list(rows)},
+        image_folder,
+        dataset={"kind": "folder", "root": str(image_folder), "splits": list(rows)},
     )
     store = Store.of(study)
     identify_encoder(study, store=store)

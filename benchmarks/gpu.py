@@ -20,7 +20,7 @@ import numpy as np
 
 import ccassets.encoders.conceptclip as conceptclip
 from benchmarks.machine import describe
-from benchmarks.material import save_pictures, write_study
+from benchmarks.material import save_images, write_study
 from ccassets.datasets import open_dataset
 from ccassets.encoders import load_encoder
 from ccassets.encoders.runtime import fixed_arithmetic
@@ -59,7 +59,7 @@ def main() -> None:
         folder = Path(name)
         for what, found in {**describe(folder), "device": _device(options.device)}.items():
             print(f"{what}: {found}")
-        save_pictures(folder / "pictures", {"train": options.images}, SIDE)
+        save_images(folder / "pictures", {"train": options.images}, SIDE)
         print("precision            forward/s   whole/s   whole ÷ forward    MFU   BloodMNIST   where the time went")
         for compiled in (False, True) if options.compiled else (False,):
             for number, dtype in enumerate(options.dtypes):

@@ -58,7 +58,7 @@ def material(folder: Path, size: Size) -> Material:
     study = write_study(place / "studies" / "cells", stand_in_encoder(size.dim, size.tokens), place / "pictures")
     made = Material(study, Store.of(study, place / "storage"), place / "raw.bin", place / "lzf.h5")
     if not made.store.database.is_file():
-        save_pictures(place / "pictures", {"train": size.rows}, stand_in.SIDE)
+        save_images(place / "pictures", {"train": size.rows}, stand_in.SIDE)
         build(study, made.store)
     return made
 
@@ -106,10 +106,10 @@ def build(study: Study, store: Store) -> None:
     assemble_database(study, store=store)
 
 
-def write_study(folder: Path, encoder: dict[str, Any], pictures: Path, **changes: Any) -> Study:
+def write_study(folder: Path, encoder: dict[str, Any], image_folder: Path, **changes: Any) -> Study:
     """Write a study of pictures in a folder, and load it."""
     attributes = {
-        "dataset": {"kind": "folder", "root": str(pictures), "splits": ["train"]},
+        "dataset": {"kind": "folder", "root": str(image_folder), "splits": ["train"]},
         "encoder": encoder,
         "vocabulary": VOCABULARY,
         "extraction": {"batch_size": 64, "rows_per_shard": 128},
@@ -126,7 +126,7 @@ def stand_in_encoder(dim: int, tokens: int) -> dict[str, Any]:
     return {"kind": "python", "target": "stand_in:StandIn", "options": {"dim": dim, "tokens": tokens}}
 
 
-def save_pictures(root: Path, splits: dict[str, int], side: int) -> None:
+def save_images(root: Path, splits: dict[str, int], side: int) -> None:
     """Pictures of noise, all different, as `<root>/<split>/<class>/<number>.png`."""
     noise = np.random.default_rng(0)
     for split, rows in splits.items():

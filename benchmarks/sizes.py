@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Size:
     """`dim` and `tokens` are D and T_img of the material, most others are numbers of rows.
 
-    `rows` are those of the database that is written, read, checked and assembled; `pictures` go through the phantom
+    `rows` are those of the database that is written, read, checked and assembled; `images` go through the phantom
     encoder; `build_rows` (with `build_tokens` patches) make the study that is built again with nothing to do;
-    `tenth` are the rows, and `few_pictures` the pictures (more than a pipeline holds at once), whose peak memory is
+    `tenth` are the rows, and `few_images` the pictures (more than a pipeline holds at once), whose peak memory is
     compared with that of ten times as many. Every contest has `rounds` rounds, and more until `seconds` have passed.
     """
 
@@ -19,12 +19,12 @@ class Size:
     dim: int
     tokens: int
     rows: int
-    pictures: int
+    images: int
     search: tuple[int, int]
     build_rows: int
     build_tokens: int
     tenth: int
-    few_pictures: int
+    few_images: int
     rounds: int
     seconds: float
 

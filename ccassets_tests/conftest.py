@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ccassets.study.schema import Study
-from ccassets_tests.made_studies import save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import save_golden_weights, save_images, write_study
 
 
 @pytest.fixture(autouse=True)
@@ -22,9 +22,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """9 + 5 + 4 small pictures of three classes in a folder."""
-    return save_pictures(tmp_path / "pictures")
+    return save_images(tmp_path / "pictures")
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def study(tmp_path: Path, pictures: Path, weights: Path) -> Study:
+def study(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
     """A study of the pictures with the golden encoder, batches of 2 and shards of 4."""
-    return write_study(tmp_path / "studies" / "cells", images=pictures, encoder=weights)
+    return write_study(tmp_path / "studies" / "cells", images=image_folder, encoder=weights)
 
 
 @pytest.fixture(scope="session")

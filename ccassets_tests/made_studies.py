@@ -34,7 +34,7 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
 
 
-def save_pictures(root: Path, rows: Mapping[str, int] = {"train": 9, "val": 5, "test": 4}) -> Path:
+def save_images(root: Path, rows: Mapping[str, int] = {"train": 9, "val": 5, "test": 4}) -> Path:
     """`<root>/<split>/<class>/<number>.png`, all different."""
     seed = 0
     for split, count in rows.items():

@@ -30,7 +30,7 @@ SIDE = 96
 
 def extraction(folder: Path, size: Size) -> Contest:
     """With the phantom encoder, where decoding and writing matter."""
-    return _contest(folder / "extraction", {"kind": "phantom"}, size.pictures, 64, Wanted(of_limit=0.75))
+    return _contest(folder / "extraction", {"kind": "phantom"}, size.images, 64, Wanted(of_limit=0.75))
 
 
 def extraction_published(folder: Path, size: Size) -> Contest:
@@ -41,7 +41,7 @@ def extraction_published(folder: Path, size: Size) -> Contest:
     return _contest(folder / "published", encoder, 4, 2, Wanted(of_limit=1 / 1.03))
 
 
-def _contest(folder: Path, encoder: dict[str, Any], pictures: int, batch: int, wanted: Wanted) -> Contest:
+def _contest(folder: Path, encoder: dict[str, Any], images: int, batch: int, wanted: Wanted) -> Contest:
     study = write_study(
         folder / "studies" / "cells",
         encoder,
@@ -50,13 +50,13 @@ def _contest(folder: Path, encoder: dict[str, Any], pictures: int, batch: int, w
     )
     store = Store.of(study, folder / "storage")
     if not store.encoder_card.exists():
-        _save_cells(folder / "pictures" / "train", pictures)
+        _save_cells(folder / "pictures" / "train", images)
         identify_encoder(study, store=store)
         read_images(study, "train", store=store)
     model: Any = load_encoder(study)
     work = _Work(study, store, model, folder / "original.h5", batch)
     return Contest(
-        work=f"{pictures} PNG files of {SIDE} px, decoded, checked, encoded, written; batches of {batch}",
+        work=f"{images} PNG files of {SIDE} px, decoded, checked, encoded, written; batches of {batch}",
         ours=lambda: extract_images(study, "train", encoder=lambda: model, store=store),
         limit=Contestant("the bare forward pass, same batches and threads, tensors ready", work.forward),
         usual=Contestant("a loop that reads, encodes and appends to a chunked LZF file", work.original),

@@ -11,7 +11,7 @@ from PIL import Image
 from ccassets.analysis.label_error_detection import (
     find_label_errors,
     out_of_fold_probabilities,
-    save_pictures,
+    save_images,
     write_label_errors,
 )
 from ccassets.analysis.samples import Samples
@@ -99,7 +99,7 @@ def test_the_list_is_written_as_csv(phantoms: Samples, tmp_path: Path):
 def test_pictures_are_saved_under_rank_and_classes(phantoms: Samples, tmp_path: Path):
     suspects = find_label_errors(flipped(phantoms, 0.05)[0])[:2]
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows={"train": ROWS}, size=32))
-    saved = save_pictures(suspects, lambda suspect: dataset.read("train", suspect.id), tmp_path)
+    saved = save_images(suspects, lambda suspect: dataset.read("train", suspect.id), tmp_path)
     assert saved[0].name == f"0001_{suspects[0].label}_as_{suspects[0].predicted}.png"
     with Image.open(saved[0]) as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(dataset.read("train", suspects[0].id)))

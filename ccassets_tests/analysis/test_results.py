@@ -209,8 +209,8 @@ def test_heat_lies_over_the_patch_it_belongs_to() -> None:
 
 
 def test_a_sprite_holds_every_picture_at_its_place() -> None:
-    pictures = [Image.new("RGB", (9, 9), colour) for colour in ("red", "green", "blue", "white", "yellow")]
-    found = sprite(pictures, 8)
+    images = [Image.new("RGB", (9, 9), colour) for colour in ("red", "green", "blue", "white", "yellow")]
+    found = sprite(images, 8)
     assert (found.side, found.columns) == (8, 3)
     assert found.source.startswith("data:image/webp;base64,")
-    assert strip(pictures, 8).size == (5 * 12 - 4, 8)
+    assert strip(images, 8).size == (5 * 12 - 4, 8)

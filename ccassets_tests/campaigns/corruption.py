@@ -37,7 +37,7 @@ from ccassets.study.storage import Store
 from ccassets_tests.campaigns.mutations import PAGE, Rng
 from ccassets_tests.campaigns.tally import tally
 from ccassets_tests.extraction.made_parts import arrays, attributes, build, differences
-from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_images, write_study
 
 _PATIENCE = 120.0
 _BULK = ("image_features", "image_token_features")
@@ -60,20 +60,20 @@ class Campaign:
         self.seed = seed
         self.study: Study = write_study(
             folder / "studies" / "cells",
-            images=save_pictures(folder / "pictures"),
+            images=save_images(folder / "pictures"),
             encoder=save_golden_weights(folder / "weights"),
         )
         load_encoder(self.study)  # What is imported here is there in every process that is forked.
         self.reference = Store.of(self.study, folder / "undisturbed")
         build(self.study, store=self.reference)
         self.foreign = self._other_parts("foreign", lambda content: content["encoder"].update(tokens=False))
-        pictures = folder / "other_pictures"
+        image_folder = folder / "other_pictures"
         for number in range(4):
-            path = pictures / "train" / "blood" / f"{number}.png"
+            path = image_folder / "train" / "blood" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(1000 + number).save(path)
         self.stale = self._other_parts(
-            "stale", lambda content: content["dataset"].update(root=str(pictures), splits=["train"])
+            "stale", lambda content: content["dataset"].update(root=str(image_folder), splits=["train"])
         )
 
     def _other_parts(self, name: str, change: Callable[[dict], object]) -> list[Path]:

@@ -34,7 +34,7 @@ from ccassets.study.storage import Store
 from ccassets_tests.campaigns.refusals import FAULTS, Fault
 from ccassets_tests.campaigns.tally import tally
 from ccassets_tests.extraction.made_parts import build, differences
-from ccassets_tests.made_studies import save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import save_golden_weights, save_images, write_study
 
 _EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "fcntl.flock"})
 _PATIENCE = 120
@@ -48,7 +48,7 @@ class Campaign:
         self.seed = seed
         self.study: Study = write_study(
             folder / "studies" / "cells",
-            images=save_pictures(folder / "pictures"),
+            images=save_images(folder / "pictures"),
             encoder=save_golden_weights(folder / "weights"),
         )
         load_encoder(self.study)  # What is imported here is there in every process that is forked.

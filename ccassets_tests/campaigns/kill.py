@@ -47,7 +47,7 @@ from ccassets_tests.campaigns.power import FINISHED, Disk, SyncRecord, carry_fin
 from ccassets_tests.campaigns.tally import tally
 from ccassets_tests.campaigns.watched_process import Readers, digest_of
 from ccassets_tests.extraction.made_parts import differences
-from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_images, write_study
 
 STAGES = ("text", "images", "database", "adoption", "report", "analysis")
 ROUND = (*STAGES * 3, "dagster")  # Which takes ten times as long.
@@ -113,7 +113,7 @@ class Campaign:
         self.folder, self.seed, self.stages = folder, seed, stages
         older = write_study(
             folder / "studies" / "cells",
-            images=save_pictures(folder / "pictures", ROWS),
+            images=save_images(folder / "pictures", ROWS),
             encoder=save_golden_weights(folder / "weights"),
             vocabulary={**VOCABULARY, "concepts": {"words": ["red cell"], "templates": ["cell 0 with {}"]}},
         )
@@ -122,7 +122,7 @@ class Campaign:
         self.starts = {"nothing": folder / "nothing", "old": folder / "old", "finished": folder / "finished"}
         steps = ("dagster",) if "dagster" in stages else ("sources", "text", "images", "database")
         self._finish(older, self.starts["old"], steps)
-        save_pictures(folder / "pictures", MORE_ROWS)
+        save_images(folder / "pictures", MORE_ROWS)
         self.study = edit_study(older, lambda attributes: attributes.update(vocabulary=VOCABULARY))
         self._finish(self.study, self.starts["finished"], ("sources", "text", "images", "database"))
         warm = self._copy("finished", "warm")

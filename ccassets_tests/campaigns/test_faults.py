@@ -51,12 +51,12 @@ def few_files() -> object:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_picture_is_not_called_bad_for_want_of_open_files(pictures: Path, request: pytest.FixtureRequest) -> None:
-    decode_image(pictures / "train" / "blood" / "000.png")
+def test_a_picture_is_not_called_bad_for_want_of_open_files(image_folder: Path, request: pytest.FixtureRequest) -> None:
+    decode_image(image_folder / "train" / "blood" / "000.png")
     request.getfixturevalue("few_files")
     # With `on_bad_image: skip` it would be left out.
     with pytest.raises(StorageError, match="Too many open files"):
-        decode_image(pictures / "train" / "blood" / "000.png")
+        decode_image(image_folder / "train" / "blood" / "000.png")
 
 
 def test_a_part_is_not_called_damaged_for_want_of_open_files(study: Study, request: pytest.FixtureRequest) -> None:

@@ -19,7 +19,7 @@ import typer.main
 import ccassets
 from ccassets.cli import app, main
 from ccassets.study.schema import Study
-from ccassets_tests.made_studies import DATA, edit_study, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import DATA, edit_study, save_golden_weights, save_images, write_study
 
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 OF_A_STUDY = ["build", "doctor", "extract", "fetch", "prune"]
@@ -75,7 +75,7 @@ class Built:
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Built:
     root = tmp_path_factory.mktemp("cli")
-    save_pictures(root / "pictures")
+    save_images(root / "pictures")
     weights = save_golden_weights(root / "weights")
     study = write_study(root / "studies" / "cells", images=root / "pictures", encoder=weights)
     environment = {"CCASSETS_HOME": str(root / "home"), "HF_TOKEN": TOKEN}
@@ -273,7 +273,7 @@ def test_doctor_ends_with_1_when_a_build_cannot_start(study: Study, weights: Pat
 
 
 def test_a_new_study_says_what_it_found_and_what_to_do_next(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("new-study", "mine", "--folder", "pictures")

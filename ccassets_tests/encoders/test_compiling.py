@@ -100,9 +100,9 @@ def test_without_a_compiler_an_extraction_says_what_is_missing(study: Study, tmp
     assert "Traceback" not in done.stderr
 
 
-def test_an_encoder_of_ones_own_is_compiled_if_its_card_says_so(tmp_path: Path, pictures: Path) -> None:
+def test_an_encoder_of_ones_own_is_compiled_if_its_card_says_so(tmp_path: Path, image_folder: Path) -> None:
     own: dict[str, Any] = {"kind": "python", "target": "colours:Colours", "compiled": True}
-    study = write_study(tmp_path / "own", images=pictures, encoder=own, vocabulary={})
+    study = write_study(tmp_path / "own", images=image_folder, encoder=own, vocabulary={})
     (study.folder / "colours.py").write_text(COLOURS)
 
     with pytest.raises(EncoderError, match=r"says compiled True, card\.compiled is False"):

@@ -86,13 +86,13 @@ def write_study(
     *,
     dim: int = 16,
     tokens: int = 9,
-    pictures: Mapping[tuple[str, int], int] | None = None,
+    equal_images: Mapping[tuple[str, int], int] | None = None,
     extraction: Mapping[str, Any] | None = None,
     **logits: float,
 ) -> Study:
     """A study whose images lie in the order of a table; `labels` of every split, or their number where it has none.
 
-    `pictures` gives some images the picture of another number.
+    `equal_images` gives some rows the image of another number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stand_in.py").write_text(STAND_IN)
@@ -103,7 +103,7 @@ def write_study(
             key = f"images/{split}-{number:03d}.png"
             path = folder / key
             path.parent.mkdir(exist_ok=True)
-            picture((pictures or {}).get((split, number), len(rows))).save(path)
+            picture((equal_images or {}).get((split, number), len(rows))).save(path)
             rows.append([key, split, *([] if isinstance(values, int) else [values[number]])])
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path", "split", *(["label"] if labelled else [])], *rows])
@@ -559,7 +559,7 @@ def test_a_split_in_another_order_is_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_equal_pictures_with_different_features_show_that_the_order_is_wrong(tmp_path: Path) -> None:
-    study = small_study(tmp_path, pictures={("train", 3): 1})
+    study = small_study(tmp_path, equal_images={("train", 3): 1})
     path = finished(tmp_path / "old.h5")
     assert refused(path, study) == {"equal_images"}
     adoption = adopt(path, study, repair=True)
@@ -567,7 +567,7 @@ def test_equal_pictures_with_different_features_show_that_the_order_is_wrong(tmp
 
 
 def test_equal_pictures_are_taken_over_once(tmp_path: Path) -> None:
-    study = small_study(tmp_path, pictures={("train", 3): 1, ("val", 0): 1})
+    study = small_study(tmp_path, equal_images={("train", 3): 1, ("val", 0): 1})
     path = finished(tmp_path / "old.h5")
     with h5py.File(path, "r+") as file:
         for name in ("image_features", "image_token_features"):
@@ -708,9 +708,9 @@ def test_features_of_another_encoder_are_refused_whatever_is_asked(
 
 
 @pytest.fixture
-def study_of_weights(tmp_path: Path, pictures: Path, weights: Path) -> Study:
+def study_of_weights(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
     """A study of the golden ConceptCLIP, whose tokenizer is at hand."""
-    return building.write_study(tmp_path / "studies" / "cells", images=pictures, encoder=weights)
+    return building.write_study(tmp_path / "studies" / "cells", images=image_folder, encoder=weights)
 
 
 def as_original(parts: Sequence[Path], path: Path, shorter: int = 0) -> dict[str, int]:

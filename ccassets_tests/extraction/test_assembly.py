@@ -18,7 +18,7 @@ from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.extraction.made_parts import arrays, build, build_elsewhere, deep_errors, parts
-from ccassets_tests.made_studies import VOCABULARY, picture, save_pictures, write_study
+from ccassets_tests.made_studies import VOCABULARY, picture, save_images, write_study
 
 # --- what it waits for -------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ def test_where_it_comes_from_is_recorded(study: Study) -> None:
 
 
 def test_groups_and_concepts_with_synonyms_come_through(tmp_path: Path, weights: Path) -> None:
-    images = save_pictures(tmp_path / "pictures")
+    images = save_images(tmp_path / "pictures")
     with (images / "cells.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "label", "split", "patient"])
@@ -157,7 +157,7 @@ def test_groups_and_concepts_with_synonyms_come_through(tmp_path: Path, weights:
 
 
 def test_a_data_set_called_like_a_number_is_a_name_and_no_reason_to_build_again(tmp_path: Path, weights: Path) -> None:
-    study = write_study(tmp_path / "studies" / "cells", images=save_pictures(tmp_path / "2024"), encoder=weights)
+    study = write_study(tmp_path / "studies" / "cells", images=save_images(tmp_path / "2024"), encoder=weights)
 
     first, again = build(study), build(study)
 
@@ -171,12 +171,14 @@ def test_equal_content_has_an_equal_digest_wherever_and_whenever_it_is_built(stu
 
 
 def test_another_order_of_templates_is_another_file_with_the_old_image_bytes(
-    study: Study, pictures: Path, weights: Path
+    study: Study, image_folder: Path, weights: Path
 ) -> None:
     first = build(study)
     images = arrays(first.path)["image_token_features"]
     labels = {**VOCABULARY["labels"], "templates": VOCABULARY["labels"]["templates"][::-1]}
-    turned = write_study(study.folder, images=pictures, encoder=weights, vocabulary={**VOCABULARY, "labels": labels})
+    turned = write_study(
+        study.folder, images=image_folder, encoder=weights, vocabulary={**VOCABULARY, "labels": labels}
+    )
 
     second = build(turned)
 
@@ -185,9 +187,9 @@ def test_another_order_of_templates_is_another_file_with_the_old_image_bytes(
     assert np.array_equal(arrays(second.path)["image_token_features"], images)
 
 
-def test_a_reader_keeps_the_old_database_while_the_new_one_is_published(study: Study, pictures: Path) -> None:
+def test_a_reader_keeps_the_old_database_while_the_new_one_is_published(study: Study, image_folder: Path) -> None:
     with open_database(build(study).path) as old:
-        picture(1000).save(pictures / "train" / "blood" / "0000.png")
+        picture(1000).save(image_folder / "train" / "blood" / "0000.png")
         build(study)
 
         with open_database(old.path) as new:

@@ -40,7 +40,7 @@ from ccassets_tests.made_studies import picture, write_study
 # --- what is stored ----------------------------------------------------------------------------------
 
 
-def test_the_database_holds_what_the_encoder_gives_row_by_row(study: Study, pictures: Path) -> None:
+def test_the_database_holds_what_the_encoder_gives_row_by_row(study: Study, image_folder: Path) -> None:
     built = build(study)
 
     assert built.encoded == 18
@@ -52,7 +52,7 @@ def test_the_database_holds_what_the_encoder_gives_row_by_row(study: Study, pict
             chosen = database.select(split)
             assert np.array_equal(chosen.image_features, features)
             assert np.array_equal(chosen.image_token_features, tokens)
-            files = sorted(path.relative_to(pictures).as_posix() for path in (pictures / split).rglob("*.png"))
+            files = sorted(path.relative_to(image_folder).as_posix() for path in (image_folder / split).rglob("*.png"))
             assert chosen.keys.tolist() == files
             classes = [("blood", "platelet", "white").index(key.split("/")[1]) for key in files]
             assert chosen.labels.tolist() == classes
@@ -74,9 +74,11 @@ def test_parts_are_small_valid_databases_of_a_shard_each(study: Study) -> None:
             assert opened.provenance["extraction"] == {"batch_size": 2, "device": "cpu"}
 
 
-def test_equal_pictures_of_a_split_are_encoded_once(study: Study, pictures: Path) -> None:
+def test_equal_pictures_of_a_split_are_encoded_once(study: Study, image_folder: Path) -> None:
     for number in (1, 3, 7):
-        shutil.copy(pictures / "train" / "blood" / "000.png", pictures / "train" / "white" / f"copy {number}.png")
+        shutil.copy(
+            image_folder / "train" / "blood" / "000.png", image_folder / "train" / "white" / f"copy {number}.png"
+        )
 
     built = build(study)
 
@@ -90,8 +92,8 @@ def test_equal_pictures_of_a_split_are_encoded_once(study: Study, pictures: Path
     assert deep_errors(built, study) == []
 
 
-def test_a_picture_in_two_splits_is_encoded_once_and_reported(study: Study, pictures: Path) -> None:
-    shutil.copy(pictures / "train" / "blood" / "000.png", pictures / "test" / "white" / "leak.png")
+def test_a_picture_in_two_splits_is_encoded_once_and_reported(study: Study, image_folder: Path) -> None:
+    shutil.copy(image_folder / "train" / "blood" / "000.png", image_folder / "test" / "white" / "leak.png")
 
     built = build(study)
 
@@ -100,9 +102,9 @@ def test_a_picture_in_two_splits_is_encoded_once_and_reported(study: Study, pict
     assert warnings == ["image_in_two_splits"]
 
 
-def test_a_split_without_images_is_an_empty_split(study: Study, pictures: Path) -> None:
-    shutil.rmtree(pictures / "val")
-    (pictures / "val").mkdir()
+def test_a_split_without_images_is_an_empty_split(study: Study, image_folder: Path) -> None:
+    shutil.rmtree(image_folder / "val")
+    (image_folder / "val").mkdir()
 
     built = build(study)
 
@@ -113,9 +115,11 @@ def test_a_split_without_images_is_an_empty_split(study: Study, pictures: Path) 
     assert deep_errors(built, study) == []
 
 
-def test_a_limit_takes_evenly_spaced_rows_into_a_file_of_their_own(study: Study, pictures: Path, weights: Path) -> None:
+def test_a_limit_takes_evenly_spaced_rows_into_a_file_of_their_own(
+    study: Study, image_folder: Path, weights: Path
+) -> None:
     whole = build(study)
-    limited = write_study(study.folder, images=pictures, encoder=weights, extraction={"limit": 3})
+    limited = write_study(study.folder, images=image_folder, encoder=weights, extraction={"limit": 3})
 
     few = build(limited)
 
@@ -131,10 +135,10 @@ def test_a_limit_takes_evenly_spaced_rows_into_a_file_of_their_own(study: Study,
     assert deep_errors(few, limited) == []
 
 
-def test_a_manifest_of_another_limit_is_not_built_on(study: Study, pictures: Path, weights: Path) -> None:
-    limited = write_study(study.folder, images=pictures, encoder=weights, extraction={"limit": 2})
+def test_a_manifest_of_another_limit_is_not_built_on(study: Study, image_folder: Path, weights: Path) -> None:
+    limited = write_study(study.folder, images=image_folder, encoder=weights, extraction={"limit": 2})
     build(limited)
-    whole = write_study(study.folder, images=pictures, encoder=weights)
+    whole = write_study(study.folder, images=image_folder, encoder=weights)
 
     for step in (lambda: extract_images(whole, "train"), lambda: ccassets.assemble_database(whole)):
         with pytest.raises(DatasetError, match=r"'train' of cells were read with the limit 2, and the study now says"):
@@ -143,11 +147,11 @@ def test_a_manifest_of_another_limit_is_not_built_on(study: Study, pictures: Pat
 
 
 def test_an_encoder_without_tokens_and_text_gives_a_valid_database_without_templates(
-    tmp_path: Path, pictures: Path
+    tmp_path: Path, image_folder: Path
 ) -> None:
     for name, tokens in (("plain", 0), ("patches", 2)):
         encoder = {"kind": "python", "target": "colours:Colours", "options": {"tokens": tokens}}
-        study = write_study(tmp_path / "studies" / name, images=pictures, encoder=encoder, vocabulary={})
+        study = write_study(tmp_path / "studies" / name, images=image_folder, encoder=encoder, vocabulary={})
         (study.folder / "colours.py").write_text(COLOURS)
 
         built = build(study)
@@ -159,9 +163,11 @@ def test_an_encoder_without_tokens_and_text_gives_a_valid_database_without_templ
             assert database.logit_scale is None
 
 
-def test_bad_images_that_are_skipped_are_listed_in_the_database(study: Study, pictures: Path, weights: Path) -> None:
-    (pictures / "val" / "white" / "broken.png").write_bytes(b"no picture")
-    skipping = write_study(study.folder, images=pictures, encoder=weights, extraction={"on_bad_image": "skip"})
+def test_bad_images_that_are_skipped_are_listed_in_the_database(
+    study: Study, image_folder: Path, weights: Path
+) -> None:
+    (image_folder / "val" / "white" / "broken.png").write_bytes(b"no picture")
+    skipping = write_study(study.folder, images=image_folder, encoder=weights, extraction={"on_bad_image": "skip"})
 
     built = build(skipping)
 
@@ -176,11 +182,11 @@ def test_bad_images_that_are_skipped_are_listed_in_the_database(study: Study, pi
 
 
 def test_bad_images_that_are_blanked_are_rows_the_validator_reports(
-    study: Study, pictures: Path, weights: Path
+    study: Study, image_folder: Path, weights: Path
 ) -> None:
-    (pictures / "val" / "blood" / "000a.png").write_bytes(b"no picture")
-    (pictures / "val" / "white" / "broken.png").write_bytes(b"no picture")
-    blanking = write_study(study.folder, images=pictures, encoder=weights, extraction={"on_bad_image": "blank"})
+    (image_folder / "val" / "blood" / "000a.png").write_bytes(b"no picture")
+    (image_folder / "val" / "white" / "broken.png").write_bytes(b"no picture")
+    blanking = write_study(study.folder, images=image_folder, encoder=weights, extraction={"on_bad_image": "blank"})
 
     built = build(blanking)
 
@@ -193,9 +199,9 @@ def test_bad_images_that_are_blanked_are_rows_the_validator_reports(
     assert [finding.check for finding in findings] == ["blank_rows"]
 
 
-def test_all_bad_images_are_named_before_anything_is_encoded(study: Study, pictures: Path) -> None:
+def test_all_bad_images_are_named_before_anything_is_encoded(study: Study, image_folder: Path) -> None:
     for name in ("one.png", "two.png"):
-        (pictures / "train" / "blood" / name).write_bytes(b"no picture")
+        (image_folder / "train" / "blood" / name).write_bytes(b"no picture")
 
     with pytest.raises(DatasetError) as caught:
         extract_images(study, "train")
@@ -208,11 +214,11 @@ def test_all_bad_images_are_named_before_anything_is_encoded(study: Study, pictu
 # --- what an encoder may do wrong --------------------------------------------------------------------
 
 
-def faulty(folder: Path, pictures: Path, fault: str) -> Study:
+def faulty(folder: Path, image_folder: Path, fault: str) -> Study:
     """A study whose encoder fails on one white picture, the third of its split."""
-    Image.new("RGB", (30, 30), (255, 255, 255)).save(pictures / "train" / "blood" / "006.png")
+    Image.new("RGB", (30, 30), (255, 255, 255)).save(image_folder / "train" / "blood" / "006.png")
     encoder = {"kind": "python", "target": "colours:Colours", "options": {"fault": fault}}
-    study = write_study(folder / "studies" / fault, images=pictures, encoder=encoder, vocabulary={})
+    study = write_study(folder / "studies" / fault, images=image_folder, encoder=encoder, vocabulary={})
     (study.folder / "colours.py").write_text(COLOURS)
     return study
 
@@ -228,9 +234,9 @@ def faulty(folder: Path, pictures: Path, fault: str) -> Study:
     ],
 )
 def test_an_encoder_that_fails_is_an_error_that_names_the_images(
-    tmp_path: Path, pictures: Path, fault: str, says: str
+    tmp_path: Path, image_folder: Path, fault: str, says: str
 ) -> None:
-    study = faulty(tmp_path, pictures, fault)
+    study = faulty(tmp_path, image_folder, fault)
 
     with pytest.raises(EncoderError) as caught:
         extract_images(study, "train")
@@ -246,9 +252,9 @@ def build_left_nothing(study: Study) -> bool:
     return not [path for path in root.rglob("*") if ".partial" in path.name]
 
 
-def test_shards_before_the_failing_one_are_kept(tmp_path: Path, pictures: Path) -> None:
-    study = faulty(tmp_path, pictures, "nan")
-    (pictures / "train" / "blood" / "006.png").rename(pictures / "train" / "white" / "zz.png")
+def test_shards_before_the_failing_one_are_kept(tmp_path: Path, image_folder: Path) -> None:
+    study = faulty(tmp_path, image_folder, "nan")
+    (image_folder / "train" / "blood" / "006.png").rename(image_folder / "train" / "white" / "zz.png")
 
     with pytest.raises(EncoderError, match=r"It was encoding 'train/white/zz\.png' to"):
         extract_images(study, "train")
@@ -256,10 +262,10 @@ def test_shards_before_the_failing_one_are_kept(tmp_path: Path, pictures: Path) 
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4, 4]
 
 
-def test_an_encoder_that_is_not_the_recorded_one_is_refused(study: Study, pictures: Path) -> None:
+def test_an_encoder_that_is_not_the_recorded_one_is_refused(study: Study, image_folder: Path) -> None:
     other = write_study(
         study.folder.parent / "other",
-        images=pictures,
+        images=image_folder,
         encoder={**study.encoder.model_dump(mode="json", exclude_none=True), "tokens": False},
     )
     identify_encoder(study)
@@ -269,11 +275,11 @@ def test_an_encoder_that_is_not_the_recorded_one_is_refused(study: Study, pictur
 
 
 def test_a_study_that_asks_for_another_encoder_is_not_built_from_the_old_ones_parts(
-    study: Study, pictures: Path, weights: Path
+    study: Study, image_folder: Path, weights: Path
 ) -> None:
     build(study)
     encoder = {"kind": "conceptclip", "weights": str(weights), "dtype": "bfloat16"}
-    changed = write_study(study.folder, images=pictures, encoder=encoder)
+    changed = write_study(study.folder, images=image_folder, encoder=encoder)
 
     steps: list[Callable[[], Any]] = [
         lambda: extract_images(changed, "train"),
@@ -286,9 +292,9 @@ def test_a_study_that_asks_for_another_encoder_is_not_built_from_the_old_ones_pa
             step()
 
 
-def test_an_image_that_changed_after_its_manifest_is_an_error_that_names_it(study: Study, pictures: Path) -> None:
+def test_an_image_that_changed_after_its_manifest_is_an_error_that_names_it(study: Study, image_folder: Path) -> None:
     read_sources(study)
-    picture(1000).save(pictures / "train" / "platelet" / "004.png")
+    picture(1000).save(image_folder / "train" / "platelet" / "004.png")
 
     with pytest.raises(DatasetError, match=r"train/platelet/004\.png is not the image that was read"):
         extract_images(study, "train")
@@ -314,11 +320,11 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_encoded(
 
 
 def test_a_full_disk_at_assembly_leaves_the_old_database(
-    study: Study, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = build(study)
     before = built.path.read_bytes()
-    picture(1000).save(pictures / "train" / "blood" / "009.png")
+    picture(1000).save(image_folder / "train" / "blood" / "009.png")
     ccassets.read_images(study, "train")
     extract_images(study, "train")
     usage = namedtuple("usage", "total used free")
@@ -384,12 +390,12 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home, pictures, weights and a study whose pictures are encoded and whose database is assembled."""
-    from ccassets_tests.made_studies import save_golden_weights, save_pictures
+    from ccassets_tests.made_studies import save_golden_weights, save_images
 
     folder = tmp_path_factory.mktemp("finished")
     study = write_study(
         folder / "studies" / "cells",
-        images=save_pictures(folder / "pictures"),
+        images=save_images(folder / "pictures"),
         encoder=save_golden_weights(folder / "weights"),
     )
     build_elsewhere(study, folder / "home" / "storage")
@@ -442,10 +448,10 @@ def test_a_database_that_was_damaged_is_made_anew(study: Study) -> None:
 # --- fresh -------------------------------------------------------------------------------------------
 
 
-def test_fresh_encodes_everything_again_and_replaces_the_old_parts(study: Study, pictures: Path) -> None:
+def test_fresh_encodes_everything_again_and_replaces_the_old_parts(study: Study, image_folder: Path) -> None:
     build(study)
     for number in (1, 2):  # Parts of a grown data set, that a build from nothing would not leave.
-        picture(1000 + number).save(pictures / "train" / "blood" / f"00{number}.png")
+        picture(1000 + number).save(image_folder / "train" / "blood" / f"00{number}.png")
         build(study)
     newest = max(part.stat().st_mtime_ns for part in parts(study))
 
@@ -467,13 +473,13 @@ def test_fresh_encodes_everything_again_and_replaces_the_old_parts(study: Study,
 
 
 def test_no_path_host_or_token_is_in_any_attribute(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path, weights: Path
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path, weights: Path
 ) -> None:
     import socket
 
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-    (pictures / "train" / "white" / "broken.png").write_bytes(b"no picture")
-    skipping = write_study(study.folder, images=pictures, encoder=weights, extraction={"on_bad_image": "skip"})
+    (image_folder / "train" / "white" / "broken.png").write_bytes(b"no picture")
+    skipping = write_study(study.folder, images=image_folder, encoder=weights, extraction={"on_bad_image": "skip"})
     built = build(skipping)
     store = Store.of(skipping)
     files = [built.path, *parts(skipping), *(part.part for part in built.templates.values())]

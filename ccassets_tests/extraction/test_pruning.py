@@ -16,7 +16,7 @@ from ccassets.extraction.sources import identify_encoder, read_images, recorded_
 from ccassets.files import exclusive
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.made_studies import save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import save_golden_weights, save_images, write_study
 
 WEIGHTS = {"kind": "conceptclip", "weights": "../../weights"}
 
@@ -35,9 +35,9 @@ def files(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*.h5")}
 
 
-def variant(study: Study, pictures: Path, name: str = "cells", **changes: object) -> Study:
+def variant(study: Study, image_folder: Path, name: str = "cells", **changes: object) -> Study:
     """The study written again with other sections, by default in its own place."""
-    sections = {"images": pictures, "encoder": WEIGHTS, **changes}
+    sections = {"images": image_folder, "encoder": WEIGHTS, **changes}
     return write_study(study.folder.parent / name, **sections)  # type: ignore[arg-type]
 
 
@@ -45,7 +45,7 @@ def variant(study: Study, pictures: Path, name: str = "cells", **changes: object
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, weights, a study and its finished storage, for every test to copy."""
     root = tmp_path_factory.mktemp("pruning")
-    save_pictures(root / "pictures")
+    save_images(root / "pictures")
     save_golden_weights(root / "weights")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CCASSETS_STORAGE", str(root / "storage"))
@@ -62,7 +62,7 @@ def finished(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
 
 
 @pytest.fixture
-def pictures(finished: Study, tmp_path: Path) -> Path:
+def image_folder(finished: Study, tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
@@ -73,10 +73,10 @@ def test_a_finished_study_needs_everything(finished: Study) -> None:
     assert files(root) == before
 
 
-def test_the_parts_of_an_encoder_that_was_left_behind_are_removed(finished: Study, pictures: Path) -> None:
+def test_the_parts_of_an_encoder_that_was_left_behind_are_removed(finished: Study, image_folder: Path) -> None:
     store = Store.of(finished)
     old = recorded_card(finished, store).identity
-    half = variant(finished, pictures, encoder={**WEIGHTS, "tokens": False})
+    half = variant(finished, image_folder, encoder={**WEIGHTS, "tokens": False})
 
     identify_encoder(half)
     assert prune(half) == [], "the database still is of the old encoder"
@@ -94,10 +94,10 @@ def test_the_parts_of_an_encoder_that_was_left_behind_are_removed(finished: Stud
     assert prune(half) == []
 
 
-def test_images_that_left_the_study_and_its_database_are_removed(finished: Study, pictures: Path) -> None:
+def test_images_that_left_the_study_and_its_database_are_removed(finished: Study, image_folder: Path) -> None:
     store = Store.of(finished)
     identity = recorded_card(finished, store).identity
-    for path in sorted((pictures / "train").glob("*/*.png"))[:8]:
+    for path in sorted((image_folder / "train").glob("*/*.png"))[:8]:
         path.unlink()
     read_images(finished, "train")
     assert prune(finished) == [], "the database still holds them"
@@ -111,9 +111,9 @@ def test_images_that_left_the_study_and_its_database_are_removed(finished: Study
 
 
 def test_what_another_study_needs_is_kept_whether_its_file_is_known_or_not(
-    finished: Study, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Study, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = variant(finished, pictures, name="others", vocabulary={"custom": {"odd": ["a sailing boat"]}})
+    other = variant(finished, image_folder, name="others", vocabulary={"custom": {"odd": ["a sailing boat"]}})
     identify_encoder(other)
     read_images(other, "train")
     extract_text(other)
@@ -134,22 +134,22 @@ def test_what_another_study_needs_is_kept_whether_its_file_is_known_or_not(
     assert plan_study(other, ["train"]).templates == []
 
 
-def test_a_first_try_with_a_limit_costs_nothing_of_the_whole(finished: Study, pictures: Path) -> None:
+def test_a_first_try_with_a_limit_costs_nothing_of_the_whole(finished: Study, image_folder: Path) -> None:
     store = Store.of(finished)
     store.database.unlink()
-    limited = variant(finished, pictures, extraction={"limit": 1})
+    limited = variant(finished, image_folder, extraction={"limit": 1})
     finish(limited)
     assert prune(limited) == []
-    again = variant(finished, pictures)
+    again = variant(finished, image_folder)
     identify_encoder(again)
     for split in again.splits:
         read_images(again, split)
     assert plan_study(again).to_encode == 0
 
 
-def test_a_template_that_was_edited_is_removed_in_its_old_form(finished: Study, pictures: Path) -> None:
+def test_a_template_that_was_edited_is_removed_in_its_old_form(finished: Study, image_folder: Path) -> None:
     vocabulary = {"labels": {"words": ["blood"], "templates": ["a photo of {} cell"]}}
-    edited = variant(finished, pictures, vocabulary=vocabulary)
+    edited = variant(finished, image_folder, vocabulary=vocabulary)
     extract_text(edited)
     found = prune(edited)
     assert len(found) == 4

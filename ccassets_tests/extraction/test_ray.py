@@ -60,8 +60,8 @@ def test_two_ray_workers_give_the_bytes_of_one_process(study: Study, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_ray_worker_that_is_killed_at_a_shard_is_started_again(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, deaths=2)
+def test_a_ray_worker_that_is_killed_at_a_shard_is_started_again(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, deaths=2)
     read_sources(study)
 
     extract_splits(study, SPLITS, runner=choose_runner("ray:2"))
@@ -75,16 +75,16 @@ def test_a_ray_worker_that_is_killed_at_a_shard_is_started_again(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_errors_on_ray_are_sentences(tmp_path: Path, pictures: Path) -> None:
+def test_errors_on_ray_are_sentences(tmp_path: Path, image_folder: Path) -> None:
     from PIL import Image
 
-    Image.new("RGB", (30, 30), "white").save(pictures / "val" / "white" / "000.png")
-    broken, _ = watched(tmp_path, pictures, fault="nan")
+    Image.new("RGB", (30, 30), "white").save(image_folder / "val" / "white" / "000.png")
+    broken, _ = watched(tmp_path, image_folder, fault="nan")
     read_sources(broken)
     with pytest.raises(EncoderError, match=r"finite values are expected\nIt was encoding 'val/"):
         extract_splits(broken, ["val"], runner=choose_runner("ray:2"))
 
-    dying, _ = watched(tmp_path, pictures, deaths=1000)
+    dying, _ = watched(tmp_path, image_folder, deaths=1000)
     read_sources(dying)
     with pytest.raises(EncoderError, match="A Ray worker died again and again"):
         extract_splits(dying, ["train"], runner=choose_runner("ray:1"))

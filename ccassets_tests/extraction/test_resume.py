@@ -23,7 +23,7 @@ from ccassets_tests.extraction.made_parts import (
     parts,
     stop_after,
 )
-from ccassets_tests.made_studies import save_pictures, write_study
+from ccassets_tests.made_studies import save_images, write_study
 
 
 # Shards are of four rows, batches of two.
@@ -57,9 +57,11 @@ def test_progress_counts_only_what_is_still_to_be_encoded(study: Study) -> None:
     assert said == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_an_assembly_that_was_broken_off_leaves_the_old_database(study: Study, pictures: Path, tmp_path: Path) -> None:
+def test_an_assembly_that_was_broken_off_leaves_the_old_database(
+    study: Study, image_folder: Path, tmp_path: Path
+) -> None:
     before = build(study).path.read_bytes()
-    save_pictures(pictures, {"train": 12})
+    save_images(image_folder, {"train": 12})
     for split in study.splits:
         ccassets.read_images(study, split)
         ccassets.extract_images(study, split)
@@ -74,10 +76,10 @@ def test_an_assembly_that_was_broken_off_leaves_the_old_database(study: Study, p
 
 
 def test_two_processes_that_extract_the_same_study_encode_each_image_once_in_all(
-    tmp_path: Path, pictures: Path
+    tmp_path: Path, image_folder: Path
 ) -> None:
     encoder = {"kind": "python", "target": "colours:Colours"}
-    study = write_study(tmp_path / "studies" / "cells", images=pictures, encoder=encoder, vocabulary={})
+    study = write_study(tmp_path / "studies" / "cells", images=image_folder, encoder=encoder, vocabulary={})
     (study.folder / "colours.py").write_text(COLOURS)
     code = (
         "import sys\nimport ccassets\n"

@@ -25,13 +25,13 @@ from ccassets_tests.extraction.made_parts import (
     far_rows,
     parts,
 )
-from ccassets_tests.made_studies import VOCABULARY, picture, save_pictures, write_study
+from ccassets_tests.made_studies import VOCABULARY, picture, save_images, write_study
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """More pictures than elsewhere, so that shards are whole and partly held."""
-    return save_pictures(tmp_path / "pictures", {"train": 15, "val": 6, "test": 4})
+    return save_images(tmp_path / "pictures", {"train": 15, "val": 6, "test": 4})
 
 
 def assert_like_a_fresh_build(built: Built, study: Study, folder: Path) -> None:
@@ -52,9 +52,9 @@ def test_nothing_changed_costs_nothing_and_leaves_the_file_as_it_is(study: Study
     assert fingerprint(again.path) == before
 
 
-def test_a_corrected_label_costs_nothing(study: Study, pictures: Path, tmp_path: Path) -> None:
+def test_a_corrected_label_costs_nothing(study: Study, image_folder: Path, tmp_path: Path) -> None:
     build(study)
-    (pictures / "train" / "blood" / "003.png").rename(pictures / "train" / "white" / "003.png")
+    (image_folder / "train" / "blood" / "003.png").rename(image_folder / "train" / "white" / "003.png")
 
     built = build(study)
 
@@ -66,13 +66,13 @@ def test_a_corrected_label_costs_nothing(study: Study, pictures: Path, tmp_path:
 
 
 def test_images_added_in_the_middle_and_removed_cost_what_was_added(
-    study: Study, pictures: Path, tmp_path: Path
+    study: Study, image_folder: Path, tmp_path: Path
 ) -> None:
     build(study)
     for number in range(10):
-        picture(1000 + number).save(pictures / "train" / "platelet" / f"004-{number}.png")
+        picture(1000 + number).save(image_folder / "train" / "platelet" / f"004-{number}.png")
     for name in ("blood/003.png", "platelet/004.png", "white/014.png"):
-        (pictures / "train" / name).unlink()
+        (image_folder / "train" / name).unlink()
 
     planned = plan_of(study)
     built = build(study)
@@ -90,17 +90,21 @@ def plan_of(study: Study) -> dict[str, int]:
     return {part.split: part.to_encode for part in plan_study(study).images}
 
 
-def test_train_and_val_cut_anew_cost_nothing(study: Study, pictures: Path, tmp_path: Path) -> None:
+def test_train_and_val_cut_anew_cost_nothing(study: Study, image_folder: Path, tmp_path: Path) -> None:
     build(study)
     shuffled = np.random.default_rng(0).permutation(
-        sorted(path.relative_to(pictures) for split in ("train", "val") for path in (pictures / split).rglob("*.png"))
+        sorted(
+            path.relative_to(image_folder)
+            for split in ("train", "val")
+            for path in (image_folder / split).rglob("*.png")
+        )
     )
-    (pictures / "train").rename(pictures / "old train")
-    (pictures / "val").rename(pictures / "old val")
+    (image_folder / "train").rename(image_folder / "old train")
+    (image_folder / "val").rename(image_folder / "old val")
     for place, old in enumerate(shuffled):
-        new = pictures / ("train" if place % 2 else "val") / old.parts[1] / f"{place:03d}.png"
+        new = image_folder / ("train" if place % 2 else "val") / old.parts[1] / f"{place:03d}.png"
         new.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pictures / f"old {old.parts[0]}" / Path(*old.parts[1:]), new)
+        shutil.copy(image_folder / f"old {old.parts[0]}" / Path(*old.parts[1:]), new)
 
     built = build(study)
 
@@ -110,11 +114,11 @@ def test_train_and_val_cut_anew_cost_nothing(study: Study, pictures: Path, tmp_p
 
 
 def test_other_splits_of_the_same_pictures_cost_nothing(
-    study: Study, pictures: Path, weights: Path, tmp_path: Path
+    study: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     build(study)
-    (pictures / "val").rename(pictures / "fold 1")
-    folds = write_study(study.folder, images=pictures, encoder=weights, splits=("test", "fold 1"))
+    (image_folder / "val").rename(image_folder / "fold 1")
+    folds = write_study(study.folder, images=image_folder, encoder=weights, splits=("test", "fold 1"))
 
     built = build(folds)
 
@@ -125,11 +129,11 @@ def test_other_splits_of_the_same_pictures_cost_nothing(
 
 
 def test_a_second_study_over_the_same_pictures_costs_nothing_but_its_own_prompts(
-    study: Study, pictures: Path, weights: Path, tmp_path: Path
+    study: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     build(study)
     vocabulary = {**VOCABULARY, "labels": {"words": ["a", "b", "c"], "templates": ["one {}"]}}
-    second = write_study(tmp_path / "studies" / "second", images=pictures, encoder=weights, vocabulary=vocabulary)
+    second = write_study(tmp_path / "studies" / "second", images=image_folder, encoder=weights, vocabulary=vocabulary)
 
     built = build(second)
 
@@ -140,23 +144,23 @@ def test_a_second_study_over_the_same_pictures_costs_nothing_but_its_own_prompts
 
 
 def test_another_batch_size_costs_nothing_unless_the_study_is_strict(
-    study: Study, pictures: Path, weights: Path
+    study: Study, image_folder: Path, weights: Path
 ) -> None:
     build(study)
-    larger = write_study(study.folder, images=pictures, encoder=weights, extraction={"batch_size": 4})
-    strict = write_study(study.folder, images=pictures, encoder=weights, extraction={"strict": True})
+    larger = write_study(study.folder, images=image_folder, encoder=weights, extraction={"batch_size": 4})
+    strict = write_study(study.folder, images=image_folder, encoder=weights, extraction={"strict": True})
 
     assert build(larger).encoded == 0
     assert build(strict).encoded == 25
 
 
 def test_one_edited_word_of_one_template_costs_that_template_and_keeps_the_image_bytes(
-    study: Study, pictures: Path, weights: Path, tmp_path: Path
+    study: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     before = arrays(build(study).path)
     concepts = {**VOCABULARY["concepts"], "templates": ["a cell showing {}", "that is {}"]}
     edited = write_study(
-        study.folder, images=pictures, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
+        study.folder, images=image_folder, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
     )
 
     built = build(edited)
@@ -174,11 +178,13 @@ def test_one_edited_word_of_one_template_costs_that_template_and_keeps_the_image
     assert_like_a_fresh_build(built, edited, tmp_path)
 
 
-def test_templates_in_another_order_cost_nothing(study: Study, pictures: Path, weights: Path, tmp_path: Path) -> None:
+def test_templates_in_another_order_cost_nothing(
+    study: Study, image_folder: Path, weights: Path, tmp_path: Path
+) -> None:
     build(study)
     concepts = {**VOCABULARY["concepts"], "templates": VOCABULARY["concepts"]["templates"][::-1]}
     turned = write_study(
-        study.folder, images=pictures, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
+        study.folder, images=image_folder, encoder=weights, vocabulary={**VOCABULARY, "concepts": concepts}
     )
 
     built = build(turned)
@@ -187,12 +193,14 @@ def test_templates_in_another_order_cost_nothing(study: Study, pictures: Path, w
     assert_like_a_fresh_build(built, turned, tmp_path)
 
 
-def test_a_prompt_whose_word_stands_elsewhere_is_another_prompt(study: Study, pictures: Path, weights: Path) -> None:
+def test_a_prompt_whose_word_stands_elsewhere_is_another_prompt(
+    study: Study, image_folder: Path, weights: Path
+) -> None:
     """Equal texts, and another span of the word in them: the span is stored with the features."""
 
     def with_words(words: list[str], template: str) -> Study:
         vocabulary = {"concepts": {"words": words, "templates": [template]}}
-        return write_study(study.folder, images=pictures, encoder=weights, vocabulary=vocabulary)
+        return write_study(study.folder, images=image_folder, encoder=weights, vocabulary=vocabulary)
 
     first = build(with_words(["red"], "{} cell"))
     second = build(with_words(["red cell"], "{}"))
@@ -209,16 +217,16 @@ def test_a_prompt_whose_word_stands_elsewhere_is_another_prompt(study: Study, pi
 
 
 @pytest.fixture
-def lean(study: Study, pictures: Path, weights: Path) -> Study:
+def lean(study: Study, image_folder: Path, weights: Path) -> Study:
     """The study with `keep_parts: false`."""
-    return write_study(study.folder, images=pictures, encoder=weights, storage={"keep_parts": False})
+    return write_study(study.folder, images=image_folder, encoder=weights, storage={"keep_parts": False})
 
 
-def test_without_parts_the_database_is_what_is_built_on(lean: Study, pictures: Path, tmp_path: Path) -> None:
+def test_without_parts_the_database_is_what_is_built_on(lean: Study, image_folder: Path, tmp_path: Path) -> None:
     first = build(lean)
     assert parts(lean) == []
-    picture(1000).save(pictures / "train" / "platelet" / "004a.png")
-    (pictures / "test" / "blood" / "000.png").unlink()
+    picture(1000).save(image_folder / "train" / "platelet" / "004a.png")
+    (image_folder / "test" / "blood" / "000.png").unlink()
 
     second = build(lean)
 
@@ -266,13 +274,13 @@ def test_a_database_written_elsewhere_does_not_cost_the_parts(lean: Study, tmp_p
 # --- labels ------------------------------------------------------------------------------------------
 
 
-def test_splits_read_under_different_classes_are_not_merged(study: Study, pictures: Path, weights: Path) -> None:
+def test_splits_read_under_different_classes_are_not_merged(study: Study, image_folder: Path, weights: Path) -> None:
     """A new class changes the numbers of all labels after it, in the splits that are read again."""
     vocabulary = {**VOCABULARY, "labels": {}}
-    free = write_study(study.folder, images=pictures, encoder=weights, vocabulary=vocabulary)
+    free = write_study(study.folder, images=image_folder, encoder=weights, vocabulary=vocabulary)
     build(free)
-    (pictures / "val" / "band").mkdir()
-    picture(1000).save(pictures / "val" / "band" / "000.png")
+    (image_folder / "val" / "band").mkdir()
+    picture(1000).save(image_folder / "val" / "band" / "000.png")
     ccassets.read_images(free, "val")
     ccassets.extract_images(free, "val")
 

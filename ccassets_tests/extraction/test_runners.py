@@ -60,11 +60,11 @@ class Watched(Colours):
 )
 
 
-def watched(tmp_path: Path, pictures: Path, **options: Any) -> tuple[Study, Path]:
+def watched(tmp_path: Path, image_folder: Path, **options: Any) -> tuple[Study, Path]:
     """A study whose encoder writes down what it encodes, and where it does."""
     log = tmp_path / "encoded.log"
     encoder = {"kind": "python", "target": "watched:Watched", "options": {"log": str(log), **options}}
-    study = write_study(tmp_path / "studies" / "cells", images=pictures, encoder=encoder, vocabulary={})
+    study = write_study(tmp_path / "studies" / "cells", images=image_folder, encoder=encoder, vocabulary={})
     (study.folder / "watched.py").write_text(WATCHED)
     return study, log
 
@@ -125,9 +125,9 @@ def test_a_batch_that_the_encoder_fails_on_is_named_and_the_shards_before_it_are
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4, 4]
 
 
-def test_an_image_that_is_wrong_costs_no_shard_before_it(study: Study, pictures: Path) -> None:
+def test_an_image_that_is_wrong_costs_no_shard_before_it(study: Study, image_folder: Path) -> None:
     read_sources(study)
-    picture(1000).save(pictures / "train" / "platelet" / "004.png")
+    picture(1000).save(image_folder / "train" / "platelet" / "004.png")
 
     with pytest.raises(DatasetError, match=r"train/platelet/004\.png is not the image that was read"):
         extract_splits(study, ["train"])
@@ -151,8 +151,10 @@ def test_two_local_workers_give_the_bytes_of_one_process(study: Study, tmp_path:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_a_worker_that_is_killed_at_a_shard_costs_that_shard_and_nothing_else(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, deaths=2)
+def test_a_worker_that_is_killed_at_a_shard_costs_that_shard_and_nothing_else(
+    tmp_path: Path, image_folder: Path
+) -> None:
+    study, log = watched(tmp_path, image_folder, deaths=2)
     read_sources(study)
     times = StageTimes()
 
@@ -166,8 +168,8 @@ def test_a_worker_that_is_killed_at_a_shard_costs_that_shard_and_nothing_else(tm
     assert differences(build(study).path, undisturbed(study, tmp_path)) == []
 
 
-def test_workers_that_die_whatever_is_tried_end_in_a_sentence(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, deaths=1000)
+def test_workers_that_die_whatever_is_tried_end_in_a_sentence(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, deaths=1000)
     read_sources(study)
 
     with pytest.raises(EncoderError, match=r"died one after the other .* killed by signal 9\..* use fewer workers"):
@@ -176,11 +178,11 @@ def test_workers_that_die_whatever_is_tried_end_in_a_sentence(tmp_path: Path, pi
     assert 4 <= len(encoded(log)) <= 10
 
 
-def test_an_error_in_a_worker_is_the_one_that_a_single_process_raises(tmp_path: Path, pictures: Path) -> None:
+def test_an_error_in_a_worker_is_the_one_that_a_single_process_raises(tmp_path: Path, image_folder: Path) -> None:
     from PIL import Image
 
-    study, _ = watched(tmp_path, pictures, fault="nan")
-    Image.new("RGB", (30, 30), "white").save(pictures / "val" / "white" / "000.png")
+    study, _ = watched(tmp_path, image_folder, fault="nan")
+    Image.new("RGB", (30, 30), "white").save(image_folder / "val" / "white" / "000.png")
     read_sources(study)
     said = []
     for runner in ("local:1", "local:2"):
@@ -192,8 +194,8 @@ def test_an_error_in_a_worker_is_the_one_that_a_single_process_raises(tmp_path: 
     assert said[0].splitlines()[-1].startswith("It was encoding")
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, slow=30.0)
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, slow=30.0)
     read_sources(study)
     code = (
         "import sys, ccassets\n"
@@ -214,9 +216,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, pictures
     wait_until(lambda: not any(Path("/proc", pid).exists() for pid in encoded(log)), seconds=5)
 
 
-def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures)
-    (pictures / "val" / "blood" / "leak.png").write_bytes((pictures / "train" / "blood" / "003.png").read_bytes())
+def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder)
+    (image_folder / "val" / "blood" / "leak.png").write_bytes(
+        (image_folder / "train" / "blood" / "003.png").read_bytes()
+    )
     read_sources(study)
 
     done = extract_splits(study, SPLITS, runner=choose_runner("local:2"))
@@ -228,12 +232,12 @@ def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Pat
 
 
 def test_a_build_takes_the_runner_of_the_environment_and_shows_all_workers_in_one_run(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ccassets.orchestration.build import run_build
     from ccassets.orchestration.status import dagster_instance
 
-    study, log = watched(tmp_path, pictures)
+    study, log = watched(tmp_path, image_folder)
     study = edit_study(study, lambda attributes: attributes["extraction"].update(partitioned=False))
     monkeypatch.setenv("CCASSETS_RUNNER", "local:2")
     said: list[tuple[int, int]] = []
@@ -290,8 +294,8 @@ def test_jobs_share_the_shards_and_the_next_build_encodes_nothing(study: Study, 
     assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
 
 
-def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, slow=0.3)
+def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, slow=0.3)
     read_sources(study)
 
     processes = [start_job(study, 1, 2) for _ in range(2)]
@@ -305,8 +309,8 @@ def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, pictures: 
     assert len(parts(study)) == 6
 
 
-def test_a_job_that_was_killed_at_a_shard_leaves_it_to_the_next(tmp_path: Path, pictures: Path) -> None:
-    study, _ = watched(tmp_path, pictures, deaths=2)
+def test_a_job_that_was_killed_at_a_shard_leaves_it_to_the_next(tmp_path: Path, image_folder: Path) -> None:
+    study, _ = watched(tmp_path, image_folder, deaths=2)
     read_sources(study)
     killed = start_job(study, 1, 1)
     assert killed.wait() == -9
@@ -320,8 +324,8 @@ def test_a_job_that_was_killed_at_a_shard_leaves_it_to_the_next(tmp_path: Path, 
     assert differences(built.path, undisturbed(study, tmp_path)) == []
 
 
-def test_a_build_waits_for_the_jobs_that_are_at_work(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, slow=0.3)
+def test_a_build_waits_for_the_jobs_that_are_at_work(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, slow=0.3)
     read_sources(study)
     job = start_job(study, 1, 2)
     wait_until(log.exists)
@@ -372,8 +376,8 @@ def test_the_command_is_one_job_and_says_what_it_did(study: Study, capsys: pytes
     assert said[2] == "Nothing encoded."
 
 
-def test_ctrl_c_ends_a_job_and_its_workers_without_a_traceback(tmp_path: Path, pictures: Path) -> None:
-    study, log = watched(tmp_path, pictures, slow=30.0)
+def test_ctrl_c_ends_a_job_and_its_workers_without_a_traceback(tmp_path: Path, image_folder: Path) -> None:
+    study, log = watched(tmp_path, image_folder, slow=30.0)
     read_sources(study)
     job = subprocess.Popen(
         [sys.executable, "-m", "ccassets.cli", "extract", str(study.folder)],

@@ -76,9 +76,9 @@ def test_fresh_encodes_again(study: Study) -> None:
     assert [part.digest for part in again] == [part.digest for part in first]
 
 
-def test_equal_prompts_under_two_ids_are_encoded_once(study: Study, pictures: Path, weights: Path) -> None:
+def test_equal_prompts_under_two_ids_are_encoded_once(study: Study, image_folder: Path, weights: Path) -> None:
     vocabulary = {"custom": {"one": ["a cell"], "two": ["a cell"], "other": ["the cell"]}}
-    custom = write_study(study.folder, images=pictures, encoder=weights, vocabulary=vocabulary)
+    custom = write_study(study.folder, images=image_folder, encoder=weights, vocabulary=vocabulary)
 
     assert {part.template_id: part.encoded for part in extract_text(custom)} == {"one": 1, "other": 1, "two": 0}
     for split in custom.splits:
@@ -96,9 +96,9 @@ def test_an_unknown_template_lists_the_known_ones(study: Study) -> None:
         extract_template(study, "t01")
 
 
-def test_an_encoder_without_text_refuses_templates_in_a_sentence(tmp_path: Path, pictures: Path) -> None:
+def test_an_encoder_without_text_refuses_templates_in_a_sentence(tmp_path: Path, image_folder: Path) -> None:
     study = write_study(
-        tmp_path / "studies" / "grey", images=pictures, encoder={"kind": "python", "target": "colours:Colours"}
+        tmp_path / "studies" / "grey", images=image_folder, encoder={"kind": "python", "target": "colours:Colours"}
     )
     (study.folder / "colours.py").write_text(COLOURS)
 

@@ -24,7 +24,7 @@ PROMPTS = PromptConfig(
 )
 
 
-class Pictures(torch.utils.data.Dataset[Any]):
+class GreyImages(torch.utils.data.Dataset[Any]):
     """`count` pictures of one grey value each, from `first` on; `read` sees every row number that is asked for."""
 
     def __init__(

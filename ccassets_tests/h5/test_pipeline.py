@@ -38,7 +38,7 @@ from ccassets.h5 import (
 )
 from ccassets.study.loading import load_study
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents
-from ccassets_tests.h5.stand_in import PROMPTS, D, Pictures, Replay, StandIn, stand_in
+from ccassets_tests.h5.stand_in import PROMPTS, D, GreyImages, Replay, StandIn, stand_in
 
 COUNTS = {"train": 20, "val": 9, "test": 5}
 LABELS = [0, 1] * 10
@@ -47,7 +47,7 @@ LABELS = [0, 1] * 10
 def loaders(**changes: Any) -> dict[str, Any]:
     """Loaders of 20, 9 and 5 different pictures; `changes` replaces single data sets."""
     first = dict(zip(COUNTS, (0, 20, 29), strict=True))
-    datasets = {split: changes.get(split, Pictures(count, first[split], LABELS)) for split, count in COUNTS.items()}
+    datasets = {split: changes.get(split, GreyImages(count, first[split], LABELS)) for split, count in COUNTS.items()}
     return build_dataloaders(datasets, batch_size=8)
 
 
@@ -79,7 +79,7 @@ def test_the_pipeline_stores_what_the_model_gives(path: Path) -> None:
     assert artifacts.model.training  # as it was before
     model = StandIn().eval()
     with torch.inference_mode():
-        features, tokens = model.encode_image(torch.stack([Pictures(9, 20)[row] for row in range(8)]), normalize=True)
+        features, tokens = model.encode_image(torch.stack([GreyImages(9, 20)[row] for row in range(8)]), normalize=True)
         projected = model.image_proj(tokens)
     with open_database(path) as database:
         assert (database.dim, database.token_count, len(database)) == (D, 9, 34)
@@ -119,7 +119,7 @@ def test_a_second_run_appends_nothing_and_reads_no_image(path: Path, capsys: pyt
     before, read = contents(path), []
 
     again = encode_and_store_image_features(
-        stand_in(), list(loaders(train=Pictures(20, 0, LABELS, read.append)).items()), output_path=path
+        stand_in(), list(loaders(train=GreyImages(20, 0, LABELS, read.append)).items()), output_path=path
     )
 
     assert again == {}
@@ -137,13 +137,13 @@ def test_a_run_that_an_image_stopped_goes_on_where_it_was(path: Path, undisturbe
     store_prompt_features(stand_in(), PROMPTS, output_path=path)
     with pytest.raises(CcassetsError, match=r"loader of 'train' failed \(OSError: image 13.*\). 8 of its rows"):
         encode_and_store_image_features(
-            stand_in(), loaders(train=Pictures(20, 0, LABELS, broken)), output_path=path, show_progress=False
+            stand_in(), loaders(train=GreyImages(20, 0, LABELS, broken)), output_path=path, show_progress=False
         )
     with h5py.File(path) as file:
         assert json.loads(file.attrs["split_counts"]) == {"train": 8}
 
     appended = encode_and_store_image_features(
-        stand_in(), loaders(train=Pictures(20, 0, LABELS, read.append)), output_path=path, show_progress=False
+        stand_in(), loaders(train=GreyImages(20, 0, LABELS, read.append)), output_path=path, show_progress=False
     )
 
     assert appended == {"train": 12, "val": 9, "test": 5}
@@ -200,7 +200,7 @@ def test_a_run_of_the_original_scripts_that_stopped_is_completed(tmp_path: Path)
     path = Path(shutil.copy(LEGACY / "legacy_partial.h5", tmp_path / "partial.h5"))
     good = contents(LEGACY / "legacy_good.h5")
     datasets = {
-        split: Pictures(count, first, good["labels"][first : first + count])
+        split: GreyImages(count, first, good["labels"][first : first + count])
         for split, first, count in (("train", 0, 36), ("val", 36, 20), ("test", 56, 14))
     }
 
@@ -235,7 +235,7 @@ def test_without_resume_the_splits_are_stored_anew_and_not_twice(path: Path, und
 def test_without_resume_earlier_splits_stay_and_later_ones_are_protected(path: Path) -> None:
     run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
     before = contents(path)
-    some = loaders(val=Pictures(9, 100, LABELS), test=Pictures(5, 110, LABELS))
+    some = loaders(val=GreyImages(9, 100, LABELS), test=GreyImages(5, 110, LABELS))
 
     with pytest.raises(CcassetsError, match=r"would remove the rows of \['test'\] too"):
         encode_and_store_image_features(stand_in(), {"val": some["val"]}, output_path=path, resume=False)
@@ -255,11 +255,11 @@ def test_without_resume_earlier_splits_stay_and_later_ones_are_protected(path: P
 
 def test_shuffling_is_refused(path: Path) -> None:
     with pytest.raises(CcassetsError, match="shuffle=True: rows are stored in the data set's own order"):
-        build_dataloader(Pictures(4), shuffle=True)
-    shuffled = torch.utils.data.DataLoader(Pictures(4, 0, LABELS), batch_size=2, shuffle=True)
+        build_dataloader(GreyImages(4), shuffle=True)
+    shuffled = torch.utils.data.DataLoader(GreyImages(4, 0, LABELS), batch_size=2, shuffle=True)
     with pytest.raises(CcassetsError, match="draws its rows with RandomSampler"):
         encode_and_store_image_features(stand_in(), {"train": shuffled}, output_path=path)
-    dropping = torch.utils.data.DataLoader(Pictures(5, 0, LABELS), batch_size=2, drop_last=True)
+    dropping = torch.utils.data.DataLoader(GreyImages(5, 0, LABELS), batch_size=2, drop_last=True)
     with pytest.raises(CcassetsError, match="drop_last=True, which would leave rows out"):
         encode_and_store_image_features(stand_in(), {"train": dropping}, output_path=path)
     assert not path.exists()
@@ -282,7 +282,7 @@ def test_a_split_with_more_rows_than_its_loader_is_refused(path: Path) -> None:
     encode_and_store_image_features(stand_in(), loaders(), output_path=path, show_progress=False)
 
     with pytest.raises(CcassetsError, match="holds 20 rows of 'train'; its loader has 12"):
-        encode_and_store_image_features(stand_in(), loaders(train=Pictures(12, 0, LABELS)), output_path=path)
+        encode_and_store_image_features(stand_in(), loaders(train=GreyImages(12, 0, LABELS)), output_path=path)
 
 
 def test_the_form_of_the_notebook_is_explained() -> None:
@@ -367,16 +367,16 @@ def test_a_data_set_without_labels_gets_zeros_and_the_file_says_so(path: Path, i
 @pytest.mark.parametrize("labels", [[0, None, 1], [None, 0, 1]])
 def test_labels_for_some_images_only_are_refused(labels: list[int | None]) -> None:
     with pytest.raises(CcassetsError, match="a stored 0 would mean two things"):
-        list(build_dataloader(Pictures(3, 0, labels), batch_size=1))
+        list(build_dataloader(GreyImages(3, 0, labels), batch_size=1))
 
 
 def test_several_labels_of_an_image_are_refused() -> None:
     with pytest.raises(CcassetsError, match="label matrix"):
-        next(iter(build_dataloader(Pictures(3, 0, lambda row: torch.zeros(14)))))
+        next(iter(build_dataloader(GreyImages(3, 0, lambda row: torch.zeros(14)))))
 
 
 def test_workers_leave_the_lock_with_the_process_that_writes(path: Path) -> None:
-    bundle = DatasetBundle(*(Pictures(count, 0, LABELS) for count in COUNTS.values()))
+    bundle = DatasetBundle(*(GreyImages(count, 0, LABELS) for count in COUNTS.values()))
 
     encode_and_store_image_features(
         stand_in(), build_dataloaders(bundle, batch_size=4, num_workers=1), output_path=path, show_progress=False
@@ -416,8 +416,8 @@ def test_our_model_gives_in_the_original_form_what_a_build_gives(
     from PIL import Image
 
     encoder = load_encoder(load_study("demo"), device="cpu")
-    pictures = [Image.fromarray((crop * 255).round().byte().permute(1, 2, 0).numpy()) for crop in crops]
-    images, prompts = encoder.encode_images(pictures), get_bloodmnist_prompts()
+    stored = [Image.fromarray((crop * 255).round().byte().permute(1, 2, 0).numpy()) for crop in crops]
+    images, prompts = encoder.encode_images(stored), get_bloodmnist_prompts()
     dataset = [(crop, 1) for crop in crops]
     sized = {f"size {row}": build_dataloader(dataset[row : row + 1]) for row in range(3)}  # type: ignore[arg-type]
 

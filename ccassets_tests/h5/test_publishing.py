@@ -141,9 +141,9 @@ def test_a_file_without_tokens_is_published(tmp_path: Path) -> None:
 def test_an_empty_split_stays_known(tmp_path: Path) -> None:
     path = tmp_path / "empty.h5"
     from ccassets.h5 import build_dataloaders
-    from ccassets_tests.h5.stand_in import Pictures
+    from ccassets_tests.h5.stand_in import GreyImages
 
-    split_loaders = build_dataloaders({"train": Pictures(3, 0, [0, 1, 0]), "later": Pictures(0)})
+    split_loaders = build_dataloaders({"train": GreyImages(3, 0, [0, 1, 0]), "later": GreyImages(0)})
     encode_and_store_image_features(stand_in(), split_loaders, output_path=path, show_progress=False)
 
     finalize(path)
@@ -178,12 +178,12 @@ def test_an_unfinished_run_is_not_published(tmp_path: Path) -> None:
         if row == 9:
             raise OSError("stopped")
 
-    from ccassets_tests.h5.stand_in import Pictures
+    from ccassets_tests.h5.stand_in import GreyImages
 
     store_prompt_features(stand_in(), PROMPTS, output_path=path)
     with pytest.raises(CcassetsError, match="stopped"):
         encode_and_store_image_features(
-            stand_in(), loaders(val=Pictures(9, 20, [0] * 9, lambda row: stop(row + 2))), output_path=path
+            stand_in(), loaders(val=GreyImages(9, 20, [0] * 9, lambda row: stop(row + 2))), output_path=path
         )
 
     with pytest.raises(CcassetsError, match=r"'val': 9 expected, 0 found"):

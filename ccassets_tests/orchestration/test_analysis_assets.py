@@ -19,7 +19,7 @@ from ccassets.orchestration.jobs import job_name
 from ccassets.orchestration.status import Look, dagster_instance
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.made_studies import edit_study, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import edit_study, save_golden_weights, save_images, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
 
@@ -30,7 +30,7 @@ ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, weights, a study and its home, used by many tests one after another."""
     folder = tmp_path_factory.mktemp("analyses")
-    save_pictures(folder / "pictures", {"train": 12, "val": 9, "test": 9})
+    save_images(folder / "pictures", {"train": 12, "val": 9, "test": 9})
     save_golden_weights(folder / "weights")
     return folder
 
@@ -161,8 +161,8 @@ def test_what_a_study_has_no_words_or_splits_for_is_left_out_and_named(study: St
     assert run_build(without_any).materialized[-1] == "validation_report"
 
 
-def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, pictures: Path) -> None:
-    (pictures / "val").rename(pictures / "fold 2")
+def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, image_folder: Path) -> None:
+    (image_folder / "val").rename(image_folder / "fold 2")
     folds = edit_study(study, lambda a: a["dataset"].update(splits=["train", "fold 2", "test"]))
     assert set(ANALYSES) - assets_of(folds) == {"concept_bottleneck"}
     assert run_build(folds).materialized[-3:] == ["concept_scores", "zero_shot", "concept_atlas"]
@@ -171,11 +171,11 @@ def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, pict
     assert "the study has no val" in page
 
 
-def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, pictures: Path) -> None:
+def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image_folder: Path) -> None:
     for split in study.splits:
-        for number, path in enumerate(sorted((pictures / split).glob("*/*.png"))):
-            path.rename(pictures / split / f"{number:03d}.png")
-        for folder in (pictures / split).iterdir():
+        for number, path in enumerate(sorted((image_folder / split).glob("*/*.png"))):
+            path.rename(image_folder / split / f"{number:03d}.png")
+        for folder in (image_folder / split).iterdir():
             if folder.is_dir():
                 folder.rmdir()
     assert run_build(study).materialized[-4:] == ANALYSES

@@ -74,13 +74,13 @@ def test_a_new_study_is_built_from_its_sources_on(study: Study) -> None:
         assert daemon.asks(EVENING) >= SOURCES
 
 
-def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: Study, pictures: Path) -> None:
+def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: Study, image_folder: Path) -> None:
     run_build(study)
     with dagster_instance() as instance:
         daemon = Daemon(study, instance)
         assert daemon.asks(EVENING) == set()
 
-        picture(900).save(pictures / "val" / "blood" / "000.png")
+        picture(900).save(image_folder / "val" / "blood" / "000.png")
         assert daemon.asks(EVENING + timedelta(hours=5)) == set(), "nothing before the night"
         night = EVENING + timedelta(hours=7, minutes=1)
         assert daemon.asks(night) == SOURCES
@@ -117,8 +117,8 @@ def test_what_was_stale_before_the_switch_was_turned_on_is_rebuilt(study: Study)
         assert first_look.total_requested == 1
 
 
-def test_what_failed_waits_for_the_night(study: Study, pictures: Path) -> None:
-    (pictures / "val" / "blood" / "000.png").write_bytes(b"no image")
+def test_what_failed_waits_for_the_night(study: Study, image_folder: Path) -> None:
+    (image_folder / "val" / "blood" / "000.png").write_bytes(b"no image")
     with pytest.raises(BuildError, match=r"val/blood/000\.png"):
         run_build(study)
     with dagster_instance() as instance:
@@ -163,12 +163,12 @@ def follow(study: Study, tick: Tick) -> None:
 
 
 @pytest.fixture
-def watched(tmp_path: Path, pictures: Path, weights: Path) -> Study:
+def watched(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
     """A small study, built."""
     concepts = {"words": ["red cell"], "templates": ["a {}"]}
     study = write_study(
         tmp_path / "studies" / "cells",
-        images=pictures,
+        images=image_folder,
         encoder=weights,
         splits=["val", "test"],
         vocabulary={"concepts": concepts},
@@ -181,25 +181,25 @@ def test_the_watch_makes_no_run_while_nothing_changes(watched: Study) -> None:
     assert watch(watched) == Tick("Sources and files are what they were when they were last read.", [], [])
 
 
-def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, pictures: Path) -> None:
-    picture(901).save(pictures / "test" / "blood" / "000.png")
+def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, image_folder: Path) -> None:
+    picture(901).save(image_folder / "test" / "blood" / "000.png")
     first, second = watch(watched), watch(watched)
     assert first.runs == [("cells__read_images", "test")]
     assert first.keys == second.keys
 
 
-def test_the_watch_says_that_a_folder_is_gone(watched: Study, pictures: Path) -> None:
-    shutil.rmtree(pictures / "val")
+def test_the_watch_says_that_a_folder_is_gone(watched: Study, image_folder: Path) -> None:
+    shutil.rmtree(image_folder / "val")
     found = watch(watched)
     assert found.runs == []
     assert "val" in found.said
 
 
-def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study, pictures: Path) -> None:
+def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study, image_folder: Path) -> None:
     assert changed_study_file(watched) is None
     edit_study(watched, lambda a: a.update(description="Of two hospitals."))
     assert "reload the definitions" in watch(watched).said
-    picture(902).save(pictures / "test" / "blood" / "000.png")
+    picture(902).save(image_folder / "test" / "blood" / "000.png")
     tick = watch(watched)
     assert "reload the definitions" in tick.said, "also where there is something to do"
     assert tick.runs == [("cells__read_images", "test")]

@@ -27,14 +27,14 @@ from ccassets.orchestration.jobs import job_name
 from ccassets.orchestration.status import Look, dagster_instance, study_states
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_images, write_study
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures, weights, a study and the home it is built in, used by many tests one after another."""
     folder = tmp_path_factory.mktemp("shared")
-    save_pictures(folder / "pictures")
+    save_images(folder / "pictures")
     save_golden_weights(folder / "weights")
     return folder
 
@@ -366,11 +366,11 @@ def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
         }
 
 
-def test_many_splits_are_one_asset_without_partitions(study: Study, pictures: Path) -> None:
+def test_many_splits_are_one_asset_without_partitions(study: Study, image_folder: Path) -> None:
     for number in range(60):
-        folder = pictures / f"s {number}é" / CLASSES[number % 2]
+        folder = image_folder / f"s {number}é" / CLASSES[number % 2]
         folder.mkdir(parents=True)
-        shutil.copy(pictures / "train" / "blood" / "000.png", folder / "a.png")
+        shutil.copy(image_folder / "train" / "blood" / "000.png", folder / "a.png")
     many = edit_study(study, lambda a: a["dataset"].update(splits=[f"s {number}é" for number in range(60)]))
     assert definitions_of(many).resolve_asset_graph().get(asset_key(many, "image_features")).partitions_def is None
     path = ccassets.build(many)

@@ -22,7 +22,7 @@ from ccassets.study.storage import Store
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.watched_process import Readers, digest_of
 from ccassets_tests.extraction.made_parts import build, build_elsewhere, deep_errors, differences, parts
-from ccassets_tests.made_studies import DATA, edit_study, save_pictures
+from ccassets_tests.made_studies import DATA, edit_study, save_images
 
 
 def rows_held(study: Study) -> int:
@@ -33,11 +33,11 @@ def rows_held(study: Study) -> int:
     return held
 
 
-def test_ten_readers_find_the_old_database_until_they_find_the_new_one(study: Study, pictures: Path) -> None:
+def test_ten_readers_find_the_old_database_until_they_find_the_new_one(study: Study, image_folder: Path) -> None:
     path = build(study).path
     old = digest_of(path)
     readers = [Readers(path, {old: "old"}, others="new") for _ in range(10)]
-    save_pictures(pictures, {"train": 30})
+    save_images(image_folder, {"train": 30})
     edited = edit_study(study, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
 
     code, answer = Fork(lambda: {"encoded": build(edited).encoded}).end()

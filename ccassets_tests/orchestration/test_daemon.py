@@ -180,13 +180,13 @@ EVERYTHING = """{
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_token_is_in_no_answer_log_or_file_after_a_failed_and_a_good_run(
-    study: Study, weights: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, weights: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
     for name, value in hub.items():
         monkeypatch.setenv(name, value)
     encoder = {"kind": "conceptclip", "weights": "nobody/nothing"}
-    write_study(study.folder.parent / "asking", images=pictures, encoder=encoder)
+    write_study(study.folder.parent / "asking", images=image_folder, encoder=encoder)
     server = Webserver(study, tmp_path / "ui.log")
     try:
         server.wait(180)

@@ -22,7 +22,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.campaigns.kill import analysed
 from ccassets_tests.extraction.made_parts import build
-from ccassets_tests.made_studies import VOCABULARY, picture, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import VOCABULARY, picture, save_golden_weights, save_images, write_study
 from ccassets_tests.orchestration.test_daemon import Webserver
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -47,13 +47,13 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("exposure")
-    pictures = save_pictures(folder / "pictures")
-    picture(1).save(pictures / "train" / "blood" / IMAGE)
-    (pictures / "val" / "white" / "broken.png").write_bytes(b"no picture")
+    image_folder = save_images(folder / "pictures")
+    picture(1).save(image_folder / "train" / "blood" / IMAGE)
+    (image_folder / "val" / "white" / "broken.png").write_bytes(b"no picture")
     words = [*VOCABULARY["concepts"]["words"], {"word": HOSTILE, "group": "<b>bold</b>"}]
     study = write_study(
         folder / "studies" / "cells",
-        images=pictures,
+        images=image_folder,
         encoder=save_golden_weights(folder / "weights"),
         vocabulary={**VOCABULARY, "concepts": {**VOCABULARY["concepts"], "words": words}},
         extraction={"on_bad_image": "skip"},

@@ -20,12 +20,12 @@ from ccassets_tests.made_studies import edit_study, write_study
 
 
 @pytest.fixture
-def small(tmp_path: Path, pictures: Path, weights: Path) -> tuple[Study, Study]:
+def small(tmp_path: Path, image_folder: Path, weights: Path) -> tuple[Study, Study]:
     """Two studies of the same five images, with other words."""
     one, two = (
         write_study(
             tmp_path / "studies" / name,
-            images=pictures,
+            images=image_folder,
             encoder=weights,
             splits=["val"],
             vocabulary={"custom": {"own": [words]}},

@@ -23,7 +23,7 @@ from ccassets.orchestration.jobs import job_name
 from ccassets.orchestration.status import dagster_instance, lost_assets
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_pictures, write_study
+from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_images, write_study
 from ccassets_tests.orchestration.graphql import stale
 
 Attributes = dict[str, Any]
@@ -37,7 +37,7 @@ NEW_CODE = "STALE: {0} has a new code version"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, weights, studies and home of the one study."""
     folder = tmp_path_factory.mktemp("lineage")
-    save_pictures(folder / "pictures")
+    save_images(folder / "pictures")
     save_golden_weights(folder / "weights")
     return folder
 
@@ -229,8 +229,8 @@ def test_images_added_and_removed(study: Study, place: Path) -> None:
 
 
 def test_an_image_moved_to_another_split(study: Study, place: Path) -> None:
-    pictures = place / "pictures"
-    shutil.move(pictures / "train" / "blood" / "000.png", pictures / "test" / "blood" / "100.png")
+    image_folder = place / "pictures"
+    shutil.move(image_folder / "train" / "blood" / "000.png", image_folder / "test" / "blood" / "100.png")
     for split in study.splits:
         read_again(study, "read_images", split)
     cause = "STALE: images has a new data version"

@@ -93,10 +93,10 @@ def encoding_times() -> list[tuple[float, float, str]]:
 
 
 def test_a_build_and_a_run_of_the_ui_take_turns_at_the_encoder(
-    records: str, study: Study, pictures: Path, weights: Path, tmp_path: Path
+    records: str, study: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     one = with_slow_encoder(study, 1.0)
-    other = with_slow_encoder(write_study(study.folder.parent / "other", images=pictures, encoder=weights), 1.0)
+    other = with_slow_encoder(write_study(study.folder.parent / "other", images=image_folder, encoder=weights), 1.0)
     with dagster_instance() as instance:
         for job, split in (("read_encoder", None), ("read_images", "train")):
             resolved = definitions_of(one).resolve_job_def(job_name(one, job))

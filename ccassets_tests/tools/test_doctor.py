@@ -141,8 +141,8 @@ def test_a_study_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: p
     assert "nowhere, which is no folder" in warnings[0].message
 
 
-def test_images_that_are_not_there_are_a_problem(study: Study, pictures: Path) -> None:
-    shutil.rmtree(pictures / "val")
+def test_images_that_are_not_there_are_a_problem(study: Study, image_folder: Path) -> None:
+    shutil.rmtree(image_folder / "val")
     assert line("data set", study).level == "problem"
     assert "no folder for the split 'val'" in line("data set", study).message
 
@@ -210,8 +210,8 @@ def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Stu
     assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
 
 
-def test_assets_that_failed_are_listed(study: Study, pictures: Path) -> None:
-    (pictures / "val" / "white" / "002.png").write_bytes(b"no picture")
+def test_assets_that_failed_are_listed(study: Study, image_folder: Path) -> None:
+    (image_folder / "val" / "white" / "002.png").write_bytes(b"no picture")
     with pytest.raises(CcassetsError):
         ccassets.build(study)
     failed = [found for found in doctor_lines(study) if found.what == "assets" and found.level == "warning"]
@@ -223,7 +223,7 @@ def test_a_storage_elsewhere_is_the_one_that_is_measured(tmp_path: Path, monkeyp
     assert str(storage_root()) in line("disk").message
 
 
-def test_a_study_of_one_s_own_encoder_is_looked_at_too(study: Study, pictures: Path) -> None:
-    broken = write_study(study.folder, images=pictures, encoder={"kind": "python", "target": "nowhere:Encoder"})
+def test_a_study_of_one_s_own_encoder_is_looked_at_too(study: Study, image_folder: Path) -> None:
+    broken = write_study(study.folder, images=image_folder, encoder={"kind": "python", "target": "nowhere:Encoder"})
     assert line("weights", broken).level == "problem"
     assert "nowhere:Encoder cannot be made" in line("weights", broken).message

@@ -37,8 +37,8 @@ def folder_of(study: Study) -> FolderConfig:
     return study.dataset
 
 
-def test_a_new_study_of_splits_and_classes_loads_and_says_what_was_found(pictures: Path, tmp_path: Path) -> None:
-    new = new_folder_study("mine", pictures, tmp_path / "studies")
+def test_a_new_study_of_splits_and_classes_loads_and_says_what_was_found(image_folder: Path, tmp_path: Path) -> None:
+    new = new_folder_study("mine", image_folder, tmp_path / "studies")
     assert new.found == "18 images of 3 classes in 3 splits"
     assert new.splits == [
         "train: 9 images, 3 blood, 3 platelet, 3 white",
@@ -91,13 +91,13 @@ def test_names_that_yaml_would_read_otherwise_stay_names(lay: Callable[..., Path
 
 
 def test_a_relative_folder_stays_relative_to_the_study(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     new = new_folder_study("mine", Path("pictures"), Path("studies"))
     study = load_study(new.path)
     assert str(folder_of(study).root) == "../../pictures"
-    assert study.resolve(folder_of(study).root).samefile(pictures)
+    assert study.resolve(folder_of(study).root).samefile(image_folder)
 
 
 @pytest.mark.parametrize("key", ["images/a/x.png", "images/x.png"])
@@ -128,11 +128,11 @@ def test_a_new_study_of_medmnist_knows_its_published_splits_and_classes(tmp_path
     }
 
 
-def test_a_study_that_is_there_is_never_overwritten(pictures: Path, tmp_path: Path) -> None:
-    path = new_folder_study("mine", pictures, tmp_path).path
+def test_a_study_that_is_there_is_never_overwritten(image_folder: Path, tmp_path: Path) -> None:
+    path = new_folder_study("mine", image_folder, tmp_path).path
     path.write_text("edited", encoding="utf-8")
     with pytest.raises(StudyError, match="there already"):
-        new_folder_study("mine", pictures, tmp_path)
+        new_folder_study("mine", image_folder, tmp_path)
     with pytest.raises(StudyError, match="there already"):
         new_medmnist_study("mine", "bloodmnist", tmp_path)
     assert path.read_text(encoding="utf-8") == "edited"

@@ -76,7 +76,7 @@ def hub(weights: Path) -> Iterator[Hub]:
 
 
 def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
-    study: Study, pictures: Path, weights: Path, hub: Hub, tmp_path: Path
+    study: Study, image_folder: Path, weights: Path, hub: Hub, tmp_path: Path
 ) -> None:
     identity = inspect_encoder(study).identity
     edit_study(study, lambda a: a["encoder"].update(weights="lab/tiny"))
@@ -87,7 +87,7 @@ def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
 
     elsewhere = tmp_path / "carried" / "elsewhere"
     shutil.move(tmp_path / "bundle", elsewhere)
-    for gone in (pictures, weights, study.folder, tmp_path / "hf"):
+    for gone in (image_folder, weights, study.folder, tmp_path / "hf"):
         shutil.rmtree(gone)
     model = {f"models/tiny/{name}" for name in ("model.safetensors", "architecture.json", "vocab.txt")}
     assert {name for name in files(elsewhere) if not name.startswith("data/")} == {
@@ -150,9 +150,11 @@ def test_the_study_in_a_bundle_says_the_same_with_other_paths(study: Study, tmp_
     assert str(bundled.dataset.root) == "../data/pictures"
 
 
-def test_empty_splits_and_empty_class_folders_keep_their_place(study: Study, pictures: Path, tmp_path: Path) -> None:
-    shutil.rmtree(pictures / "test")
-    (pictures / "test" / "artefact").mkdir(parents=True)
+def test_empty_splits_and_empty_class_folders_keep_their_place(
+    study: Study, image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(image_folder / "test")
+    (image_folder / "test" / "artefact").mkdir(parents=True)
     edited = edit_study(study, lambda a: a["vocabulary"].pop("labels"))
     bundled = load_study(fetch_bundle(edited, tmp_path / "bundle").study)
     assert keys(bundled)["test"] == []
@@ -161,7 +163,7 @@ def test_empty_splits_and_empty_class_folders_keep_their_place(study: Study, pic
 
 
 def test_an_architecture_and_a_tokenizer_of_their_own_come_along(
-    study: Study, pictures: Path, weights: Path, tmp_path: Path
+    study: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     (weights / "architecture.json").rename(tmp_path / "other.json")
     words = tmp_path / "words"
@@ -170,7 +172,7 @@ def test_an_architecture_and_a_tokenizer_of_their_own_come_along(
     own = {"architecture": str(tmp_path / "other.json"), "tokenizer": str(words)}
     for name, section in {"mine": {"weights": str(weights)}, "none": {"weights": "random", "seed": 3}}.items():
         asked = write_study(
-            study.folder.parent / name, images=pictures, encoder={"kind": "conceptclip", **section, **own}
+            study.folder.parent / name, images=image_folder, encoder={"kind": "conceptclip", **section, **own}
         )
         bundle = fetch_bundle(asked, tmp_path / "bundles" / name)
         assert inspect_encoder(load_study(bundle.study)).identity == inspect_encoder(asked).identity
@@ -178,11 +180,11 @@ def test_an_architecture_and_a_tokenizer_of_their_own_come_along(
 
 def test_a_model_of_transformers_is_bundled_whole(
     study: Study,
-    pictures: Path,
+    image_folder: Path,
     clip: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    asked = write_study(study.folder, images=pictures, encoder={"kind": "transformers", "weights": str(clip)})
+    asked = write_study(study.folder, images=image_folder, encoder={"kind": "transformers", "weights": str(clip)})
     bundled = load_study(fetch_bundle(asked, tmp_path / "bundle").study)
     expected = inspect_encoder(asked).identity
     shutil.rmtree(clip)
@@ -258,13 +260,15 @@ def test_a_folder_that_is_in_use_is_not_written_to(study: Study, tmp_path: Path)
     assert fetch_bundle(study, tmp_path / "new").study.is_file()
 
 
-def test_what_cannot_be_had_is_named_and_nothing_is_left(study: Study, pictures: Path, tmp_path: Path) -> None:
-    own = write_study(study.folder.parent / "own", images=pictures, encoder={"kind": "python", "target": "mine:Mine"})
+def test_what_cannot_be_had_is_named_and_nothing_is_left(study: Study, image_folder: Path, tmp_path: Path) -> None:
+    own = write_study(
+        study.folder.parent / "own", images=image_folder, encoder={"kind": "python", "target": "mine:Mine"}
+    )
     before = files(tmp_path)
     with pytest.raises(EncoderError, match="only that knows which files it reads"):
         fetch_bundle(own, tmp_path / "bundle")
     assert files(tmp_path) == before
-    (pictures / "val" / "notes.docx").touch()
+    (image_folder / "val" / "notes.docx").touch()
     with pytest.raises(CcassetsError, match=r"notes\.docx"):
         fetch_bundle(study, tmp_path / "bundle")
     assert files(tmp_path) == before | {"pictures/val/notes.docx"}

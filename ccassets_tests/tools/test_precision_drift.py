@@ -61,9 +61,9 @@ def test_a_distance_is_that_of_the_vectors_taken_in() -> None:
     assert distance.largest_difference == 1.0
 
 
-def test_what_cannot_be_told_is_left_out(pictures: Path, weights: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_told_is_left_out(image_folder: Path, weights: Path, tmp_path: Path) -> None:
     encoder = {"kind": "conceptclip", "weights": str(weights), "tokens": False}
-    silent = write_study(tmp_path / "silent", images=pictures, encoder=encoder, vocabulary={})
+    silent = write_study(tmp_path / "silent", images=image_folder, encoder=encoder, vocabulary={})
 
     [reference, lower] = measure_drift(silent, 1000, precisions=["bfloat16"])
 

@@ -1,4 +1,4 @@
-"""The pictures of the UI in README and docs, taken anew of the demo: `python -m ccassets_tests.browser.pictures`."""
+"""The pictures of the UI in README and docs, taken anew of the demo: `python -m ccassets_tests.browser.screenshots`."""
 
 from __future__ import annotations
 
