@@ -1,1 +1,1 @@
-"""Pages: what people look at, as self-contained HTML."""
+"""Pages: self-contained HTML, and the images and Markdown that asset pages show."""

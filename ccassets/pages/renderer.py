@@ -1,4 +1,4 @@
-"""Pages: self-contained HTML from our templates; every text that came from data is escaped."""
+"""Renderer of pages: our templates filled with values, every text from data escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of `ccassets/pages/templates` filled with values."""
+    """Fill a template of `ccassets/pages/templates`."""
     environment = Environment(
         loader=PackageLoader("ccassets.pages"),
         autoescape=select_autoescape(default=True),
@@ -19,5 +19,5 @@ def render(template: str, **values: Any) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """A text as it can stand in a cell of a Markdown table."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The validation report of a study: what the validator found, as JSON for programs and as one page for people."""
+"""The validation report of a study: its findings as JSON for programs and as one page for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """The findings, and where the page lies; `digest` changes when the findings or the database do."""
+    """The findings and the path of the page; `digest` changes when the findings or the database do."""
 
     findings: Sequence[Finding]
     page: Path
@@ -44,7 +44,10 @@ class ValidationReport:
 
 
 def findings_as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """`{"ok": bool, "findings": [{"check", "severity", "message", "where"}]}`; not ok when there is an error."""
+    """Convert findings to `{"ok": bool, "findings": [{"check", "severity", "message", "where"}]}`.
+
+    `ok` is false when there is an error.
+    """
     return {"ok": not has_errors(findings), "findings": [finding.as_dict() for finding in findings]}
 
 
@@ -63,5 +66,5 @@ def write_validation_report(study: Study, store: Store) -> ValidationReport:
 
 
 def render_page(study: Study, findings: Sequence[Finding], facts: dict[str, Any]) -> str:
-    """One self-contained HTML page; every text that came from data is escaped."""
+    """Render the findings and facts of a database as one self-contained HTML page."""
     return render("validation.html", study=study, findings=findings, ok=not has_errors(findings), facts=facts)

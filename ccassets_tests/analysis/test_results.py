@@ -1,4 +1,4 @@
-"""What analyses leave behind: their files, what keeps them from being made, and the small measures of the atlas."""
+"""Results of analyses: their files, why one is unavailable, and the measures of retrieval and localisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ccassets.analysis.bottleneck import bottleneck_metrics, write_bottleneck
 from ccassets.analysis.localisation import localisation, patch_mask, permuted
@@ -18,7 +17,6 @@ from ccassets.analysis.retrieval import retrieval
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
-from ccassets.pages.thumbnails import heat_layer, overlaid, sprite, strip
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -193,24 +191,3 @@ def test_a_patch_belongs_to_a_part_that_covers_most_of_it() -> None:
     mask[:3, :2] = True
     mask[3:, 3:5] = True
     assert patch_mask(mask, 2).tolist() == [True, False, False, True]
-
-
-# --- small pictures ----------------------------------------------------------------------------------
-
-
-def test_heat_lies_over_the_patch_it_belongs_to() -> None:
-    layer = heat_layer(np.array([0, 1, 0, 0], np.float32))
-    assert layer.size == (2, 2)
-    assert [layer.getpixel((x, y))[3] > 0 for y in (0, 1) for x in (0, 1)] == [False, True, False, False]
-    heated = np.asarray(overlaid(Image.new("RGB", (40, 40), "white"), layer), int)
-    change = np.abs(heated - 255).sum(axis=2)
-    assert change[5, 35] > 100
-    assert change[35, 5] < 20
-
-
-def test_a_sprite_holds_every_picture_at_its_place() -> None:
-    images = [Image.new("RGB", (9, 9), colour) for colour in ("red", "green", "blue", "white", "yellow")]
-    found = sprite(images, 8)
-    assert (found.side, found.columns) == (8, 3)
-    assert found.source.startswith("data:image/webp;base64,")
-    assert strip(images, 8).size == (5 * 12 - 4, 8)

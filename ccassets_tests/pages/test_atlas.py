@@ -37,7 +37,7 @@ from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 from ccassets_tests.browser.pages import chromium, opened
 
 HOSTILE = "<script>alert(1)</script>"
-CHART_PLACES = "main > section > .card [data-chart], .concept [data-chart], .columns [data-chart]"
+CHARTS = "main > section > .card [data-chart], .concept [data-chart], .columns [data-chart]"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def test_the_atlas_is_readable_and_asks_nobody(made: Made, browser: Any, width: 
     with opened(browser, made.atlas.page, width=width, scheme=scheme) as shown:
         shown.scroll_through()
         shown.page.wait_for_function(
-            "(places) => [...document.querySelectorAll(places)].every((place) => place.querySelector('.main-svg'))",
-            arg=CHART_PLACES,
+            "(charts) => [...document.querySelectorAll(charts)].every((chart) => chart.querySelector('.main-svg'))",
+            arg=CHARTS,
         )
         assert shown.overflow() == 0
         assert shown.overlaps(ATLAS_PARTS) == []
@@ -264,14 +264,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Store]:
 def test_segmented_nucleus_finds_segmented_phantoms(many: tuple[Study, Store]) -> None:
     study, store = many
     with open_database(store.database) as database:
-        truth = read_concept_annotations(study, database)
-        assert truth is not None
+        annotations = read_concept_annotations(study, database)
+        assert annotations is not None
         words = [concept.word for concept in database_concepts(database)]
-        found = retrieval(concept_scores(database), truth, words)[words.index("Segmented nucleus")]
-    print(found)
-    assert found.base_rate < 0.35
-    assert found.precision >= 0.8
-    assert found.average_precision >= 0.75
+        nucleus = retrieval(concept_scores(database), annotations, words)[words.index("Segmented nucleus")]
+    print(nucleus)
+    assert nucleus.base_rate < 0.35
+    assert nucleus.precision >= 0.8
+    assert nucleus.average_precision >= 0.75
 
 
 def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None:
@@ -279,31 +279,31 @@ def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None
     phantoms = PhantomDataset(study.dataset)  # type: ignore[arg-type]
     with open_database(store.database) as database:
         maps = patch_scores(database)
-        truth = read_concept_annotations(study, database)
-        assert truth is not None
+        annotations = read_concept_annotations(study, database)
+        assert annotations is not None
         assert database.keys is not None
         groups = [concept.group or "" for concept in database_concepts(database)]
-        places = [(split, int(key[-5:])) for split, key in zip(database.split, database.keys, strict=True)]
+        phantom_rows = [(split, int(key[-5:])) for split, key in zip(database.split, database.keys, strict=True)]
         side = round(database.token_count**0.5)
-        nucleus = np.stack([patch_mask(phantoms.annotations(*place).nucleus, side) for place in places])
+        nucleus = np.stack([patch_mask(phantoms.annotations(*row).nucleus, side) for row in phantom_rows])
     known = {"nucleus": "nucleus", "granules": "cytoplasm", "cytoplasm": "cytoplasm", "surroundings": "surroundings"}
     parts = [known.get(group, "") for group in groups]
-    found = localisation(maps, truth > 0.5, parts, "nucleus", nucleus)
-    wrong = localisation(permuted(maps, parts), truth > 0.5, parts, "nucleus", nucleus)
-    print(found, wrong, sep="\n")
-    assert found.both >= 0.9
-    assert found.pointing >= 0.75
-    assert found.mass >= 4 * found.area
-    assert wrong.both < 0.3
-    assert wrong.pointing < 0.5
-    assert wrong.mass < 3 * wrong.area
+    own = localisation(maps, annotations > 0.5, parts, "nucleus", nucleus)
+    exchanged = localisation(permuted(maps, parts), annotations > 0.5, parts, "nucleus", nucleus)
+    print(own, exchanged, sep="\n")
+    assert own.both >= 0.9
+    assert own.pointing >= 0.75
+    assert own.mass >= 4 * own.area
+    assert exchanged.both < 0.3
+    assert exchanged.pointing < 0.5
+    assert exchanged.mass < 3 * exchanged.area
 
 
 def test_shuffled_labels_fall_to_chance(many: tuple[Study, Store]) -> None:
     _, store = many
     with open_database(store.database) as database:
         samples = concept_samples(database)
-    found = []
+    evaluations = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
         labels = samples.labels.copy()
@@ -317,10 +317,10 @@ def test_shuffled_labels_fall_to_chance(many: tuple[Study, Store]) -> None:
             truncate_to_nec(sparse_path(shuffled, most=5), 5),
         ):
             probabilities = evaluate_on_holdout(classifier, shuffled, "test", HoldoutLog(), "control: shuffled labels")
-            found.append(evaluate(shuffled.of("test").labels, probabilities))
+            evaluations.append(evaluate(shuffled.of("test").labels, probabilities))
     for estimates, chance in (
-        ([one.balanced_accuracy for one in found], 1 / 8),
-        ([one.auc for one in found], 0.5),
+        ([one.balanced_accuracy for one in evaluations], 1 / 8),
+        ([one.auc for one in evaluations], 0.5),
     ):
         values = [one.value for one in estimates if one is not None]
         inside = [one.low <= chance <= one.high for one in estimates if one is not None]

@@ -34,7 +34,7 @@ def concept_atlas(study: Study) -> dg.AssetsDefinition:
             metadata={
                 "page": place.relative(atlas.page),
                 "bytes": atlas.page.stat().st_size,
-                **atlas.numbers,
+                **atlas.metrics,
                 "concepts": dg.MetadataValue.md(atlas.markdown),
             },
         )

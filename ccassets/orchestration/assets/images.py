@@ -14,8 +14,8 @@ from ccassets.orchestration.assets.common import (
     splits_of,
 )
 from ccassets.orchestration.assets.conditions import READ_SOURCES
-from ccassets.orchestration.assets.contact_sheet import contact_sheet
 from ccassets.orchestration.resources import StoreResource
+from ccassets.pages.contact_sheet import contact_sheet
 from ccassets.study.schema import Study
 
 

@@ -1,4 +1,4 @@
-"""The concept atlas: one page on which one sees what the concepts of a study find, and what is built on them."""
+"""The concept atlas: one page that shows the images that fit each concept, and how good the concepts are."""
 
 from ccassets.pages.atlas.atlas_page import Atlas, write_atlas
 

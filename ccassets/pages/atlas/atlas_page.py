@@ -1,4 +1,4 @@
-"""The page of the atlas: everything put together, with what a reader has to know before any number."""
+"""The page of the atlas: its parts put together, with the notes a reader needs before any number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis import bottleneck
+from ccassets.analysis.bottleneck import HOLDOUT_LOG, MODEL
 from ccassets.analysis.classifiers import LinearClassifier
 from ccassets.analysis.concept_models import load_model
 from ccassets.analysis.holdout_log import HoldoutLog
@@ -21,13 +21,13 @@ from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import examine
 from ccassets.files import write_text
+from ccassets.pages.atlas.atlas_view import AtlasView, make_view
 from ccassets.pages.atlas.charts import chart_data
-from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, contact_sheet, make_cards
-from ccassets.pages.atlas.evidence import Located, Truths, find_truths, locate
+from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, cards_as_markdown, make_cards
+from ccassets.pages.atlas.evidence import ConceptEvidence, MapEvidence, measure_concepts, measure_maps
 from ccassets.pages.atlas.single_images import Example, single_images
-from ccassets.pages.atlas.view import View, look_at
 from ccassets.pages.renderer import render
-from ccassets.pages.thumbnails import HEAT, MOST_HEAT
+from ccassets.pages.thumbnails import HEAT_COLOUR, HEAT_OPACITY
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -35,74 +35,83 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class Atlas:
-    """The page, with what the asset shows of it: numbers, and key pictures as Markdown."""
+    """The page, with what the asset shows of it: `metrics`, and key images as Markdown."""
 
     page: Path
     digest: str
-    numbers: Mapping[str, float]
+    metrics: Mapping[str, float]
     markdown: str
 
 
 def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atlas:
-    """Write `concept_atlas.html`, from the database and from what `zero_shot` and `concept_bottleneck` left behind.
+    """Write `concept_atlas.html` from the database and the results of `zero_shot` and `concept_bottleneck`.
 
-    Raises `AnalysisError` where one of these belongs to the study and was not made for this database, and
-    `DatasetError` when a picture is not the one that was encoded.
+    Args:
+        study: The study.
+        store: Its store.
+        progress: Counts concepts.
+
+    Raises:
+        AnalysisError: A result belongs to the study and was not made for this database.
+        DatasetError: An image is not the one that was encoded.
     """
-    left_out = unavailable_analyses(study)
+    unavailable = unavailable_analyses(study)
     with open_database(store.database) as database:
-        zero, fitted = (
-            {"obstacle": left_out[name]}
-            if name in left_out
+        zero_shot, bottleneck = (
+            {"obstacle": unavailable[name]}
+            if name in unavailable
             else read_result(store.analysis / RESULT_FILES[name], database)
             for name in ("zero_shot", "concept_bottleneck")
         )
-        view = look_at(study, database)
+        view = make_view(study, database)
         cards = make_cards(view, progress)
-        truths, located = find_truths(view), locate(study, view)
-        classifier = None if "obstacle" in fitted else _classifier(view, store)
+        concept_evidence, map_evidence = measure_concepts(view), measure_maps(study, view)
+        classified = None if "obstacle" in bottleneck else _classified(view, store)
         page = render(
             "atlas.html",
             study=study,
             facts=summarize(database),
             view=view,
             notes=_notes(study, view),
-            tiles=_tiles(view, zero, fitted, truths),
+            tiles=_tiles(view, zero_shot, bottleneck, concept_evidence),
             cards=cards,
-            heat={"low": HEAT_FROM, "high": HEAT_TO, "colour": f"rgb({' '.join(map(str, HEAT))} / {MOST_HEAT})"},
-            truths=truths,
-            located=located,
-            zero=zero,
-            fitted=fitted,
-            classifier=classifier,
-            methods=_methods(zero, fitted, classifier.split) if classifier else [],
-            means=_class_means(view),
-            data={**chart_data(view, zero, fitted), "held": classifier and classifier.split},
+            heat={
+                "low": HEAT_FROM,
+                "high": HEAT_TO,
+                "colour": f"rgb({' '.join(map(str, HEAT_COLOUR))} / {HEAT_OPACITY})",
+            },
+            concept_evidence=concept_evidence,
+            map_evidence=map_evidence,
+            zero_shot=zero_shot,
+            bottleneck=bottleneck,
+            classified=classified,
+            methods=_methods(zero_shot, bottleneck, classified.split) if classified else [],
+            class_means=_class_means(view),
+            data={**chart_data(view, zero_shot, bottleneck), "held": classified and classified.split},
             plotly=_plotly(),
         )
     path = store.analysis / RESULT_FILES["concept_atlas"]
     write_text(path, page)
     digest = hashlib.sha256(page.encode("utf-8")).hexdigest()
-    return Atlas(path, digest, _numbers(truths, located), contact_sheet(cards))
+    return Atlas(path, digest, _metrics(concept_evidence, map_evidence), cards_as_markdown(cards))
 
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """The concept classifier, and what it makes of single images of the held-out split `split`."""
+    """The concept classifier, with its predictions for single images of the held-out split `split`."""
 
-    model: LinearClassifier
+    classifier: LinearClassifier
     split: str
     examples: list[Example]
     errors: list[Example]
 
 
-def _classifier(view: View, store: Store) -> Classified:
-    model = load_model(store.analysis / bottleneck.MODEL).classifier
-    assert isinstance(model, LinearClassifier)
+def _classified(view: AtlasView, store: Store) -> Classified:
+    classifier = load_model(store.analysis / MODEL).classifier
+    assert isinstance(classifier, LinearClassifier)
     split = held_out_splits(view.database)[-1]
-    return Classified(
-        model, split, *single_images(view, model, split, HoldoutLog(store.analysis / bottleneck.HOLDOUT_LOG))
-    )
+    log = HoldoutLog(store.analysis / HOLDOUT_LOG)
+    return Classified(classifier, split, *single_images(view, classifier, split, log))
 
 
 def _plotly() -> str:
@@ -112,7 +121,7 @@ def _plotly() -> str:
     return source
 
 
-def _class_means(view: View) -> npt.NDArray[np.float64]:
+def _class_means(view: AtlasView) -> npt.NDArray[np.float64]:
     """(C, K): the mean standardised score of a class's images; nan for a class without any."""
     means = np.full((len(view.classes), len(view.concepts)), np.nan)
     for label in np.unique(view.labels):
@@ -120,7 +129,7 @@ def _class_means(view: View) -> npt.NDArray[np.float64]:
     return means
 
 
-def _notes(study: Study, view: View) -> list[str]:
+def _notes(study: Study, view: AtlasView) -> list[str]:
     """What a reader has to know before any number."""
     database = view.database
     notes = []
@@ -131,12 +140,12 @@ def _notes(study: Study, view: View) -> list[str]:
             "The encoder is a small one made for phantoms. It shows how the atlas works, not what ConceptCLIP can do."
         )
     notes += [
-        f"{found.message[0].upper()}{found.message[1:]}."
-        for found in examine(database, only={"random_weights", "blank_rows"}).findings
+        f"{finding.message[0].upper()}{finding.message[1:]}."
+        for finding in examine(database, only={"random_weights", "blank_rows"}).findings
     ]
     if (limit := database.attributes.get("limit")) is not None:
         notes.append(f"A first try: only {limit} images of each split were taken.")
-    if view.picture is None:
+    if view.read_thumbnail is None:
         notes.append("The file does not say where its rows came from: there are no pictures.")
     if not is_labelled(database):
         notes.append("The data set has no labels: there are no classes to tell apart.")
@@ -150,22 +159,24 @@ def _notes(study: Study, view: View) -> list[str]:
     return notes
 
 
-def _tiles(view: View, zero: Mapping[str, Any], fitted: Mapping[str, Any], truths: Truths) -> list[dict[str, str]]:
+def _tiles(
+    view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], evidence: ConceptEvidence
+) -> list[dict[str, str]]:
     """The few numbers at the top of the page."""
     tiles = []
-    for name, found, about in (
-        ("Zero-shot accuracy", zero, "from label words alone"),
-        ("Concept classifier", fitted, f"on {len(view.concepts)} concept scores"),
+    for name, result, about in (
+        ("Zero-shot accuracy", zero_shot, "from label words alone"),
+        ("Concept classifier", bottleneck, f"on {len(view.concepts)} concept scores"),
     ):
-        if "splits" in found:
-            split, values = list(found["splits"].items())[-1]
+        if "splits" in result:
+            split, values = list(result["splits"].items())[-1]
             value, low, high = (values["accuracy"][part] for part in ("value", "low", "high"))
             interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f} %, "
             tiles.append(_tile(f"{name}, {split}", f"{100 * value:.1f} %", f"{interval}{about}"))
-            if (sparse := found.get("sparse", {}).get(split, {}).get("anec_5")) is not None:
+            if (sparse := result.get("sparse", {}).get(split, {}).get("anec_5")) is not None:
                 tiles.append(_tile("With 5 concepts a class", f"{100 * sparse:.1f} %", f"ANEC-5 on {split}"))
-    if truths:
-        mean = _numbers(truths, {})["mean_concept_auroc"]
+    if evidence:
+        mean = _metrics(evidence, {})["mean_concept_auroc"]
         tiles.append(_tile("Concepts told apart", f"{mean:.2f}", "mean AUROC against their truth"))
     splits = [f"{name} {rows.stop - rows.start:,}" for name, rows in view.database.splits.items()]
     about = ", ".join(splits) if len(splits) <= 4 else f"{len(splits)} splits"
@@ -176,29 +187,31 @@ def _tile(name: str, value: str, about: str) -> dict[str, str]:
     return {"name": name, "value": value, "about": about}
 
 
-def _methods(zero: Mapping[str, Any], fitted: Mapping[str, Any], held: str) -> list[dict[str, Any]]:
-    """Everything that was measured on the same images, the concepts first."""
-    rows = [("Concept classifier", fitted["splits"][held]["accuracy"], f"{len(fitted['concepts'])} concepts")]
+def _methods(zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """Every method that was measured on the same images, the concepts first."""
+    rows = [("Concept classifier", bottleneck["splits"][split]["accuracy"], f"{len(bottleneck['concepts'])} concepts")]
     rows += [
         (f"Sparse, {point['level']} a class", point["accuracy"], f"{point['nec']:.1f} effective concepts a class")
-        for point in fitted["sparse"][held]["points"][:1]
+        for point in bottleneck["sparse"][split]["points"][:1]
     ]
-    rows.append(("Decision tree", fitted["tree"]["accuracy"][held], f"{fitted['tree']['leaves']} leaves"))
-    if held in zero.get("splits", {}):
-        rows.append(("Zero-shot", zero["splits"][held]["accuracy"], "label words, nothing fitted"))
+    rows.append(("Decision tree", bottleneck["tree"]["accuracy"][split], f"{bottleneck['tree']['leaves']} leaves"))
+    if split in zero_shot.get("splits", {}):
+        rows.append(("Zero-shot", zero_shot["splits"][split]["accuracy"], "label words, nothing fitted"))
     rows += [
         (f"{control['name'][0].upper()}{control['name'][1:]}", control["accuracy"], control["verdict"])
-        for control in fitted["controls"]["controls"]
+        for control in bottleneck["controls"]["controls"]
     ]
     return [{"name": name, "accuracy": accuracy, "about": about} for name, accuracy, about in rows]
 
 
-def _numbers(truths: Truths, located: Located) -> dict[str, float]:
-    """Numbers whose history is worth a curve; only those there are."""
-    found = {}
-    if truths:
-        found["mean_concept_auroc"] = float(np.nanmean([auroc.overall.value for _, auroc in truths.values()]))
-        found["mean_average_precision"] = float(np.nanmean([one.average_precision for one, _ in truths.values()]))
-    for part, (own, _) in located.items():
-        found |= {f"pointing_game_{part}": own.pointing, f"mass_fraction_{part}": own.mass}
-    return found
+def _metrics(concept_evidence: ConceptEvidence, map_evidence: MapEvidence) -> dict[str, float]:
+    """The metrics whose history the UI plots, as far as there are any."""
+    metrics = {}
+    if concept_evidence:
+        aurocs = [auroc.overall.value for _, auroc in concept_evidence.values()]
+        precisions = [retrieval.average_precision for retrieval, _ in concept_evidence.values()]
+        metrics["mean_concept_auroc"] = float(np.nanmean(aurocs))
+        metrics["mean_average_precision"] = float(np.nanmean(precisions))
+    for part, (own, _) in map_evidence.items():
+        metrics |= {f"pointing_game_{part}": own.pointing, f"mass_fraction_{part}": own.mass}
+    return metrics

@@ -1,4 +1,4 @@
-"""The numbers behind the charts of the atlas; the page draws them where it is read."""
+"""The numbers behind the charts of the atlas; a script in the page draws them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.scores import normalise
-from ccassets.pages.atlas.view import Rows, View, spread
-from ccassets.pages.thumbnails import Sprite, sprite
+from ccassets.pages.atlas.atlas_view import AtlasView, Rows, evenly_spaced
+from ccassets.pages.thumbnails import Sprite, make_sprite
 
-POINTS = 2000
-"""At most so many images, evenly spaced, are points of the map and stand for their class in distributions."""
+MOST_POINTS = 2000
+"""Most images, evenly spaced, that are points of the map and represent their class in distributions."""
 
-HOVERED = 400
-"""At most so many of the points have a picture."""
+MOST_HOVER_IMAGES = 400
+"""Most points that show their image under the pointer."""
 
-HOVERED_SIDE = 40
+HOVER_SIDE = 40
 
 COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
@@ -27,20 +27,20 @@ COLOURS = (
 )
 
 
-def chart_data(view: View, zero: Mapping[str, Any], fitted: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers for the charts; they are drawn where the page is read."""
+def chart_data(view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect the numbers of every chart, as JSON types."""
     database = view.database
-    rows = spread(np.arange(len(database)), POINTS)
-    where = _map(view, rows)
-    sheet, numbers = _hovered(view, rows)
+    rows = evenly_spaced(np.arange(len(database)), MOST_POINTS)
+    points = _principal_components(view, rows)
+    sheet, numbers = _hover_images(view, rows)
     return {
         "classes": view.classes,
         "colours": [COLOURS[number % len(COLOURS)] for number in range(len(view.classes))],
         "concepts": view.words,
-        "standard": view.standard,
+        "standard": view.reference,
         "points": {
-            "x": _rounded(where[:, 0], 3),
-            "y": _rounded(where[:, 1], 3),
+            "x": _rounded(points[:, 0], 3),
+            "y": _rounded(points[:, 1], 3),
             "label": view.labels[rows].tolist(),
             "split": database.split[rows].tolist(),
             "key": [f"row {row}" for row in rows] if database.keys is None else database.keys[rows].tolist(),
@@ -49,37 +49,38 @@ def chart_data(view: View, zero: Mapping[str, Any], fitted: Mapping[str, Any]) -
         "scores": [_rounded(column, 2) for column in view.scores[rows].T],
         "correlation": [_rounded(row, 2) for row in _correlation(view)],
         "sprite": None if sheet is None else asdict(sheet),
-        "zero": zero.get("splits"),
-        "fitted": {name: fitted.get(name) for name in ("splits", "sparse", "levels", "truth", "controls")},
+        "zero": zero_shot.get("splits"),
+        "fitted": {name: bottleneck.get(name) for name in ("splits", "sparse", "levels", "truth", "controls")},
     }
 
 
-def _map(view: View, rows: Rows) -> npt.NDArray[np.float64]:
+def _principal_components(view: AtlasView, rows: Rows) -> npt.NDArray[np.float64]:
     """(n, 2): the first two principal components of the rows' image features."""
     from sklearn.decomposition import PCA
 
     features = normalise(np.asarray(view.database.image_features[rows]))
-    where = np.zeros((len(features), 2))
+    points = np.zeros((len(features), 2))
     components = min(2, *features.shape)
-    where[:, :components] = PCA(components, svd_solver="full").fit_transform(features)
-    return where
+    points[:, :components] = PCA(components, svd_solver="full").fit_transform(features)
+    return points
 
 
-def _correlation(view: View) -> npt.NDArray[np.float64]:
-    """(K, K): Pearson's, of concept scores over all images; 0 with a concept whose scores are all equal."""
+def _correlation(view: AtlasView) -> npt.NDArray[np.float64]:
+    """(K, K): Pearson correlation of concept scores over all images; 0 with a concept whose scores are all equal."""
     centred = view.scores - view.scores.mean(axis=0, dtype=np.float64)
     lengths = np.linalg.norm(centred, axis=0)
     return np.asarray(centred.T @ centred / np.maximum(np.outer(lengths, lengths), np.finfo(np.float32).tiny))
 
 
-def _hovered(view: View, rows: Rows) -> tuple[Sprite | None, list[int]]:
-    """The pictures of some of the rows as one, and by row the number of its picture, -1 without one."""
+def _hover_images(view: AtlasView, rows: Rows) -> tuple[Sprite | None, list[int]]:
+    """The images of some of the rows as one sprite, and by row the number of its image, -1 without one."""
     numbers = np.full(len(rows), -1)
-    if view.picture is None:
+    if view.read_thumbnail is None:
         return None, numbers.tolist()
-    chosen = spread(np.arange(len(rows)), HOVERED)
+    chosen = evenly_spaced(np.arange(len(rows)), MOST_HOVER_IMAGES)
     numbers[chosen] = np.arange(len(chosen))
-    return sprite([view.picture(row) for row in rows[chosen].tolist()], HOVERED_SIDE), numbers.tolist()
+    images = [view.read_thumbnail(row) for row in rows[chosen].tolist()]
+    return make_sprite(images, HOVER_SIDE), numbers.tolist()
 
 
 def _rounded(values: npt.NDArray[np.floating[Any]], digits: int) -> list[float]:

@@ -10,42 +10,43 @@ import numpy as np
 
 from ccassets.analysis.scores import FloatArray, patch_scores
 from ccassets.errors import DatabaseError
-from ccassets.pages.atlas.view import Rows, Shown, View, show, spread
+from ccassets.pages.atlas.atlas_view import AtlasView, Figure, Rows, evenly_spaced, make_figure
 from ccassets.pages.renderer import markdown_cell
-from ccassets.pages.thumbnails import data_uri, heat_layer, overlaid, strip
+from ccassets.pages.thumbnails import data_uri, heat_layer, image_strip, overlay
 from ccassets.progress import Progress
 from ccassets.study.schema import Concept
 
-SHOWN = 8
-"""Images shown for every concept, those with the highest scores."""
+CARD_IMAGES = 8
+"""Images of every card, those with the highest scores."""
 
-BASELINE = 256
-"""Images whose patches say what is usual for a concept."""
+BASELINE_IMAGES = 256
+"""Images whose patches give the mean and deviation that heat is measured against."""
 
 HEAT_FROM, HEAT_TO = 1.0, 4.0
-"""Heat begins so many standard deviations above the usual patch, and is full at the second number."""
+"""Standard deviations above the mean patch where heat begins and where it is full."""
 
-SHEET_BYTES = 150_000
-SHEET_IMAGES = 4
-SHEET_SIDE = 56
+MARKDOWN_BYTES = 150_000
+MARKDOWN_IMAGES = 4
+MARKDOWN_SIDE = 56
 
 
 @dataclass(frozen=True, eq=False)
 class Cards:
     """Every concept with the images that score highest; `unavailable_reason` says why there are no heat maps."""
 
-    concepts: tuple[tuple[Concept, tuple[Shown, ...]], ...]
+    concepts: tuple[tuple[Concept, tuple[Figure, ...]], ...]
     unavailable_reason: str | None
 
 
-def make_cards(view: View, progress: Progress) -> Cards:
+def make_cards(view: AtlasView, progress: Progress) -> Cards:
+    """Make the card of every concept; `progress` counts concepts."""
     heat, unavailable_reason = _heat(view)
     cards = []
     for column, concept in enumerate(view.concepts):
-        rows = np.argsort(-view.scores[:, column], kind="stable")[:SHOWN]
-        layers = [None] * len(rows) if heat is None else [heat_layer(one) for one in heat(column, rows)]
-        shown = tuple(show(view, int(row), column, layer) for row, layer in zip(rows, layers, strict=True))
-        cards.append((concept, shown))
+        rows = np.argsort(-view.scores[:, column], kind="stable")[:CARD_IMAGES]
+        layers = [None] * len(rows) if heat is None else [heat_layer(patches) for patches in heat(column, rows)]
+        figures = tuple(make_figure(view, int(row), column, layer) for row, layer in zip(rows, layers, strict=True))
+        cards.append((concept, figures))
         progress(column + 1, len(view.concepts))
     return Cards(tuple(cards), unavailable_reason)
 
@@ -54,17 +55,17 @@ Heat = Callable[[int, Rows], FloatArray]
 """From a concept's column and rows (n,) to heat between 0 and 1, (n, T)."""
 
 
-def _heat(view: View) -> tuple[Heat | None, str | None]:
-    """How hot patches are: by how many standard deviations they exceed the usual patch; or why that is not known."""
+def _heat(view: AtlasView) -> tuple[Heat | None, str | None]:
+    """Heat as standard deviations above the mean patch of the reference images; or why there is none."""
     database = view.database
     side = isqrt(database.token_count)
     if side * side != database.token_count:
         return None, f"{database.token_count} patches are no square: there is no way to lay them over a picture."
     try:
-        usual = patch_scores(database, spread(view.usual, BASELINE))
+        baseline = patch_scores(database, evenly_spaced(view.reference_rows, BASELINE_IMAGES))
     except DatabaseError as error:
         return None, str(error)
-    mean, deviation = usual.mean(axis=(0, 2)), usual.std(axis=(0, 2))
+    mean, deviation = baseline.mean(axis=(0, 2)), baseline.std(axis=(0, 2))
 
     def heat(column: int, rows: Rows) -> FloatArray:
         maps = patch_scores(database, rows, [view.words[column]])[:, 0]
@@ -74,19 +75,19 @@ def _heat(view: View) -> tuple[Heat | None, str | None]:
     return heat, None
 
 
-def contact_sheet(cards: Cards) -> str:
+def cards_as_markdown(cards: Cards) -> str:
     """For every concept its first four images, plain and with heat, as a Markdown table of a bounded size."""
     lines = ["| concept | images with the highest scores |", "|---|---|"]
     size = 0
-    for concept, images in cards.concepts:
-        first = [(one.picture, one.layer) for one in images[:SHEET_IMAGES]]
-        plain = [picture for picture, _ in first if picture is not None]
-        hot = [overlaid(picture, layer) for picture, layer in first if picture is not None and layer is not None]
+    for concept, figures in cards.concepts:
+        shown = [(figure.image, figure.layer) for figure in figures[:MARKDOWN_IMAGES]]
+        plain = [image for image, _ in shown if image is not None]
+        heated = [overlay(image, layer) for image, layer in shown if image is not None and layer is not None]
         if not plain:
             return "The file does not say where its rows came from: there are no pictures."
-        line = f"| {markdown_cell(concept.word)} | ![]({data_uri(strip([*plain, *hot], SHEET_SIDE))}) |"
+        line = f"| {markdown_cell(concept.word)} | ![]({data_uri(image_strip([*plain, *heated], MARKDOWN_SIDE))}) |"
         size += len(line)
-        if size > SHEET_BYTES:
+        if size > MARKDOWN_BYTES:
             break
         lines.append(line)
     return "\n".join(lines)

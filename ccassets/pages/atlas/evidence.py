@@ -1,4 +1,4 @@
-"""The evidence of the atlas, where the truth is known: whether scores find what is there, and maps where it is."""
+"""The evidence of the atlas, where concepts are annotated: whether scores find them, and whether maps locate them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from ccassets.analysis.samples import Samples
 from ccassets.analysis.scores import patch_scores
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.errors import AnalysisError, DatabaseError
-from ccassets.pages.atlas.view import View, spread
+from ccassets.pages.atlas.atlas_view import AtlasView, evenly_spaced
 from ccassets.study.schema import PhantomDatasetConfig, Study
 
 PARTS = {"nucleus": "nucleus", "granules": "cytoplasm", "cytoplasm": "cytoplasm", "surroundings": "surroundings"}
 """The part of a phantom that the concepts of a group are about."""
 
-LOCATED = 400
-"""At most so many images, evenly spaced, are asked where their parts are."""
+MOST_LOCATED_IMAGES = 400
+"""Most images, evenly spaced, whose maps are compared with their parts."""
 
-Truths = Mapping[str, tuple[Retrieval, ConceptAuroc]]
-"""By concept, how well its score finds the images that show it; {} where the truth is not known."""
+ConceptEvidence = Mapping[str, tuple[Retrieval, ConceptAuroc]]
+"""By concept, how well its score finds the images that show it; {} without annotations."""
 
-Located = Mapping[str, tuple[Localisation, Localisation]]
-"""By part of a phantom, how well maps keep to it, and how badly those of other concepts do; {} for other images."""
+MapEvidence = Mapping[str, tuple[Localisation, Localisation]]
+"""By part of a phantom, how well maps keep to it, and those of other parts' concepts; {} for other images."""
 
 
-def find_truths(view: View) -> Truths:
-    if view.truth is None:
+def measure_concepts(view: AtlasView) -> ConceptEvidence:
+    """Measure how well the score of every concept finds the images that show it."""
+    if view.annotations is None:
         return {}
     database = view.database
     samples = Samples(
@@ -43,32 +44,34 @@ def find_truths(view: View) -> Truths:
         ids=database.ids,
         groups=database.groups,
     )
-    found = zip(retrieval(view.scores, view.truth, view.words), concept_auroc(samples, view.truth), strict=True)
-    return {one.concept: (one, other) for one, other in found}
+    retrievals = retrieval(view.scores, view.annotations, view.words)
+    aurocs = concept_auroc(samples, view.annotations)
+    return {one.concept: (one, other) for one, other in zip(retrievals, aurocs, strict=True)}
 
 
-def locate(study: Study, view: View) -> Located:
+def measure_maps(study: Study, view: AtlasView) -> MapEvidence:
+    """Measure how well the maps of concepts keep to the parts of phantoms that they are about."""
     config, database = study.dataset, view.database
-    if not isinstance(config, PhantomDatasetConfig) or view.truth is None or database.keys is None:
+    if not isinstance(config, PhantomDatasetConfig) or view.annotations is None or database.keys is None:
         return {}
-    rows = spread(np.arange(len(database)), LOCATED)
+    rows = evenly_spaced(np.arange(len(database)), MOST_LOCATED_IMAGES)
     try:
         maps = patch_scores(database, rows)
     except DatabaseError:
         return {}
     dataset = PhantomDataset(config)
-    truths = [dataset.annotations(database.split[row], int(database.keys[row].rpartition("/")[2])) for row in rows]
-    there = view.truth[rows] > 0.5
+    drawn = [dataset.annotations(database.split[row], int(database.keys[row].rpartition("/")[2])) for row in rows]
+    present = view.annotations[rows] > 0.5
     parts = [PARTS.get(concept.group or "", "") for concept in view.concepts]
     side = isqrt(database.token_count)
-    located = {}
+    evidence = {}
     for part in ("nucleus", "cytoplasm"):
-        mask = np.stack([patch_mask(getattr(truth, part), side) for truth in truths])
+        mask = np.stack([patch_mask(getattr(phantom, part), side) for phantom in drawn])
         try:
-            located[part] = (
-                localisation(maps, there, parts, part, mask),
-                localisation(permuted(maps, parts), there, parts, part, mask),
+            evidence[part] = (
+                localisation(maps, present, parts, part, mask),
+                localisation(permuted(maps, parts), present, parts, part, mask),
             )
         except AnalysisError:
-            continue  # No image of a few shows it.
-    return located
+            continue  # None of a few images shows the part.
+    return evidence

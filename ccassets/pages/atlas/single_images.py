@@ -1,4 +1,4 @@
-"""The single images of the atlas: what the concept classifier makes of a typical image of each class, and errors."""
+"""The single images of the atlas: a typical image of each class, and the most confident errors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 from ccassets.analysis.classifiers import FloatArray, LinearClassifier, evaluate_on_holdout
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.samples import concept_samples
-from ccassets.pages.atlas.view import Shown, View, show
+from ccassets.pages.atlas.atlas_view import AtlasView, Figure, make_figure
 
-BARS = 6
-ERRORS = 12
+MOST_BARS = 6
+MOST_ERRORS = 12
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One image with what the classifier makes of it; `own` is the probability of its label.
+    """One image with what the classifier predicts for it; `own` is the probability of its label.
 
     `bars` are (concept, score, contribution), the largest contribution first, `rest` the sum of all others. They
     speak for the predicted class; in an error, for the predicted class and against the label.
     """
 
-    shown: Shown
+    figure: Figure
     predicted: str
     probability: float
     own: float
@@ -32,37 +32,37 @@ class Example:
 
 
 def single_images(
-    view: View, model: LinearClassifier, split: str, log: HoldoutLog
+    view: AtlasView, classifier: LinearClassifier, split: str, log: HoldoutLog
 ) -> tuple[list[Example], list[Example]]:
-    """A typical image of every class, that of the class's median confidence; and the most confident errors."""
+    """Choose the image of median confidence of every class, and the most confident errors."""
     samples = concept_samples(view.database)
-    probabilities = evaluate_on_holdout(model, samples, split, log, "concept atlas: single images")
-    held = samples.of(split)
+    probabilities = evaluate_on_holdout(classifier, samples, split, log, "concept atlas: single images")
+    held_out = samples.of(split)
     predicted = probabilities.argmax(axis=1)
-    own = probabilities[np.arange(len(held)), held.labels]
-    contributions = model.contributions(held.features)
+    own = probabilities[np.arange(len(held_out)), held_out.labels]
+    contributions = classifier.contributions(held_out.features)
 
-    def example(place: int, weighed: FloatArray) -> Example:
-        row = int(held.ids[place])
-        order = np.argsort(-np.abs(weighed), kind="stable")
+    def example(index: int, effects: FloatArray) -> Example:
+        row = int(held_out.ids[index])
+        order = np.argsort(-np.abs(effects), kind="stable")
         return Example(
-            shown=show(view, row, 0),
-            predicted=view.classes[predicted[place]],
-            probability=float(probabilities[place, predicted[place]]),
-            own=float(own[place]),
-            bars=tuple((view.words[k], float(view.scores[row, k]), float(weighed[k])) for k in order[:BARS]),
-            rest=float(weighed[order[BARS:]].sum()),
+            figure=make_figure(view, row, 0),
+            predicted=view.classes[predicted[index]],
+            probability=float(probabilities[index, predicted[index]]),
+            own=float(own[index]),
+            bars=tuple((view.words[k], float(view.scores[row, k]), float(effects[k])) for k in order[:MOST_BARS]),
+            rest=float(effects[order[MOST_BARS:]].sum()),
         )
 
     typical = []
-    for label in np.unique(held.labels):
-        members = np.flatnonzero(held.labels == label)
-        place = int(members[np.argsort(own[members], kind="stable")[len(members) // 2]])
-        typical.append(example(place, contributions[place, predicted[place]]))
-    wrong = np.flatnonzero(predicted != held.labels)
-    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:ERRORS]
+    for label in np.unique(held_out.labels):
+        members = np.flatnonzero(held_out.labels == label)
+        index = int(members[np.argsort(own[members], kind="stable")[len(members) // 2]])
+        typical.append(example(index, contributions[index, predicted[index]]))
+    wrong = np.flatnonzero(predicted != held_out.labels)
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:MOST_ERRORS]
     errors = [
-        example(place, contributions[place, predicted[place]] - contributions[place, held.labels[place]])
-        for place in worst.tolist()
+        example(index, contributions[index, predicted[index]] - contributions[index, held_out.labels[index]])
+        for index in worst.tolist()
     ]
     return typical, errors
