@@ -80,7 +80,7 @@ def write_label_errors(suspects: Sequence[LabelError], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def save_pictures(
+def save_images(
     suspects: Sequence[LabelError], picture: Callable[[LabelError], Image.Image], folder: Path
 ) -> list[Path]:
     """Save every suspect's picture as `<rank>_<label>_as_<predicted>.png`; `picture` gives it."""

@@ -157,9 +157,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(path: Path, tmp_path: Path, undis
         "import sys, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from ccassets.h5 import run_full_pipeline\n"
-        "from ccassets_tests.h5.stand_in import PROMPTS, Pictures, stand_in\n"
+        "from ccassets_tests.h5.stand_in import PROMPTS, GreyImages, stand_in\n"
         "from ccassets_tests.h5.test_pipeline import LABELS, loaders\n"
-        "slow = Pictures(20, 0, LABELS, lambda row: (print(row, flush=True), time.sleep(0.01)))\n"
+        "slow = GreyImages(20, 0, LABELS, lambda row: (print(row, flush=True), time.sleep(0.01)))\n"
         "run_full_pipeline(stand_in(), PROMPTS, loaders(train=slow), output_path=sys.argv[1], show_progress=False)\n"
     )
     process = subprocess.Popen([sys.executable, script, path], stdout=subprocess.PIPE, text=True)
