@@ -99,7 +99,7 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
-    from ccassets.orchestration.status import dagster_instance
+    from ccassets.orchestration.instance import dagster_instance
     from ccassets.study.storage import home as home_folder
     from ccassets.study.storage import storage_root
 
@@ -119,9 +119,12 @@ def ui(
 
 def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the studies, with what is built, stale and failed."""
-    from ccassets.orchestration.status import study_states
+    from ccassets.orchestration.component import definitions_of
+    from ccassets.orchestration.status import status_of_studies
+    from ccassets.study.loading import load_study, study_files
 
-    states = study_states()
+    loaded = [load_study(path) for path in study_files().values()]
+    states = status_of_studies(loaded, definitions_of(*loaded))
     if as_json:
         typer.echo(json.dumps(states, indent=2, ensure_ascii=False))
         return

@@ -1,7 +1,7 @@
 """Automation: what runs by itself once its switch is turned on in the UI. Everything here ships switched off."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 
 import dagster as dg
@@ -9,9 +9,11 @@ import dagster as dg
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.errors import CcassetsError
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
-from ccassets.orchestration.assets.common import asset_key, is_partitioned
-from ccassets.orchestration.jobs import Job, job_name
+from ccassets.orchestration.dagster_internals import Job
+from ccassets.orchestration.names import asset_key, job_name
+from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.orchestration.status import StatusSnapshot, lost_assets
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study, StudyConfig
 from ccassets.study.storage import Store
@@ -68,13 +70,15 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
     def _watch(
         context: dg.SensorEvaluationContext, store: StoreResource, encoder: EncoderResource
     ) -> dg.SensorResult | dg.SkipReason:
-        place = store.of(study)
+        files = store.of(study)
         notices = [notice] if (notice := changed_study_file(study)) else []
         try:
-            requests = list(_changed_sources(study, place, encoder))
+            requests = list(_changed_sources(study, files, encoder))
             if not requests:
-                requests, losses = _losses(study, place, context.instance)
-                notices += losses
+                assert context.repository_def is not None  # Of a sensor that Dagster evaluates.
+                lost = lost_assets(StatusSnapshot(context.instance, context.repository_def), study, files)
+                requests = _remake_requests(study, lost, context.instance)
+                notices += [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
         except CcassetsError as error:
             return dg.SkipReason(" ".join([*notices, str(error)]))
         for notice in notices:
@@ -86,12 +90,12 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
     return _watch
 
 
-def _changed_sources(study: Study, place: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
+def _changed_sources(study: Study, store: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
     """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
-    identity = current_identity(study, place, device=encoder.device, hf_token=encoder.hf_token)
-    if identity != recorded_identity(place):
+    identity = current_identity(study, store, device=encoder.device, hf_token=encoder.hf_token)
+    if identity != recorded_identity(store):
         yield dg.RunRequest(run_key=identity, job_name=job_name(study, "read_encoder"))
-    sources = changed_splits(study, place, study.splits)
+    sources = changed_splits(study, store, study.splits)
     if not sources:
         return
     if is_partitioned(study):
@@ -112,20 +116,17 @@ _REMADE_BY = {
 """What may be lost: when its turn is, as what reads others waits for them, and the job that makes it again."""
 
 
-def _losses(study: Study, place: Store, instance: dg.DagsterInstance) -> tuple[list[dg.RunRequest], list[str]]:
-    """Runs that make lost files again, and a sentence for each loss."""
-    from ccassets.orchestration.status import lost_assets  # It needs the definitions that this sensor is part of.
-
-    lost = lost_assets(instance, study, place)
+def _remake_requests(study: Study, lost: Iterable[str], instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+    """Runs that make lost assets again, those first that others are made of."""
     runs: dict[tuple[int, str, str | None], list[dg.AssetKey]] = {}
     for name in lost:
         asset, _, split = name.partition(":")
-        path = asset.split("/")
-        runs.setdefault((*_REMADE_BY[path[0]], split or None), []).append(asset_key(study, *path))
+        turn, job = _REMADE_BY[asset.partition("/")[0]]
+        runs.setdefault((turn, job, split or None), []).append(asset_key(study, asset))
     first = min((turn for turn, _, _ in runs), default=0)
-    requests = [
+    return [
         dg.RunRequest(
-            run_key=_loss_key(instance, keys, split),
+            run_key=_remake_key(instance, keys, split),
             job_name=job_name(study, job),
             asset_selection=keys,
             partition_key=split,
@@ -133,10 +134,9 @@ def _losses(study: Study, place: Store, instance: dg.DagsterInstance) -> tuple[l
         for (turn, job, split), keys in runs.items()
         if turn == first
     ]
-    return requests, [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
 
 
-def _loss_key(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], split: str | None) -> str:
+def _remake_key(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], split: str | None) -> str:
     """What makes it one run for each loss, and one a day where that run failed."""
     made = []
     for key in keys:

@@ -14,7 +14,8 @@ from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import template_part
 from ccassets.findings import Finding, has_errors
-from ccassets.orchestration.assets.common import asset_key, split_partitions, splits_of
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.partitions import split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
 from ccassets.study.schema import PromptTemplate, Study
 from ccassets.study.storage import Store
@@ -88,9 +89,8 @@ def _image_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
         description=f"{group.description} Reads the parts that hold the split.",
     )
     def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        place = store.of(study)
         try:
-            files = _parts_of(study, place, splits_of(context, study))
+            files = _parts_of(study, store.of(study), splits_of(context, study))
         except CcassetsError as error:
             return _failed(error)
         return _result(group, files)
@@ -106,9 +106,9 @@ def _template_check(study: Study, template: PromptTemplate, group: CheckGroup) -
         description=group.description,
     )
     def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        place = store.of(study)
+        files = store.of(study)
         try:
-            part = template_part(template, recorded_card(study, place), place)
+            part = template_part(template, recorded_card(study, files), files)
         except CcassetsError as error:
             return _failed(error)
         return _result(group, [part])
@@ -159,12 +159,12 @@ def _val_accuracy(record: dg.EventLogRecord) -> float | None:
     return found.value if isinstance(found, dg.FloatMetadataValue) else None
 
 
-def _parts_of(study: Study, place: Store, splits: Iterable[str]) -> Sequence[Path]:
+def _parts_of(study: Study, store: Store, splits: Iterable[str]) -> Sequence[Path]:
     """The image parts that hold the rows of the given splits; `StorageError` when rows are in none."""
-    index = held_rows(place, recorded_card(study, place).identity)
+    index = held_rows(store, recorded_card(study, store).identity)
     sources: set[Path] = set()
     for split in splits:
-        entries = held_entries(recorded_manifest(study, split, place), index)
+        entries = held_entries(recorded_manifest(study, split, store), index)
         sources.update(index.sources[number] for number in set(index.source[entries].tolist()))
     return sorted(sources)
 

@@ -1,4 +1,4 @@
-"""FeatureDatabaseComponent, the Dagster component: what one study consists of, and nothing more."""
+"""FeatureDatabaseComponent, the Dagster component of a study, and the definitions of studies with their resources."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ccassets.orchestration.assets import study_assets
 from ccassets.orchestration.automation import study_schedules, study_sensors
 from ccassets.orchestration.checks import study_checks
 from ccassets.orchestration.jobs import study_jobs
+from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.study.schema import Study, StudyConfig
 
 
@@ -50,3 +51,14 @@ class FeatureDatabaseComponent(dg.Component):
                 schedules=study_schedules(self.study),
                 sensors=study_sensors(self.study, jobs),
             )
+
+
+def definitions_of(*studies: Study) -> dg.Definitions:
+    """Definitions of studies with their resources; a run's steps share its process, so that the model loads once."""
+    return dg.Definitions.merge(
+        *(FeatureDatabaseComponent(study).definitions() for study in studies),
+        dg.Definitions(
+            resources={"store": StoreResource(), "encoder": EncoderResource()},
+            executor=dg.in_process_executor,
+        ),
+    )

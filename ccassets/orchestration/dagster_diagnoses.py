@@ -8,14 +8,16 @@ import dagster as dg
 import yaml
 
 from ccassets.errors import StorageError
-from ccassets.orchestration.assets.common import GPU_POOL
-from ccassets.orchestration.status import SHIPPED_DAGSTER_YAML, dagster_instance, states_of
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import SHIPPED_DAGSTER_YAML, dagster_instance
+from ccassets.orchestration.names import ENCODER_POOL
+from ccassets.orchestration.status import StatusSnapshot, study_status
 from ccassets.study.schema import Study
-from ccassets.study.storage import home
+from ccassets.study.storage import Store, home
 from ccassets.tools.doctor import Diagnosis
 
 _WITHOUT = {
-    "concurrency": f"no limit for the pool {GPU_POOL} (two runs would share the device)",
+    "concurrency": f"no limit for the pool {ENCODER_POOL} (two runs would share the device)",
     "run_monitoring": "no run monitoring (a killed run would keep its place in the pool)",
 }
 """What a home without these settings lacks."""
@@ -43,21 +45,22 @@ def diagnose_home() -> Diagnosis:
 def _limits_pool(instance: dg.DagsterInstance) -> bool:
     """Whether the encoders' pool has a limit: of its own, set in the UI, or by default."""
     own = {limit.name for limit in instance.event_log_storage.get_pool_limits()}
-    return GPU_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
+    return ENCODER_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
 
 
 def diagnose_records(study: Study) -> Iterator[Diagnosis]:
     """What Dagster's records and the disk say of a study's assets; nothing where the home cannot be used."""
     try:
         with dagster_instance() as instance:
-            states = states_of(instance, study)
+            snapshot = StatusSnapshot(instance, definitions_of(study).get_repository_def())
+            status = study_status(snapshot, study, Store.of(study))
     except StorageError:
         return  # `diagnose_home` reports it.
-    if states["failed"]:
+    if status["failed"]:
         advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
-        yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(states['failed'])}", advice)
-    if states["lost"]:
+        yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(status['failed'])}", advice)
+    if status["lost"]:
         advice = f"`ccassets build {study.name}` makes them again."
-        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(states['lost'])}", advice)
-    counts = ", ".join(f"{len(names)} {state}" for state, names in states.items() if names)
+        yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(status['lost'])}", advice)
+    counts = ", ".join(f"{len(names)} {state}" for state, names in status.items() if names)
     yield Diagnosis("assets", "ok", counts)

@@ -1,4 +1,4 @@
-"""Losses: what was made and is not on the disk any more as it was written. Dagster's records alone cannot tell."""
+"""Files of a study that are gone from the disk or are not the ones that were written; Dagster's records cannot tell."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from ccassets.errors import CcassetsError
 from ccassets.extraction.parts import VerifiedFiles, held_rows
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import missing_templates
-from ccassets.orchestration.assets.common import is_partitioned
+from ccassets.orchestration.partitions import is_partitioned
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 _GONE = "its file is not there"
 
 
-def absent(study: Study, place: Store) -> dict[str, str]:
-    """What is not there of a study, as `asset` or `asset:split` in the order of the graph, and in what way.
+def missing_files(study: Study, store: Store) -> dict[str, str]:
+    """What is missing of a study, as `asset` or `asset:split` in the order of the graph, each with the reason.
 
-    Told by fingerprints and by what small files say: nothing is decoded or hashed. What was never made is absent too.
-    Without a record of the sources nothing can be told, and there is none.
+    Fingerprints and small files tell it: nothing is decoded or hashed. What was never made is missing too. Where the
+    sources are not recorded, nothing can be told, and the answer is empty.
     """
     try:
-        card = recorded_card(study, place)
-        index = held_rows(place, card.identity, known_only=True)
-        found = {f"template_features/{name}": "no part holds it" for name in missing_templates(study, card, place)}
+        card = recorded_card(study, store)
+        index = held_rows(store, card.identity, known_only=True)
+        missing = {f"template_features/{name}": "no part holds it" for name in missing_templates(study, card, store)}
         for split in study.splits:
-            rows = index.find(recorded_manifest(study, split, place).image_digest)
-            if lacking := int(np.count_nonzero(rows < 0)):
+            rows = index.find(recorded_manifest(study, split, store).image_digest)
+            if count := int(np.count_nonzero(rows < 0)):
                 name = f"image_features:{split}" if is_partitioned(study) else "image_features"
-                found[name] = f"{lacking} of {len(rows)} images of {split} are in no part"
+                missing[name] = f"{count} of {len(rows)} images of {split} are in no part"
     except CcassetsError:
         return {}
-    if reason := absent_database(place):
-        found["feature_database"] = reason
-    return found | dict.fromkeys(absent_pages(study, place), _GONE)
+    if reason := missing_database(store):
+        missing["feature_database"] = reason
+    return missing | dict.fromkeys(missing_pages(study, store), _GONE)
 
 
-def absent_database(place: Store) -> str | None:
+def missing_database(store: Store) -> str | None:
     """Why the database is not the file that was assembled; None if it is."""
-    if not place.database.is_file():
+    if not store.database.is_file():
         return _GONE
-    return None if VerifiedFiles(place.folder).has(place.database) else "its file is not the one that was written"
+    return None if VerifiedFiles(store.folder).has(store.database) else "its file is not the one that was written"
 
 
-def absent_pages(study: Study, place: Store) -> list[str]:
+def missing_pages(study: Study, store: Store) -> list[str]:
     """The report and the analyses whose files are not there."""
-    return [name for name, path in _pages(study, place) if not path.is_file()]
+    return [name for name, path in _pages(study, store) if not path.is_file()]
 
 
-def _pages(study: Study, place: Store) -> Iterator[tuple[str, Path]]:
-    yield "validation_report", place.reports / "validation.html"
+def _pages(study: Study, store: Store) -> Iterator[tuple[str, Path]]:
+    yield "validation_report", store.reports / "validation.html"
     for name in available_analyses(study):
-        yield name, place.analysis / RESULT_FILES[name]
+        yield name, store.analysis / RESULT_FILES[name]

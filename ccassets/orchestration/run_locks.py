@@ -1,7 +1,7 @@
-"""Which runs still have a process: a lock per run that dies with it, so that a killed run gives its place back at once.
+"""A lock for every run, which its process holds as long as it lives: runs whose process was killed are found by it.
 
-Dagster itself learns of a killed run from its daemon, after minutes, and not at all where no daemon runs: the pool of
-the encoder would stay taken for ever.
+Dagster itself learns of a killed run from its daemon, after minutes, and not at all where no daemon runs: the slot of
+the encoders' pool would stay taken for ever.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import dagster as dg
 
-SETTLE_SECONDS = 5.0
+WATCH_SECONDS = 5.0
 
 _held: set[Path] = set()
 
 
 @contextmanager
-def alive(folder: Path, run_id: str) -> Iterator[None]:
-    """Show that a run has a process, as long as the block lasts and the process lives."""
+def hold_run_lock(folder: Path, run_id: str) -> Iterator[None]:
+    """Hold the lock of a run as long as the block lasts and the process lives."""
     path = folder / f"{run_id}.lock"
     if path in _held:
         yield
@@ -39,32 +39,32 @@ def alive(folder: Path, run_id: str) -> Iterator[None]:
         os.close(fd)
 
 
-def settle_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
-    """Mark runs as failed whose process is gone, and free what they held of pools; their ids."""
-    settled = []
+def fail_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
+    """Mark runs whose process is gone as failed, and free their slots in pools; their ids."""
+    failed = []
     for path in folder.glob("*.lock"):
         if path in _held or not _is_free(path):
             continue
         run = instance.get_run_by_id(path.stem)
         if run is None:
-            continue  # A run of another home that shares the storage: it is settled there.
+            continue  # A run of another home that shares the storage: it is marked there.
         if not run.is_finished:
             instance.report_run_failed(run, "The process of this run was killed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        settled.append(run.run_id)
+        failed.append(run.run_id)
         path.unlink(missing_ok=True)
-    return settled
+    return failed
 
 
 @contextmanager
-def settling(instance: dg.DagsterInstance, folder: Path) -> Iterator[None]:
-    """Settle dead runs now and every few seconds while the block lasts: one that dies now must not be waited for."""
-    settle_dead_runs(instance, folder)
+def watch_for_dead_runs(instance: dg.DagsterInstance, folder: Path) -> Iterator[None]:
+    """Call `fail_dead_runs` now and every few seconds while the block lasts: nobody must wait for a run that died."""
+    fail_dead_runs(instance, folder)
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(SETTLE_SECONDS):
-            settle_dead_runs(instance, folder)
+        while not over.wait(WATCH_SECONDS):
+            fail_dead_runs(instance, folder)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -321,14 +321,14 @@ def test_the_home_is_the_option_else_ours_else_dagsters_else_here(
 
 FAILED_RUN = """
 import sys
-from ccassets.orchestration.assets import common
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration import steps
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.names import job_name
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.study.loading import load_study
 
 study = load_study(sys.argv[1])
-common.RETRY_SECONDS = (0,)
+steps.RETRY_SECONDS = (0,)
 with dagster_instance() as instance:
     job = definitions_of(study).resolve_job_def(job_name(study, "read_encoder"))
     assert not job.execute_in_process(instance=instance, raise_on_error=False).success

@@ -977,9 +977,9 @@ def test_the_command_prints_every_finding_and_what_is_left(study: Study) -> None
 
 
 def test_a_build_through_dagster_shows_what_was_adopted(study: Study) -> None:
-    from ccassets.orchestration.assets.common import asset_key
     from ccassets.orchestration.build import run_build
-    from ccassets.orchestration.status import dagster_instance
+    from ccassets.orchestration.instance import dagster_instance
+    from ccassets.orchestration.names import asset_key
 
     adopt(LEGACY / "legacy_partial.h5", study, repair=True)
     built = run_build(study)

@@ -235,7 +235,7 @@ def test_a_build_takes_the_runner_of_the_environment_and_shows_all_workers_in_on
     tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ccassets.orchestration.build import run_build
-    from ccassets.orchestration.status import dagster_instance
+    from ccassets.orchestration.instance import dagster_instance
 
     study, log = watched(tmp_path, image_folder)
     study = edit_study(study, lambda attributes: attributes["extraction"].update(partitioned=False))

@@ -13,7 +13,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster_graphql.schema import create_schema
 
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.instance import dagster_instance
 
 _STALENESS = """
 query Staleness($group: AssetGroupSelector!) {

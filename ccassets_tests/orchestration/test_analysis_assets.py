@@ -11,15 +11,15 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.assets.common import asset_key
 from ccassets.orchestration.build import run_build
 from ccassets.orchestration.checks import MOST_LOST, study_checks
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import Look, dagster_instance
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import asset_key, job_name
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, save_golden_weights, save_images, write_study
+from ccassets_tests.orchestration.study_runs import run_job, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
 
@@ -62,24 +62,11 @@ def data_versions(study: Study) -> dict[str, str]:
 
 def materialize(study: Study, *assets: str) -> dg.ExecuteInProcessResult:
     """What the UI does when somebody selects assets of the job `analyse` and presses Materialize."""
-    with dagster_instance() as instance:
-        return (
-            definitions_of(study)
-            .resolve_job_def(job_name(study, "analyse"))
-            .execute_in_process(
-                instance=instance,
-                asset_selection=[asset_key(study, asset) for asset in assets] or None,
-                raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
-        )
+    return run_job(study, "analyse", None, *assets)
 
 
 def test_a_build_ends_with_all_four_and_their_files(built: Study) -> None:
-    with dagster_instance() as instance:
-        definitions = definitions_of(built)
-        look = Look(instance, definitions)
-        assert {look.state(asset_key(built, name)) for name in ANALYSES} == {"built"}
+    assert {state_of(built, name) for name in ANALYSES} == {"built"}
     folder = Store.of(built).analysis
     assert {path.name for path in folder.iterdir()} == {
         *("concept_scores.parquet", "zero_shot.json", "concept_bottleneck.json", "concept_atlas.html"),
@@ -132,10 +119,8 @@ def test_an_analysis_that_was_deleted_is_made_again(built: Study) -> None:
 
 def test_an_atlas_of_yesterdays_results_is_refused_with_a_sentence(built: Study) -> None:
     changed = edit_study(built, lambda a: a["vocabulary"]["concepts"]["words"].append("blue"))
-    with dagster_instance() as instance:
-        for job in ("extract_text", "build_database"):
-            run = definitions_of(changed).resolve_job_def(job_name(changed, job))
-            assert run.execute_in_process(instance=instance).success
+    for job in ("extract_text", "build_database"):
+        assert run_job(changed, job).success
     failed = materialize(changed, "concept_atlas")
     assert not failed.success
     failure = next(event.step_failure_data for event in failed.all_events if event.is_step_failure)

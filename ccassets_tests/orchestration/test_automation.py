@@ -11,16 +11,17 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ccassets.definitions import definitions_of
 from ccassets.errors import BuildError
 from ccassets.orchestration.assets import study_assets
 from ccassets.orchestration.automation import changed_study_file
 from ccassets.orchestration.build import run_build
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.resources import EncoderResource, StoreResource
-from ccassets.orchestration.status import dagster_instance, states_of
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, picture, write_study
+from ccassets_tests.orchestration.study_runs import run_job, status_of
 
 EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
 SOURCES = {"encoder", "images:train", "images:val", "images:test"}
@@ -121,8 +122,8 @@ def test_what_failed_waits_for_the_night(study: Study, image_folder: Path) -> No
     (image_folder / "val" / "blood" / "000.png").write_bytes(b"no image")
     with pytest.raises(BuildError, match=r"val/blood/000\.png"):
         run_build(study)
+    assert status_of(study)["failed"] == ["images:val"]
     with dagster_instance() as instance:
-        assert states_of(instance, study)["failed"] == ["images:val"]
         daemon = Daemon(study, instance)
         assert "images:val" not in daemon.asks(EVENING)
         assert "images:val" in daemon.asks(EVENING + timedelta(hours=7, minutes=1))
@@ -157,9 +158,7 @@ def watch(study: Study) -> Tick:
 def follow(study: Study, tick: Tick) -> None:
     """Run what the watch asked for."""
     for job, split in tick.runs:
-        with dagster_instance() as instance:
-            resolved = definitions_of(study).resolve_job_def(job or "")
-            assert resolved.execute_in_process(instance=instance, partition_key=split).success
+        assert run_job(study, (job or "").removeprefix("cells__"), split).success
 
 
 @pytest.fixture
@@ -225,9 +224,7 @@ def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched:
     lost = watch(watched)
     assert set(lost.runs) == {("cells__extract_text", None), *(("cells__extract_images", s) for s in watched.splits)}
     assert "image_features:val is lost, 5 of 5 images of val are in no part" in lost.said
-    with dagster_instance() as instance:
-        states = states_of(instance, watched)
-    assert {name.partition(":")[0].partition("/")[0] for name in states["lost"]} == {
+    assert {name.partition(":")[0].partition("/")[0] for name in status_of(watched)["lost"]} == {
         "template_features",
         "image_features",
         "feature_database",

@@ -19,15 +19,17 @@ import pytest
 import ccassets
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.writer import FileContent, RowContent, new_file
-from ccassets.definitions import definitions_of
 from ccassets.errors import BuildError, DatasetError, InterruptedBuildError
-from ccassets.orchestration.assets.common import asset_key
 from ccassets.orchestration.build import run_build
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import Look, dagster_instance, study_states
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.status import State, status_of_studies
+from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_images, write_study
+from ccassets_tests.orchestration.study_runs import run_job, state_of
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,6 @@ DATABASE = ["feature_database", "validation_report"]
 ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
 
 
-def state_of(study: Study, *parts: str, split: str | None = None) -> str:
-    with dagster_instance() as instance:
-        return Look(instance, definitions_of(study)).state(asset_key(study, *parts), split)
-
-
 def metadata(study: Study, *parts: str) -> dict[str, Any]:
     """Numbers and texts of the last materialization."""
     with dagster_instance() as instance:
@@ -65,13 +62,6 @@ def metadata(study: Study, *parts: str) -> dict[str, Any]:
         assert event is not None
         assert event.asset_materialization is not None
         return {name: value.value for name, value in event.asset_materialization.metadata.items()}
-
-
-def run_job(study: Study, job: str, split: str | None = None) -> dg.ExecuteInProcessResult:
-    """What the UI does when somebody presses Materialize."""
-    with dagster_instance() as instance:
-        resolved = definitions_of(study).resolve_job_def(job_name(study, job))
-        return resolved.execute_in_process(instance=instance, partition_key=split, raise_on_error=False)
 
 
 def run_check(study: Study, asset: str, name: str, split: str | None = None) -> str:
@@ -226,7 +216,7 @@ def test_progress_is_in_the_log_at_a_humane_rate(study: Study, monkeypatch: pyte
             return [e.user_message for e in instance.all_logs(result.run_id) if "per second" in e.user_message]
 
     assert said() == []
-    monkeypatch.setattr("ccassets.orchestration.assets.common._LOG_SECONDS", 0.0)
+    monkeypatch.setattr("ccassets.orchestration.steps._LOG_SECONDS", 0.0)
     shutil.rmtree(Store.of(study).folder)
     lines = [line for line in said() if line.startswith("read images")]
     assert len(lines) == 5
@@ -274,7 +264,7 @@ def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weigh
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
         "from ccassets.encoders import load_encoder\n"
-        "from ccassets.study.schema import load_study\n"
+        "from ccassets.study.loading import load_study\n"
         "class Mortal:\n"
         "    def __init__(self, study, dies):\n"
         "        self.inner, self.dies, self.batches = load_encoder(load_study(study)), Path(dies), 0\n"
@@ -379,10 +369,15 @@ def test_many_splits_are_one_asset_without_partitions(study: Study, image_folder
     assert metadata(many, "image_features")["encoded"] == 1
 
 
-def test_studies_tell_what_is_built_stale_and_missing(built: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CCASSETS_STUDIES", str(built.folder.parent))
-    assert len(study_states()["cells"]["built"]) == 17
-    edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
-    states = study_states()["cells"]
-    assert states["missing"] == ["template_features/concept_prompts_t03"]
-    assert states["stale"] == ["feature_database"]
+def test_studies_tell_what_is_built_stale_and_missing(built: Study) -> None:
+    demo = load_study("demo")
+
+    def status(study: Study) -> dict[State, list[str]]:
+        statuses = status_of_studies([demo, study], definitions_of(demo, study))
+        assert {state for state, names in statuses["demo"].items() if names} == {"missing"}
+        return statuses["cells"]
+
+    assert len(status(built)["built"]) == 17
+    edited = edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
+    assert status(edited)["missing"] == ["template_features/concept_prompts_t03"]
+    assert status(edited)["stale"] == ["feature_database"]

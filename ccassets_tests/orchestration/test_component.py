@@ -17,10 +17,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.jobs import job_name
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import job_name
 from ccassets.orchestration.resources import EncoderResource, StoreResource
-from ccassets.orchestration.status import dagster_instance
 from ccassets.study.schema import Study
 
 PAGE = Path(__file__).parents[2] / "docs" / "dagster.md"

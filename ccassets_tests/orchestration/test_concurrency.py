@@ -16,7 +16,7 @@ from ccassets.database.reader import open_database
 from ccassets.errors import StorageError
 from ccassets.extraction.adoption import adopt
 from ccassets.h5 import clear_all_templates
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.campaigns.forks import Fork
@@ -85,9 +85,9 @@ def test_templates_are_not_cleared_under_a_reader_of_a_growing_file(tmp_path: Pa
 
 UI = """
 import sys
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.names import job_name
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.study.loading import load_study
 
 study = load_study(sys.argv[1])

@@ -20,11 +20,10 @@ import numpy as np
 import pytest
 
 import ccassets
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.assets.common import GPU_POOL
 from ccassets.orchestration.build import run_build
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import ENCODER_POOL, job_name
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, with_slow_encoder, write_study
@@ -153,7 +152,7 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
     assert not list(place.root.rglob("*.partial"))
     assert not list(place.runs.glob("*.lock"))
     with dagster_instance() as instance:
-        assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).claimed_slots
+        assert not instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots
     assert run_build(slow, splits=["train"]).materialized[-1] == "image_features:train"
     assert len(parts(place)) == 3
     assert set(kept) <= set(parts(place)), "what was finished was not encoded again"

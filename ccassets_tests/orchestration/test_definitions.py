@@ -10,9 +10,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ccassets.definitions import definitions_of, defs
+from ccassets.definitions import defs
 from ccassets.errors import StudyError
-from ccassets.orchestration.assets.common import GPU_POOL, asset_key
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.names import ENCODER_POOL, asset_key
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import Study
 from ccassets_tests.made_studies import edit_study
@@ -75,7 +76,7 @@ def test_every_asset_has_a_description_and_encoders_run_in_their_pool() -> None:
     graph = defs().resolve_asset_graph()
     assert all(node.description for node in graph.asset_nodes)
     pooled = {key for key in graph.materializable_asset_keys if graph.get(key).pools}
-    assert all(graph.get(key).pools == {GPU_POOL} for key in pooled)
+    assert all(graph.get(key).pools == {ENCODER_POOL} for key in pooled)
     assert {key.path[1] for key in pooled} == {"template_features", "image_features"}
 
 

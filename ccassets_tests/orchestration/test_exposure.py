@@ -16,7 +16,7 @@ import pytest
 import typer.testing
 
 from ccassets.cli import app
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.pages.report_page import ValidationReport, write_validation_report
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store

@@ -13,15 +13,16 @@ import yaml
 
 import ccassets
 from ccassets.cli import main
-from ccassets.definitions import definitions_of
 from ccassets.extraction import identify_encoder
 from ccassets.files import fingerprint
-from ccassets.orchestration.status import dagster_instance, states_of
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import DATA, save_golden_weights
 from ccassets_tests.orchestration.graphql import stale, switched_on
+from ccassets_tests.orchestration.study_runs import status_of
 
 FROZEN = DATA / "frozen"
 TABLE: dict[str, dict[str, Any]] = json.loads((FROZEN / "table.json").read_text(encoding="utf-8"))
@@ -57,9 +58,7 @@ def test_the_database_opens_and_has_no_findings(frozen: Study) -> None:
 
 def test_nothing_is_stale_failed_or_lost(frozen: Study) -> None:
     assert stale("frozen") == {}
-    with dagster_instance() as instance:
-        states = states_of(instance, frozen)
-    assert {state for state, names in states.items() if names} == {"built"}
+    assert {state for state, names in status_of(frozen).items() if names} == {"built"}
 
 
 def test_a_build_makes_nothing(

@@ -10,13 +10,14 @@ from threading import Barrier
 import pytest
 
 from ccassets.errors import StorageError
-from ccassets.orchestration.assets.common import asset_key
 from ccassets.orchestration.build import run_build
-from ccassets.orchestration.run_locks import settle_dead_runs
-from ccassets.orchestration.status import dagster_instance, states_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.run_locks import fail_dead_runs
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, write_study
+from ccassets_tests.orchestration.study_runs import status_of
 
 
 @pytest.fixture
@@ -44,9 +45,8 @@ def encoded(study: Study) -> int:
     return int(event.asset_materialization.metadata["encoded"].value)  # type: ignore[call-overload]
 
 
-def states(study: Study) -> set[str]:
-    with dagster_instance() as instance:
-        return {state for state, names in states_of(instance, study).items() if names}
+def present_states(study: Study) -> set[str]:
+    return {state for state, names in status_of(study).items() if names}
 
 
 def test_two_studies_share_what_was_encoded_and_age_alone(small: tuple[Study, Study]) -> None:
@@ -55,7 +55,7 @@ def test_two_studies_share_what_was_encoded_and_age_alone(small: tuple[Study, St
     run_build(two)
     assert (encoded(one), encoded(two)) == (5, 0)
     edited = edit_study(one, lambda a: a["vocabulary"]["custom"].update(own=["a pale cell"]))
-    assert (states(edited), states(two)) == ({"built", "stale"}, {"built"})
+    assert (present_states(edited), present_states(two)) == ({"built", "stale"}, {"built"})
     before = Store.of(two).database.read_bytes()
     run_build(edited)
     assert Store.of(two).database.read_bytes() == before
@@ -67,7 +67,7 @@ def test_two_homes_know_nothing_of_each_other_and_may_share_a_storage(
     one, _ = small
     first = run_build(one)
     monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "second"))
-    assert states(one) == {"missing"}
+    assert present_states(one) == {"missing"}
     assert run_build(one).path == tmp_path / "second" / "storage" / "one" / "conceptclip_features.h5"
     assert encoded(one) == 5
 
@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_in_another_home_is_left_to_that_home(study: Study
     lock = folder / f"{uuid.uuid4()}.lock"
     lock.touch()
     with dagster_instance() as instance:
-        assert settle_dead_runs(instance, folder) == []
+        assert fail_dead_runs(instance, folder) == []
     assert lock.exists()
 
 

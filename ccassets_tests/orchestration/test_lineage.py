@@ -16,15 +16,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from ccassets.definitions import definitions_of
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.orchestration.build import run_build
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance, lost_assets
+from ccassets.orchestration.instance import dagster_instance
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_images, write_study
 from ccassets_tests.orchestration.graphql import stale
+from ccassets_tests.orchestration.study_runs import lost_of, run_job
 
 Attributes = dict[str, Any]
 CONCEPTS = ["template_features/concept_prompts_t01", "template_features/concept_prompts_t02"]
@@ -54,10 +53,7 @@ def study(place: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 def read_again(study: Study, job: str, split: str | None = None) -> None:
     """What the nightly condition and the watch over the sources start, and a person may press."""
-    with dagster_instance() as instance:
-        resolved = definitions_of(study).resolve_job_def(job_name(study, job))
-        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-        assert resolved.execute_in_process(instance=instance, partition_key=split, run_config=quiet).success
+    assert run_job(study, job, split).success
 
 
 def encoded_by_build(study: Study) -> tuple[int, int]:
@@ -77,12 +73,6 @@ def encoded_by_build(study: Study) -> tuple[int, int]:
                     counts[kind] += int(materialization.metadata["encoded"].value)  # type: ignore[call-overload]
     assert stale(study.name) == {}
     return counts["image_features"], counts["template_features"]
-
-
-def lost(study: Study) -> dict[str, str]:
-    """What the watch over the files makes again, `ccassets studies` lists, and the doctor names."""
-    with dagster_instance() as instance:
-        return lost_assets(instance, study, Store.of(study))
 
 
 def scale_weights(path: Path) -> None:
@@ -268,13 +258,13 @@ def test_the_database_deleted_and_replaced(study: Study) -> None:
     before = path.read_bytes()
     path.unlink()
     assert stale("cells") == {}
-    assert lost(study) == {"feature_database": "its file is not there"}
+    assert lost_of(study) == {"feature_database": "its file is not there"}
     assert encoded_by_build(study) == (0, 0)
     path.unlink()
     path.write_bytes(before)
-    assert lost(study) == {"feature_database": "its file is not the one that was written"}
+    assert lost_of(study) == {"feature_database": "its file is not the one that was written"}
     assert encoded_by_build(study) == (0, 0)
-    assert lost(study) == {}
+    assert lost_of(study) == {}
 
 
 def test_a_part_deleted_by_hand(study: Study) -> None:
@@ -282,9 +272,9 @@ def test_a_part_deleted_by_hand(study: Study) -> None:
     for part in (place.root / "features").glob("*/*/*.h5"):
         part.unlink()
     assert stale("cells") == {}, "Dagster knows versions, not files"
-    assert set(lost(study)) == {*CONCEPTS, *LABELS}, "the rows of images are in the database as well"
+    assert set(lost_of(study)) == {*CONCEPTS, *LABELS}, "the rows of images are in the database as well"
     assert encoded_by_build(study) == (0, 12)
-    assert lost(study) == {}
+    assert lost_of(study) == {}
 
 
 def test_the_splits_reordered(study: Study) -> None:
@@ -296,7 +286,7 @@ def test_the_splits_reordered(study: Study) -> None:
 
 def test_our_own_extraction_code_raised(study: Study, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccassets.encoders.encoder_contract.EXTRACTION_VERSION", 2)
-    monkeypatch.setattr("ccassets.orchestration.assets.common.EXTRACTION_VERSION", 2)
+    monkeypatch.setattr("ccassets.orchestration.study_asset.EXTRACTION_VERSION", 2)
     names = [field.name for field in fields(EncoderCard)]
     defaults = EncoderCard.__init__.__defaults__ or ()
     raised = [

@@ -18,12 +18,11 @@ import pytest
 import yaml
 
 import ccassets
-from ccassets.definitions import definitions_of
-from ccassets.orchestration.assets.common import GPU_POOL
 from ccassets.orchestration.build import run_build
+from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.dagster_diagnoses import diagnose_home
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import ENCODER_POOL, job_name
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import with_slow_encoder, write_study
@@ -66,7 +65,7 @@ def records(request: pytest.FixtureRequest, home: Path) -> str:
         storage = {"storage": {"postgres": {"postgres_url": request.getfixturevalue("postgres")}}}
         (home / "dagster.yaml").write_text(yaml.safe_dump(storage))
         said = diagnose_home()
-        assert f"no limit for the pool {GPU_POOL}" in said.message
+        assert f"no limit for the pool {ENCODER_POOL}" in said.message
         merged = {**storage, **yaml.safe_load(said.advice.partition("\n")[2])}
         (home / "dagster.yaml").write_text(yaml.safe_dump(merged))
         assert diagnose_home().level == "ok"
@@ -123,12 +122,12 @@ def test_a_killed_build_gives_its_place_back_to_the_next_one(records: str, study
     killed.kill()
     killed.wait()
     with dagster_instance() as instance:
-        assert instance.event_log_storage.get_concurrency_info(GPU_POOL).claimed_slots
+        assert instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots
     began = time.monotonic()
     assert run_build(slow).path is not None
     assert time.monotonic() - began < 120
     assert ccassets.validate_database(Store.of(slow).database, study=slow, deep=True) == []
     with dagster_instance() as instance:
-        assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).claimed_slots
+        assert not instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots
         [failed] = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
     assert failed.job_name == "cells__extract_images"

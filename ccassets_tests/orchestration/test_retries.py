@@ -12,12 +12,12 @@ from pathlib import Path
 import medmnist
 import pytest
 
-from ccassets.definitions import definitions_of
 from ccassets.errors import CcassetsError
 from ccassets.files import storage_error
 from ccassets.orchestration.build import run_build
-from ccassets.orchestration.jobs import job_name
-from ccassets.orchestration.status import dagster_instance
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import job_name
 from ccassets.study.schema import Study
 from ccassets_tests.datasets.test_medmnist import Site
 from ccassets_tests.made_studies import edit_study
@@ -50,7 +50,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         def log_message(self, *_: object) -> None: ...
 
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("ccassets.orchestration.assets.common.RETRY_SECONDS", (0, 0, 0))
+    monkeypatch.setattr("ccassets.orchestration.steps.RETRY_SECONDS", (0, 0, 0))
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()

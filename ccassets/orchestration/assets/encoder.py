@@ -3,21 +3,21 @@
 import dagster as dg
 
 from ccassets.extraction import identify_encoder
-from ccassets.orchestration.assets.common import asset_key, code_version, errors_as_sentences
-from ccassets.orchestration.assets.conditions import READ_SOURCES
+from ccassets.orchestration.conditions import READ_SOURCES
 from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.orchestration.study_asset import study_asset
 from ccassets.study.schema import Study
 
 
 def encoder(study: Study) -> dg.AssetsDefinition:
     strict = study.extraction if study.extraction.strict else None
 
-    @dg.asset(
-        key=asset_key(study, "encoder"),
-        group_name=study.name,
-        automation_condition=READ_SOURCES,
+    @study_asset(
+        study,
+        "encoder",
+        condition=READ_SOURCES,
         kinds={"pytorch", study.encoder.kind},
-        code_version=code_version(study.encoder, strict),
+        version=(study.encoder, strict),
         description=(
             "Finds or fetches the encoder's weights, verifies that they fit, and records its identity: a digest of "
             "everything that determines numbers. Features belong to an identity."
@@ -26,8 +26,7 @@ def encoder(study: Study) -> dg.AssetsDefinition:
     def _encoder(
         context: dg.AssetExecutionContext, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
-        with errors_as_sentences():
-            card = identify_encoder(study, store=store.of(study), device=encoder.device, hf_token=encoder.hf_token)
+        card = identify_encoder(study, store=store.of(study), device=encoder.device, hf_token=encoder.hf_token)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(card.identity),
             metadata={

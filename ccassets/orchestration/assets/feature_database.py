@@ -4,9 +4,11 @@ import dagster as dg
 
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database
-from ccassets.orchestration.assets.common import asset_key, code_version, errors_as_sentences, is_partitioned, logged
-from ccassets.orchestration.assets.conditions import REBUILD_STALE
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
+from ccassets.orchestration.steps import log_progress
+from ccassets.orchestration.study_asset import study_asset
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -16,21 +18,19 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         asset_key(study, "image_features"),
         partition_mapping=dg.AllPartitionMapping() if is_partitioned(study) else None,
     )
-    templates = [asset_key(study, "template_features", name) for name in study.vocabulary.templates()]
+    templates = [f"template_features/{name}" for name in study.vocabulary.templates()]
 
-    @dg.asset(
-        key=asset_key(study, "feature_database"),
+    @study_asset(
+        study,
+        "feature_database",
         deps=[splits, *templates],
-        group_name=study.name,
-        automation_condition=REBUILD_STALE,
         kinds={"hdf5"},
-        code_version=code_version(_grouping(study), study.splits, study.storage, study.extraction.limit),
+        version=(_grouping(study), study.splits, study.storage, study.extraction.limit),
         description=_description(study),
     )
     def _feature_database(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        place = store.of(study)
-        with errors_as_sentences():
-            done = assemble_database(study, store=place, progress=logged(context, "assemble the database"))
+        files = store.of(study)
+        done = assemble_database(study, store=files, progress=log_progress(context, "assemble the database"))
         if done.unchanged:
             context.log.info("The database already is what it should be; it was left as it is.")
         return dg.MaterializeResult(
@@ -40,8 +40,8 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
                 "bytes": done.bytes,
                 "seconds": round(done.seconds, 3),
                 "digest": done.digest,
-                "file": place.relative(done.path),
-                "dagster/column_schema": _schema(place),
+                "file": files.relative(done.path),
+                "dagster/column_schema": _schema(files),
             },
         )
 
@@ -62,7 +62,7 @@ def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
     return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
 
 
-def _schema(place: Store) -> dg.TableSchema:
+def _schema(store: Store) -> dg.TableSchema:
     """Every data set of the file with its shape and dtype, as the UI shows columns."""
     columns = []
 
@@ -72,6 +72,6 @@ def _schema(place: Store) -> dg.TableSchema:
             kind = "string" if dtype.kind == "O" else dtype
             columns.append(dg.TableColumn(name=f"/{name}", type=f"{kind} {tuple(shape)}"))
 
-    with open_database(place.database) as database:
+    with open_database(store.database) as database:
         database.file.visititems(add)
     return dg.TableSchema(columns=columns)

@@ -5,33 +5,23 @@ import dagster as dg
 from ccassets.extraction import extract_splits
 from ccassets.extraction.image_shards import StageTimes
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.orchestration.assets.common import (
-    GPU_POOL,
-    ExtractionRun,
-    asset_key,
-    code_version,
-    combined,
-    errors_as_sentences,
-    logged,
-    split_partitions,
-    splits_of,
-)
-from ccassets.orchestration.assets.conditions import REBUILD_STALE
+from ccassets.orchestration.names import ENCODER_POOL
+from ccassets.orchestration.partitions import split_partitions, splits_of
 from ccassets.orchestration.resources import EncoderResource, StoreResource
-from ccassets.orchestration.run_locks import alive
+from ccassets.orchestration.run_locks import hold_run_lock
+from ccassets.orchestration.steps import log_progress
+from ccassets.orchestration.study_asset import ExtractionRun, data_version, study_asset
 from ccassets.study.schema import Study
 
 
 def image_features(study: Study) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=asset_key(study, "image_features"),
-        deps=[asset_key(study, "images"), asset_key(study, "encoder")],
-        partitions_def=split_partitions(study),
-        group_name=study.name,
-        automation_condition=REBUILD_STALE,
+    @study_asset(
+        study,
+        "image_features",
+        deps=["images", "encoder"],
+        partitions=split_partitions(study),
         kinds={"hdf5", "pytorch"},
-        pool=GPU_POOL,
-        code_version=code_version(),
+        pool=ENCODER_POOL,
         description=(
             "The global vector and the patch tokens of every image of a split. Only images that no part holds are "
             "encoded; a run that was stopped goes on at the last finished shard."
@@ -40,20 +30,20 @@ def image_features(study: Study) -> dg.AssetsDefinition:
     def _image_features(
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
-        place = store.of(study)
-        with errors_as_sentences(), alive(place.runs, context.run.run_id):
-            card = recorded_card(study, place)
+        files = store.of(study)
+        with hold_run_lock(files.runs, context.run.run_id):
+            card = recorded_card(study, files)
             splits = splits_of(context, study)
             for split in splits:
-                recorded_manifest(study, split, place)
+                recorded_manifest(study, split, files)
             times = StageTimes()
             done = extract_splits(
                 study,
                 splits,
-                runner=encoder.choose_runner(study, card, place),
-                store=place,
+                runner=encoder.choose_runner(study, card, files),
+                store=files,
                 fresh=config.fresh,
-                progress=logged(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
+                progress=log_progress(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
                 times=times,
             )
         for name in sorted({name for part in done for name in part.damaged}):
@@ -61,7 +51,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         encoded = sum(part.encoded for part in done)
         seconds = sum(part.seconds for part in done)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(combined({part.split: part.digest for part in done})),
+            data_version=data_version({part.split: part.digest for part in done}),
             metadata={
                 "dagster/row_count": sum(part.rows for part in done),
                 "encoded": encoded,

@@ -4,34 +4,33 @@ import dagster as dg
 
 from ccassets.extraction import extract_template
 from ccassets.extraction.sources import recorded_card
-from ccassets.orchestration.assets.common import GPU_POOL, ExtractionRun, asset_key, code_version, errors_as_sentences
-from ccassets.orchestration.assets.conditions import REBUILD_STALE
+from ccassets.orchestration.names import ENCODER_POOL
 from ccassets.orchestration.resources import EncoderResource, StoreResource
-from ccassets.orchestration.run_locks import alive
+from ccassets.orchestration.run_locks import hold_run_lock
+from ccassets.orchestration.study_asset import ExtractionRun, study_asset
 from ccassets.study.schema import PromptTemplate, Study
 
 
 def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefinition:
     template_id = template.template_id
 
-    @dg.asset(
-        key=asset_key(study, "template_features", template_id),
-        deps=[asset_key(study, "encoder")],
-        group_name=study.name,
-        automation_condition=REBUILD_STALE,
+    @study_asset(
+        study,
+        f"template_features/{template_id}",
+        deps=["encoder"],
         kinds={"hdf5"},
-        pool=GPU_POOL,
-        code_version=code_version(template.texts_hash, template.subjects),
+        pool=ENCODER_POOL,
+        version=(template.texts_hash, template.subjects),
         description=f"The {len(template.prompts)} prompts of this template, such as “{template.prompts[0]}”, encoded.",
     )
     def _template_features(
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
-        place = store.of(study)
-        with errors_as_sentences(), alive(place.runs, context.run.run_id):
-            card = recorded_card(study, place)
+        files = store.of(study)
+        with hold_run_lock(files.runs, context.run.run_id):
+            card = recorded_card(study, files)
             done = extract_template(
-                study, template_id, encoder=lambda: encoder.load(study, card, place), store=place, fresh=config.fresh
+                study, template_id, encoder=lambda: encoder.load(study, card, files), store=files, fresh=config.fresh
             )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(done.digest),
@@ -41,7 +40,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
                 "origin": done.origin,
                 "seconds": round(done.seconds, 3),
                 "texts_hash": template.texts_hash,
-                "part": place.relative(done.part),
+                "part": files.relative(done.part),
                 "texts": dg.MetadataValue.json(list(template.prompts)),
             },
         )

@@ -1,0 +1,73 @@
+"""The one module with private names of Dagster, each with the public way that is missing.
+
+`ccassets_tests/orchestration/test_dagster_internals.py` names what breaks when another release of Dagster moves them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+# Missing: a public call for the staleness that the UI shows. `dagster_graphql` has it, behind a workspace; the public
+# conditions `code_version_changed` and `data_version_changed` see only what changed since their last evaluation.
+from dagster._core.definitions.data_version import CachingStaleStatusResolver as CachingStaleStatusResolver
+from dagster._core.definitions.data_version import StaleStatus as StaleStatus
+
+# Missing: the type of what the public `define_asset_job` returns; for annotations only.
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+# Missing: a public object that holds the records of many assets for the resolver, which demands one; the public
+# `get_asset_records` fetches them for us alone, and the resolver fetches each of them again.
+from dagster._core.loader import LoadingContext
+from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
+
+Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+
+
+class _Loaders(LoadingContext):
+    """The records that were read of an instance."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict[type, Any] = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[type, Any]:
+        return self._loaders
+
+
+class AssetRecords:
+    """Dagster's records of the assets of a repository, read when first asked for and never again."""
+
+    def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
+        graph = repository.asset_graph
+        self._loaders = _Loaders(instance)
+        AssetRecord.prepare(self._loaders, graph.materializable_asset_keys)  # One query for all of them.
+        self._resolver = CachingStaleStatusResolver(instance, graph, self._loaders)
+
+    def stale_status(self, key: dg.AssetKey, split: str | None = None) -> StaleStatus:
+        """The staleness of an asset, or of one split of it, as the UI shows it."""
+        return self._resolver.get_status(key, split)
+
+    def entry(self, key: dg.AssetKey) -> AssetEntry | None:
+        """The last run and the last materialization of an asset; None where it never ran."""
+        record = AssetRecord.blocking_get(self._loaders, key)
+        return record.asset_entry if record else None
+
+
+def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+    """Of the candidates of an automation condition those that the UI shows as stale."""
+    view = context.asset_graph_view
+    resolver = CachingStaleStatusResolver(view.instance, view.asset_graph, view)
+    candidates = context.candidate_subset.expensively_compute_asset_partitions()
+    stale = {
+        candidate
+        for candidate in candidates
+        if resolver.get_status(candidate.asset_key, candidate.partition_key) == StaleStatus.STALE
+    }
+    return dg.AutomationResult(context, view.get_asset_subset_from_asset_partitions(context.key, stale))

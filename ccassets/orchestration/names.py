@@ -1,0 +1,22 @@
+"""The names under which Dagster knows a study: asset keys, jobs, the encoders' pool, the tag of a build's runs."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ccassets.study.schema import Study
+
+ENCODER_POOL = "ccassets_encoder"
+"""Steps that run an encoder take a slot of this pool; `dagster.yaml` gives it one."""
+
+STARTED_BY, BUILD = "ccassets/started_by", "build"
+"""The tag of runs that are steps of a whole build, and its value where `ccassets build` started them."""
+
+
+def asset_key(study: Study, *parts: str) -> dg.AssetKey:
+    """The key of an asset of a study, by its parts or by the name that the UI shows, its parts joined with `/`."""
+    return dg.AssetKey([study.name, *"/".join(parts).split("/")])
+
+
+def job_name(study: Study, name: str) -> str:
+    return f"{study.name}__{name}"

@@ -1,0 +1,68 @@
+"""What every step does while it runs: it reports progress, and fails with our sentences or tries again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import dagster as dg
+
+from ccassets.errors import CcassetsError
+from ccassets.orchestration.names import BUILD, STARTED_BY
+from ccassets.progress import Listener, Progress
+
+RETRY_SECONDS = (30, 120, 600)
+"""How long a step waits, time after time, before it tries again after a transient error."""
+
+_LOG_SECONDS = 15.0
+
+progress_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+"""Who listens to the steps that run in this process: the command line draws its bars with it."""
+
+
+def log_progress(context: dg.AssetExecutionContext, what: str, note: Callable[[], str] | None = None) -> Progress:
+    """Progress that goes to the run's log a few times a minute, with rate and time left, and to the listener always.
+
+    `note` gives what else should be said then.
+    """
+    started = time.monotonic()
+    last = started
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        listener = progress_listener.get()
+        remark = note() if note else ""
+        if listener is not None:
+            listener(what, done, total, remark)
+        now = time.monotonic()
+        if now - last < _LOG_SECONDS or not done:
+            return
+        last = now
+        rate = done / (now - started)
+        left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate))
+        message = f"{what}: {done} of {total}, {rate:.1f} per second, {left} left"
+        context.log.info(f"{message}; {remark}" if remark else message)
+
+    return report
+
+
+@contextmanager
+def errors_as_failures() -> Iterator[None]:
+    """Our own errors are written for the user: show their text as the step's failure.
+
+    After a transient error the step is tried again, unless `ccassets build` started the run: there somebody reads it.
+    """
+    try:
+        yield
+    except CcassetsError as error:
+        failure = dg.Failure(description=str(error), allow_retries=False)
+        context = dg.OpExecutionContext.get()
+        waits = RETRY_SECONDS[context.retry_number :]
+        if not (error.transient and waits) or context.run.tags.get(STARTED_BY) == BUILD:
+            raise failure from error
+        failure.__cause__ = error
+        context.log.warning(f"{error}\nThis may pass by itself: it is tried again in {waits[0]} seconds.")
+        time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
+        raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

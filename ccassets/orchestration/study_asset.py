@@ -1,0 +1,106 @@
+"""The decorator of every asset of a study, and the versions by which Dagster sees what is stale."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ccassets.analysis.results import Result
+from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
+from ccassets.orchestration.conditions import REBUILD_STALE
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.steps import errors_as_failures
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+
+ANALYSIS_VERSION = 1
+"""Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
+
+Body = Callable[..., dg.MaterializeResult[None]]
+
+
+class ExtractionRun(dg.Config):
+    """What can be asked of one run of an encoder: `fresh` encodes again even what parts already hold."""
+
+    fresh: bool = False
+
+
+def study_asset(
+    study: Study,
+    name: str,
+    *,
+    description: str,
+    kinds: Collection[str],
+    version: Sequence[object] = (),
+    deps: Sequence[dg.AssetDep | str] = (),
+    condition: dg.AutomationCondition[dg.AssetKey] = REBUILD_STALE,
+    partitions: dg.PartitionsDefinition[str] | None = None,
+    pool: str | None = None,
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Make a function an asset of a study, in its group and under its name; our errors become the step's failure.
+
+    Args:
+        study: The study.
+        name: Its key after the study's name; several parts are joined with `/`.
+        description: What the asset is, as the UI shows it.
+        kinds: The kinds that the UI shows on the asset.
+        version: What changes the asset's code version, besides our own extraction code.
+        deps: The assets of the study that it is made of, by name.
+        condition: When it asks to be materialized, once the study's sensor is turned on.
+        partitions: The splits, where they are partitions of the asset.
+        pool: The pool whose slots limit how many of its steps run at once.
+
+    Returns:
+        A decorator for a function with Dagster's context, config and resources as parameters.
+    """
+
+    def decorate(body: Body) -> dg.AssetsDefinition:
+        @functools.wraps(body)
+        def materialize(*args: Any, **kwargs: Any) -> dg.MaterializeResult[None]:
+            with errors_as_failures():
+                return body(*args, **kwargs)
+
+        return dg.asset(
+            key=asset_key(study, name),
+            deps=[dep if isinstance(dep, dg.AssetDep) else asset_key(study, dep) for dep in deps],
+            group_name=study.name,
+            automation_condition=condition,
+            partitions_def=partitions,
+            pool=pool,
+            kinds=set(kinds),
+            code_version=code_version(*version),
+            description=description,
+        )(materialize)
+
+    return decorate
+
+
+def analysis_result(
+    context: dg.AssetExecutionContext, store: Store, result: Result, metadata: Mapping[str, Any]
+) -> dg.MaterializeResult[None]:
+    """What Dagster records of an analysis: its numbers and its file; where it does not apply, a warning says why."""
+    reason = {"obstacle": result.unavailable_reason} if result.unavailable_reason else {}
+    if result.unavailable_reason:
+        context.log.warning(result.unavailable_reason)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(result.digest),
+        metadata={**metadata, "file": store.relative(result.path), **reason},
+    )
+
+
+def code_version(*parts: object) -> str:
+    """A version that changes with what is given and with our own extraction code."""
+    text = "|".join(part.model_dump_json() if isinstance(part, BaseModel) else str(part) for part in parts)
+    return hashlib.sha256(f"{EXTRACTION_VERSION}|{text}".encode()).hexdigest()[:16]
+
+
+def data_version(digests: Mapping[str, str]) -> dg.DataVersion:
+    """The data version of an asset: the digest of its one split, or of all of them where splits are no partitions."""
+    if len(digests) == 1:
+        return dg.DataVersion(*digests.values())
+    return dg.DataVersion(hashlib.sha256(repr(dict(digests)).encode()).hexdigest())
