@@ -70,13 +70,13 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
     def _watch(
         context: dg.SensorEvaluationContext, store: StoreResource, encoder: EncoderResource
     ) -> dg.SensorResult | dg.SkipReason:
-        files = store.of(study)
+        study_store = store.of(study)
         notices = [notice] if (notice := changed_study_file(study)) else []
         try:
-            requests = list(_changed_sources(study, files, encoder))
+            requests = list(_changed_sources(study, study_store, encoder))
             if not requests:
                 assert context.repository_def is not None  # Of a sensor that Dagster evaluates.
-                lost = lost_assets(StatusSnapshot(context.instance, context.repository_def), study, files)
+                lost = lost_assets(StatusSnapshot(context.instance, context.repository_def), study, study_store)
                 requests = _remake_requests(study, lost, context.instance)
                 notices += [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
         except CcassetsError as error:

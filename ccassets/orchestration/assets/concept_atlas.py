@@ -25,12 +25,12 @@ def concept_atlas(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_atlas(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        atlas = write_atlas(study, files, log_progress(context, "draw concepts"))
+        study_store = store.of(study)
+        atlas = write_atlas(study, study_store, log_progress(context, "draw concepts"))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(atlas.digest),
             metadata={
-                "page": files.relative(atlas.page),
+                "page": study_store.relative(atlas.page),
                 "bytes": atlas.page.stat().st_size,
                 **atlas.metrics,
                 "concepts": dg.MetadataValue.md(atlas.markdown),

@@ -21,9 +21,9 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_bottleneck(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        result = write_bottleneck(study, files)
-        metadata = {**bottleneck_metrics(result.content), "looks_at_test": count_test_accesses(files)}
-        return analysis_result(context, files, result, metadata)
+        study_store = store.of(study)
+        result = write_bottleneck(study, study_store)
+        metadata = {**bottleneck_metrics(result.content), "looks_at_test": count_test_accesses(study_store)}
+        return analysis_result(context, study_store, result, metadata)
 
     return _concept_bottleneck

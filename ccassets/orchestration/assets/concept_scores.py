@@ -25,14 +25,14 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_scores(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        path = files.analysis / RESULT_FILES["concept_scores"]
-        with open_database(files.database) as database:
+        study_store = store.of(study)
+        path = study_store.analysis / RESULT_FILES["concept_scores"]
+        with open_database(study_store.database) as database:
             export(database, path, "scores", log_progress(context, "score concepts"))
             rows, concepts = len(database), len(database.concepts)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(digest_files([path])),
-            metadata={"dagster/row_count": rows, "concepts": concepts, "file": files.relative(path)},
+            metadata={"dagster/row_count": rows, "concepts": concepts, "file": study_store.relative(path)},
         )
 
     return _concept_scores

@@ -29,8 +29,8 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         description=_description(study),
     )
     def _feature_database(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        done = assemble_database(study, store=files, progress=log_progress(context, "assemble the database"))
+        study_store = store.of(study)
+        done = assemble_database(study, store=study_store, progress=log_progress(context, "assemble the database"))
         if done.unchanged:
             context.log.info("The database already is what it should be; it was left as it is.")
         return dg.MaterializeResult(
@@ -40,8 +40,8 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
                 "bytes": done.bytes,
                 "seconds": round(done.seconds, 3),
                 "digest": done.digest,
-                "file": files.relative(done.path),
-                "dagster/column_schema": _schema(files),
+                "file": study_store.relative(done.path),
+                "dagster/column_schema": _schema(study_store),
             },
         )
 

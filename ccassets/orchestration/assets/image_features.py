@@ -30,18 +30,18 @@ def image_features(study: Study) -> dg.AssetsDefinition:
     def _image_features(
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        with hold_run_lock(files.runs, context.run.run_id):
-            card = recorded_card(study, files)
+        study_store = store.of(study)
+        with hold_run_lock(study_store.runs, context.run.run_id):
+            card = recorded_card(study, study_store)
             splits = splits_of(context, study)
             for split in splits:
-                recorded_manifest(study, split, files)
+                recorded_manifest(study, split, study_store)
             times = StageTimes()
             done = extract_splits(
                 study,
                 splits,
-                runner=encoder.choose_runner(study, card, files),
-                store=files,
+                runner=encoder.choose_runner(study, card, study_store),
+                store=study_store,
                 fresh=config.fresh,
                 progress=log_progress(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
                 times=times,

@@ -27,11 +27,15 @@ def images(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _images(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        dataset = fetched(study, files, log_progress(context, f"fetch {study.dataset.kind}"))
+        study_store = store.of(study)
+        dataset = fetched(study, study_store, log_progress(context, f"fetch {study.dataset.kind}"))
         manifests = {
             split: read_images(
-                study, split, store=files, dataset=dataset, progress=log_progress(context, f"read images of {split}")
+                study,
+                split,
+                store=study_store,
+                dataset=dataset,
+                progress=log_progress(context, f"read images of {split}"),
             )
             for split in splits_of(context, study)
         }
@@ -44,7 +48,7 @@ def images(study: Study) -> dg.AssetsDefinition:
                 "blank": sum(int(manifest.blank.sum()) for manifest in manifests.values()),
                 "skipped": len(skipped),
                 **({"skipped_images": skipped} if skipped else {}),
-                "manifest": files.relative(files.manifest(samples.split)),
+                "manifest": study_store.relative(study_store.manifest(samples.split)),
                 "samples": dg.MetadataValue.md(contact_sheet(dataset, samples)),
             },
         )

@@ -26,11 +26,15 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
     def _template_features(
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
     ) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        with hold_run_lock(files.runs, context.run.run_id):
-            card = recorded_card(study, files)
+        study_store = store.of(study)
+        with hold_run_lock(study_store.runs, context.run.run_id):
+            card = recorded_card(study, study_store)
             done = extract_template(
-                study, template_id, encoder=lambda: encoder.load(study, card, files), store=files, fresh=config.fresh
+                study,
+                template_id,
+                encoder=lambda: encoder.load(study, card, study_store),
+                store=study_store,
+                fresh=config.fresh,
             )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(done.digest),
@@ -40,7 +44,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
                 "origin": done.origin,
                 "seconds": round(done.seconds, 3),
                 "texts_hash": template.texts_hash,
-                "part": files.relative(done.part),
+                "part": study_store.relative(done.part),
                 "texts": dg.MetadataValue.json(list(template.prompts)),
             },
         )

@@ -20,15 +20,15 @@ def validation_report(study: Study) -> dg.AssetsDefinition:
         description="What the validator found in the database: `validation.json`, and `validation.html` to read.",
     )
     def _validation_report(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        report = write_validation_report(study, files)
+        study_store = store.of(study)
+        report = write_validation_report(study, study_store)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(report.digest),
             metadata={
                 "ok": report.ok,
                 "errors": sum(finding.severity == "error" for finding in report.findings),
                 "warnings": sum(finding.severity == "warning" for finding in report.findings),
-                "page": files.relative(report.page),
+                "page": study_store.relative(report.page),
                 "findings": dg.MetadataValue.md(report.markdown),
             },
         )

@@ -23,9 +23,9 @@ def zero_shot(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _zero_shot(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        files = store.of(study)
-        result = write_zero_shot(files, log_progress(context, "score classes"))
+        study_store = store.of(study)
+        result = write_zero_shot(study_store, log_progress(context, "score classes"))
         metadata = {**headline_metrics(result.content), "rule": result.content.get("rule") or "whole images alone"}
-        return analysis_result(context, files, result, metadata)
+        return analysis_result(context, study_store, result, metadata)
 
     return _zero_shot
