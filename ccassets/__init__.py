@@ -16,7 +16,6 @@ from ccassets.errors import CcassetsError
 
 if TYPE_CHECKING:
     from ccassets.database.reader import Database, Selection, Template, open_database
-    from ccassets.database.sandbox import validate_foreign
     from ccassets.database.validation import validate_database
     from ccassets.encoders import load_encoder
     from ccassets.encoders.encoder_contract import Encoder, EncoderCard
@@ -61,7 +60,6 @@ _HOMES = {
     "plan_study": "ccassets.extraction",
     "read_images": "ccassets.extraction",
     "validate_database": "ccassets.database.validation",
-    "validate_foreign": "ccassets.database.sandbox",
 }
 
 __all__ = [
@@ -88,7 +86,6 @@ __all__ = [
     "plan_study",
     "read_images",
     "validate_database",
-    "validate_foreign",
 ]
 
 

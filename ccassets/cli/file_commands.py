@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def info(file: FileArgument, as_json: JsonOption = False) -> None:
     """Say what is in a file, in one screen."""
-    from ccassets.database.sandbox import summarize_foreign
+    from ccassets.database.sandbox import summarize_in_sandbox
 
-    facts = summarize_foreign(file)
+    facts = summarize_in_sandbox(file)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -34,12 +34,12 @@ def validate(
     deep: Annotated[bool, typer.Option("--deep", help="Recompute every digest.")] = False,
 ) -> None:
     """Check every invariant of a file; exit 1 when there is an error."""
-    from ccassets.database.sandbox import validate_foreign
+    from ccassets.database.validation import validate_database
     from ccassets.findings import has_errors
     from ccassets.pages.report_page import findings_as_json
     from ccassets.study.loading import load_study
 
-    findings = validate_foreign(file, study=load_study(study) if study else None, deep=deep)
+    findings = validate_database(file, study=load_study(study) if study else None, deep=deep, sandbox=True)
     if as_json:
         typer.echo(json.dumps(findings_as_json(findings), indent=2, ensure_ascii=False))
     else:
@@ -55,12 +55,12 @@ def adopt(
     home: HomeOption = None,
 ) -> None:
     """Take a file that is there already as a study's extraction; the file is never changed."""
-    from ccassets.database.sandbox import require_survivable
+    from ccassets.database.sandbox import require_readable
     from ccassets.extraction.adoption import adopt as take
     from ccassets.study.loading import load_study
 
     loaded = load_study(study)
-    require_survivable(file)
+    require_readable(file)
     try:
         with progress_bars() as listener:
             adoption = take(

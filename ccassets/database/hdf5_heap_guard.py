@@ -1,4 +1,4 @@
-"""Global heaps, where HDF5 keeps texts: a damaged one can be read for ever, so they are walked before anything is."""
+"""A guard against damaged global heaps, in which HDF5 stores texts: reading some of them would never end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER = 16
 
 
 def find_endless_heap(file: h5py.File, fd: int) -> int | None:
-    """The place of a heap in which HDF5 would go round for ever, or None.
+    """The offset of a heap that HDF5 would read for ever, or None.
 
     Free space (object 0) counts itself by its stored size; where that is zero, as after a lost page, the reader never
     gets on (H5HG, "Global Heap" in the HDF5 file format specification). Contiguous data is not looked into; in a file
@@ -26,10 +26,10 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
     if ranges is None or not size:
         return None
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
-        for start, stop in _between(ranges, size):
-            for place in _heaps(data, start, stop):
-                if _is_endless(data, place):
-                    return place
+        for start, stop in _gaps(ranges, size):
+            for offset in _heap_offsets(data, start, stop):
+                if _is_endless(data, offset):
+                    return offset
     return None
 
 
@@ -47,14 +47,14 @@ def _contiguous_ranges(file: h5py.File) -> list[tuple[int, int]] | None:
             if offset is not None:
                 ranges.append((offset, offset + dataset.get_storage_size()))
 
-    with suppress(OSError, RuntimeError, ValueError, TypeError, LookupError):  # For the reader to find.
-        # By the low-level names: every file that is opened comes by here, and h5py's objects cost ten times as much.
+    with suppress(OSError, RuntimeError, ValueError, TypeError, LookupError):  # The reader reports it.
+        # The low-level interface: this runs at every opening, and h5py's objects cost ten times as much.
         h5py.h5o.visit(file.id, add, info=True)
     return None if chunked else sorted(ranges)
 
 
-def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    """What lies between the ranges."""
+def _gaps(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """The ranges between the given ones."""
     start = 0
     for first, stop in ranges:
         if first > start:
@@ -64,16 +64,16 @@ def _between(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, in
         yield start, size
 
 
-def _heaps(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
-    place = data.find(_SIGNATURE, start, stop)
-    while place >= 0:
-        yield place
-        place = data.find(_SIGNATURE, place + 1, stop)
+def _heap_offsets(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
+    offset = data.find(_SIGNATURE, start, stop)
+    while offset >= 0:
+        yield offset
+        offset = data.find(_SIGNATURE, offset + 1, stop)
 
 
-def _is_endless(data: mmap.mmap, place: int) -> bool:
-    end = min(place + _number(data, place + 8), len(data))
-    with memoryview(data) as view, view[place : place + (end - place) // 8 * 8] as heap, heap.cast("Q") as words:
+def _is_endless(data: mmap.mmap, offset: int) -> bool:
+    end = min(offset + _number(data, offset + 8), len(data))
+    with memoryview(data) as view, view[offset : offset + (end - offset) // 8 * 8] as heap, heap.cast("Q") as words:
         at = _HEADER // 8
         while at + _HEADER // 8 <= len(words):
             # Index, references and nothing, then the size: of an object without its padding to whole words.
@@ -84,5 +84,5 @@ def _is_endless(data: mmap.mmap, place: int) -> bool:
     return False
 
 
-def _number(data: mmap.mmap, place: int) -> int:
-    return int.from_bytes(data[place : place + 8], "little")
+def _number(data: mmap.mmap, offset: int) -> int:
+    return int.from_bytes(data[offset : offset + 8], "little")

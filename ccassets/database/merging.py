@@ -1,4 +1,4 @@
-"""Assembly: a new file whose rows are byte ranges of other files, copied and never read."""
+"""Assembly of a new file from byte ranges of other files, copied without decoding."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def assemble(
     names = BULK if content.token_count else (IMAGE_FEATURES,)
     done, total = 0, len(names) * len(source_of)
     with new_file(path, content) as rows:
-        for source, wanted in _by_source(source_of):
+        for source, targets in _by_source(source_of):
             with open_database(sources[source]) as database:
-                _check(database, content, wanted, row_in[wanted])
+                _check_source(database, content, targets, row_in[targets])
                 for name in names:
                     offset, row_bytes = database.byte_range(name)
-                    for first, row, count in _runs(wanted, row_in[wanted], max(1, _COPY_BYTES // row_bytes)):
+                    for first, row, count in _runs(targets, row_in[targets], max(1, _COPY_BYTES // row_bytes)):
                         rows.copy(name, first, database.fileno(), offset + row * row_bytes, count)
                         done += count
                         progress(done, total)
@@ -48,29 +48,29 @@ def assemble(
 def _by_source(source_of: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Every source that is used, and the rows of the new file that it gives, in order."""
     order = np.argsort(source_of, kind="stable")
-    for wanted in np.split(order, np.flatnonzero(np.diff(source_of[order])) + 1):
-        if len(wanted):
-            yield int(source_of[wanted[0]]), wanted
+    for targets in np.split(order, np.flatnonzero(np.diff(source_of[order])) + 1):
+        if len(targets):
+            yield int(source_of[targets[0]]), targets
 
 
-def _runs(wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64], most: int) -> Iterator[tuple[int, int, int]]:
+def _runs(targets: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64], limit: int) -> Iterator[tuple[int, int, int]]:
     """(row of the new file, row in the source, count) of every run of rows that are neighbours in both."""
-    starts = np.flatnonzero(np.r_[True, (np.diff(wanted) != 1) | (np.diff(row_in) != 1)])
-    ends = np.r_[starts[1:], len(wanted)]
+    starts = np.flatnonzero(np.r_[True, (np.diff(targets) != 1) | (np.diff(row_in) != 1)])
+    ends = np.r_[starts[1:], len(targets)]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        for first in range(start, end, most):
-            yield int(wanted[first]), int(row_in[first]), min(most, end - first)
+        for first in range(start, end, limit):
+            yield int(targets[first]), int(row_in[first]), min(limit, end - first)
 
 
-def _check(
-    database: Database, content: FileContent, wanted: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64]
+def _check_source(
+    database: Database, content: FileContent, targets: npt.NDArray[np.int64], row_in: npt.NDArray[np.int64]
 ) -> None:
     tokens = database.image_token_features
-    found = database.dim, database.token_count
+    sizes = database.dim, database.token_count
     dtypes = {database.image_features.dtype} if tokens is None else {database.image_features.dtype, tokens.dtype}
-    if found != (content.dim, content.token_count) or dtypes != {STORED_IMAGE_DTYPE}:
+    if sizes != (content.dim, content.token_count) or dtypes != {STORED_IMAGE_DTYPE}:
         raise DatabaseError(
-            f"{database.path}: D and T_img are {found}, dtypes {sorted(map(str, dtypes))}; "
+            f"{database.path}: D and T_img are {sizes}, dtypes {sorted(map(str, dtypes))}; "
             f"{(content.dim, content.token_count)} in {STORED_IMAGE_DTYPE} were expected. "
             "This part belongs to another encoder: remove it and build again."
         )
@@ -79,6 +79,6 @@ def _check(
     if (
         digests is None
         or row_in.max() >= len(digests)
-        or not np.array_equal(digests[row_in], content.rows.feature_digest[wanted])
+        or not np.array_equal(digests[row_in], content.rows.feature_digest[targets])
     ):
         raise DatabaseError(f"{database.path} does not hold the rows it held when the build began: build again.")

@@ -1,74 +1,43 @@
-"""Files of unknown origin: a child process opens them, so that what brings HDF5 down brings down the child alone.
+"""Reading files of unknown origin in a child process: a file that crashes HDF5 ends the child, not the caller.
 
-The child works under limits of memory and processor time. `python -m ccassets.database.sandbox` is that child: it takes
-a request as JSON and answers in JSON. Files that we wrote ourselves are opened without this detour.
+The child is `sandbox_worker`; it works under limits of memory and processor time. Files that ccassets wrote are read
+without it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ccassets.database.reader import open_database
-from ccassets.database.summary import summarize
-from ccassets.database.validation import validate_database
-from ccassets.errors import CcassetsError, DatabaseError
-from ccassets.findings import Finding
-from ccassets.study.schema import Study
+from ccassets.errors import DatabaseError
 
-_MEMORY = 1 << 30
-_SECONDS = 4
-_BYTES_PER_SECOND = 10 << 20
-"""The child may allocate 1 GiB and the size of the file, and compute for 4 s and the time that 10 MiB/s take."""
+_WORKER = "ccassets.database.sandbox_worker"
 
 
-class _ChildDiedError(Exception):
-    """The child ended without an answer; the text says how."""
+class SandboxError(Exception):
+    """The child process ended without an answer; the text says how."""
 
 
-def validate_foreign(path: str | os.PathLike[str], study: Study | None = None, deep: bool = False) -> list[Finding]:
-    """`validate_database` in a child process: a file that ends the process is a finding (`unreadable`).
+def run_in_sandbox(task: Literal["summarize", "validate"], path: str | os.PathLike[str], **options: Any) -> Any:
+    """The JSON answer of a child process about a file.
 
-    Raises `DatabaseError` as `validate_database` does.
+    Args:
+        task: The task of the worker.
+        path: The file.
+        **options: Further parameters of the task, as JSON values.
+
+    Raises:
+        DatabaseError: The task raised it.
+        SandboxError: The child ended without an answer.
     """
-    request = {"deep": deep, "study": None if study is None else study.model_dump(mode="json")}
-    try:
-        findings = _ask("validate", path, request)
-    except _ChildDiedError as died:
-        return [Finding("unreadable", "error", f"a file that can be read was expected; {died}", "/")]
-    return [Finding(**finding) for finding in findings]
-
-
-def summarize_foreign(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`summarize` in a child process; raises `DatabaseError` where the file does not allow it or ends the process."""
-    try:
-        facts: dict[str, Any] = _ask("summarize", path, {})
-    except _ChildDiedError as died:
-        raise DatabaseError(f"{path} cannot be read: {died}.") from died
-    return facts
-
-
-def require_survivable(path: str | os.PathLike[str]) -> None:
-    """Have a child process read all of a file first; `DatabaseError` when it does not survive that."""
-    try:
-        _ask("validate", path, {"deep": True, "study": None})
-    except _ChildDiedError as died:
-        raise DatabaseError(f"{path} cannot be read: {died}.") from died
-
-
-def _ask(task: str, path: str | os.PathLike[str], request: dict[str, Any]) -> Any:
-    """What the child answers; its `DatabaseError` is raised here."""
     child = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=json.dumps({"task": task, "path": os.fspath(Path(path).absolute()), **request}),
+        [sys.executable, "-m", _WORKER],
+        input=json.dumps({"task": task, "path": os.fspath(Path(path).absolute()), **options}),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -79,14 +48,39 @@ def _ask(task: str, path: str | os.PathLike[str], request: dict[str, Any]) -> An
     if os.environ.get("CCASSETS_DEBUG"):
         sys.stderr.write(child.stderr)
     if child.returncode:
-        raise _ChildDiedError(_end_of(child.returncode, child.stderr))
+        raise SandboxError(_exit_text(child.returncode, child.stderr))
     answer = json.loads(child.stdout)
     if "error" in answer:
         raise DatabaseError(answer["error"])
     return answer["answer"]
 
 
-def _end_of(code: int, stderr: str) -> str:
+def summarize_in_sandbox(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`summarize` in a child process.
+
+    Raises:
+        DatabaseError: The file cannot be read, or reading it ends the child.
+    """
+    try:
+        facts: dict[str, Any] = run_in_sandbox("summarize", path)
+    except SandboxError as error:
+        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+    return facts
+
+
+def require_readable(path: str | os.PathLike[str]) -> None:
+    """Have a child process read all of a file.
+
+    Raises:
+        DatabaseError: The file cannot be opened, or reading it ends the child.
+    """
+    try:
+        run_in_sandbox("validate", path, deep=True, study=None, only=None)
+    except SandboxError as error:
+        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+
+
+def _exit_text(code: int, stderr: str) -> str:
     """How the child ended, in words."""
     if code == -signal.SIGXCPU:
         return "reading it takes longer than a file of this size can"
@@ -96,42 +90,3 @@ def _end_of(code: int, stderr: str) -> str:
         return f"it ended the process that read it ({signal.Signals(-code).name}): its structure is broken"
     lines = stderr.strip().splitlines()
     return f"reading it failed ({lines[-1] if lines else f'exit status {code}'})"
-
-
-# --- the child ----------------------------------------------------------------------------------------
-
-
-def _answer(request: dict[str, Any]) -> Any:
-    path = Path(request["path"])
-    if request["task"] == "summarize":
-        with open_database(path) as database:
-            return summarize(database)
-    study = Study.model_validate(request["study"]) if request["study"] else None
-    return [finding.as_dict() for finding in validate_database(path, study=study, deep=request["deep"])]
-
-
-def _limit(path: Path) -> None:
-    """Set the limits for reading a file; memory that is mapped from it does not count."""
-    size = path.stat().st_size if path.is_file() else 0
-    seconds = math.ceil(time.process_time()) + _SECONDS + size // _BYTES_PER_SECOND
-    for what, most in (
-        (resource.RLIMIT_DATA, _MEMORY + size),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-def _main() -> None:
-    request = json.load(sys.stdin)
-    _limit(Path(request["path"]))
-    try:
-        answer = {"answer": _answer(request)}
-    except CcassetsError as error:
-        answer = {"error": str(error)}
-    json.dump(answer, sys.stdout, default=str)  # An attribute may be of any type.
-
-
-if __name__ == "__main__":
-    _main()

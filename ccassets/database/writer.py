@@ -1,7 +1,7 @@
-"""The one writer of published files: image parts, template parts and databases are made here, and only here.
+"""The one writer of published files: image parts, template parts and databases.
 
 A file is made as a temporary sibling: structure, strings and small arrays through h5py, then the rows as plain
-bytes at the places HDF5 allocated for them; it is synced and renamed. A file that exists is complete.
+bytes at the offsets HDF5 allocated for them; it is synced and renamed. A file that exists is complete.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TemplateContent:
 
 @dataclass(frozen=True)
 class RowContent:
-    """What is known of every row besides its features; all of length N, in the order of the file.
+    """All data of the rows besides their features; each of length N, in the order of the file.
 
     `image_digest` is None where the images were never seen as they are stored, only as somebody's tensors.
     """
@@ -91,15 +91,15 @@ class FileContent:
 
 
 class RowBytes:
-    """Where the rows of an unpublished file go: by values, or copied from a range of another file."""
+    """The bulk data sets of an unpublished file, written row by row from values or from ranges of another file."""
 
-    def __init__(self, fd: int, places: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, fd: int, ranges: Mapping[str, tuple[int, int]]) -> None:
         self._fd = fd
-        self._places = places
+        self._ranges = ranges
 
     def write(self, name: str, first: int, values: npt.NDArray[Any]) -> None:
         """Write `values` as the rows from `first` on."""
-        offset, row_bytes = self._places[name]
+        offset, row_bytes = self._ranges[name]
         data = np.ascontiguousarray(values, STORED_IMAGE_DTYPE).reshape(-1).view(np.uint8).data
         position = offset + first * row_bytes
         _reserve(self._fd, position, len(data))
@@ -110,7 +110,7 @@ class RowBytes:
 
     def copy(self, name: str, first: int, source_fd: int, source_offset: int, count: int) -> None:
         """Copy `count` rows from a byte range of another file; blocks are shared where the file system can."""
-        offset, row_bytes = self._places[name]
+        offset, row_bytes = self._ranges[name]
         _copy_range(source_fd, source_offset, self._fd, offset + first * row_bytes, count * row_bytes)
 
 
@@ -121,20 +121,20 @@ def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
     Nothing is at `path`, or what was there before, until then. Raises `StorageError` when the disk refuses.
     """
     with storage_errors(path), replacing(path) as temporary:
-        places = _create(temporary, content)
+        ranges = _create(temporary, content)
         fd = os.open(temporary, os.O_RDWR)
         try:
-            yield RowBytes(fd, places)
+            yield RowBytes(fd, ranges)
         finally:
             os.close(fd)
 
 
 def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
     """Create a file with everything but its rows; where each bulk data set starts, and the bytes of its rows."""
-    places = {}
+    ranges = {}
     with _open_aligned(path, "w", ALIGNMENT) as file:
         if content.rows is not None:
-            places = _allocate_rows(file, content, len(content.rows))
+            ranges = _allocate_rows(file, content, len(content.rows))
     with _open_aligned(path, "r+", SMALL_ALIGNMENT) as file:
         _write_root_attributes(file, content)
         if content.rows is not None:
@@ -145,14 +145,14 @@ def _create(path: Path, content: FileContent) -> dict[str, tuple[int, int]]:
                 write_template_group(file["templates"].create_group(template_id), template)
         digests = {name: attribute_digest(plain_value(value)) for name, value in file.attrs.items()}
         write_attribute(file, "attribute_digests", digests)
-    return places
+    return ranges
 
 
 @contextmanager
 def _open_aligned(path: Path, mode: str, alignment: int) -> Iterator[h5py.File]:
     # HDF5 aligns every object or none: rows and small arrays are therefore made in one opening each.
     with (
-        _SteadyFile(path) as steady,
+        _DeferredErrorFile(path) as steady,
         h5py.File(
             steady, mode, libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=alignment
         ) as file,
@@ -160,8 +160,8 @@ def _open_aligned(path: Path, mode: str, alignment: int) -> Iterator[h5py.File]:
         yield file
 
 
-class _SteadyFile(FileIO):
-    """A file that seems to take whatever HDF5 writes; what the disk refused is raised when it is closed.
+class _DeferredErrorFile(FileIO):
+    """A file that accepts every write of HDF5; the first error of the disk is raised when it is closed.
 
     HDF5 cannot close a file that it cannot write, and takes the process down with it. So from the first refusal on
     everything is kept in memory, where HDF5 finds it again.
@@ -175,7 +175,7 @@ class _SteadyFile(FileIO):
     def write(self, data: Any) -> int:
         view = memoryview(data)
         start = self.tell()
-        with self._refusal_kept():
+        with self._deferred_error():
             while (written := self.tell() - start) < len(view):
                 super().write(view[written:])
         if self._error is not None:
@@ -186,14 +186,14 @@ class _SteadyFile(FileIO):
         view = memoryview(buffer)
         start = self.tell()
         super().readinto(view)
-        for place, data in self._kept:
-            first, last = max(start, place), min(start + len(view), place + len(data))
+        for offset, data in self._kept:
+            first, last = max(start, offset), min(start + len(view), offset + len(data))
             if first < last:
-                view[first - start : last - start] = data[first - place : last - place]
+                view[first - start : last - start] = data[first - offset : last - offset]
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        with self._refusal_kept():
+        with self._deferred_error():
             super().truncate(size)
         return size or 0
 
@@ -204,7 +204,7 @@ class _SteadyFile(FileIO):
             raise error
 
     @contextmanager
-    def _refusal_kept(self) -> Iterator[None]:
+    def _deferred_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -230,14 +230,14 @@ def _allocate_rows(file: h5py.File, content: FileContent, rows: int) -> dict[str
     shapes: dict[str, tuple[int, ...]] = {IMAGE_FEATURES: (rows, content.dim)}
     if content.token_count:
         shapes[IMAGE_TOKEN_FEATURES] = (rows, content.token_count, content.dim)
-    places = {}
+    ranges = {}
     for name, shape in shapes.items():
         dataset = _contiguous(file, name, shape, STORED_IMAGE_DTYPE)
         offset = dataset.id.get_offset()
         if offset is None and rows:
             raise DatabaseError(f"{name}: HDF5 allocated no space; a contiguous data set was expected")
-        places[name] = (offset or 0, int(np.prod(shape[1:])) * STORED_IMAGE_DTYPE.itemsize)
-    return places
+        ranges[name] = (offset or 0, int(np.prod(shape[1:])) * STORED_IMAGE_DTYPE.itemsize)
+    return ranges
 
 
 def _contiguous(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
@@ -298,7 +298,7 @@ def _reserve(fd: int, offset: int, count: int) -> None:
     """Have the file system find room for a large range at once: writing into it then takes less of its time.
 
     By the system's own call: where a file system has none, `os.posix_fallocate` would write to every block instead.
-    What it refuses is for the writing to find.
+    Its errors are ignored here: writing reports them.
     """
     fallocate = getattr(ctypes.CDLL(None), "fallocate64", None) if sys.platform == "linux" else None
     if fallocate and count >= _BLOCK:

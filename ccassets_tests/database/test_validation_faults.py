@@ -483,6 +483,7 @@ def check_fault(path: Path, fault: Fault, originals: dict[str, bytes], **argumen
     assert {finding.check for finding in findings} - set(fault.companions) == {fault.check}, findings
     named = [finding for finding in findings if finding.check == fault.check]
     assert any(fault.where in finding.where for finding in named), named
+    assert validate_database(path, **arguments, only={fault.check}) == named
     assert all(len(finding.message) < 600 for finding in findings)
 
 

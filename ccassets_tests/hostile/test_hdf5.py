@@ -6,12 +6,13 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
 
-from ccassets.database.sandbox import summarize_foreign, validate_foreign
+from ccassets.database.sandbox import summarize_in_sandbox
 from ccassets.database.validation import validate_database
 from ccassets.errors import DatabaseError
 from ccassets_tests.campaigns.examination import MEMORY, examine
@@ -50,13 +51,15 @@ def test_the_watch_sees_what_hdf5_opens_when_it_follows_a_link(tmp_path: Path) -
 
 def test_a_file_that_brings_hdf5_down_is_a_finding(tmp_path: Path) -> None:
     path = made("groups that are their own children", tmp_path)
-    assert [(finding.check, finding.severity) for finding in validate_foreign(path)] == [("unreadable", "error")]
+    assert [(finding.check, finding.severity) for finding in validate_database(path, sandbox=True)] == [
+        ("unreadable", "error")
+    ]
     with pytest.raises(DatabaseError, match="cannot be read"):
-        summarize_foreign(path)
+        summarize_in_sandbox(path)
 
 
 def test_a_chunk_that_inflates_without_end_is_a_finding(tmp_path: Path) -> None:
-    findings = validate_foreign(made("chunk that inflates to 16 GB", tmp_path))
+    findings = validate_database(made("chunk that inflates to 16 GB", tmp_path), sandbox=True)
     assert ("unreadable", "/labels") in [(finding.check, finding.where) for finding in findings]
 
 
@@ -67,22 +70,25 @@ def test_the_child_finds_what_the_validator_finds(tmp_path: Path) -> None:
         file["image_features"][5] = 0
     expected = validate_database(path, study=study(), deep=True)
     assert len(expected) > 2
-    assert validate_foreign(path, study=study(), deep=True) == expected
-    assert summarize_foreign(path)["rows"] == 20
+    assert validate_database(path, study=study(), deep=True, sandbox=True) == expected
+    labels = [finding for finding in expected if finding.check == "labels"]
+    assert len(labels) == 1
+    assert validate_database(path, sandbox=True, only={"labels"}) == labels
+    assert summarize_in_sandbox(path)["rows"] == 20
 
 
 def test_a_file_that_is_no_hdf5_is_refused_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_text("no")
-    for ask in (validate_foreign, summarize_foreign, validate_database):
+    for read in (partial(validate_database, sandbox=True), summarize_in_sandbox, validate_database):
         with pytest.raises(DatabaseError, match="cannot be opened as HDF5"):
-            ask(path)
+            read(path)
 
 
 def test_the_detour_costs_less_than_a_second(tmp_path: Path) -> None:
     path = write_database(tmp_path / "a.h5")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    validate_foreign(path)
+    validate_database(path, sandbox=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 

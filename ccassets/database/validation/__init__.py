@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.reader import Database, open_database
+from ccassets.database.sandbox import SandboxError, run_in_sandbox
 from ccassets.database.validation.contents import Contents, read_contents
 from ccassets.database.validation.digest_rules import check_digests
-from ccassets.database.validation.finding_collector import Report
+from ccassets.database.validation.finding_collector import FindingCollector
 from ccassets.database.validation.legacy_traces import TRACE_CHECKS, check_traces
 from ccassets.database.validation.provenance_rules import check_provenance
-from ccassets.database.validation.registry import CHECKS, GROUPS, Check
+from ccassets.database.validation.registry import CHECKS, GROUPS, Check, checks_of
 from ccassets.database.validation.row_rules import check_rows
 from ccassets.database.validation.structure_rules import check_structure
 from ccassets.database.validation.study_rules import check_study
@@ -25,68 +26,99 @@ from ccassets.errors import DatabaseError
 from ccassets.findings import Finding
 from ccassets.study.schema import Study
 
-__all__ = ["CHECKS", "GROUPS", "Check", "Examination", "examine", "validate_database"]
+__all__ = ["CHECKS", "GROUPS", "Check", "CheckResults", "run_checks", "validate_database"]
+
+_TEXT_CHECKS = checks_of("texts") | {"unreadable"}
+_DIGEST_CHECKS = checks_of("digests") | {"unreadable"}
+_STUDY_CHECKS = checks_of("study") | {"foreign_split"}
 
 
 @dataclass(frozen=True, eq=False)
-class Examination:
-    """What validation read and found; `unsound` are the rows (increasing) whose features must not be used."""
+class CheckResults:
+    """The findings about a file, its content, and the rows (increasing) whose features must not be used."""
 
     findings: list[Finding]
     contents: Contents
-    unsound: npt.NDArray[np.int64]
+    unsound_rows: npt.NDArray[np.int64]
 
 
 def validate_database(
     path: str | os.PathLike[str],
     study: Study | None = None,
     deep: bool = False,
+    sandbox: bool = False,
     *,
     only: Collection[str] | None = None,
 ) -> list[Finding]:
-    """Every finding about a database or a part of one, in the order of its checks; an empty list is a flawless file.
+    """Check a database, or a part of one, against every invariant of the format.
 
-    With `study` the file is compared with what the study asks for. With `deep` every stored digest is recomputed.
-    `only` names the checks to report; the pass over features is made only where one of them needs it. Features
-    are read once, in file order, in blocks of a few megabytes whatever the size of the file.
+    Features are read once, in file order, in blocks of a few megabytes whatever the size of the file.
 
-    Raises `DatabaseError` when there is no such file, it is not HDF5, or `only` names an unknown check; all else about
-    a file's content is a finding.
+    Args:
+        path: The HDF5 file.
+        study: Compare the file with what this study asks for.
+        deep: Recompute every stored digest.
+        sandbox: Read the file in a child process with limits of memory and time: for files of unknown origin. A file
+            that ends the child is a finding (`unreadable`).
+        only: The checks to run, by name; by default all. Features are read where one of the checks needs them.
+
+    Returns:
+        All findings, in the order of `docs/checks.md`; empty for a flawless file.
+
+    Raises:
+        DatabaseError: There is no such file, it is not HDF5, or `only` names an unknown check.
     """
-    wanted = set(CHECKS) if only is None else set(only)
-    unknown = sorted(wanted - set(CHECKS))
+    unknown = sorted(set(only or ()) - set(CHECKS))
     if unknown:
-        raise DatabaseError(f"There are no checks {unknown}; docs/checks.md lists those there are.")
+        raise DatabaseError(f"There are no checks {unknown}; docs/checks.md lists all checks.")
+    if sandbox:
+        return _validate_in_sandbox(path, study, deep, only)
     with open_database(path) as database:
-        return examine(database, study, deep, only=wanted).findings
+        return run_checks(database, study, deep, only=only).findings
 
 
-def examine(
-    database: Database,
-    study: Study | None = None,
-    deep: bool = False,
-    *,
-    only: Collection[str] = frozenset(CHECKS),
-) -> Examination:
-    """`validate_database` for a file that is open, giving also what was read and which rows are not sound."""
-    wanted = set(only)
-    unsound = np.empty(0, np.int64)
-    report = Report()
-    contents = read_contents(database, report)
-    check_structure(contents, report)
-    check_rows(contents, report)
-    if wanted & TRACE_CHECKS:
-        check_traces(contents, report)
-    check_logit_parameters(contents, report)
-    digests = deep and contents.feature_digest is not None and "feature_digest" in wanted
-    if wanted & BULK_CHECKS or digests:
-        unsound = check_values(contents, report, digests=digests)
-    check_texts(contents, report)
-    check_provenance(contents, report)
-    if deep:
-        check_digests(contents, report)
-    if study is not None:
-        check_study(contents, study, report)
-    order = {name: place for place, name in enumerate(CHECKS)}
-    findings = [finding for finding in report.findings if finding.check in wanted]
-    return Examination(sorted(findings, key=lambda finding: order[finding.check]), contents, unsound)
+def _validate_in_sandbox(
+    path: str | os.PathLike[str], study: Study | None, deep: bool, only: Collection[str] | None
+) -> list[Finding]:
+    request = {
+        "study": None if study is None else study.model_dump(mode="json"),
+        "deep": deep,
+        "only": None if only is None else list(only),
+    }
+    try:
+        findings = run_in_sandbox("validate", path, **request)
+    except SandboxError as error:
+        return [Finding("unreadable", "error", f"a file that can be read was expected; {error}", "/")]
+    return [Finding(**finding) for finding in findings]
+
+
+def run_checks(
+    database: Database, study: Study | None = None, deep: bool = False, *, only: Collection[str] | None = None
+) -> CheckResults:
+    """Check an open file as `validate_database` does, and give its content and its unsound rows as well."""
+    selected = frozenset(CHECKS if only is None else only)
+    findings = FindingCollector()
+    contents = read_contents(database, findings)
+    unsound_rows = np.empty(0, np.int64)
+    if selected & checks_of("structure"):
+        check_structure(contents, findings)
+    if selected & checks_of("counts"):
+        check_rows(contents, findings)
+    if selected & TRACE_CHECKS:
+        check_traces(contents, findings)
+    if "logit_parameters" in selected:
+        check_logit_parameters(contents, findings)
+    compare_digests = deep and contents.feature_digest is not None and "feature_digest" in selected
+    if selected & BULK_CHECKS or compare_digests:
+        unsound_rows = check_values(contents, findings, digests=compare_digests)
+    if selected & _TEXT_CHECKS:
+        check_texts(contents, findings)
+    if selected & checks_of("provenance"):
+        check_provenance(contents, findings)
+    if deep and selected & _DIGEST_CHECKS:
+        check_digests(contents, findings)
+    if study is not None and selected & _STUDY_CHECKS:
+        check_study(contents, study, findings)
+    order = {name: number for number, name in enumerate(CHECKS)}
+    chosen = [finding for finding in findings if finding.check in selected]
+    return CheckResults(sorted(chosen, key=lambda finding: order[finding.check]), contents, unsound_rows)

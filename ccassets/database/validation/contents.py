@@ -1,4 +1,4 @@
-"""What a file holds beside its features, read once: the data that all checks are made on."""
+"""The content of a file beside its features, read once for all checks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy.typing as npt
 from ccassets.database.attributes import decode_json
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, WORD_LISTS
 from ccassets.database.reader import Database
-from ccassets.database.validation.finding_collector import Report, shortened
+from ccassets.database.validation.finding_collector import FindingCollector, shortened
 from ccassets.database.validation.safe_reading import (
-    Form,
-    Names,
-    guarded,
+    Categorical,
+    DatasetSpec,
     is_utf8,
     members,
     read_attributes,
     read_names,
+    read_or_report,
     subgroup,
     usable_dataset,
 )
@@ -30,31 +30,31 @@ Array = npt.NDArray[Any]
 
 TEXT_ONLY_VERSION = "text-only-1.0"
 
-_ROW_FORMS: Mapping[str, Form] = {
-    IMAGE_FEATURES: Form("<f2", ("N", "D")),
-    IMAGE_TOKEN_FEATURES: Form("<f2", ("N", "T_img", "D")),
-    "ids": Form("<i8", ("N",)),
-    "labels": Form("<i8", ("N",)),
-    "split": Form(None, ("N",)),
-    "keys": Form(None, ("N",)),
-    "groups": Form(None, ("N",)),
-    "label_matrix": Form("|u1", ("N", "L")),
-    "image_digest": Form("|u1", ("N", 32)),
-    "feature_digest": Form("|u1", ("N", 16)),
+_ROW_SPECS: Mapping[str, DatasetSpec] = {
+    IMAGE_FEATURES: DatasetSpec("<f2", ("N", "D")),
+    IMAGE_TOKEN_FEATURES: DatasetSpec("<f2", ("N", "T_img", "D")),
+    "ids": DatasetSpec("<i8", ("N",)),
+    "labels": DatasetSpec("<i8", ("N",)),
+    "split": DatasetSpec(None, ("N",)),
+    "keys": DatasetSpec(None, ("N",)),
+    "groups": DatasetSpec(None, ("N",)),
+    "label_matrix": DatasetSpec("|u1", ("N", "L")),
+    "image_digest": DatasetSpec("|u1", ("N", 32)),
+    "feature_digest": DatasetSpec("|u1", ("N", 16)),
 }
-_SMALL = tuple(name for name in _ROW_FORMS if name not in BULK)
-_TEMPLATE_FORMS: Mapping[str, Form] = {
-    "text_features": Form("<f4", ("K", "D")),
-    "text_token_features": Form("<f4", ("K", "T_txt", "D")),
-    "texts": Form(None, ("K",)),
-    "input_ids": Form("<i4", ("K", "T")),
-    "attention_mask": Form("|u1", ("K", "T")),
-    "subject_span": Form("<i4", ("K", 2)),
+_SMALL = tuple(name for name in _ROW_SPECS if name not in BULK)
+_TEMPLATE_SPECS: Mapping[str, DatasetSpec] = {
+    "text_features": DatasetSpec("<f4", ("K", "D")),
+    "text_token_features": DatasetSpec("<f4", ("K", "T_txt", "D")),
+    "texts": DatasetSpec(None, ("K",)),
+    "input_ids": DatasetSpec("<i4", ("K", "T")),
+    "attention_mask": DatasetSpec("|u1", ("K", "T")),
+    "subject_span": DatasetSpec("<i4", ("K", 2)),
 }
 
 
 @dataclass(frozen=True)
-class Run:
+class SplitRun:
     """Rows `start` to `stop - 1`, which stand together and share a split."""
 
     split: str
@@ -82,7 +82,7 @@ class TemplateContents:
 
 @dataclass(frozen=True)
 class Contents:
-    """What could be read of a file; what could not is missing here, and has its finding.
+    """The readable content of a file; the rest is absent here and has a finding.
 
     `members` are the names at the root, `attributes` those of the root with JSON decoded, `stored_attributes` as they
     are stored, `datasets` the root data sets of the right kind and rank. `kind` is the
@@ -99,9 +99,9 @@ class Contents:
     templates: Mapping[str, TemplateContents]
     ids: npt.NDArray[np.int64] | None = None
     labels: npt.NDArray[np.int64] | None = None
-    split: Names | None = None
-    keys: Names | None = None
-    groups: Names | None = None
+    split: Categorical | None = None
+    keys: Categorical | None = None
+    groups: Categorical | None = None
     label_matrix: Array | None = None
     image_digest: Array | None = None
     feature_digest: Array | None = None
@@ -120,7 +120,7 @@ class Contents:
         counts = self.attributes.get("split_counts")
         return counts if isinstance(counts, dict) else None
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[SplitRun]:
         """Runs of rows of one split, in file order, without torn rows (those whose split is empty)."""
         if self.split is None or not len(self.split):
             return []
@@ -128,22 +128,22 @@ class Contents:
         starts = np.r_[0, np.flatnonzero(np.diff(codes)) + 1]
         stops = np.r_[starts[1:], len(codes)]
         runs = [
-            Run(self.split.names[codes[start]], start, stop)
+            SplitRun(self.split.names[codes[start]], start, stop)
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
         ]
         return [run for run in runs if run.split]
 
 
-def read_contents(database: Database, report: Report) -> Contents:
-    """Read everything but image features, token features and text arrays; report what is not as it has to be."""
+def read_contents(database: Database, findings: FindingCollector) -> Contents:
+    """Read everything but image features, token features and text arrays; report everything malformed."""
     file, file_bytes = database.file, database.path.stat().st_size
-    attributes = read_attributes(file, "/", report)
-    names = frozenset(members(file, report))
-    kind = _kind(names, attributes, report)
-    templates = _read_templates(file, file_bytes, report) if kind != "image-part" else {}
-    decoded = _decode_root(attributes, report)
-    rows = _row_datasets(file, file_bytes, decoded, report) if kind in {"database", "image-part"} else {}
-    small = {name: _read_small(rows[name], report) for name in _SMALL if name in rows}
+    attributes = read_attributes(file, "/", findings)
+    names = frozenset(members(file, findings))
+    kind = _kind(names, attributes, findings)
+    templates = _read_templates(file, file_bytes, findings) if kind != "image-part" else {}
+    decoded = _decode_root(attributes, findings)
+    rows = _row_datasets(file, file_bytes, decoded, findings) if kind in {"database", "image-part"} else {}
+    small = {name: _read_small(rows[name], findings) for name in _SMALL if name in rows}
     return Contents(
         kind=kind,
         published="profile" in attributes,
@@ -161,16 +161,16 @@ def read_contents(database: Database, report: Report) -> Contents:
 # --- attributes ---------------------------------------------------------------------------------------
 
 
-def _decode_root(attributes: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _decode_root(attributes: Mapping[str, Any], findings: FindingCollector) -> dict[str, Any]:
     """Root attributes with JSON decoded; a malformed one is reported, and None."""
     decoded = dict(attributes)
-    for name, (check, expected, is_right) in _JSON_FORMS.items():
+    for name, (check, expected, is_right) in _JSON_SPECS.items():
         if name in attributes:
             stored = attributes[name]
             decoded[name] = decode_json(stored) if isinstance(stored, str) else None
             if not is_right(decoded[name]):
                 text = shortened(stored) if isinstance(stored, str) else type(stored).__name__
-                report.add(check, f"/@{name}", f"{name}: {expected} was expected; found {text}")
+                findings.add(check, f"/@{name}", f"{name}: {expected} was expected; found {text}")
                 decoded[name] = None
     return decoded
 
@@ -197,7 +197,7 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-_JSON_FORMS: Mapping[str, tuple[str, str, Callable[[Any], bool]]] = {
+_JSON_SPECS: Mapping[str, tuple[str, str, Callable[[Any], bool]]] = {
     **dict.fromkeys(WORD_LISTS, ("attributes", "a JSON list of strings", _are_words)),
     "concepts": ("attributes", "a JSON list of {word, synonyms, …}", _are_concepts),
     "split_counts": ("split_counts", "a JSON object of row numbers", _are_counts),
@@ -210,23 +210,23 @@ _JSON_FORMS: Mapping[str, tuple[str, str, Callable[[Any], bool]]] = {
 
 
 def _kind(
-    names: Collection[str], attributes: Mapping[str, Any], report: Report
+    names: Collection[str], attributes: Mapping[str, Any], findings: FindingCollector
 ) -> Literal["database", "image-part", "template-part", "text-only"]:
     profile = attributes.get("profile")
     if profile in ("database", "image-part", "template-part"):
         return profile  # type: ignore[no-any-return]
     if profile is not None:
-        report.add(
+        findings.add(
             "profile",
             "/@profile",
             f"database, image-part or template-part was expected; found {shortened(str(profile))}. "
             "The file is checked as a database.",
         )
         return "database"
-    signs = {*ROW_DATASETS, "D", "T_img", "split_counts"}
-    bare = "templates" in names and signs.isdisjoint(names) and signs.isdisjoint(attributes)
+    image_names = {*ROW_DATASETS, "D", "T_img", "split_counts"}
+    bare = "templates" in names and image_names.isdisjoint(names) and image_names.isdisjoint(attributes)
     if attributes.get("version") == TEXT_ONLY_VERSION or bare:
-        report.add(
+        findings.add(
             "text_only",
             "/",
             "A text-only file: templates, and no image features, ids, labels or splits. "
@@ -237,65 +237,67 @@ def _kind(
 
 
 def _row_datasets(
-    file: h5py.File, file_bytes: int, attributes: Mapping[str, Any], report: Report
+    file: h5py.File, file_bytes: int, attributes: Mapping[str, Any], findings: FindingCollector
 ) -> dict[str, h5py.Dataset]:
     required = {IMAGE_FEATURES, "ids", "labels", "split"}
     if attributes.get("T_img") != -1:
         required.add(IMAGE_TOKEN_FEATURES)
     if "profile" in attributes:
         required |= {"keys", "feature_digest"}
-        if _says_image_digests(attributes.get("provenance")):
+        if _records_image_digests(attributes.get("provenance")):
             required.add("image_digest")
-    found = {
-        name: usable_dataset(file, name, form, file_bytes, report, required=name in required)
-        for name, form in _ROW_FORMS.items()
+    datasets = {
+        name: usable_dataset(file, name, spec, file_bytes, findings, required=name in required)
+        for name, spec in _ROW_SPECS.items()
     }
-    return {name: dataset for name, dataset in found.items() if dataset is not None}
+    return {name: dataset for name, dataset in datasets.items() if dataset is not None}
 
 
-def _says_image_digests(provenance: Any) -> bool:
-    """Not so in a file that grew from a loader's tensors, and records that it has none."""
+def _records_image_digests(provenance: Any) -> bool:
+    """False for a file that grew from a loader's tensors and records that it has none."""
     dataset = provenance.get("dataset") if isinstance(provenance, dict) else None
     return not isinstance(dataset, dict) or dataset.get("image_digests") != "none"
 
 
-def _read_small(dataset: h5py.Dataset, report: Report) -> Any:
+def _read_small(dataset: h5py.Dataset, findings: FindingCollector) -> Any:
     """The values of a row data set that is small beside the features; None, with a finding, where it has none."""
     if h5py.check_string_dtype(dataset.dtype) is not None:
-        return read_names(dataset, report)
-    return guarded(lambda: dataset[...], dataset.name, report)
+        return read_names(dataset, findings)
+    return read_or_report(lambda: dataset[...], dataset.name, findings)
 
 
 # --- templates ----------------------------------------------------------------------------------------
 
 
-def _read_templates(file: h5py.File, file_bytes: int, report: Report) -> dict[str, TemplateContents]:
-    group = subgroup(file, "templates", report)
+def _read_templates(file: h5py.File, file_bytes: int, findings: FindingCollector) -> dict[str, TemplateContents]:
+    group = subgroup(file, "templates", findings)
     if group is None:
         return {}
     templates = {}
-    for template_id in sorted(members(group, report)):
-        template = subgroup(group, template_id, report, listed=True)
+    for template_id in sorted(members(group, findings)):
+        template = subgroup(group, template_id, findings, listed=True)
         if template is not None:
-            templates[template_id] = _read_template(template, template_id, file_bytes, report)
+            templates[template_id] = _read_template(template, template_id, file_bytes, findings)
     return templates
 
 
-def _read_template(group: h5py.Group, template_id: str, file_bytes: int, report: Report) -> TemplateContents:
-    attributes = read_attributes(group, group.name, report)
-    present = members(group, report)
-    found = {
-        name: usable_dataset(group, name, form, file_bytes, report, required=name in {"text_features", "texts"})
-        for name, form in _TEMPLATE_FORMS.items()
+def _read_template(
+    group: h5py.Group, template_id: str, file_bytes: int, findings: FindingCollector
+) -> TemplateContents:
+    attributes = read_attributes(group, group.name, findings)
+    present = members(group, findings)
+    datasets = {
+        name: usable_dataset(group, name, spec, file_bytes, findings, required=name in {"text_features", "texts"})
+        for name, spec in _TEMPLATE_SPECS.items()
     }
     texts = None
-    if found["texts"] is not None:
-        names = read_names(found["texts"], report)
+    if datasets["texts"] is not None:
+        names = read_names(datasets["texts"], findings)
         texts = None if names is None else [names.names[code] for code in names.codes]
     return TemplateContents(
         template_id=template_id,
-        datasets={name: dataset for name, dataset in found.items() if dataset is not None},
-        broken=[name for name, dataset in found.items() if dataset is None and name in present],
+        datasets={name: dataset for name, dataset in datasets.items() if dataset is not None},
+        broken=[name for name, dataset in datasets.items() if dataset is None and name in present],
         attributes=attributes,
         texts=texts,
     )

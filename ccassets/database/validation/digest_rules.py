@@ -19,33 +19,35 @@ from ccassets.database.feature_digests import (
 from ccassets.database.hdf5 import map_dataset
 from ccassets.database.layout import WORD_LISTS
 from ccassets.database.validation.contents import Contents, TemplateContents
-from ccassets.database.validation.finding_collector import Report, shortened
-from ccassets.database.validation.safe_reading import guarded
+from ccassets.database.validation.finding_collector import FindingCollector, shortened
+from ccassets.database.validation.safe_reading import read_or_report
 
 
-def check_digests(contents: Contents, report: Report) -> None:
+def check_digests(contents: Contents, findings: FindingCollector) -> None:
     """Stored digests of rows, templates, splits and the database, recomputed."""
     recorded = (contents.provenance or {}).get("digests")
     recorded = recorded if isinstance(recorded, dict) else {}
-    templates = {name: _check_template(template, report) for name, template in contents.templates.items()}
+    templates = {name: _check_template(template, findings) for name, template in contents.templates.items()}
     has_any = contents.feature_digest is not None or any("digest" in t.attributes for t in contents.templates.values())
     if not recorded and not has_any:
-        report.add("no_digests", "/", "digests of what was written were expected; the file records none")
+        findings.add("no_digests", "/", "digests of what was written were expected; the file records none")
         return
-    _check_rows(contents, report)
-    _check_attributes(contents, report)
+    _check_rows(contents, findings)
+    _check_attributes(contents, findings)
     splits = _strings(recorded.get("splits"))
-    found_splits = _split_digests(contents)
+    computed_splits = _split_digests(contents)
     for split, stored in splits.items():
-        if found_splits is not None and found_splits.get(split) != stored:
-            _different(report, "split_digest", f"/@provenance digests.splits.{split}", stored, found_splits.get(split))
+        if computed_splits is not None and computed_splits.get(split) != stored:
+            _report_difference(
+                findings, "split_digest", f"/@provenance digests.splits.{split}", stored, computed_splits.get(split)
+            )
     database = recorded.get("database")
     if isinstance(database, str) and None not in templates.values():
         # Over the recorded digests of splits and templates: each is compared with its content on its own above.
         vocabulary = {name: contents.word_lists[name] for name in WORD_LISTS if name in contents.word_lists}
-        found = _database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
-        if found != database:
-            _different(report, "database_digest", "/@provenance digests.database", database, found)
+        computed = _database_digest(splits, {name: str(digest) for name, digest in templates.items()}, vocabulary)
+        if computed != database:
+            _report_difference(findings, "database_digest", "/@provenance digests.database", database, computed)
 
 
 def _database_digest(
@@ -62,47 +64,47 @@ def _strings(value: Any) -> Mapping[str, str]:
     return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
 
 
-def _different(report: Report, check: str, where: str, stored: Any, found: str | None) -> None:
-    report.add(
+def _report_difference(findings: FindingCollector, check: str, where: str, stored: Any, computed: str | None) -> None:
+    findings.add(
         check,
         where,
-        f"{shortened(str(stored))}, as it was recorded, was expected; the file's content gives {found or 'none'}",
+        f"{shortened(str(stored))}, as it was recorded, was expected; the file's content gives {computed or 'none'}",
     )
 
 
-def _check_rows(contents: Contents, report: Report) -> None:
+def _check_rows(contents: Contents, findings: FindingCollector) -> None:
     stored = contents.attributes.get("rows_digest")
     if stored is not None and contents.image_digest is not None and contents.feature_digest is not None:
-        found = rows_digest(contents.image_digest, contents.feature_digest)
-        if found != stored:
-            _different(report, "rows_digest", "/@rows_digest", stored, found)
+        computed = rows_digest(contents.image_digest, contents.feature_digest)
+        if computed != stored:
+            _report_difference(findings, "rows_digest", "/@rows_digest", stored, computed)
 
 
-def _check_attributes(contents: Contents, report: Report) -> None:
+def _check_attributes(contents: Contents, findings: FindingCollector) -> None:
     """Every root attribute that was there at writing; what others added later is theirs."""
     for name, stored in _strings(contents.attributes.get("attribute_digests")).items():
-        found = attribute_digest(contents.stored_attributes[name]) if name in contents.stored_attributes else None
-        if found != stored:
-            _different(report, "attribute_digest", f"/@{name}", stored, found)
+        computed = attribute_digest(contents.stored_attributes[name]) if name in contents.stored_attributes else None
+        if computed != stored:
+            _report_difference(findings, "attribute_digest", f"/@{name}", stored, computed)
 
 
-def _check_template(template: TemplateContents, report: Report) -> str | None:
+def _check_template(template: TemplateContents, findings: FindingCollector) -> str | None:
     """The stored digest of a template, compared with its content; None where there is none and none can be computed."""
     stored = template.attributes.get("digest")
     if template.texts is None or "text_features" not in template.datasets:
         return None if stored is None else str(stored)
     arrays = {
-        name: guarded(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", report)  # type: ignore[misc]
+        name: read_or_report(lambda name=name: _mapped(template.datasets[name]), f"{template.where}/{name}", findings)  # type: ignore[misc]
         for name in TEMPLATE_ARRAYS
         if name in template.datasets
     }
     if any(array is None for array in arrays.values()):
         return None if stored is None else str(stored)
     content = SimpleNamespace(**{name: arrays.get(name) for name in TEMPLATE_ARRAYS}, texts=template.texts)
-    found = template_digest(content)
-    if stored is not None and stored != found:
-        _different(report, "template_digest", f"{template.where}@digest", stored, found)
-    return found if stored is None else str(stored)
+    computed = template_digest(content)
+    if stored is not None and stored != computed:
+        _report_difference(findings, "template_digest", f"{template.where}@digest", stored, computed)
+    return computed if stored is None else str(stored)
 
 
 def _mapped(dataset: h5py.Dataset) -> Any:
@@ -121,16 +123,14 @@ def _split_digests(contents: Contents) -> dict[str, str] | None:
     if len(lengths) > 1:
         return None
     names = list(contents.split_counts or {})
-    found = {}
+    split_digests = {}
     for name in [*names, *(name for name in split.names if name not in names)]:
-        place = split.rows_of(name)
-        found[name] = split_digest(
-            digests[place],
-            keys=[keys.names[code] for code in keys.codes[place]],
-            labels=labels[place],
-            groups=None
-            if contents.groups is None
-            else [contents.groups.names[c] for c in contents.groups.codes[place]],
-            label_matrix=None if contents.label_matrix is None else contents.label_matrix[place],
+        rows = split.rows_of(name)
+        split_digests[name] = split_digest(
+            digests[rows],
+            keys=[keys.names[code] for code in keys.codes[rows]],
+            labels=labels[rows],
+            groups=None if contents.groups is None else [contents.groups.names[c] for c in contents.groups.codes[rows]],
+            label_matrix=None if contents.label_matrix is None else contents.label_matrix[rows],
         )
-    return found
+    return split_digests

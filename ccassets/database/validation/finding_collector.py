@@ -1,8 +1,8 @@
-"""How checks report: the collector of findings, and the words for rows, lists and places."""
+"""The collector of findings, and the words in which findings name rows, lists and numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,31 +13,30 @@ from ccassets.findings import Finding
 _RANGES_SHOWN = 4
 _ITEMS_SHOWN = 3
 
-Rows = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int64]
 
 
-class Report:
+class FindingCollector:
     """Findings in the order in which they are made."""
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self._findings: list[Finding] = []
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._findings)
 
     def add(self, check: str, where: str, message: str) -> None:
-        """A finding of the named check, with the severity that the check has."""
-        self.findings.append(Finding(check, CHECKS[check].severity, _printable(message), _printable(where)))
-
-    def has(self, *checks: str) -> bool:
-        """Whether any of the named checks has found something."""
-        return any(finding.check in checks for finding in self.findings)
+        """Add a finding of the named check, with the severity of that check."""
+        self._findings.append(Finding(check, CHECKS[check].severity, _printable(message), _printable(where)))
 
 
 def _printable(text: str) -> str:
-    """Text that any terminal and any JSON takes, though it quotes what is no UTF-8."""
+    """Text that any terminal and any JSON accepts: what is not UTF-8 is escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def rows_text(rows: Iterable[int] | npt.NDArray[np.integer]) -> str:
-    """Row numbers in words: `row 5`, `rows 44-79`, `rows 1, 3-5 and 12 more`; `rows` must be increasing."""
+    """Increasing row numbers in words: `row 5`, `rows 44-79`, `rows 1, 3-5 and 12 more`."""
     numbers = np.asarray(rows if isinstance(rows, np.ndarray) else list(rows), np.int64)
     if len(numbers) == 1:
         return f"row {numbers[0]}"
@@ -48,14 +47,14 @@ def rows_text(rows: Iterable[int] | npt.NDArray[np.integer]) -> str:
         f"{start}" if start == stop else f"{start}-{stop}"
         for start, stop in zip(starts[:_RANGES_SHOWN].tolist(), stops[:_RANGES_SHOWN].tolist(), strict=True)
     ]
-    rest = int((stops[_RANGES_SHOWN:] - starts[_RANGES_SHOWN:] + 1).sum())
-    return f"rows {', '.join(shown)}" + (f" and {rest} more" if rest else "")
+    hidden = int((stops[_RANGES_SHOWN:] - starts[_RANGES_SHOWN:] + 1).sum())
+    return f"rows {', '.join(shown)}" + (f" and {hidden} more" if hidden else "")
 
 
-def listed(items: Sequence[str], most: int = _ITEMS_SHOWN, separator: str = ", ") -> str:
-    """The first items and how many more there are."""
-    rest = len(items) - most
-    return separator.join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
+def listed(items: Sequence[str], limit: int = _ITEMS_SHOWN, separator: str = ", ") -> str:
+    """The first items and the number of further ones."""
+    hidden = len(items) - limit
+    return separator.join(items[:limit]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def count(number: int, noun: str) -> str:
@@ -63,6 +62,6 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def shortened(text: str, most: int = 80) -> str:
+def shortened(text: str, limit: int = 80) -> str:
     """A quoted text, cut where it is long."""
-    return repr(text if len(text) <= most else text[: most - 1] + "…")
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")

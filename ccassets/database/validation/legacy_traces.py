@@ -1,4 +1,4 @@
-"""Traces of the original scripts: what happened to a file, told by name, and which of its rows can be saved."""
+"""Traces of the original scripts: what happened to a file, and which of its rows can be saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.layout import IMAGE_FEATURES, ROW_DATASETS
-from ccassets.database.validation.contents import Contents, Run
-from ccassets.database.validation.finding_collector import Report, count, listed, rows_text
+from ccassets.database.validation.contents import Contents, SplitRun
+from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text
 from ccassets.database.validation.row_rules import split_rows
 from ccassets.database.validation.stored_rows import StoredRows
 
@@ -51,16 +51,16 @@ class Repeat:
     again: range
 
 
-def check_traces(contents: Contents, report: Report) -> None:
+def check_traces(contents: Contents, findings: FindingCollector) -> None:
     """A stopped extraction, torn rows, and rows that a resume wrote again."""
     if contents.kind != "database":
         return
-    _check_stopped(contents, report)
-    _check_torn(contents, report)
-    _check_last_run(contents, report)
+    _check_stopped(contents, findings)
+    _check_torn(contents, findings)
+    _check_last_run(contents, findings)
     repeats = find_repeats(contents)
     if repeats:
-        _report_repeats(contents, repeats, report)
+        _report_repeats(contents, repeats, findings)
 
 
 def torn_rows(contents: Contents) -> npt.NDArray[np.int64]:
@@ -71,13 +71,13 @@ def torn_rows(contents: Contents) -> npt.NDArray[np.int64]:
     return np.union1d(unnamed, beyond)
 
 
-def _check_stopped(contents: Contents, report: Report) -> None:
+def _check_stopped(contents: Contents, findings: FindingCollector) -> None:
     if "split_counts" in contents.attributes:
         return
-    found = split_rows(contents)
-    rows = listed([f"{name!r} {number}" for name, number in found.items()], most=5) or "none"
-    last = f"; {list(found)[-1]!r}, the last one, may be incomplete" if found else ""
-    report.add(
+    counts = split_rows(contents)
+    rows = listed([f"{name!r} {number}" for name, number in counts.items()], limit=5) or "none"
+    last = f"; {list(counts)[-1]!r}, the last one, may be incomplete" if counts else ""
+    findings.add(
         "stopped_extraction",
         "/@split_counts",
         "split_counts, which is written after the last split, was expected; there is none: the extraction was stopped. "
@@ -85,31 +85,31 @@ def _check_stopped(contents: Contents, report: Report) -> None:
     )
 
 
-def _check_torn(contents: Contents, report: Report) -> None:
+def _check_torn(contents: Contents, findings: FindingCollector) -> None:
     rows = torn_rows(contents)
     if not len(rows):
         return
     lengths = {name: len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets}
     short = [f"{name} ends at row {length}" for name, length in lengths.items() if length < max(lengths.values())]
-    how = f" ({listed(short)})" if short else ""
-    report.add(
+    ends = f" ({listed(short)})" if short else ""
+    findings.add(
         "torn_rows",
         f"/split {rows_text(rows)}",
-        f"features, a label and a split were expected in every row; {count(len(rows), 'row')} lack some{how}: a batch "
+        f"features, a label and a split were expected in every row; {count(len(rows), 'row')} lack some{ends}: a batch "
         "was refused or interrupted after its features were written. Nothing says which image such a row belongs to; "
         "the others can be saved.",
     )
 
 
-def _check_last_run(contents: Contents, report: Report) -> None:
+def _check_last_run(contents: Contents, findings: FindingCollector) -> None:
     """The original scripts store the counts of their last run; rows of another run are not among them."""
     stored = contents.split_counts
     if contents.published or not stored or contents.split is None:
         return
-    foreign = [split for split in split_rows(contents) if split not in stored]
-    if foreign:
-        text = listed([f"{split!r} ({rows_text(contents.split.rows_of(split))})" for split in foreign])
-        report.add(
+    others = [split for split in split_rows(contents) if split not in stored]
+    if others:
+        text = listed([f"{split!r} ({rows_text(contents.split.rows_of(split))})" for split in others])
+        findings.add(
             "foreign_split",
             "/split",
             f"rows of the last run only, {listed([repr(split) for split in stored])}, were expected; found {text} of "
@@ -148,26 +148,28 @@ def find_copies(contents: Contents) -> list[Copy]:
     if dataset is None or contents.split is None:
         return []
     rows = StoredRows(dataset), StoredRows(dataset)
-    places: dict[str, list[Run]] = {}
+    runs_of: dict[str, list[SplitRun]] = {}
     for run in contents.runs():
         if run.stop <= len(dataset):
-            places.setdefault(run.split, []).append(run)
+            runs_of.setdefault(run.split, []).append(run)
     copies: list[Copy] = []
-    for split, runs in places.items():
+    for split, runs in runs_of.items():
         excess = _excess(contents.split_counts, split, runs)
         if len(runs) > 1 or excess != 0:
             copies += _copies_of(rows, split, runs, excess)
     return copies
 
 
-def _excess(stored: Mapping[str, int] | None, split: str, runs: Sequence[Run]) -> int | None:
+def _excess(stored: Mapping[str, int] | None, split: str, runs: Sequence[SplitRun]) -> int | None:
     """How many rows a split has beyond its stored count, never below 0; None where no count is stored."""
     if stored is None or split not in stored:
         return None
     return max(0, sum(map(len, runs)) - stored[split])
 
 
-def _copies_of(rows: tuple[StoredRows, StoredRows], split: str, runs: Sequence[Run], excess: int | None) -> list[Copy]:
+def _copies_of(
+    rows: tuple[StoredRows, StoredRows], split: str, runs: Sequence[SplitRun], excess: int | None
+) -> list[Copy]:
     begun = [copy for run in runs for copy in _copies_in(rows, runs[0].start, run, excess if len(runs) == 1 else None)]
     copies: list[Copy] = []
     longest = begun[0]
@@ -182,28 +184,28 @@ def _copies_of(rows: tuple[StoredRows, StoredRows], split: str, runs: Sequence[R
     return copies
 
 
-def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: Run, excess: int | None) -> list[Run]:
+def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: SplitRun, excess: int | None) -> list[SplitRun]:
     """A run cut where the split was begun again; `first` is the split's first row.
 
     A restart inside a run is a row that equals the first one, and from which on the rows equal those before it.
     """
     if excess and _is_copy(rows, run.start, run.start + excess, min(excess, len(run) - excess)):
-        return [Run(run.split, run.start, run.start + excess), Run(run.split, run.start + excess, run.stop)]
+        return [SplitRun(run.split, run.start, run.start + excess), SplitRun(run.split, run.start + excess, run.stop)]
     candidates = _rows_like(rows, first, range(max(first, run.start) + 1, run.stop))
     if len(candidates) > _MOST_RESTARTS:
         return [run]  # rows that are all alike say nothing about restarts
     starts = [run.start]
-    longest = Run(run.split, run.start, run.start)
+    longest = SplitRun(run.split, run.start, run.start)
     for candidate in candidates:
         if candidate - starts[-1] > len(longest):
-            longest = Run(run.split, starts[-1], candidate)
+            longest = SplitRun(run.split, starts[-1], candidate)
         limit = min(len(longest), run.stop - candidate)
         equal = _equal_rows(rows, longest.start, candidate, limit)
         leading = limit if equal.all() else int(equal.argmin())
         whole = leading == limit or candidate + leading in candidates
         if whole and _has_two_distinct(rows, candidate, leading):
             starts.append(candidate)
-    return [Run(run.split, a, b) for a, b in zip(starts, [*starts[1:], run.stop], strict=True)]
+    return [SplitRun(run.split, a, b) for a, b in zip(starts, [*starts[1:], run.stop], strict=True)]
 
 
 def are_copies(dataset: h5py.Dataset, first: npt.NDArray[np.int64], again: npt.NDArray[np.int64]) -> Bools:
@@ -225,16 +227,16 @@ def _has_two_distinct(rows: tuple[StoredRows, StoredRows], first: int, length: i
     return length > 1 and not _equal_rows(rows, first, first + 1, length - 1).all()
 
 
-def _rows_like(rows: tuple[StoredRows, StoredRows], wanted: int, among: range) -> list[int]:
-    """Which rows equal the wanted one."""
+def _rows_like(rows: tuple[StoredRows, StoredRows], row: int, among: range) -> list[int]:
+    """The rows of a range that equal a row."""
     one, many = rows
-    found: list[int] = []
+    equal_rows: list[int] = []
     for first in range(among.start, among.stop, _ROWS_PER_READ):
         number = min(_ROWS_PER_READ, among.stop - first)
         block = _read(many, first, number)
-        equal = _alike(np.broadcast_to(_read(one, wanted, 1), block.shape), block)
-        found += (first + np.flatnonzero(equal)).tolist()
-    return found
+        equal = _alike(np.broadcast_to(_read(one, row, 1), block.shape), block)
+        equal_rows += (first + np.flatnonzero(equal)).tolist()
+    return equal_rows
 
 
 def _equal_rows(rows: tuple[StoredRows, StoredRows], first: int, again: int, length: int) -> Bools:
@@ -261,13 +263,14 @@ def _alike(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> B
     return alike
 
 
-def _report_repeats(contents: Contents, repeats: Sequence[Repeat], report: Report) -> None:
+def _report_repeats(contents: Contents, repeats: Sequence[Repeat], findings: FindingCollector) -> None:
     again = np.unique(np.concatenate([np.arange(repeat.again.start, repeat.again.stop) for repeat in repeats]))
     text = listed(
-        [f"{rows_text(repeat.again)} repeat {rows_text(repeat.first)} ({repeat.split!r})" for repeat in repeats], most=6
+        [f"{rows_text(repeat.again)} repeat {rows_text(repeat.first)} ({repeat.split!r})" for repeat in repeats],
+        limit=6,
     )
     total = 0 if contents.split is None else len(contents.split)
-    report.add(
+    findings.add(
         "doubled_rows",
         f"/{IMAGE_FEATURES} {rows_text(again)}",
         f"every image once was expected; {len(again)} of {total} rows are copies, as a resumed extraction of the "

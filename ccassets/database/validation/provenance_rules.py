@@ -1,4 +1,4 @@
-"""Checks of where a file comes from: provenance, encoder identity, leaks between splits, rows left out or made up."""
+"""Checks of a file's origin: provenance, encoder identity, leaks between splits, skipped and blank rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import numpy.typing as npt
 from ccassets.database.encoder_identity import encoder_identity
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
-from ccassets.database.validation.finding_collector import Report, Rows, count, listed, rows_text, shortened
+from ccassets.database.validation.finding_collector import (
+    FindingCollector,
+    RowNumbers,
+    count,
+    listed,
+    rows_text,
+    shortened,
+)
 from ccassets.database.validation.row_rules import split_rows
 
 Array = npt.NDArray[Any]
@@ -24,38 +31,38 @@ _RANDOM = re.compile(r"random([:,]|$)")
 _IDENTITY_NEEDS = {"kind", "weights_digest", "preprocessing", "extraction_version", "recorded"}
 
 
-def check_provenance(contents: Contents, report: Report) -> None:
+def check_provenance(contents: Contents, findings: FindingCollector) -> None:
     """Provenance and what it says about the rows; leaks by image digest and by group."""
     provenance = contents.provenance
     if provenance is None:
         if contents.kind == "database" and "provenance" not in contents.attributes:
-            report.add(
+            findings.add(
                 "no_provenance", "/@provenance", "a record of how the file came to be was expected; there is none"
             )
     else:
-        _check_sections(contents, provenance, report)
-        _check_encoder(contents, _section(provenance, "encoder"), report)
-        _check_private(provenance, report)
-        _check_splits(contents, _section(provenance, "dataset"), report)
+        _check_sections(contents, provenance, findings)
+        _check_encoder(contents, _section(provenance, "encoder"), findings)
+        _check_private(provenance, findings)
+        _check_splits(contents, _section(provenance, "dataset"), findings)
     limit = contents.attributes.get("limit")
     if limit is not None:
-        report.add(
+        findings.add(
             "limited",
             "/@limit",
             f"the whole data set was expected; a limit of {limit} rows a split was set: a first try",
         )
-    _check_leaks(contents, report)
+    _check_leaks(contents, findings)
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values.get(name)
-    return found if isinstance(found, dict) else {}
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
-def _check_sections(contents: Contents, provenance: Mapping[str, Any], report: Report) -> None:
+def _check_sections(contents: Contents, provenance: Mapping[str, Any], findings: FindingCollector) -> None:
     origin = provenance.get("origin")
     if origin not in _ORIGINS:
-        report.add("provenance", "/@provenance", f"origin: 'extracted' or 'adopted' was expected; found {origin!r}")
+        findings.add("provenance", "/@provenance", f"origin: 'extracted' or 'adopted' was expected; found {origin!r}")
     complete = contents.kind == "database" and origin == "extracted"
     wrong = [
         name
@@ -63,33 +70,35 @@ def _check_sections(contents: Contents, provenance: Mapping[str, Any], report: R
         if (name in provenance or complete) and not isinstance(provenance.get(name), kind)
     ]
     if wrong:
-        report.add("provenance", "/@provenance", f"JSON objects were expected under {', '.join(wrong)}; there are none")
+        findings.add(
+            "provenance", "/@provenance", f"JSON objects were expected under {', '.join(wrong)}; there are none"
+        )
 
 
 # --- encoder ------------------------------------------------------------------------------------------
 
 
-def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Report) -> None:
+def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: FindingCollector) -> None:
     if not encoder:
         return
     identity = encoder.get("identity")
     if not isinstance(identity, str) or not identity:
-        report.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
+        findings.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
     elif encoder.keys() >= _IDENTITY_NEEDS and identity != encoder_identity(encoder):
-        report.add(
+        findings.add(
             "encoder_identity",
             "/@provenance",
             f"the digest of the encoder's recorded fields, {encoder_identity(encoder)}, was expected; found {identity}",
         )
-    for name, found in _dimensions(contents).items():
-        if isinstance(encoder.get(name), int) and encoder[name] != found:
-            report.add(
-                "encoder_identity", "/@provenance", f"features of {name} {encoder[name]} were expected; found {found}"
+    for name, size in _dimensions(contents).items():
+        if isinstance(encoder.get(name), int) and encoder[name] != size:
+            findings.add(
+                "encoder_identity", "/@provenance", f"features of {name} {encoder[name]} were expected; found {size}"
             )
     recorded = _section(encoder, "recorded")
     weights = str(recorded.get("weights", ""))
     if recorded.get("untrained") is True or _RANDOM.match(weights) or _RANDOM.match(str(encoder.get("weights_digest"))):
-        report.add(
+        findings.add(
             "random_weights",
             "/@provenance",
             f"trained weights were expected; this encoder was not trained ({weights or 'untrained'}): "
@@ -100,72 +109,72 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], report: Repor
 def _dimensions(contents: Contents) -> dict[str, int]:
     """D and T_img of the stored features, by the names that an encoder has for them."""
     features, tokens = contents.datasets.get(IMAGE_FEATURES), contents.datasets.get(IMAGE_TOKEN_FEATURES)
-    found = {}
+    sizes = {}
     if features is not None:
-        found["dim"] = int(features.shape[1])
+        sizes["dim"] = int(features.shape[1])
         if tokens is not None or contents.attributes.get("T_img") == -1:
-            found["token_count"] = 0 if tokens is None else int(tokens.shape[1])
-    return found
+            sizes["token_count"] = 0 if tokens is None else int(tokens.shape[1])
+    return sizes
 
 
 # --- what travels with the file -----------------------------------------------------------------------
 
 
-def _check_private(provenance: Mapping[str, Any], report: Report) -> None:
-    found = private_details(provenance)
-    if found:
-        report.add(
+def _check_private(provenance: Mapping[str, Any], findings: FindingCollector) -> None:
+    locations = private_details(provenance)
+    if locations:
+        findings.add(
             "private_details",
             "/@provenance",
-            f"no absolute path and no token was expected; found one under {listed(found)}",
+            f"no absolute path and no token was expected; found one under {listed(locations)}",
         )
 
 
 def private_details(value: Any) -> list[str]:
-    """The places inside a JSON value that hold an absolute path or an access token."""
-    return [place for place, text in _strings(value, "") if _PRIVATE.match(text)]
+    """The dotted paths inside a JSON value that hold an absolute path or an access token."""
+    return [location for location, text in _strings(value, "") if _PRIVATE.match(text)]
 
 
-def _strings(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Every string of a JSON value with its place; keys of skipped images are the data set's own, and left out."""
+def _strings(value: Any, location: str) -> Iterator[tuple[str, str]]:
+    """Every string of a JSON value with its dotted path; keys of skipped images are left out."""
     if isinstance(value, str):
-        yield place, value
+        yield location, value
     elif isinstance(value, dict):
         for name, inner in value.items():
             if name != "skipped":
-                yield from _strings(inner, f"{place}.{name}" if place else name)
+                yield from _strings(inner, f"{location}.{name}" if location else name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _strings(inner, place)
+            yield from _strings(inner, location)
 
 
 # --- rows ---------------------------------------------------------------------------------------------
 
 
-def _check_splits(contents: Contents, dataset: Mapping[str, Any], report: Report) -> None:
+def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: FindingCollector) -> None:
     splits = _section(dataset, "splits")
     if not splits or contents.split is None:
         return
-    found = split_rows(contents)
+    counts = split_rows(contents)
     recorded = {name: split.get("rows") for name, split in splits.items() if isinstance(split, dict)}
-    names = [*recorded, *(name for name in found if name not in recorded)]
-    wrong = [name for name in names if recorded.get(name, 0) != found.get(name, 0)]
+    names = [*recorded, *(name for name in counts if name not in recorded)]
+    wrong = [name for name in names if recorded.get(name, 0) != counts.get(name, 0)]
     if wrong:
-        text = listed([f"{name!r}: {recorded.get(name, 0)} expected, {found.get(name, 0)} found" for name in wrong])
-        report.add("provenance_rows", "/@provenance", f"the recorded rows of every split were expected; {text}")
+        text = listed([f"{name!r}: {recorded.get(name, 0)} expected, {counts.get(name, 0)} found" for name in wrong])
+        findings.add("provenance_rows", "/@provenance", f"the recorded rows of every split were expected; {text}")
     skipped = {
         name: split["skipped"] for name, split in splits.items() if isinstance(split, dict) and split.get("skipped")
     }
     if skipped:
         text = "; ".join(f"{name!r}: {_skipped_text(rows)}" for name, rows in list(skipped.items())[:3])
-        report.add(
+        findings.add(
             "skipped_rows",
             "/@provenance",
             f"every image was expected; some could not be read and were left out: {text}",
         )
     blank = blank_rows(contents)
     if len(blank):
-        report.add(
+        findings.add(
             "blank_rows",
             f"/image_features {rows_text(blank)}",
             f"every image was expected; {count(len(blank), 'row')} could not be read and stand for a mid-grey image"
@@ -177,7 +186,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], report: Report
         if rows and not set(rows) <= set(contents.split.rows_of(name).tolist())
     ]
     if outside:
-        report.add(
+        findings.add(
             "provenance_rows",
             "/@provenance",
             f"blank rows inside their split were expected; not so in {listed(outside)}",
@@ -196,14 +205,14 @@ def _blank_of(split: Any) -> list[int]:
     return [row for row in rows if isinstance(row, int)] if isinstance(rows, list) else []
 
 
-def blank_rows(contents: Contents) -> Rows:
+def blank_rows(contents: Contents) -> RowNumbers:
     """Rows that stand for unreadable images, as the provenance records them."""
     splits = _section(_section(contents.provenance or {}, "dataset"), "splits")
     rows = {row for split in splits.values() for row in _blank_of(split)}
     return np.array(sorted(row for row in rows if 0 <= row < contents.rows), np.int64)
 
 
-def _keys_text(contents: Contents, rows: Rows) -> str:
+def _keys_text(contents: Contents, rows: RowNumbers) -> str:
     keys = [_row_text(contents, row) for row in rows.tolist()]
     return f": {listed(keys)}" if contents.keys is not None else ""
 
@@ -218,7 +227,7 @@ def _row_text(contents: Contents, row: int) -> str:
 # --- leaks --------------------------------------------------------------------------------------------
 
 
-def _check_leaks(contents: Contents, report: Report) -> None:
+def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
     split = contents.split
     if split is None or len(split.names) < 2:
         return
@@ -232,7 +241,7 @@ def _check_leaks(contents: Contents, report: Report) -> None:
         shared = _shared(pictures, split.codes[rows], rows)
         if shared:
             text = listed([" = ".join(_row_text(contents, row) for row in rows[:3]) for rows in shared], separator="; ")
-            report.add(
+            findings.add(
                 "image_in_two_splits",
                 "/image_digest",
                 f"no picture in two splits was expected; {count(len(shared), 'picture')} found: {text}",
@@ -243,14 +252,14 @@ def _check_leaks(contents: Contents, report: Report) -> None:
         shared = _shared(groups.codes[rows], split.codes[rows], rows)
         if shared:
             text = listed([_group_text(contents, rows) for rows in shared], separator="; ")
-            report.add(
+            findings.add(
                 "group_in_two_splits",
                 "/groups",
                 f"no group in two splits was expected; {count(len(shared), 'group')} found: {text}",
             )
 
 
-def _with_equals(digests: Array, rows: Rows) -> Rows:
+def _with_equals(digests: Array, rows: RowNumbers) -> RowNumbers:
     """The rows whose digest begins like another's; sorting numbers is much faster than sorting whole digests."""
     _, number, counts = np.unique(
         np.ascontiguousarray(digests[rows, :8]).view("<u8").ravel(), return_inverse=True, return_counts=True
@@ -258,16 +267,16 @@ def _with_equals(digests: Array, rows: Rows) -> Rows:
     return rows[counts[number] > 1]
 
 
-def _shared(things: Rows, splits: Rows, rows: Rows) -> list[list[int]]:
-    """Of every thing that stands in more than one split, the first row in each."""
+def _shared(codes: RowNumbers, splits: RowNumbers, rows: RowNumbers) -> list[list[int]]:
+    """Of every code in more than one split, the first row in each."""
     width = int(splits.max(initial=0)) + 1
-    pairs, first = np.unique(things * width + splits, return_index=True)
+    pairs, first = np.unique(codes * width + splits, return_index=True)
     _, number, counts = np.unique(pairs // width, return_inverse=True, return_counts=True)
     several = np.flatnonzero(counts[number] > 1)
-    places: dict[int, list[int]] = {}
-    for thing, row in zip((pairs[several] // width).tolist(), rows[first[several]].tolist(), strict=True):
-        places.setdefault(thing, []).append(row)
-    return sorted(sorted(found) for found in places.values())
+    rows_of: dict[int, list[int]] = {}
+    for code, row in zip((pairs[several] // width).tolist(), rows[first[several]].tolist(), strict=True):
+        rows_of.setdefault(code, []).append(row)
+    return sorted(sorted(shared_rows) for shared_rows in rows_of.values())
 
 
 def _group_text(contents: Contents, rows: list[int]) -> str:

@@ -1,23 +1,23 @@
-"""Checks of what is known of every row besides its features: ids, splits, labels, keys."""
+"""Checks of rows besides their features: ids, splits, labels, keys."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ccassets.database.validation.contents import Contents, Run
-from ccassets.database.validation.finding_collector import Report, count, listed, rows_text, shortened
-from ccassets.database.validation.safe_reading import Names
+from ccassets.database.validation.contents import Contents, SplitRun
+from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
+from ccassets.database.validation.safe_reading import Categorical
 
 
-def check_rows(contents: Contents, report: Report) -> None:
+def check_rows(contents: Contents, findings: FindingCollector) -> None:
     """Ids, split counts, order of splits, labels and keys."""
-    _check_ids(contents, report)
+    _check_ids(contents, findings)
     if contents.kind == "database":
-        _check_split_counts(contents, report)
-        _check_contiguous(contents, report)
-    _check_labels(contents, report)
-    _check_label_matrix(contents, report)
-    _check_keys(contents, report)
+        _check_split_counts(contents, findings)
+        _check_contiguous(contents, findings)
+    _check_labels(contents, findings)
+    _check_label_matrix(contents, findings)
+    _check_keys(contents, findings)
 
 
 def split_rows(contents: Contents) -> dict[str, int]:
@@ -38,23 +38,23 @@ def label_count(contents: Contents) -> int | None:
     return next((len(words) for words in lists if isinstance(words, (list, tuple)) and words), None)
 
 
-def merged_runs(contents: Contents) -> list[Run]:
+def merged_runs(contents: Contents) -> list[SplitRun]:
     """Runs of rows of one split; torn rows in between do not end a run."""
-    merged: list[Run] = []
+    merged: list[SplitRun] = []
     for run in contents.runs():
         if merged and merged[-1].split == run.split:
-            merged[-1] = Run(run.split, merged[-1].start, run.stop)
+            merged[-1] = SplitRun(run.split, merged[-1].start, run.stop)
         else:
             merged.append(run)
     return merged
 
 
-def _check_ids(contents: Contents, report: Report) -> None:
+def _check_ids(contents: Contents, findings: FindingCollector) -> None:
     if contents.ids is None:
         return
     wrong = np.flatnonzero(contents.ids != np.arange(len(contents.ids)))
     if len(wrong):
-        report.add(
+        findings.add(
             "ids",
             f"/ids {rows_text(wrong)}",
             f"every row's own number, 0 to {len(contents.ids) - 1}, was expected; "
@@ -62,47 +62,47 @@ def _check_ids(contents: Contents, report: Report) -> None:
         )
 
 
-def _check_split_counts(contents: Contents, report: Report) -> None:
+def _check_split_counts(contents: Contents, findings: FindingCollector) -> None:
     stored = contents.split_counts
     if stored is None or contents.split is None:
         return
-    found = split_rows(contents)
-    names = [*stored, *(name for name in found if name not in stored)]
-    wrong = [name for name in names if stored.get(name, 0) != found.get(name, 0)]
+    counts = split_rows(contents)
+    names = [*stored, *(name for name in counts if name not in stored)]
+    wrong = [name for name in names if stored.get(name, 0) != counts.get(name, 0)]
     if wrong:
-        text = listed([f"{name!r}: {stored.get(name, 'none')} expected, {found.get(name, 0)} found" for name in wrong])
-        report.add(
+        text = listed([f"{name!r}: {stored.get(name, 'none')} expected, {counts.get(name, 0)} found" for name in wrong])
+        findings.add(
             "split_counts",
             "/@split_counts",
             f"the rows of every split were expected to be those of split_counts "
-            f"({sum(stored.values())} in all, {sum(found.values())} found); {text}",
+            f"({sum(stored.values())} in all, {sum(counts.values())} found); {text}",
         )
 
 
-def _check_contiguous(contents: Contents, report: Report) -> None:
-    places: dict[str, list[Run]] = {}
+def _check_contiguous(contents: Contents, findings: FindingCollector) -> None:
+    runs_of: dict[str, list[SplitRun]] = {}
     for run in merged_runs(contents):
-        places.setdefault(run.split, []).append(run)
-    broken = {split: runs for split, runs in places.items() if len(runs) > 1}
+        runs_of.setdefault(run.split, []).append(run)
+    broken = {split: runs for split, runs in runs_of.items() if len(runs) > 1}
     if broken:
         text = listed(
             [
                 f"{split!r} stands at "
-                + listed([rows_text(range(run.start, run.stop)) for run in runs], most=4, separator=" and at ")
+                + listed([rows_text(range(run.start, run.stop)) for run in runs], limit=4, separator=" and at ")
                 for split, runs in broken.items()
             ],
             separator="; ",
         )
-        report.add("contiguous_splits", "/split", f"the rows of a split were expected to stand together; {text}")
+        findings.add("contiguous_splits", "/split", f"the rows of a split were expected to stand together; {text}")
 
 
-def _check_labels(contents: Contents, report: Report) -> None:
+def _check_labels(contents: Contents, findings: FindingCollector) -> None:
     labels = contents.labels
     if labels is None or not len(labels):
         return
     missing = np.flatnonzero(labels == -1)
     if len(missing):
-        report.add(
+        findings.add(
             "missing_labels",
             f"/labels {rows_text(missing)}",
             f"a label was expected for every row; {_share(len(missing), len(labels))} hold -1, which the original "
@@ -112,11 +112,11 @@ def _check_labels(contents: Contents, report: Report) -> None:
     outside = (labels < -1) if known is None else ((labels < -1) | (labels >= known))
     wrong = np.flatnonzero(outside)
     if len(wrong):
-        found = listed([str(label) for label in np.unique(labels[wrong]).tolist()], most=5)
+        text = listed([str(label) for label in np.unique(labels[wrong]).tolist()], limit=5)
         expected = "0 or more" if known is None else f"0 to {known - 1}, one of {known} labels,"
-        report.add("labels", f"/labels {rows_text(wrong)}", f"{expected} was expected; found {found}")
+        findings.add("labels", f"/labels {rows_text(wrong)}", f"{expected} was expected; found {text}")
     if _all_zero_is_odd(contents, known) and not labels.any():
-        report.add(
+        findings.add(
             "labels_all_zero",
             "/labels",
             f"all {len(labels)} labels are 0{_first_label(contents)}: "
@@ -126,8 +126,8 @@ def _check_labels(contents: Contents, report: Report) -> None:
 
 def _all_zero_is_odd(contents: Contents, known: int | None) -> bool:
     dataset = (contents.provenance or {}).get("dataset")
-    told = isinstance(dataset, dict) and dataset.get("labels") == "none"
-    return contents.kind == "database" and not told and contents.label_matrix is None and known != 1
+    unlabelled = isinstance(dataset, dict) and dataset.get("labels") == "none"
+    return contents.kind == "database" and not unlabelled and contents.label_matrix is None and known != 1
 
 
 def _first_label(contents: Contents) -> str:
@@ -139,16 +139,16 @@ def _share(part: int, whole: int) -> str:
     return f"all {whole} rows" if part == whole else f"{part} of {whole} rows"
 
 
-def _check_label_matrix(contents: Contents, report: Report) -> None:
+def _check_label_matrix(contents: Contents, findings: FindingCollector) -> None:
     matrix = contents.label_matrix
     if matrix is None:
         return
     other = np.flatnonzero((matrix > 1).any(axis=1))
     if len(other):
-        report.add("label_matrix", f"/label_matrix {rows_text(other)}", "0 and 1 were expected; found other numbers")
+        findings.add("label_matrix", f"/label_matrix {rows_text(other)}", "0 and 1 were expected; found other numbers")
     known = label_count(contents)
     if known is not None and matrix.shape[1] != known:
-        report.add(
+        findings.add(
             "label_matrix", "/label_matrix", f"{known} columns, one a label, were expected; found {matrix.shape[1]}"
         )
     if contents.labels is None or len(contents.labels) != len(matrix) or not matrix.shape[1]:
@@ -156,37 +156,37 @@ def _check_label_matrix(contents: Contents, report: Report) -> None:
     # argmax gives the first set column, and 0 where none is set.
     wrong = np.flatnonzero(contents.labels != (matrix != 0).argmax(axis=1))
     if len(wrong):
-        report.add(
+        findings.add(
             "label_matrix",
             f"/labels {rows_text(wrong)}",
             f"the first set column of label_matrix was expected; {count(len(wrong), 'label')} differ",
         )
 
 
-def _check_keys(contents: Contents, report: Report) -> None:
+def _check_keys(contents: Contents, findings: FindingCollector) -> None:
     keys = contents.keys
     if keys is None:
         return
     empty = keys.rows_of("")
     if len(empty):
-        report.add("keys", f"/keys {rows_text(empty)}", f"a key was expected for every row; {len(empty)} are empty")
-    twice = _twice(keys, contents.split)
-    if twice:
-        text = listed([f"{shortened(key)} at {rows_text(rows)}" for key, rows in twice.items()], separator="; ")
-        report.add("duplicate_keys", "/keys", f"every key once in a split was expected; {text}")
+        findings.add("keys", f"/keys {rows_text(empty)}", f"a key was expected for every row; {len(empty)} are empty")
+    repeated = _repeated_keys(keys, contents.split)
+    if repeated:
+        text = listed([f"{shortened(key)} at {rows_text(rows)}" for key, rows in repeated.items()], separator="; ")
+        findings.add("duplicate_keys", "/keys", f"every key once in a split was expected; {text}")
 
 
-def _twice(keys: Names, split: Names | None) -> dict[str, list[int]]:
+def _repeated_keys(keys: Categorical, split: Categorical | None) -> dict[str, list[int]]:
     """Keys that stand more than once in one split, with their rows."""
     if split is None or len(split) != len(keys) or len(keys.names) == len(keys):
         return {}
     pairs = keys.codes * len(split.names) + split.codes
     order = np.argsort(pairs, kind="stable")
     same = np.flatnonzero(np.diff(pairs[order]) == 0)
-    found: dict[str, list[int]] = {}
-    for place in same.tolist():
-        key = keys.names[keys.codes[order[place]]]
+    rows_of: dict[str, list[int]] = {}
+    for index in same.tolist():
+        key = keys.names[keys.codes[order[index]]]
         if key:
-            rows = found.setdefault(key, [])
-            rows += [row for row in order[place : place + 2].tolist() if row not in rows]
-    return {key: sorted(rows) for key, rows in found.items()}
+            rows = rows_of.setdefault(key, [])
+            rows += [row for row in order[index : index + 2].tolist() if row not in rows]
+    return {key: sorted(rows) for key, rows in rows_of.items()}

@@ -1,4 +1,4 @@
-"""Reading what may be anything: attributes, groups and data sets of a file, where every failure becomes a finding."""
+"""Reading attributes, groups and data sets of a file that may hold anything: every failure becomes a finding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import numpy as np
 
 from ccassets.database.attributes import plain_value
 from ccassets.database.hdf5 import READ_ERRORS, member_path, safe_dataset
-from ccassets.database.validation.finding_collector import Report, Rows, count, listed, rows_text, shortened
+from ccassets.database.validation.finding_collector import (
+    FindingCollector,
+    RowNumbers,
+    count,
+    listed,
+    rows_text,
+    shortened,
+)
 from ccassets.errors import DatabaseError
 
 T = TypeVar("T")
@@ -22,7 +29,7 @@ _PLAUSIBLE_RATIO = 16
 
 
 @dataclass(frozen=True)
-class Form:
+class DatasetSpec:
     """The dtype of a data set (`None`: strings), and its shape; a named axis may have any length."""
 
     dtype: str | None
@@ -33,16 +40,16 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Names:
+class Categorical:
     """Strings by row, as numbers of distinct names in the order in which they first appear."""
 
     names: Sequence[str]
-    codes: Rows
+    codes: RowNumbers
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def rows_of(self, name: str) -> Rows:
+    def rows_of(self, name: str) -> RowNumbers:
         return np.flatnonzero(self.codes == self.names.index(name)) if name in self.names else np.empty(0, np.int64)
 
     def counts(self) -> dict[str, int]:
@@ -54,27 +61,28 @@ class Names:
 # --- attributes ---------------------------------------------------------------------------------------
 
 
-def read_attributes(group: h5py.Group, where: str, report: Report) -> dict[str, Any]:
+def read_attributes(group: h5py.Group, where: str, findings: FindingCollector) -> dict[str, Any]:
     """Every attribute that can be read: text as `str`, scalars as Python numbers, arrays as lists."""
     attributes: dict[str, Any] = {}
     try:
         names = list(group.attrs)
     except READ_ERRORS as error:
-        report.add("unreadable", where, f"The attributes cannot be listed: {error}")
+        findings.add("unreadable", where, f"The attributes cannot be listed: {error}")
         return attributes
     for name in names:
         try:
             value = plain_value(group.attrs[name])
         except READ_ERRORS as error:
-            report.add("unreadable", f"{where}@{name}", f"The attribute cannot be read: {error}")
+            findings.add("unreadable", f"{where}@{name}", f"The attribute cannot be read: {error}")
             continue
         if isinstance(value, str) and not is_utf8(value):
-            report.add("utf8", f"{where}@{name}", f"UTF-8 text was expected; found {shortened(value)}")
+            findings.add("utf8", f"{where}@{name}", f"UTF-8 text was expected; found {shortened(value)}")
         attributes[name] = value
     return attributes
 
 
 def is_utf8(text: str) -> bool:
+    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -82,14 +90,14 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def integer(attributes: Mapping[str, Any], name: str, where: str, report: Report) -> int | None:
+def integer(attributes: Mapping[str, Any], name: str, where: str, findings: FindingCollector) -> int | None:
     """An integer attribute; None where it is absent, and with a finding where it is something else."""
     value = attributes.get(name)
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    report.add("attributes", f"{where}@{name}", f"{name}: an int64 was expected; found {_type_text(value)}")
+    findings.add("attributes", f"{where}@{name}", f"{name}: an int64 was expected; found {_type_text(value)}")
     return None
 
 
@@ -100,20 +108,20 @@ def _type_text(value: Any) -> str:
 # --- groups -------------------------------------------------------------------------------------------
 
 
-def members(group: h5py.Group, report: Report) -> list[str]:
+def members(group: h5py.Group, findings: FindingCollector) -> list[str]:
     """The names in a group that can be read."""
     try:
         names = list(group)
     except READ_ERRORS as error:
-        report.add("unreadable", group.name, f"the names in the group cannot be read: {error}")
+        findings.add("unreadable", group.name, f"the names in the group cannot be read: {error}")
         return []
     broken = [repr(name) for name in names if not isinstance(name, str)]
     if broken:
-        report.add("utf8", group.name, f"names in UTF-8 were expected; found {listed(broken)}")
+        findings.add("utf8", group.name, f"names in UTF-8 were expected; found {listed(broken)}")
     return [name for name in names if isinstance(name, str)]
 
 
-def subgroup(group: h5py.Group, name: str, report: Report, *, listed: bool = False) -> h5py.Group | None:
+def subgroup(group: h5py.Group, name: str, findings: FindingCollector, *, listed: bool = False) -> h5py.Group | None:
     """A group that lies in the file itself; None where there is no such name, or with a finding.
 
     `listed` says that the name is known to be there.
@@ -123,28 +131,28 @@ def subgroup(group: h5py.Group, name: str, report: Report, *, listed: bool = Fal
         link = group.get(name, getlink=True)
         if link is None:
             if listed:
-                report.add("unreadable", where, "the name is listed, and leads to nothing")
+                findings.add("unreadable", where, "the name is listed, and leads to nothing")
             return None
         if not isinstance(link, h5py.HardLink):
-            report.add(
+            findings.add(
                 "self_contained", where, "a group of the file itself was expected; found a soft or external link"
             )
             return None
-        found = group[name]
+        member = group[name]
     except READ_ERRORS as error:
-        report.add("unreadable", where, f"the group cannot be opened: {error}")
+        findings.add("unreadable", where, f"the group cannot be opened: {error}")
         return None
-    if not isinstance(found, h5py.Group):
-        report.add("datasets", where, "a group was expected; found another kind of object")
+    if not isinstance(member, h5py.Group):
+        findings.add("datasets", where, "a group was expected; found another kind of object")
         return None
-    return found
+    return member
 
 
 # --- data sets ----------------------------------------------------------------------------------------
 
 
 def usable_dataset(
-    group: h5py.Group, name: str, form: Form, file_bytes: int, report: Report, *, required: bool
+    group: h5py.Group, name: str, spec: DatasetSpec, file_bytes: int, findings: FindingCollector, *, required: bool
 ) -> h5py.Dataset | None:
     """A data set that later checks can read; None, with a finding, where there is none."""
     where = member_path(group, name)
@@ -152,37 +160,37 @@ def usable_dataset(
         link = group.get(name, getlink=True)
         if link is None:
             if required:
-                report.add("datasets", where, f"a data set of shape {form} was expected; there is none")
+                findings.add("datasets", where, f"a data set of shape {spec} was expected; there is none")
             return None
         if isinstance(link, h5py.HardLink) and group.get(name, getclass=True) is not h5py.Dataset:
-            report.add("datasets", where, f"a data set of shape {form} was expected; found another kind of object")
+            findings.add("datasets", where, f"a data set of shape {spec} was expected; found another kind of object")
             return None
         dataset = safe_dataset(group, name)
         assert dataset is not None
-        fits = _has_form(dataset, form, where, report) and _is_there(dataset, where, file_bytes, report)
+        fits = _matches(dataset, spec, where, findings) and _is_plausible(dataset, where, file_bytes, findings)
     except DatabaseError as error:
-        report.add("self_contained", where, str(error))
+        findings.add("self_contained", where, str(error))
         return None
     except READ_ERRORS as error:
-        report.add("unreadable", where, f"the data set cannot be opened: {error}")
+        findings.add("unreadable", where, f"the data set cannot be opened: {error}")
         return None
     return dataset if fits else None
 
 
-def _has_form(dataset: h5py.Dataset, form: Form, where: str, report: Report) -> bool:
+def _matches(dataset: h5py.Dataset, spec: DatasetSpec, where: str, findings: FindingCollector) -> bool:
     shape = dataset.shape
-    if shape is None or len(shape) != len(form.shape):
-        report.add("shapes", where, f"shape {form} was expected; found {shape if shape is not None else 'no values'}")
+    if shape is None or len(shape) != len(spec.shape):
+        findings.add("shapes", where, f"shape {spec} was expected; found {shape if shape is not None else 'no values'}")
         return False
-    widths = [(axis, length) for axis, length in zip(form.shape, shape, strict=True) if isinstance(axis, int)]
+    widths = [(axis, length) for axis, length in zip(spec.shape, shape, strict=True) if isinstance(axis, int)]
     if any(axis != length for axis, length in widths):
-        report.add("shapes", where, f"shape {form} was expected; found {shape}")
+        findings.add("shapes", where, f"shape {spec} was expected; found {shape}")
         return False
-    if form.dtype is None:
-        return _is_text(dataset, where, report)
-    expected = np.dtype(form.dtype)
+    if spec.dtype is None:
+        return _is_text(dataset, where, findings)
+    expected = np.dtype(spec.dtype)
     if dataset.dtype != expected:
-        report.add(
+        findings.add(
             "dtypes", where, f"{expected.name} ({expected.str}) was expected; found {_dtype_text(dataset.dtype)}"
         )
     if expected.kind == "f":
@@ -194,26 +202,28 @@ def _dtype_text(dtype: np.dtype[Any]) -> str:
     return f"{dtype.name} ({dtype.str})" if dtype.kind in "iufb" else str(dtype)
 
 
-def _is_text(dataset: h5py.Dataset, where: str, report: Report) -> bool:
+def _is_text(dataset: h5py.Dataset, where: str, findings: FindingCollector) -> bool:
     info = h5py.check_string_dtype(dataset.dtype)
     if info is None:
-        report.add("dtypes", where, f"variable-length UTF-8 strings were expected; found {_dtype_text(dataset.dtype)}")
+        findings.add(
+            "dtypes", where, f"variable-length UTF-8 strings were expected; found {_dtype_text(dataset.dtype)}"
+        )
         return False
     if info.length is not None or info.encoding != "utf-8":
         length = "variable-length" if info.length is None else f"{info.length}-byte"
-        report.add(
+        findings.add(
             "string_types", where, f"variable-length UTF-8 strings were expected; found {length} {info.encoding} ones"
         )
     return True
 
 
-def _is_there(dataset: h5py.Dataset, where: str, file_bytes: int, report: Report) -> bool:
+def _is_plausible(dataset: h5py.Dataset, where: str, file_bytes: int, findings: FindingCollector) -> bool:
     """Whether reading the data set needs no missing filter, and no memory that its file cannot account for."""
     declared = int(np.prod([int(length) for length in dataset.shape], dtype=object)) * dataset.dtype.itemsize
     chunk = int(np.prod(dataset.chunks or (0,), dtype=object)) * dataset.dtype.itemsize
     allowed = max(_PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO * file_bytes)
     if declared > allowed:
-        report.add(
+        findings.add(
             "declared_size",
             where,
             f"shape {dataset.shape} declares {declared:,} bytes in a file of {file_bytes:,}: most was never written, "
@@ -221,57 +231,59 @@ def _is_there(dataset: h5py.Dataset, where: str, file_bytes: int, report: Report
         )
         return False
     if chunk > allowed:
-        report.add(
+        findings.add(
             "declared_size",
             where,
             f"chunks {dataset.chunks} declare {chunk:,} bytes each in a file of {file_bytes:,}; fewer were expected",
         )
         return False
-    return _filters_work(dataset, where, report)
+    return _filters_work(dataset, where, findings)
 
 
-def _filters_work(dataset: h5py.Dataset, where: str, report: Report) -> bool:
+def _filters_work(dataset: h5py.Dataset, where: str, findings: FindingCollector) -> bool:
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(number) for number in range(properties.get_nfilters())]
     missing = [
-        f"{code} ({name.decode('utf-8', 'replace') or 'unnamed'})" for code, _, _, name in filters if not _known(code)
+        f"{code} ({name.decode('utf-8', 'replace') or 'unnamed'})"
+        for code, _, _, name in filters
+        if not _is_available(code)
     ]
     try:
         # An optional filter that was not applied is not needed either: only reading tells.
         if missing and dataset.size:
             dataset[:1]
     except READ_ERRORS:
-        report.add("unreadable", where, f"the HDF5 filter {listed(missing)} is needed, and not installed here")
+        findings.add("unreadable", where, f"the HDF5 filter {listed(missing)} is needed, and not installed here")
         return False
     return True
 
 
-def _known(code: int) -> bool:
+def _is_available(code: int) -> bool:
     return bool(h5py.h5z.filter_avail(code))
 
 
-def guarded(read: Callable[[], T], where: str, report: Report) -> T | None:
-    """What `read` returns; None, with a finding, when the bytes cannot be read."""
+def read_or_report(read: Callable[[], T], where: str, findings: FindingCollector) -> T | None:
+    """The result of `read`; None, with a finding, when the bytes cannot be read."""
     try:
         return read()
     except READ_ERRORS as error:
-        report.add("unreadable", where, f"the values cannot be read: {error}")
+        findings.add("unreadable", where, f"the values cannot be read: {error}")
         return None
 
 
-def read_names(dataset: h5py.Dataset, report: Report) -> Names | None:
+def read_names(dataset: h5py.Dataset, findings: FindingCollector) -> Categorical | None:
     """Strings by row; None, with a finding, where they cannot be read."""
-    place: dict[bytes, int] = {}
+    code_of: dict[bytes, int] = {}
     codes = np.empty(len(dataset), np.int64)
     try:
         for first in range(0, len(dataset), _STRINGS_PER_READ):
             block: list[bytes] = dataset[first : first + _STRINGS_PER_READ].tolist()
-            codes[first : first + len(block)] = [place.setdefault(text, len(place)) for text in block]
+            codes[first : first + len(block)] = [code_of.setdefault(text, len(code_of)) for text in block]
     except READ_ERRORS as error:
-        report.add("unreadable", dataset.name, f"the strings cannot be read: {error}")
+        findings.add("unreadable", dataset.name, f"the strings cannot be read: {error}")
         return None
     names, broken = [], []
-    for code, text in enumerate(place):
+    for code, text in enumerate(code_of):
         try:
             names.append(text.decode("utf-8"))
         except UnicodeDecodeError:
@@ -279,9 +291,9 @@ def read_names(dataset: h5py.Dataset, report: Report) -> Names | None:
             broken.append(code)
     if broken:
         rows = np.flatnonzero(np.isin(codes, broken))
-        report.add(
+        findings.add(
             "utf8",
             f"{dataset.name} {rows_text(rows)}",
             f"UTF-8 strings were expected; {count(len(rows), 'row')} are not",
         )
-    return Names(names, codes)
+    return Categorical(names, codes)

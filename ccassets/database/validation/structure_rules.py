@@ -8,66 +8,66 @@ from typing import Any
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, VERSION
 from ccassets.database.validation.contents import TEXT_ONLY_VERSION, Contents, TemplateContents
-from ccassets.database.validation.finding_collector import Report, listed, shortened
+from ccassets.database.validation.finding_collector import FindingCollector, listed, shortened
 from ccassets.database.validation.safe_reading import integer
 
 
-def check_structure(contents: Contents, report: Report) -> None:
+def check_structure(contents: Contents, findings: FindingCollector) -> None:
     """Profile, version, times, and every length and width against the others."""
-    _check_profile(contents, report)
-    _check_version(contents, report)
+    _check_profile(contents, findings)
+    _check_version(contents, findings)
     if contents.kind != "text-only":
-        _check_row_counts(contents, report)
-        _check_dimensions(contents, report)
+        _check_row_counts(contents, findings)
+        _check_dimensions(contents, findings)
     if contents.kind != "text-only" or "created_at" in contents.attributes:
-        _check_created_at(contents.attributes, "/", report)
+        _check_created_at(contents.attributes, "/", findings)
     for template in contents.templates.values():
-        _check_template(template, contents, report)
+        _check_template(template, contents, findings)
 
 
-def _check_profile(contents: Contents, report: Report) -> None:
+def _check_profile(contents: Contents, findings: FindingCollector) -> None:
     images = [name for name in ROW_DATASETS if name in contents.members]
     if contents.kind == "image-part":
         if contents.split is not None and len(contents.split.names) > 1:
-            found = listed([repr(name) for name in contents.split.names])
-            report.add("profile", "/split", f"rows of one split were expected in an image part; found {found}")
+            names = listed([repr(name) for name in contents.split.names])
+            findings.add("profile", "/split", f"rows of one split were expected in an image part; found {names}")
         if "templates" in contents.members:
-            report.add("profile", "/templates", "no templates were expected in an image part; found some")
+            findings.add("profile", "/templates", "no templates were expected in an image part; found some")
     elif contents.kind == "template-part":
         if len(contents.templates) != 1:
-            found = listed(list(contents.templates)) or "none"
-            report.add("profile", "/templates", f"one template was expected in a template part; found {found}")
+            names = listed(list(contents.templates)) or "none"
+            findings.add("profile", "/templates", f"one template was expected in a template part; found {names}")
         if images:
-            report.add("profile", "/", f"no images were expected in a template part; found {', '.join(images)}")
+            findings.add("profile", "/", f"no images were expected in a template part; found {', '.join(images)}")
     elif contents.kind == "text-only" and images:
-        report.add(
+        findings.add(
             "profile", "/@version", f"no images were expected in a {TEXT_ONLY_VERSION} file; found {listed(images)}"
         )
 
 
-def _check_version(contents: Contents, report: Report) -> None:
+def _check_version(contents: Contents, findings: FindingCollector) -> None:
     expected = TEXT_ONLY_VERSION if contents.kind == "text-only" else VERSION
-    found = contents.attributes.get("version")
-    if found not in (expected, VERSION):
-        text = "no such attribute" if found is None else shortened(found) if isinstance(found, str) else repr(found)
-        report.add("version", "/@version", f"version {expected!r} was expected; found {text}")
+    stored = contents.attributes.get("version")
+    if stored not in (expected, VERSION):
+        text = "no such attribute" if stored is None else shortened(stored) if isinstance(stored, str) else repr(stored)
+        findings.add("version", "/@version", f"version {expected!r} was expected; found {text}")
 
 
-def _check_row_counts(contents: Contents, report: Report) -> None:
+def _check_row_counts(contents: Contents, findings: FindingCollector) -> None:
     lengths = {name: len(dataset) for name, dataset in contents.datasets.items()}
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        report.add("row_counts", "/", f"one number of rows was expected in all row data sets; found {text}")
+        findings.add("row_counts", "/", f"one number of rows was expected in all row data sets; found {text}")
 
 
-def _check_dimensions(contents: Contents, report: Report) -> None:
-    dim = integer(contents.attributes, "D", "/", report)
-    tokens = integer(contents.attributes, "T_img", "/", report)
+def _check_dimensions(contents: Contents, findings: FindingCollector) -> None:
+    dim = integer(contents.attributes, "D", "/", findings)
+    tokens = integer(contents.attributes, "T_img", "/", findings)
     for name, value in (("D", dim), ("T_img", tokens)):
         if name not in contents.attributes:
-            report.add("dimensions", f"/@{name}", f"the attribute {name} was expected; there is none")
+            findings.add("dimensions", f"/@{name}", f"the attribute {name} was expected; there is none")
         elif value is not None and value < 1 and (name, value) != ("T_img", -1):
-            report.add("dimensions", f"/@{name}", f"{name} of 1 or more was expected; found {value}")
+            findings.add("dimensions", f"/@{name}", f"{name} of 1 or more was expected; found {value}")
     for name, axes in (
         (IMAGE_FEATURES, {"D": (1, dim)}),
         (IMAGE_TOKEN_FEATURES, {"T_img": (1, tokens), "D": (2, dim)}),
@@ -75,21 +75,21 @@ def _check_dimensions(contents: Contents, report: Report) -> None:
         dataset = contents.datasets.get(name)
         for attribute, (axis, value) in axes.items():
             if dataset is not None and value is not None and dataset.shape[axis] != value:
-                report.add(
+                findings.add(
                     "dimensions",
                     f"/{name}",
                     f"the attribute {attribute} says {value}; the data set has the shape {dataset.shape}",
                 )
 
 
-def _check_created_at(attributes: Mapping[str, Any], where: str, report: Report) -> None:
-    found = attributes.get("created_at")
-    if not isinstance(found, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", found):
-        text = "none" if found is None else shortened(str(found))
-        report.add("created_at", f"{where}@created_at", f"a time as YYYY-MM-DD HH:MM:SS was expected; found {text}")
+def _check_created_at(attributes: Mapping[str, Any], where: str, findings: FindingCollector) -> None:
+    stored = attributes.get("created_at")
+    if not isinstance(stored, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stored):
+        text = "none" if stored is None else shortened(str(stored))
+        findings.add("created_at", f"{where}@created_at", f"a time as YYYY-MM-DD HH:MM:SS was expected; found {text}")
 
 
-def _check_template(template: TemplateContents, contents: Contents, report: Report) -> None:
+def _check_template(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
     shapes = {name: dataset.shape for name, dataset in template.datasets.items()}
     features, tokens = shapes.get("text_features"), shapes.get("text_token_features")
     expected = {
@@ -98,13 +98,13 @@ def _check_template(template: TemplateContents, contents: Contents, report: Repo
         "T_txt": tokens[1] if tokens is not None else None if "text_token_features" in template.broken else -1,
     }
     for name, value in expected.items():
-        found = integer(template.attributes, name, template.where, report)
+        stored = integer(template.attributes, name, template.where, findings)
         if name not in template.attributes:
             if contents.kind != "text-only":
-                report.add("template_shapes", f"{template.where}@{name}", f"the attribute {name} was expected")
-        elif found is not None and value is not None and found != value:
-            report.add(
-                "template_shapes", f"{template.where}@{name}", f"{name} = {value} was expected by shape; found {found}"
+                findings.add("template_shapes", f"{template.where}@{name}", f"the attribute {name} was expected")
+        elif stored is not None and value is not None and stored != value:
+            findings.add(
+                "template_shapes", f"{template.where}@{name}", f"{name} = {value} was expected by shape; found {stored}"
             )
     for axis, lengths in {
         "K": {name: shape[0] for name, shape in shapes.items()},
@@ -113,10 +113,10 @@ def _check_template(template: TemplateContents, contents: Contents, report: Repo
     }.items():
         if len(set(lengths.values())) > 1:
             text = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            report.add("template_shapes", template.where, f"one {axis} was expected in all arrays; found {text}")
+            findings.add("template_shapes", template.where, f"one {axis} was expected in all arrays; found {text}")
     if contents.kind != "text-only":
-        _check_created_at(template.attributes, template.where, report)
+        _check_created_at(template.attributes, template.where, findings)
     images = contents.datasets.get(IMAGE_FEATURES)
     dim = images.shape[1] if images is not None else contents.attributes.get("D")
     if features is not None and isinstance(dim, int) and features[1] != dim:
-        report.add("template_dim", template.where, f"D = {dim}, as in the images, was expected; found {features[1]}")
+        findings.add("template_dim", template.where, f"D = {dim}, as in the images, was expected; found {features[1]}")

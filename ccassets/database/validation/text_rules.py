@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.validation.contents import Contents, TemplateContents
-from ccassets.database.validation.finding_collector import Report, count, listed, rows_text, shortened
-from ccassets.database.validation.safe_reading import guarded
+from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
+from ccassets.database.validation.safe_reading import read_or_report
 from ccassets.study.schema import texts_hash
 
 Array = npt.NDArray[Any]
@@ -26,27 +26,27 @@ LISTS: Mapping[str, tuple[str, str]] = {
 _NUMBERED = re.compile(r"(concept|label)_prompts_t(\d{2,})")
 
 
-def check_texts(contents: Contents, report: Report) -> None:
+def check_texts(contents: Contents, findings: FindingCollector) -> None:
     """Hashes, prompts, the set of templates, masks and spans."""
     for template in contents.templates.values():
-        _check_hash(template, report)
-        _check_tokens(template, report)
+        _check_hash(template, findings)
+        _check_tokens(template, findings)
     for kind in LISTS:
-        _check_numbered(kind, contents, report)
-    _check_concepts(contents, report)
+        _check_numbered(kind, contents, findings)
+    _check_concepts(contents, findings)
 
 
-def _check_hash(template: TemplateContents, report: Report) -> None:
+def _check_hash(template: TemplateContents, findings: FindingCollector) -> None:
     if template.texts is None:
         return
     stored = template.attributes.get("texts_hash")
-    found = hash_of(template.texts)
-    if stored != found:
+    expected = hash_of(template.texts)
+    if stored != expected:
         text = "no hash" if stored is None else shortened(str(stored))
-        report.add(
+        findings.add(
             "texts_hash",
             f"{template.where}@texts_hash",
-            f"the hash of the stored prompts, {found}, was expected; found {text}: "
+            f"the hash of the stored prompts, {expected}, was expected; found {text}: "
             "the prompts are not the ones that were encoded",
         )
 
@@ -79,7 +79,7 @@ def stale_templates(contents: Contents) -> set[str]:
     }
 
 
-def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
+def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -> None:
     """Numbered templates of one kind against the stored lists."""
     numbered = _numbered(contents, kind)
     templates_name, words_name = LISTS[kind]
@@ -87,7 +87,7 @@ def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
     if templates is None or words is None:
         absent = [name for name in LISTS[kind] if name not in contents.attributes]
         if numbered and absent and contents.kind == "database":
-            report.add(
+            findings.add(
                 "vocabulary" if contents.published else "vocabulary_unknown",
                 "/",
                 f"{' and '.join(absent)} were expected beside {count(len(numbered), f'{kind} template')}",
@@ -97,7 +97,7 @@ def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
     for template_id, number in numbered.items():
         template = contents.templates[template_id]
         if template_id in stale:
-            report.add(
+            findings.add(
                 "stale_template",
                 template.where,
                 f"{kind} templates 1 to {len(templates)} of {templates_name} were expected; {template_id} is beyond "
@@ -105,56 +105,57 @@ def _check_numbered(kind: str, contents: Contents, report: Report) -> None:
             )
         elif template.texts is not None:
             prompts = [templates[number - 1].replace("{}", word) for word in words]
-            _compare_prompts(template, prompts, f"{templates_name}[{number - 1}] and {words_name}", report)
+            _compare_prompts(template, prompts, f"{templates_name}[{number - 1}] and {words_name}", findings)
     missing = sorted(set(range(1, len(templates) + 1)) - set(numbered.values())) if words else []
     if missing and contents.kind != "template-part":
         names = listed([f"{kind}_prompts_t{number:02d}" for number in missing])
-        report.add(
+        findings.add(
             "missing_template",
             "/templates",
             f"{count(len(templates), f'{kind} template')} were expected by {templates_name}; missing: {names}",
         )
 
 
-def _compare_prompts(template: TemplateContents, expected: Sequence[str], source: str, report: Report) -> None:
-    found = template.texts or ()
-    different = differing(expected, found)
+def _compare_prompts(
+    template: TemplateContents, expected: Sequence[str], source: str, findings: FindingCollector
+) -> None:
+    different = differing(expected, template.texts or ())
     if different:
-        report.add(
+        findings.add(
             "texts",
             f"{template.where}/texts",
             f"the prompts that {source} give were expected; {different}",
         )
 
 
-def differing(expected: Sequence[str], found: Sequence[str]) -> str:
+def differing(expected: Sequence[str], actual: Sequence[str]) -> str:
     """How two lists of texts differ, in words; empty where they do not."""
-    if list(expected) == list(found):
+    if list(expected) == list(actual):
         return ""
-    if len(expected) != len(found):
-        return f"{len(expected)} expected, {len(found)} found"
-    rows = [row for row, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1]]
+    if len(expected) != len(actual):
+        return f"{len(expected)} expected, {len(actual)} found"
+    rows = [row for row, pair in enumerate(zip(expected, actual, strict=True)) if pair[0] != pair[1]]
     row = rows[0]
     more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-    return f"at {row}: {shortened(expected[row])} expected, {shortened(found[row])} found{more}"
+    return f"at {row}: {shortened(expected[row])} expected, {shortened(actual[row])} found{more}"
 
 
-def _check_concepts(contents: Contents, report: Report) -> None:
+def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
     concepts, words = contents.attributes.get("concepts"), contents.word_lists.get("concept_texts")
     if concepts is None or words is None:
         return
     texts = [text for concept in concepts for text in (concept["word"], *(concept.get("synonyms") or ()))]
     different = differing(words, texts)
     if different:
-        report.add("vocabulary", "/@concepts", f"the words of concept_texts were expected; {different}")
+        findings.add("vocabulary", "/@concepts", f"the words of concept_texts were expected; {different}")
 
 
 # --- tokens -------------------------------------------------------------------------------------------
 
 
-def _check_tokens(template: TemplateContents, report: Report) -> None:
+def _check_tokens(template: TemplateContents, findings: FindingCollector) -> None:
     arrays = {
-        name: guarded(lambda name=name: template.datasets[name][...], f"{template.where}/{name}", report)  # type: ignore[misc]
+        name: read_or_report(lambda name=name: template.datasets[name][...], f"{template.where}/{name}", findings)  # type: ignore[misc]
         for name in ("attention_mask", "subject_span")
         if name in template.datasets
     }
@@ -162,7 +163,7 @@ def _check_tokens(template: TemplateContents, report: Report) -> None:
     if mask is not None:
         wrong = np.flatnonzero((mask > 1).any(axis=1) | ~(mask == 1).any(axis=1))
         if len(wrong):
-            report.add(
+            findings.add(
                 "attention_mask",
                 f"{template.where}/attention_mask {rows_text(wrong)}",
                 "1 for tokens and 0 for padding, and at least one token, were expected; "
@@ -172,7 +173,7 @@ def _check_tokens(template: TemplateContents, report: Report) -> None:
         wrong = np.flatnonzero(~_spans_inside(spans, mask))
         if len(wrong):
             first = wrong[0]
-            report.add(
+            findings.add(
                 "spans",
                 f"{template.where}/subject_span {rows_text(wrong)}",
                 f"a range of the prompt's tokens (or 0, 0) was expected; found {spans[first].tolist()} at row {first}",

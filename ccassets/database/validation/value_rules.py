@@ -14,7 +14,7 @@ from ccassets.database.float16 import not_finite_rows, widened
 from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.validation.contents import Contents
-from ccassets.database.validation.finding_collector import Report, Rows, count, rows_text
+from ccassets.database.validation.finding_collector import FindingCollector, RowNumbers, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
 
 Array = npt.NDArray[Any]
@@ -46,40 +46,40 @@ class _Faults:
         return [*self.not_finite, *self.zero, *self.not_unit, *self.unreadable]
 
 
-def check_values(contents: Contents, report: Report, *, digests: bool = False) -> Rows:
+def check_values(contents: Contents, findings: FindingCollector, *, digests: bool = False) -> RowNumbers:
     """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`.
 
-    Gives the rows of images in which something is wrong, increasing.
+    Returns the rows of images with a fault, increasing.
     """
     images = [name for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
     unsound = _scan(
         [StoredRows(contents.datasets[name]) for name in images],
-        report,
+        findings,
         stored_digests=contents.feature_digest if digests and IMAGE_FEATURES in images else None,
     )
     for template in contents.templates.values():
         for name in ("text_features", "text_token_features"):
             if name in template.datasets:
-                _scan([StoredRows(template.datasets[name])], report)
+                _scan([StoredRows(template.datasets[name])], findings)
     return unsound
 
 
-def check_logit_parameters(contents: Contents, report: Report) -> None:
+def check_logit_parameters(contents: Contents, findings: FindingCollector) -> None:
     """The four logit parameters, where the model has them, and the space of the scales."""
     for name in LOGIT_PARAMETERS:
         value = contents.attributes.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and isfinite(value)):
-            report.add("logit_parameters", f"/@{name}", f"a finite float64 was expected; found {value!r}")
+            findings.add("logit_parameters", f"/@{name}", f"a finite float64 was expected; found {value!r}")
     space = contents.attributes.get("logit_scale_space", LOGIT_SCALE_SPACE)
     if space != LOGIT_SCALE_SPACE:
-        report.add(
+        findings.add(
             "logit_parameters", "/@logit_scale_space", f"{LOGIT_SCALE_SPACE!r} was expected; found {str(space)!r}"
         )
 
 
-def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | None = None) -> Rows:
-    """Read equal rows of all sources side by side, each once and in file order; gives those that are not sound."""
+def _scan(sources: list[StoredRows], findings: FindingCollector, stored_digests: Array | None = None) -> RowNumbers:
+    """Read equal rows of all sources side by side, each once and in file order; returns unsound rows."""
     if not sources:
         return np.empty(0, np.int64)
     faults = [_Faults() for _ in sources]
@@ -90,13 +90,13 @@ def _scan(sources: list[StoredRows], report: Report, stored_digests: Array | Non
     for first in range(0, max(map(len, sources)), step):
         blocks = [_inspected(source, first, step, fault) for source, fault in zip(sources, faults, strict=True)]
         if stored_digests is not None and blocks[0] is not None and blocks[-1] is not None:
-            found = feature_digests(blocks[0], blocks[1] if len(blocks) > 1 else None)
-            different = (found != stored_digests[first : first + len(found)]).any(axis=1)
+            computed = feature_digests(blocks[0], blocks[1] if len(blocks) > 1 else None)
+            different = (computed != stored_digests[first : first + len(computed)]).any(axis=1)
             changed += (first + np.flatnonzero(different)).tolist()
     for source, fault in zip(sources, faults, strict=True):
-        _report_faults(source.name, fault, report)
+        _report_faults(source.name, fault, findings)
     if changed:
-        report.add(
+        findings.add(
             "feature_digest",
             f"/feature_digest {rows_text(changed)}",
             f"the digest of every row's stored bytes was expected; {count(len(changed), 'row')} give another: "
@@ -163,8 +163,8 @@ def _inspect_norms(values: Array, sound: npt.NDArray[np.bool_], first: int, faul
         faults.worst_norm = max(faults.worst_norm, worst, key=lambda norm: abs(norm - 1))
 
 
-def _report_faults(name: str, faults: _Faults, report: Report) -> None:
-    for check, rows, expected, found in (
+def _report_faults(name: str, faults: _Faults, findings: FindingCollector) -> None:
+    for check, rows, expected, fault in (
         ("unreadable_rows", faults.unreadable, "readable bytes", f"cannot be read ({faults.reason})"),
         ("finite", faults.not_finite, "finite numbers", "hold NaN or infinity"),
         ("zero_rows", faults.zero, "features", "are all zero: allocated, and never written"),
@@ -172,10 +172,10 @@ def _report_faults(name: str, faults: _Faults, report: Report) -> None:
     ):
         if rows:
             text = f"{expected} were expected" if expected.endswith("s") else f"{expected} was expected"
-            report.add(check, f"{name} {rows_text(rows)}", f"{text} in every row; {count(len(rows), 'row')} {found}")
+            findings.add(check, f"{name} {rows_text(rows)}", f"{text} in every row; {count(len(rows), 'row')} {fault}")
     if faults.zero_tokens and name == f"/{IMAGE_TOKEN_FEATURES}":
         rows = faults.zero_tokens
-        report.add(
+        findings.add(
             "zero_tokens",
             f"{name} {rows_text(rows)}",
             f"no all-zero patch vector was expected; {count(len(rows), 'row')} have some",

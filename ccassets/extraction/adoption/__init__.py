@@ -12,8 +12,8 @@ import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
 from ccassets.database.reader import Database, open_database
-from ccassets.database.validation import Examination, examine
-from ccassets.database.validation.finding_collector import Report
+from ccassets.database.validation import CheckResults, run_checks
+from ccassets.database.validation.finding_collector import FindingCollector
 from ccassets.database.writer import TemplateContent
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest
@@ -88,22 +88,22 @@ def adopt(
         card = identify_encoder(study, store=store)
         dataset, manifests = _images(study, store)
         images = Images.of(manifests)
-        examination = examine(database, study, deep=True)
-        report = Report()
-        _check_encoder(database, examination, study, card, report)
-        found = match(examination, images, manifests, dataset, report)
-        templates = usable_templates(examination, study, card)
-        findings = [*examination.findings, *report.findings]
+        results = run_checks(database, study, deep=True)
+        adoption_findings = FindingCollector()
+        _check_encoder(database, results, study, card, adoption_findings)
+        found = match(results, images, manifests, dataset, adoption_findings)
+        templates = usable_templates(results, study, card)
+        findings = [*results.findings, *adoption_findings]
         _refuse(path.name, study, findings, repair, anything=bool((found.row >= 0).any() or templates))
         source = Source(
             name=path.name,
             size=path.stat().st_size,
             sha256=digest_files([path], cache=store.cache),
-            attributes=examination.contents.attributes,
+            attributes=results.contents.attributes,
             matched_by=found.matched_by,
             repaired=has_errors(findings),
         )
-        taken = _take_images(study, store, card, manifests, images, examination, found.row, source, progress)
+        taken = _take_images(study, store, card, manifests, images, results, found.row, source, progress)
         written = _take_templates(study, store, card, templates, source)
     plan = plan_study(study, store=store)
     return Adoption(
@@ -140,17 +140,17 @@ def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
 
 
 def _check_encoder(
-    database: Database, examination: Examination, study: Study, card: EncoderCard, report: Report
+    database: Database, results: CheckResults, study: Study, card: EncoderCard, findings: FindingCollector
 ) -> None:
     """What the file says of its encoder, against the study's."""
-    contents = examination.contents
+    contents = results.contents
     provenance = contents.provenance or {}
     encoder = provenance.get("encoder")
     identity = encoder.get("identity") if isinstance(encoder, dict) else None
     if identity is not None and identity != card.identity:
-        report.add("encoder_card", "/@provenance", f"encoder identity {card.identity} was expected; found {identity}")
+        findings.add("encoder_card", "/@provenance", f"encoder identity {card.identity} was expected; found {identity}")
     if identity is None and study.extraction.strict:
-        report.add(
+        findings.add(
             "encoder_card",
             "/@provenance",
             "the identity of a strict encoder was expected, with batch size, device kind and library versions; "
@@ -161,13 +161,13 @@ def _check_encoder(
         expected["T_img"], found["T_img"] = card.token_count, database.token_count
     for name, value in expected.items():
         if found[name] != value:
-            report.add("encoder_card", "/", f"{name} = {value}, the encoder's, was expected; found {found[name]}")
+            findings.add("encoder_card", "/", f"{name} = {value}, the encoder's, was expected; found {found[name]}")
     for name in LOGIT_PARAMETERS:
         value, stored = getattr(card, name), contents.attributes.get(name)
         if value is None or not isinstance(stored, (int, float)):
             continue
         if not math.isclose(stored, value, rel_tol=_LOGIT_TOLERANCE):
-            report.add("encoder_card", f"/@{name}", f"{value:.6g}, the encoder's, was expected; found {stored:.6g}")
+            findings.add("encoder_card", f"/@{name}", f"{value:.6g}, the encoder's, was expected; found {stored:.6g}")
 
 
 def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
@@ -189,7 +189,7 @@ def _take_images(
     card: EncoderCard,
     manifests: Sequence[Manifest],
     images: Images,
-    examination: Examination,
+    results: CheckResults,
     row_of_image: Ints,
     source: Source,
     progress: Progress,
@@ -202,7 +202,7 @@ def _take_images(
         shards = shards_to_take(study, manifests, images.numbers, row_of_image, index)
         total = sum(len(shard.rows) for shard in shards)
         require_space(folder, total * row_bytes(card), f"Adopting {total} rows of {source.name}")
-        write_images(folder, examination.contents, shards, card, source, progress)
+        write_images(folder, results.contents, shards, card, source, progress)
     return shards
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS
-from ccassets.database.validation import Examination
-from ccassets.database.validation.contents import Contents, Run
-from ccassets.database.validation.finding_collector import Report, count, rows_text
+from ccassets.database.validation import CheckResults
+from ccassets.database.validation.contents import Contents, SplitRun
+from ccassets.database.validation.finding_collector import FindingCollector, count, rows_text
 from ccassets.database.validation.legacy_traces import Copy, are_copies, find_copies, torn_rows
 from ccassets.datasets.dataset_contract import Dataset, Rows
 from ccassets.datasets.manifest import Manifest
@@ -51,7 +51,7 @@ class Match:
 
 
 def match(
-    examination: Examination, images: Images, manifests: Sequence[Manifest], dataset: Dataset, report: Report
+    results: CheckResults, images: Images, manifests: Sequence[Manifest], dataset: Dataset, findings: FindingCollector
 ) -> Match:
     """Find the images of a file's rows; whatever does not fit is reported, and not matched.
 
@@ -59,17 +59,17 @@ def match(
     the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. Of
     a stopped extraction the rows of the last split are the first ones of it. Copies that a resume left count as one.
     """
-    contents = examination.contents
+    contents = results.contents
     nothing = np.full(len(images.digests), -1, np.int64)
     if contents.split is None or not _has_features(contents):
         return Match(nothing, BY_POSITION)
     if contents.image_digest is not None:
-        row, image = _by_digest(contents, images, manifests, report)
+        row, image = _by_digest(contents, images, manifests, findings)
         matched_by = BY_DIGEST
     else:
-        row, image, matched_by = _by_position(contents, images, manifests, dataset, report)
-    sound = ~np.isin(row, examination.unsound)
-    return Match(_one_of_each(contents, row[sound], image[sound], nothing, report), matched_by)
+        row, image, matched_by = _by_position(contents, images, manifests, dataset, findings)
+    sound = ~np.isin(row, results.unsound_rows)
+    return Match(_one_of_each(contents, row[sound], image[sound], nothing, findings), matched_by)
 
 
 def _has_features(contents: Contents) -> bool:
@@ -78,7 +78,7 @@ def _has_features(contents: Contents) -> bool:
     return IMAGE_FEATURES in contents.datasets and all(dataset.dtype == np.float16 for dataset in there)
 
 
-def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, report: Report) -> Ints:
+def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, findings: FindingCollector) -> Ints:
     """The first row of each image; none where its rows have different features, since one of them is of another."""
     order = np.lexsort((row, image))
     row, image = row[order], image[order]
@@ -93,7 +93,7 @@ def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, repo
     different = ~are_copies(contents.datasets[IMAGE_FEATURES], chosen[image], again)
     if different.any():
         rows = np.union1d(chosen[image[different]], again[different])
-        report.add(
+        findings.add(
             "equal_images",
             f"/{IMAGE_FEATURES} {rows_text(rows)}",
             f"equal features were expected in rows of one picture; {count(len(rows), 'row')} differ from each other",
@@ -105,7 +105,9 @@ def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, repo
 # --- files that know their images ---------------------------------------------------------------------
 
 
-def _by_digest(contents: Contents, images: Images, manifests: Sequence[Manifest], report: Report) -> tuple[Ints, Ints]:
+def _by_digest(
+    contents: Contents, images: Images, manifests: Sequence[Manifest], findings: FindingCollector
+) -> tuple[Ints, Ints]:
     assert contents.image_digest is not None
     found = _as_keys(contents.image_digest[: _whole_rows(contents)])
     place = np.searchsorted(images.digests, found)
@@ -115,7 +117,7 @@ def _by_digest(contents: Contents, images: Images, manifests: Sequence[Manifest]
     for manifest in manifests:
         missing = np.flatnonzero(~np.isin(images.numbers[manifest.split], image))
         if len(missing):
-            report.add(
+            findings.add(
                 "data_set_rows",
                 "/image_digest",
                 f"every image of {manifest.split!r} was expected; {len(missing)} of {len(manifest)} are not in the "
@@ -154,14 +156,14 @@ class _Complaint:
 
 
 def _by_position(
-    contents: Contents, images: Images, manifests: Sequence[Manifest], dataset: Dataset, report: Report
+    contents: Contents, images: Images, manifests: Sequence[Manifest], dataset: Dataset, findings: FindingCollector
 ) -> tuple[Ints, Ints, str]:
     runs = _runs_by_split(contents)
     copies = find_copies(contents)
     torn = np.zeros(_file_rows(contents), np.bool_)
     torn[torn_rows(contents)] = True
     wanted = {manifest.split: dataset.rows(manifest.split) for manifest in manifests}
-    labels = _stored_labels(contents, wanted, report) if manifests and manifests[0].labelled else None
+    labels = _stored_labels(contents, wanted, findings) if manifests and manifests[0].labelled else None
     last = list(runs)[-1] if runs else None
     rows, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for manifest in manifests:
@@ -177,7 +179,7 @@ def _by_position(
             stopped,
         )
         for complaint in complaints:
-            report.add(complaint.check, complaint.where, complaint.message)
+            findings.add(complaint.check, complaint.where, complaint.message)
         if kept:
             number = _numbers_by_place(manifest, images.numbers[split], len(wanted[split]))[found.place]
             rows.append(found.rows[number >= 0])
@@ -191,17 +193,17 @@ def _file_rows(contents: Contents) -> int:
     return max(len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets)
 
 
-def _runs_by_split(contents: Contents) -> dict[str, list[Run]]:
+def _runs_by_split(contents: Contents) -> dict[str, list[SplitRun]]:
     """Runs of rows of every split, in file order, as far as every row data set reaches."""
     whole = _whole_rows(contents)
-    by_split: dict[str, list[Run]] = {}
+    by_split: dict[str, list[SplitRun]] = {}
     for run in contents.runs():
         if run.start < whole:
-            by_split.setdefault(run.split, []).append(Run(run.split, run.start, min(run.stop, whole)))
+            by_split.setdefault(run.split, []).append(SplitRun(run.split, run.start, min(run.stop, whole)))
     return by_split
 
 
-def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], report: Report) -> Ints | None:
+def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], findings: FindingCollector) -> Ints | None:
     """The labels of the file, -1 where it does not know them; None where it knows none.
 
     Labels that are all 0 are none where the data set has others: the original scripts write them for images without.
@@ -210,7 +212,7 @@ def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], report: Repor
     if labels is None or (labels == -1).all():
         return None
     if not labels.any() and any(rows.labels.any() for rows in wanted.values()):
-        report.add(
+        findings.add(
             "data_set_labels",
             "/labels",
             "the labels of the data set were expected; all labels of the file are 0, as the original scripts write "
@@ -220,7 +222,7 @@ def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], report: Repor
     return labels
 
 
-def _is_unfinished(contents: Contents, split: str, runs: Sequence[Run]) -> bool:
+def _is_unfinished(contents: Contents, split: str, runs: Sequence[SplitRun]) -> bool:
     """Whether nothing says that a split was written to its end: no count, or a record of more rows to come."""
     planned: Any = contents.provenance
     for name in ("dataset", "splits", split, "rows"):
@@ -231,7 +233,7 @@ def _is_unfinished(contents: Contents, split: str, runs: Sequence[Run]) -> bool:
 
 def _find_places(
     split: str,
-    runs: Sequence[Run],
+    runs: Sequence[SplitRun],
     copies: Sequence[Copy],
     torn: Bools,
     wanted: Rows,
@@ -250,7 +252,7 @@ def _find_places(
     return found, complaints, kept
 
 
-def _places(runs: Sequence[Run], copies: Sequence[Copy], torn: Bools | None = None) -> _Places:
+def _places(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None = None) -> _Places:
     """Number a split's rows as its images: on from each other, and from the beginning where a copy begins.
 
     With `torn`, torn rows between rows of the split and after them take places too.

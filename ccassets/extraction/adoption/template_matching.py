@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ccassets.database.validation import Examination
+from ccassets.database.validation import CheckResults
 from ccassets.database.validation.contents import TemplateContents
 from ccassets.database.writer import TemplateContent
 from ccassets.encoders import token_spans
@@ -21,13 +21,13 @@ _TEXTS_OF_OTHERS = {"texts", "study_vocabulary"}
 """Checks of prompts against somebody's lists: they do not say that features are not those of their prompts."""
 
 
-def usable_templates(examination: Examination, study: Study, card: EncoderCard) -> dict[str, TemplateContent]:
+def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> dict[str, TemplateContent]:
     """The study's templates that the file holds, by the study's ids; the file may have others for them."""
-    stored = examination.contents.templates
+    stored = results.contents.templates
     sound = {
         template_id: template
         for template_id, template in stored.items()
-        if template.texts is not None and not _is_unsound(template, examination.findings)
+        if template.texts is not None and not _is_unsound(template, results.findings)
     }
     found = {}
     for template_id, template in study.vocabulary.templates().items():

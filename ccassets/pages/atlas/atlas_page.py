@@ -19,7 +19,7 @@ from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result
 from ccassets.analysis.samples import is_labelled
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
-from ccassets.database.validation import examine
+from ccassets.database.validation import run_checks
 from ccassets.files import write_text
 from ccassets.pages.atlas.atlas_view import AtlasView, make_view
 from ccassets.pages.atlas.charts import chart_data
@@ -141,7 +141,7 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
         )
     notes += [
         f"{finding.message[0].upper()}{finding.message[1:]}."
-        for finding in examine(database, only={"random_weights", "blank_rows"}).findings
+        for finding in run_checks(database, only={"random_weights", "blank_rows"}).findings
     ]
     if (limit := database.attributes.get("limit")) is not None:
         notes.append(f"A first try: only {limit} images of each split were taken.")

@@ -1,0 +1,59 @@
+"""The child process of `sandbox`: reads one request as JSON, and answers in JSON under limits of memory and time."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ccassets.database.reader import open_database
+from ccassets.database.summary import summarize
+from ccassets.database.validation import validate_database
+from ccassets.errors import CcassetsError
+from ccassets.study.schema import Study
+
+_MEMORY = 1 << 30
+_SECONDS = 4
+_BYTES_PER_SECOND = 10 << 20
+"""The child may allocate 1 GiB and the size of the file, and compute for 4 s and the time that 10 MiB/s take."""
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    path = Path(request["path"])
+    if request["task"] == "summarize":
+        with open_database(path) as database:
+            return summarize(database)
+    study = Study.model_validate(request["study"]) if request["study"] else None
+    findings = validate_database(path, study=study, deep=request["deep"], only=request["only"])
+    return [finding.as_dict() for finding in findings]
+
+
+def _set_limits(path: Path) -> None:
+    """Set the limits for reading a file; memory that is mapped from it does not count."""
+    size = path.stat().st_size if path.is_file() else 0
+    seconds = math.ceil(time.process_time()) + _SECONDS + size // _BYTES_PER_SECOND
+    for kind, limit in (
+        (resource.RLIMIT_DATA, _MEMORY + size),
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    _set_limits(Path(request["path"]))
+    try:
+        answer = {"answer": _answer(request)}
+    except CcassetsError as error:
+        answer = {"error": str(error)}
+    json.dump(answer, sys.stdout, default=str)  # An attribute may be of any type.
+
+
+if __name__ == "__main__":
+    _main()
