@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,26 +92,20 @@ def prune(
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", help="Port on loopback.")] = 3000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on loopback; 0: any free one.")] = 3000,
+    token: Annotated[
+        bool, typer.Option("--token", help="Ask every browser for a token: for a machine that others use, too.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="NAME[:PORT]", help="Answer under this address, too: a proxy, a tunnel."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
-    from ccassets.orchestration.instance import dagster_instance
-    from ccassets.study.storage import home as home_folder
-    from ccassets.study.storage import storage_root
+    from ccassets.orchestration.ui_server import serve_ui
 
-    with dagster_instance():
-        pass  # Makes the home with our dagster.yaml, or says why it cannot.
-    environment = {
-        **os.environ,
-        "DAGSTER_HOME": str(home_folder()),
-        "CCASSETS_STORAGE": str(storage_root()),
-    }
-    typer.echo(f"The UI will answer at http://127.0.0.1:{port} (Ctrl-C stops it).", err=True)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "ccassets.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    # Dagster stops its own processes by SIGINT, which is ignored where a script started us with `&`.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.execve(sys.executable, command, environment)  # In our place: whoever stops us stops it, by any signal.
+    serve_ui(port, allowed_hosts=allow_host or (), with_token=token)
 
 
 def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -71,3 +74,56 @@ def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.Automatio
         if resolver.get_status(candidate.asset_key, candidate.partition_key) == StaleStatus.STALE
     }
     return dg.AutomationResult(context, view.get_asset_subset_from_asset_partitions(context.key, stale))
+
+
+@contextmanager
+def webserver_app(instance: dg.DagsterInstance, workspace: Path) -> Iterator[Callable[..., Awaitable[None]]]:
+    """Give Dagster's webserver as an ASGI application, as long as the block lasts.
+
+    Args:
+        instance: The instance that it shows.
+        workspace: A workspace.yaml whose code servers answer already.
+    """
+    # Missing: a public way to the application itself; the command `dagster-webserver` serves it, but wraps it in
+    # nothing. Imported here: only the UI needs a webserver.
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+    from dagster_webserver.version import __version__
+
+    # The values of that command.
+    instance.optimize_for_webserver(statement_timeout=15_000, pool_recycle=3600, max_overflow=20)
+    with WorkspaceProcessContext(instance, WorkspaceFileTarget([str(workspace)]), version=__version__) as process:
+        yield create_app_from_workspace_process_context(process, live_data_poll_rate=2000)
+
+
+def rename_location(instance: dg.DagsterInstance, old: str, new: str) -> list[str]:
+    """Give the sensors and schedules of a code location the switches and cursors that they had under its old name.
+
+    One that was switched on or off under the new name keeps that.
+
+    Args:
+        instance: The instance whose records are changed.
+        old: The name of the code location until now.
+        new: The name of the code location from now on.
+
+    Returns:
+        The names of the sensors and schedules that are on now because they were on under the old name.
+    """
+    # Missing: a public call that renames a location; a sensor that is started anew would begin without its cursor.
+    states = instance.all_instigator_state()
+    known = {state.selector_id for state in states}
+    switched_on = []
+    for state in states:
+        repository: Any = state.origin.repository_origin
+        location = repository.code_location_origin
+        if location.location_name != old:
+            continue
+        renamed_repository = repository._replace(code_location_origin=location._replace(location_name=new))
+        renamed = state._replace(origin=state.origin._replace(repository_origin=renamed_repository))
+        if renamed.selector_id not in known:
+            instance.add_instigator_state(renamed)
+            if state.is_running:
+                switched_on.append(state.name)
+        instance.delete_instigator_state(state.instigator_origin_id, state.selector_id)
+    return switched_on

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ccassets_tests.orchestration.test_daemon import Webserver
 
-LOCATION = "ccassets.definitions"
+LOCATION = "ccassets"
 
 _SECONDS = 240
 _RUNS = "{ runsOrError { ... on Runs { results { id } } } }"

@@ -29,7 +29,7 @@ from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, with_slow_encoder, write_study
 from ccassets_tests.orchestration.graphql import stale
 
-SELECTOR = {"repositoryLocationName": "ccassets.definitions", "repositoryName": "__repository__"}
+SELECTOR = {"repositoryLocationName": "ccassets", "repositoryName": "__repository__"}
 
 
 class Webserver:
@@ -245,7 +245,7 @@ def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: W
     webserver.switch_on("cells__rebuild_stale")
 
     edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
-    reload = """mutation { reloadRepositoryLocation(repositoryLocationName: "ccassets.definitions") { __typename } }"""
+    reload = """mutation { reloadRepositoryLocation(repositoryLocationName: "ccassets") { __typename } }"""
     webserver.ask(reload)
 
     deadline = time.monotonic() + 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from ccassets.cli import main
 from ccassets.extraction import identify_encoder
 from ccassets.files import fingerprint
 from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.dagster_internals import rename_location
 from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.ui_server import CODE_LOCATION
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -78,6 +81,39 @@ def test_a_build_makes_nothing(
 def test_what_was_switched_on_is_on_under_the_location_where_it_was_switched(frozen: Study) -> None:
     assert switched_on("ccassets.definitions") == {"frozen__rebuild_stale", "frozen__full_rebuild"}
     assert switched_on("ccassets") == {"frozen__watch_sources"}
+
+
+@pytest.fixture
+def copied(frozen: Study, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The study of the frozen home, with a copy of its records in use that may be changed."""
+    shutil.copytree(unpacked / "home", tmp_path / "copy", ignore=shutil.ignore_patterns("*.h5"))
+    monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "copy"))
+    return frozen
+
+
+def test_switches_of_the_former_code_location_stay_on(copied: Study) -> None:
+    former = {"frozen__rebuild_stale", "frozen__full_rebuild"}
+    with dagster_instance() as instance:
+        before = {state.name: state.instigator_data for state in instance.all_instigator_state()}
+        assert set(rename_location(instance, "ccassets.definitions", CODE_LOCATION)) == former
+        after = {state.name: state.instigator_data for state in instance.all_instigator_state()}
+        assert rename_location(instance, "ccassets.definitions", CODE_LOCATION) == []
+    assert after == before, "cursors move with the switches: nothing is requested a second time"
+    assert switched_on(CODE_LOCATION) == {*former, "frozen__watch_sources"}
+    assert switched_on("ccassets.definitions") == set()
+
+
+def test_what_was_switched_off_since_the_code_location_was_renamed_stays_off(copied: Study) -> None:
+    with dagster_instance() as instance:
+        old = instance.all_instigator_state()
+        rename_location(instance, "ccassets.definitions", CODE_LOCATION)
+        for state in instance.all_instigator_state():
+            instance.update_instigator_state(state.with_status(type(state.status).STOPPED))
+        for state in old:
+            if state.selector.location_name == "ccassets.definitions":
+                instance.add_instigator_state(state)
+        assert rename_location(instance, "ccassets.definitions", CODE_LOCATION) == []
+    assert switched_on(CODE_LOCATION) == set()
 
 
 def test_records_are_of_assets_splits_and_jobs_that_there_still_are(frozen: Study) -> None:

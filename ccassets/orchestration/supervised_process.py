@@ -1,0 +1,78 @@
+"""A console script as a child process that ends with its parent: what starts it, and what the child itself does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+
+_GRACE_SECONDS = 20.0
+_TEMPORARY_FOLDER = "CCASSETS_SUPERVISED_TEMPORARY_FOLDER"
+
+
+class SupervisedProcess:
+    """A console script in a process group of its own, which ends when its parent ends or is killed.
+
+    The child holds the reading end of a pipe whose only writing end is here. When that is closed, by `stop` or because
+    this process is gone, the child interrupts its group, and kills it when that takes longer than 20 seconds.
+
+    Args:
+        script: The name of an installed console script: `dagster-daemon`.
+        arguments: What it is called with.
+        environment: Its environment variables.
+        temporary_folder: Where the script itself, but none of its own children, makes temporary files.
+    """
+
+    def __init__(self, script: str, *arguments: str, environment: Mapping[str, str], temporary_folder: Path) -> None:
+        self.command = " ".join((script, *arguments[:2]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, script, *arguments],
+            stdin=subprocess.PIPE,
+            env={**environment, _TEMPORARY_FOLDER: str(temporary_folder)},
+        )
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code that the script ended with; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Tell the script, and everything that it started, to end; `wait` waits until they have."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until the script has ended, and kill what it started and left behind."""
+        self._process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Run a console script in this process: `python -m ccassets.orchestration.supervised_process SCRIPT ARGUMENT…`."""
+    os.setpgid(0, 0)
+    tempfile.tempdir = os.environ.pop(_TEMPORARY_FOLDER)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = sys.argv[1:]
+    script, *_ = entry_points(group="console_scripts", name=sys.argv[0])
+    script.load()()
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass  # Nothing is written to the pipe: reading ends when its other end is closed.
+    os.killpg(0, signal.SIGINT)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""`ccassets ui`: Dagster's webserver inside our guard, with the code server and the daemon that belong to it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+import yaml
+
+from ccassets.errors import CcassetsError
+from ccassets.orchestration.dagster_internals import rename_location, webserver_app
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.supervised_process import SupervisedProcess
+from ccassets.pages.web_guard import App, WebGuard, loopback_hosts
+from ccassets.study.storage import home, storage_root
+
+CODE_LOCATION = "ccassets"
+"""The name of the code location, as in workspace.yaml: Dagster keeps the switches of sensors and schedules under it."""
+TOKEN_VARIABLE = "CCASSETS_UI_TOKEN"
+
+_FORMER_CODE_LOCATION = "ccassets.definitions"
+_ADDRESS = "127.0.0.1"
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 5
+
+
+class UiServerError(CcassetsError):
+    """The UI could not be started, or one of its processes ended."""
+
+
+def serve_ui(port: int, *, allowed_hosts: Sequence[str] = (), with_token: bool = False) -> None:
+    """Serve the Dagster UI of the home on loopback, with code server and daemon, until SIGINT or SIGTERM.
+
+    All processes end with this one, however it ends. None of the others listens on a TCP port.
+
+    Args:
+        port: The TCP port on 127.0.0.1.
+        allowed_hosts: More `Host` headers that are answered: those of a proxy or a tunnel.
+        with_token: Ask every browser for a token: that of `CCASSETS_UI_TOKEN`, which is asked for in any case where it
+            is set, else a new one.
+
+    Raises:
+        UiServerError: The port cannot be used, or the code server or the daemon ended.
+        StorageError: The home cannot be written or used.
+        TokenError: The token is too short, or has characters that a cookie cannot carry.
+    """
+    # SIGINT is ignored where a script started us with `&`; both signals have to reach the end of the blocks below.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    token, query = _choose_token(with_token)
+    with suppress(KeyboardInterrupt), dagster_instance() as instance, _bound_socket(port) as listener:
+        port = listener.getsockname()[1]
+        for name in rename_location(instance, _FORMER_CODE_LOCATION, CODE_LOCATION):
+            _print(f"{name} is on, as it was when the code location was called {_FORMER_CODE_LOCATION}.")
+        _print(f"The UI will answer at http://{_ADDRESS}:{port}{query} (Ctrl-C stops it).")
+        with _services() as (workspace, processes), webserver_app(instance, workspace) as app:
+            hosts = [*loopback_hosts(port), *allowed_hosts]
+            _serve(WebGuard(app, hosts, post_only=["/graphql"], token=token), listener, processes)
+
+
+def _choose_token(with_token: bool) -> tuple[str | None, str]:
+    """The token, if one is asked for, and what the address that is printed says of it."""
+    # Taken out of the environment: no other process gets to know it.
+    token = os.environ.pop(TOKEN_VARIABLE, None)
+    if token is not None:
+        return token, f"/?token=${TOKEN_VARIABLE}"
+    if with_token:
+        token = secrets.token_urlsafe(32)
+        return token, f"/?token={token}"
+    return None, ""
+
+
+@contextmanager
+def _bound_socket(port: int) -> Iterator[socket.socket]:
+    """A socket that has the port, and does not listen yet: nobody is answered before everything runs."""
+    with closing(socket.socket()) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((_ADDRESS, port))
+        except OSError as error:
+            raise UiServerError(
+                f"Port {port} of {_ADDRESS} cannot be used ({error.strerror}); choose another with --port."
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _services() -> Iterator[tuple[Path, list[SupervisedProcess]]]:
+    """The code server and the daemon, and the workspace.yaml that names them to Dagster."""
+    # A folder that nobody else may enter: who reaches the code server's socket can make it run anything.
+    with tempfile.TemporaryDirectory(prefix="ccassets-ui-") as name:
+        folder = Path(name)
+        environment = {**os.environ, "DAGSTER_HOME": str(home()), "CCASSETS_STORAGE": str(storage_root())}
+        code_socket, workspace = folder / "code-server", folder / "workspace.yaml"
+        server = {"grpc_server": {"socket": str(code_socket), "location_name": CODE_LOCATION}}
+        workspace.write_text(yaml.safe_dump({"load_from": [server]}))
+        processes: list[SupervisedProcess] = []
+
+        def start(script: str, *arguments: str) -> SupervisedProcess:
+            process = SupervisedProcess(script, *arguments, environment=environment, temporary_folder=folder)
+            processes.append(process)
+            return process
+
+        try:
+            code_server = start(
+                *("dagster", "code-server", "start", "--socket", str(code_socket), "--location-name", CODE_LOCATION),
+                *("--module-name", "ccassets.definitions", "--inject-env-vars-from-instance", "--log-level", "warning"),
+            )
+            _wait_for_socket(code_socket, code_server)
+            start("dagster-daemon", "run", "--workspace", str(workspace))
+            yield workspace, processes
+        finally:
+            for process in processes:
+                process.stop()
+            for process in processes:
+                process.wait()
+
+
+def _wait_for_socket(path: Path, server: SupervisedProcess) -> None:
+    """Wait until the server listens, which it does once it has loaded the definitions or knows why it cannot."""
+    while True:
+        _require_running([server])
+        with closing(socket.socket(socket.AF_UNIX)) as client, suppress(OSError):
+            client.connect(str(path))
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _require_running(processes: Sequence[SupervisedProcess]) -> None:
+    for process in processes:
+        if process.exit_code is not None:
+            raise UiServerError(
+                f"`{process.command}` ended with exit code {process.exit_code}, and the UI with it; its messages stand "
+                "above. Start the UI again."
+            )
+
+
+def _serve(app: App, listener: socket.socket, processes: Sequence[SupervisedProcess]) -> None:
+    """Serve the application until a signal arrives or one of the processes ends."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,  # It would show the token.
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+
+    def watch() -> None:
+        while not server.should_exit:
+            server.should_exit = any(process.exit_code is not None for process in processes)
+            time.sleep(_POLL_SECONDS)
+
+    threading.Thread(target=watch, daemon=True).start()
+    server.run(sockets=[listener])
+    _require_running(processes)
+
+
+def _print(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
