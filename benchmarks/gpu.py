@@ -25,7 +25,7 @@ from ccassets.datasets import open_dataset
 from ccassets.encoders import load_encoder
 from ccassets.encoders.runtime import fixed_arithmetic
 from ccassets.extraction import extract_images, identify_encoder, read_images
-from ccassets.extraction.image_shards import StageTimes
+from ccassets.progress import StageTimes
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 

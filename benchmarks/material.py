@@ -18,7 +18,7 @@ from benchmarks import original, stand_in
 from benchmarks.sizes import Size
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database, open_database
-from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder
+from ccassets.extraction import assemble_database, extract_images, extract_text, identify_encoder
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -102,7 +102,7 @@ def build(study: Study, store: Store) -> None:
     """Build a study with the library alone."""
     identify_encoder(study, store=store)
     extract_text(study, store=store)
-    extract_splits(study, study.splits, store=store)
+    extract_images(study, study.splits, store=store)
     assemble_database(study, store=store)
 
 

@@ -22,7 +22,7 @@ from benchmarks.material import CLASSES, stand_in_encoder, write_study
 from ccassets.database.validation import validate_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_encoder
-from ccassets.extraction import assemble_database, extract_splits, extract_text, identify_encoder, plan_study
+from ccassets.extraction import assemble_database, extract_images, extract_text, identify_encoder, plan_study
 from ccassets.extraction.image_shards import write_image_part
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
@@ -60,17 +60,17 @@ def make(study: Study, store: Store, rows: int) -> None:
     provenance = part_provenance(study, load_encoder(study), 1.0)
     size = study.extraction.rows_per_shard
     for first in range(0, rows, size):
-        shard = np.arange(first, min(first + size, rows))
+        shard = manifest.take(np.arange(first, min(first + size, rows)))
         vectors = rng.standard_normal((len(shard), DIM), np.float32)
         features = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-        verified.add(write_image_part(folder, manifest, shard, features, None, provenance))
+        verified.add(write_image_part(folder, shard, features, None, provenance))
 
 
 STEPS: dict[str, Callable[[Study, Store], object]] = {
     "read the manifest": lambda study, store: recorded_manifest(study, "train", store),
     "plan": lambda study, store: plan_study(study, store=store),
     "plan from nothing": lambda study, store: plan_study(study, store=store, fresh=True),
-    "extract, nothing to do": lambda study, store: extract_splits(study, study.splits, store=store),
+    "extract, nothing to do": lambda study, store: extract_images(study, store=store),
     "assemble": lambda study, store: assemble_database(study, store=store),
     "assemble, nothing to do": lambda study, store: assemble_database(study, store=store),
     "validate": lambda study, store: validate_database(store.database),

@@ -1,15 +1,52 @@
-"""How long work tells its caller where it stands, and nothing about how that is shown."""
+"""Progress of long work: the callbacks that report it, and where its time goes. How it is shown is the caller's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Progress = Callable[[int, int], None]
-"""Called with (rows done, rows in all) after every unit of work."""
+"""Called with (units done, units in all) after every unit of work; units are rows, or bytes of files."""
 
 Listener = Callable[[str, int, int, str], None]
 """Called with (what, done, total, remark) while a step of a build works; several steps may take turns."""
 
 
 def silent(done: int, total: int) -> None:
-    """The progress of a caller who does not want to know."""
+    """Report nothing."""
+
+
+@dataclass
+class StageTimes:
+    """Where the time of encoding went, in seconds, of all workers together.
+
+    `seconds` is the whole. An encoder was computing for `encoding`, and for `writing` the part before had to reach the
+    disk first. The rest is waiting for images: `decoding`.
+    """
+
+    seconds: float = 0.0
+    encoding: float = 0.0
+    writing: float = 0.0
+
+    @property
+    def decoding(self) -> float:
+        return max(0.0, self.seconds - self.encoding - self.writing)
+
+    def add(self, other: StageTimes) -> None:
+        self.seconds += other.seconds
+        self.encoding += other.encoding
+        self.writing += other.writing
+
+    def share(self, seconds: float) -> float:
+        """The share of the whole that so many seconds are; 0 before anything was encoded."""
+        return min(1.0, seconds / self.seconds) if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"encoder busy {self.share(self.encoding):.0%}, waiting for images {self.share(self.decoding):.0%}, "
+            f"for the disk {self.share(self.writing):.0%}"
+        )
+
+
+BatchListener = Callable[[int, StageTimes], None]
+"""Called after every batch with the rows encoded since the last call, and the time they took."""

@@ -29,7 +29,7 @@ from ccassets.study.storage import Store
 def part_writing(folder: Path, size: Size) -> Contest:
     made = material(folder, size)
     manifest = recorded_manifest(made.study, "train", made.store)
-    shard = np.arange(min(128, size.rows))
+    shard = manifest.take(np.arange(min(128, size.rows)))
     with made.open() as database:
         features, tokens = (np.array(getattr(database, name)[: len(shard)]) for name in BULK)
     provenance = part_provenance(made.study, StandIn(size.dim, size.tokens), 1.0)
@@ -50,12 +50,12 @@ def part_writing(folder: Path, size: Size) -> Contest:
         with original.create(path, size.dim, size.tokens) as file:
             for first in range(0, len(shard), 64):
                 batch = slice(first, first + 64)
-                original.append(file, features[batch], tokens[batch], manifest.labels[shard[batch]])
+                original.append(file, features[batch], tokens[batch], shard.labels[batch])
         original.sync(path)
 
     return Contest(
         work=f"a part of {len(shard)} rows, {_megabytes(features.nbytes + tokens.nbytes)}, digests included",
-        ours=lambda: write_image_part(out.path, manifest, shard, features, tokens, provenance),
+        ours=lambda: write_image_part(out.path, shard, features, tokens, provenance),
         limit=Contestant("write and fsync of the same bytes", raw),
         usual=Contestant("batches appended to a chunked LZF file", usual),
         wanted=Wanted(of_limit=0.95),

@@ -51,8 +51,8 @@ def extract(
 ) -> None:
     """Encode images without Dagster, as one job of an array; the next build takes up what all of them encoded."""
     from ccassets.extraction import extract_shards
-    from ccassets.extraction.image_shards import StageTimes
     from ccassets.extraction.runners import choose_runner
+    from ccassets.progress import StageTimes
     from ccassets.study.loading import load_study
 
     number, _, count = shards.partition("/")
@@ -71,8 +71,8 @@ def extract(
         )
     told = f"{done.encoded} images encoded in {done.shards} shards; {done.times}" if done.shards else "Nothing encoded."
     typer.echo(told, err=True)
-    if done.elsewhere:
-        typer.echo(f"{done.elsewhere} shards were encoded elsewhere meanwhile, or still are.", err=True)
+    if done.left_to_others:
+        typer.echo(f"{done.left_to_others} shards were encoded elsewhere meanwhile, or still are.", err=True)
 
 
 def prune(

@@ -35,6 +35,24 @@ _TEXTS_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True, eq=False)
+class Shard:
+    """Rows of one split that are encoded together: the unit of work, of resume and of distribution.
+
+    `keys`, `rows`, `labels`, `image_digest` and `blank` are those of `Manifest`, n of each.
+    """
+
+    split: str
+    keys: Sequence[str]
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    image_digest: npt.NDArray[np.uint8]
+    blank: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """The n rows of one split in order, with the digest of every image.
 
@@ -62,6 +80,17 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Shard:
+        """The shard of these rows, numbered from 0 in the manifest."""
+        return Shard(
+            split=self.split,
+            keys=_take(self.keys, rows),
+            rows=self.rows[rows],
+            labels=self.labels[rows],
+            image_digest=self.image_digest[rows],
+            blank=self.blank[rows],
+        )
 
     @property
     def digest(self) -> str:
@@ -259,26 +288,28 @@ def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:
     return _source_digest(dataset, source, _evenly_spaced(len(source), limit))
 
 
-def read_image(dataset: Dataset, manifest: Manifest, i: int) -> Image.Image:
-    """Read the image of a row of a manifest; the mid-grey stand-in where the row is blank.
+def read_image(dataset: Dataset, manifest: Manifest | Shard, row: int) -> Image.Image:
+    """Read the image of a row of a manifest or shard.
+
+    Whether it is still the image of the row's digest is for the caller to check.
 
     Args:
-        dataset: The data set that the manifest was read from.
-        manifest: The manifest of one of its splits.
-        i: The row of the manifest, from 0.
+        dataset: The data set that the manifest was read from, fetched.
+        manifest: A manifest, or a shard of it.
+        row: The row, from 0.
 
     Returns:
-        The image as 8-bit RGB. The caller checks that its digest still is the manifest's.
+        The image as 8-bit RGB; the mid-grey stand-in where the row is blank.
 
     Raises:
-        DatasetError: The image cannot be read; the message names its key.
+        DatasetError: The image cannot be read; the message names split and key.
     """
-    if manifest.blank[i]:
+    if manifest.blank[row]:
         return blank_image()
     try:
-        return dataset.read(manifest.split, int(manifest.rows[i]))
+        return dataset.read(manifest.split, int(manifest.rows[row]))
     except DatasetError as error:
-        raise DatasetError(f"Split {manifest.split!r}, image {manifest.keys[i]!r}: {error}.") from error
+        raise DatasetError(f"Split {manifest.split!r}, image {manifest.keys[row]!r}: {error}.") from error
 
 
 def find_leaks(manifests: Sequence[Manifest]) -> list[Finding]:

@@ -44,18 +44,16 @@ def inspect_encoder(
     study: Study,
     *,
     device: str | None = None,
-    store_cache: Path | None = None,
+    cache: Path | None = None,
     hf_token: str | None = None,
     progress: Progress = silent,
 ) -> EncoderCard:
     """The identity card of a study's encoder: its files found or fetched, verified and hashed, the model not built.
 
-    `store_cache` is a folder where file digests are kept between calls; `progress` counts hashed bytes; `device`
+    `cache` is a folder where file digests are kept between calls; `progress` counts hashed bytes; `device`
     matters to a strict study alone. Raises `EncoderError`.
     """
-    card: EncoderCard = _kind(study).inspect(
-        study, device=device, store_cache=store_cache, hf_token=hf_token, progress=progress
-    )
+    card: EncoderCard = _kind(study).inspect(study, device=device, cache=cache, hf_token=hf_token, progress=progress)
     return card
 
 
@@ -63,14 +61,14 @@ def load_encoder(
     study: Study,
     *,
     device: str | None = None,
-    store_cache: Path | None = None,
+    cache: Path | None = None,
     hf_token: str | None = None,
 ) -> Encoder:
     """A study's encoder, ready to work, with the card that `inspect_encoder` gives.
 
     `device` is a torch device, by default CUDA where there is one, else the CPU. Raises `EncoderError`.
     """
-    encoder: Encoder = _kind(study).load(study, device=device, store_cache=store_cache, hf_token=hf_token)
+    encoder: Encoder = _kind(study).load(study, device=device, cache=cache, hf_token=hf_token)
     return encoder
 
 

@@ -69,19 +69,19 @@ def load_checkpoint(weights: str | PathLike[str], config: Mapping[str, Any]) -> 
 
 
 def inspect(
-    study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None, progress: Progress = silent
+    study: Study, *, device: str | None, cache: Path | None, hf_token: str | None, progress: Progress = silent
 ) -> EncoderCard:
     """The card of a `conceptclip` or `phantom` study, with weights and tokenizer verified."""
-    return _card(_find(study, hf_token), study, device, store_cache, progress)
+    return _card(_find(study, hf_token), study, device, cache, progress)
 
 
-def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None) -> ConceptClipEncoder:
+def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> ConceptClipEncoder:
     """The encoder of a `conceptclip` or `phantom` study."""
     from ccassets.encoders.towers import build, random_state, read_state
 
     place = choose_device(device)
     source = _find(study, hf_token)
-    card = _card(source, study, device, store_cache, silent)
+    card = _card(source, study, device, cache, silent)
     if source.fills is None:
         assert source.seed is not None
         state = random_state(source.architecture, source.seed)
@@ -237,15 +237,13 @@ def _read_architecture(file: Path | None) -> Architecture:
         raise EncoderError(f"{file} cannot be read as JSON: {error}") from error
 
 
-def _card(
-    source: _Source, study: Study, device: str | None, store_cache: Path | None, progress: Progress
-) -> EncoderCard:
+def _card(source: _Source, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     architecture = source.architecture
     if source.fills is None:
         # Said in the digest itself, so that nobody takes such features for a model's.
         weights_digest, logits = f"random:{source.seed}", dict(RANDOM_LOGITS)
     else:
-        weights_digest = digest_files(source.weights_files, cache=store_cache, progress=progress)
+        weights_digest = digest_files(source.weights_files, cache=cache, progress=progress)
         scalars = {fill.parameter.name: fill.tensors[0] for fill in source.fills}
         logits = {name: read_scalar(scalars[name]) for name in LOGIT_PARAMETERS}
     return EncoderCard(
@@ -254,7 +252,7 @@ def _card(
         architecture=architecture.model_dump(),
         preprocessing=PREPROCESSING,
         text_pooling=architecture.text.pooling,
-        tokenizer_digest=digest_files([source.tokenizer_file], cache=store_cache),
+        tokenizer_digest=digest_files([source.tokenizer_file], cache=cache),
         dim=architecture.embed_dim,
         token_count=architecture.token_count if study.encoder.tokens else 0,
         image_size=architecture.image_size,

@@ -21,13 +21,13 @@ from ccassets.study.schema import PythonEncoderConfig, Study
 
 
 def inspect(
-    study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None, progress: Progress = silent
+    study: Study, *, device: str | None, cache: Path | None, hf_token: str | None, progress: Progress = silent
 ) -> EncoderCard:
     """The card of a `python` study: the class is called with its options, nothing is encoded."""
-    return load(study, device=device, store_cache=store_cache, hf_token=hf_token).card
+    return load(study, device=device, cache=cache, hf_token=hf_token).card
 
 
-def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None) -> CustomEncoder:
+def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> CustomEncoder:
     """The encoder of a `python` study; its files, its device and its token are its own matter, given as options."""
     config = study.encoder
     assert isinstance(config, PythonEncoderConfig)

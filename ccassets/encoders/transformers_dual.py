@@ -54,17 +54,17 @@ _PATTERNS = ("model*.safetensors", "model.safetensors.index.json", CONFIG, *PROC
 
 
 def inspect(
-    study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None, progress: Progress = silent
+    study: Study, *, device: str | None, cache: Path | None, hf_token: str | None, progress: Progress = silent
 ) -> EncoderCard:
     """The card of a `transformers` study, from its configuration and files; tensors are matched when it is loaded."""
-    return _card(_find(study, hf_token), study, device, store_cache, progress)
+    return _card(_find(study, hf_token), study, device, cache, progress)
 
 
-def load(study: Study, *, device: str | None, store_cache: Path | None, hf_token: str | None) -> DualEncoder:
+def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> DualEncoder:
     """The encoder of a `transformers` study; every tensor of the model must come from the file, and the other way."""
     place = choose_device(device)
     source = _find(study, hf_token)
-    card = _card(source, study, device, store_cache, silent)
+    card = _card(source, study, device, cache, silent)
     model, parts = _model(source.folder), _parts(source.folder)
     encoder = DualEncoder(card, model, parts, source.context_length, place, study.extraction.batch_size)
     # The card's dimensions come from a configuration; one image and one text show that the model has them too.
@@ -292,27 +292,25 @@ def _context_length(folder: ModelFolder, text_config: Any) -> int:
     return min(positions, int(limit)) if limit else positions
 
 
-def _card(
-    source: _Source, study: Study, device: str | None, store_cache: Path | None, progress: Progress
-) -> EncoderCard:
+def _card(source: _Source, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     folder = source.folder
     files = safetensors_files(folder)
     tensors = read_headers(files)
     scales = {name: read_scalar(tensors[name]) for name in ("logit_scale", "logit_bias") if name in tensors}
     return EncoderCard(
         kind=study.encoder.kind,
-        weights_digest=digest_files(files, cache=store_cache, progress=progress),
+        weights_digest=digest_files(files, cache=cache, progress=progress),
         architecture={
             "model_type": source.model_type,
-            "config_digest": digest_files([folder.path / CONFIG], cache=store_cache),
+            "config_digest": digest_files([folder.path / CONFIG], cache=cache),
             "context_length": source.context_length,
         },
         preprocessing={
             "backend": "pillow",
-            "config_digest": digest_files(_present(folder, PROCESSOR_FILES, "image processor")[:1], cache=store_cache),
+            "config_digest": digest_files(_present(folder, PROCESSOR_FILES, "image processor")[:1], cache=cache),
         },
         text_pooling="model",
-        tokenizer_digest=digest_files(_present(folder, TOKENIZER_FILES, "tokenizer"), cache=store_cache),
+        tokenizer_digest=digest_files(_present(folder, TOKENIZER_FILES, "tokenizer"), cache=cache),
         dim=source.dim,
         token_count=source.token_count,
         image_size=source.image_size,

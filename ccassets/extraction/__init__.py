@@ -4,9 +4,9 @@ from ccassets.extraction.assembly import Assembly, assemble_database
 from ccassets.extraction.image_extraction import (
     ImageExtraction,
     ShardsExtraction,
+    SplitExtraction,
     extract_images,
     extract_shards,
-    extract_splits,
 )
 from ccassets.extraction.plan import StudyPlan, plan_study
 from ccassets.extraction.sources import identify_encoder, read_images
@@ -16,12 +16,12 @@ __all__ = [
     "Assembly",
     "ImageExtraction",
     "ShardsExtraction",
+    "SplitExtraction",
     "StudyPlan",
     "TemplateExtraction",
     "assemble_database",
     "extract_images",
     "extract_shards",
-    "extract_splits",
     "extract_template",
     "extract_text",
     "identify_encoder",

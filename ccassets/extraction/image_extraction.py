@@ -1,4 +1,4 @@
-"""Image extraction: rows that no part holds are cut into shards under a lock, and a runner encodes them."""
+"""Image extraction: rows that no part holds are divided into shards under a lock, and a runner encodes them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import split_digest
-from ccassets.datasets.manifest import Manifest
+from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import DatasetError, StorageError, StudyError
-from ccassets.extraction.image_shards import Part, Report, Shard, StageTimes, Work, cut, part_name
+from ccassets.extraction.image_shards import WorkerSetup, part_name
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, with_newer
-from ccassets.extraction.plan import ImagePlan, nothing_held, plan_images, row_bytes
+from ccassets.extraction.plan import ImagePlan, divide, nothing_held, plan_images, row_bytes
 from ccassets.extraction.runners import InThisProcess, Runner
 from ccassets.extraction.shard_locks import ShardLocks
 from ccassets.extraction.sources import identify_encoder, read_images, recorded_card, recorded_manifest
 from ccassets.files import exclusive, fingerprint, remove_leftovers, require_space, shared
-from ccassets.progress import Progress, silent
+from ccassets.progress import BatchListener, Progress, StageTimes, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
+_Ints = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
-class ImageExtraction:
-    """What `extract_images` did for a split.
+class SplitExtraction:
+    """A split after its extraction.
 
-    `digest` is the split's: features, keys, labels and groups of all its rows, encoded now or before. `adopted` counts
-    the rows whose features come from an adopted file. `seconds` is the time until the split's last part was there;
-    `times` is where the time went of all splits that were asked for together.
+    `rows` are all of the split, `encoded` those that were encoded now, `adopted` those whose features come from an
+    imported file. `digest` is of features, keys, labels and groups of all rows.
     """
 
     split: str
@@ -40,42 +41,46 @@ class ImageExtraction:
     encoded: int
     adopted: int
     digest: str
+
+
+@dataclass(frozen=True)
+class ImageExtraction:
+    """What `extract_images` did, for every split that was asked for, and for all of them together.
+
+    `seconds` is the time from the first shard to the last part, `times` is where it went. `damaged` names parts that
+    were not what was written; their rows were encoded again.
+    """
+
+    splits: Sequence[SplitExtraction]
     seconds: float
     times: StageTimes
     damaged: Sequence[str]
-    """Parts that were not what was written; their rows were encoded again."""
+
+    @property
+    def rows(self) -> int:
+        return sum(split.rows for split in self.splits)
+
+    @property
+    def encoded(self) -> int:
+        return sum(split.encoded for split in self.splits)
+
+    @property
+    def adopted(self) -> int:
+        return sum(split.adopted for split in self.splits)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of every split by its name."""
+        return {split.split: split.digest for split in self.splits}
 
     @property
     def rows_per_second(self) -> float:
-        return self.encoded / self.seconds if self.seconds and self.encoded else 0.0
+        return self.encoded / self.seconds if self.encoded else 0.0
 
 
 def extract_images(
     study: Study,
-    split: str,
-    *,
-    encoder: Callable[[], Encoder] | None = None,
-    runner: Runner | None = None,
-    store: Store | None = None,
-    fresh: bool = False,
-    progress: Progress = silent,
-) -> ImageExtraction:
-    """Encode the rows of a split that no part holds (all of them if `fresh`), shard by shard.
-
-    Sources that were not read yet are read first; `encoder` is called only when there is something to encode. A
-    `runner` encodes elsewhere than in this process, with encoders of its own. A finished shard stays finished whatever
-    happens afterwards.
-    Raises `StorageError` when the disk is too small before anything is encoded, `DatasetError` when an image is
-    no longer the one in the manifest, `EncoderError` when features are not finite.
-    """
-    return extract_splits(study, [split], encoder=encoder, runner=runner, store=store, fresh=fresh, progress=progress)[
-        0
-    ]
-
-
-def extract_splits(
-    study: Study,
-    splits: Sequence[str],
+    splits: str | Sequence[str] | None = None,
     *,
     encoder: Callable[[], Encoder] | None = None,
     runner: Runner | None = None,
@@ -83,12 +88,31 @@ def extract_splits(
     fresh: bool = False,
     progress: Progress = silent,
     times: StageTimes | None = None,
-) -> list[ImageExtraction]:
-    """`extract_images` for several splits, with one look at the parts and one start of the runner.
+) -> ImageExtraction:
+    """Encode the rows of splits that no part holds, shard by shard.
 
-    `times` is added to while the work goes on, for whoever shows it.
+    Sources that were not read yet are read first. A finished shard stays finished whatever happens afterwards.
+
+    Args:
+        study: The study.
+        splits: A split, or several; by default all of the study.
+        encoder: Gives the encoder, by default the study's own; called only when there is something to encode.
+        runner: Encodes elsewhere than in this process, with encoders of its own.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        fresh: Encode all rows, also those that parts hold.
+        progress: Called with the rows encoded so far and the rows to encode.
+        times: Added to while the work goes on, for a caller that shows it.
+
+    Returns:
+        What was encoded of each split.
+
+    Raises:
+        StorageError: The disk is too small (before anything is encoded), or refuses.
+        DatasetError: An image is no longer the one in the manifest.
+        EncoderError: Features are not finite, or the encoder is not the recorded one.
     """
     store = store or Store.of(study)
+    splits = [splits] if isinstance(splits, str) else study.splits if splits is None else splits
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
     for split in splits:
@@ -105,32 +129,28 @@ def extract_splits(
         plans = _plans(manifests, index, study.extraction.rows_per_shard)
         total = sum(plan.to_encode for plan in plans)
         require_space(folder, total * row_bytes(card), f"Encoding {total} images of {study.name}")
-        shards = (cut(manifest, rows) for manifest, plan in zip(manifests, plans, strict=True) for rows in plan.shards)
-        started = time.perf_counter()
-        finished: list[tuple[Part, float]] = []
+        shards = (manifest.take(rows) for manifest, plan in zip(manifests, plans, strict=True) for rows in plan.shards)
+        seconds = 0.0
         if total:
-            work = Work(study, card, store)
-            for part in (runner or InThisProcess(encoder)).run(work, shards, _reporting(progress, times, total)):
-                finished.append((part, time.perf_counter() - started))
-            # Workers remembered what they wrote; what this process read of that record before is old.
-            paths = [part.path for part, _ in finished]
-            index = with_newer(index, paths, card.identity, VerifiedFiles(folder))
-        done = [
-            _told_of(manifest, index, plan.to_encode, seconds, times, held.damaged)
-            for manifest, plan, seconds in zip(manifests, plans, _seconds_by_split(splits, finished), strict=True)
+            start = time.perf_counter()
+            setup = WorkerSetup(study, card, store)
+            parts = list((runner or InThisProcess(encoder)).run(setup, shards, _listener(progress, times, total)))
+            seconds = time.perf_counter() - start
+            # Workers recorded what they wrote; what this process read of that record before is old.
+            index = with_newer(index, [part.path for part in parts], card.identity, VerifiedFiles(folder))
+        extractions = [
+            _split_extraction(manifest, index, plan.to_encode) for manifest, plan in zip(manifests, plans, strict=True)
         ]
         if fresh:
             _remove_superseded(held_rows(store, card.identity))
-    return done
+    return ImageExtraction(extractions, seconds, times, held.damaged)
 
 
-def _told_of(
-    manifest: Manifest, index: RowIndex, encoded: int, seconds: float, times: StageTimes, damaged: Sequence[str]
-) -> ImageExtraction:
+def _split_extraction(manifest: Manifest, index: RowIndex, encoded: int) -> SplitExtraction:
     entries = held_entries(manifest, index)
-    return ImageExtraction(
+    return SplitExtraction(
         split=manifest.split,
-        rows=len(manifest.keys),
+        rows=len(manifest),
         encoded=encoded,
         adopted=int(index.is_adopted[index.source[entries]].sum()),
         digest=split_digest(
@@ -140,22 +160,19 @@ def _told_of(
             groups=manifest.groups,
             label_matrix=manifest.label_matrix,
         ),
-        seconds=seconds,
-        times=times,
-        damaged=damaged,
     )
 
 
-def held_entries(manifest: Manifest, index: RowIndex) -> npt.NDArray[np.int64]:
+def held_entries(manifest: Manifest, index: RowIndex) -> _Ints:
     """The entry of the index that holds each row of a manifest; `StorageError` when rows are missing."""
-    found = index.find(manifest.image_digest)
-    missing = np.flatnonzero(found < 0)
+    entries = index.find(manifest.image_digest)
+    missing = np.flatnonzero(entries < 0)
     if len(missing):
         raise StorageError(
-            f"{len(missing)} of {len(found)} images of split {manifest.split!r} are not encoded yet "
+            f"{len(missing)} of {len(entries)} images of split {manifest.split!r} are not encoded yet "
             f"(the first is {manifest.keys[missing[0]]!r}). Materialize `image_features` for {manifest.split!r} first."
         )
-    return found
+    return entries
 
 
 # --- one job of many ---------------------------------------------------------------------------------
@@ -163,11 +180,11 @@ def held_entries(manifest: Manifest, index: RowIndex) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ShardsExtraction:
-    """What `extract_shards` did: shards and images it encoded, and the shards that other processes were faster at."""
+    """What `extract_shards` did: shards and images it encoded, and the shards that it left to other processes."""
 
     shards: int
     encoded: int
-    elsewhere: int
+    left_to_others: int
     times: StageTimes
 
 
@@ -181,12 +198,29 @@ def extract_shards(
     progress: Progress = silent,
     times: StageTimes | None = None,
 ) -> ShardsExtraction:
-    """Encode the shards of job `number` (from 1) of `count` jobs that share a study, on any number of machines.
+    """Encode the shards of one of many jobs that share a study, on any number of machines.
 
-    Each takes every `count`-th shard of the plan from nothing, which is the same for all of them whatever is finished
-    already, and leaves out what is held. A shard that another process is at is left to it, so a job that was started
-    twice does nothing twice. Builds wait for the jobs, and the jobs for a build. Raises `DatasetError` when images or
-    encoder were not read yet, and whatever `extract_images` raises.
+    A job takes every `count`-th shard of the plan of an empty storage, which is the same for all jobs whatever is
+    finished already, and leaves out the rows that are held. It also leaves out a shard that another process has
+    locked, so a job that was started twice does nothing twice. Builds wait for the jobs, and the jobs for a build.
+
+    Args:
+        study: The study, its images and encoder read already.
+        number: The number of this job, from 1.
+        count: The number of jobs.
+        runner: As in `extract_images`.
+        store: As in `extract_images`.
+        progress: As in `extract_images`.
+        times: As in `extract_images`.
+
+    Returns:
+        What was encoded, and how many shards were left to others.
+
+    Raises:
+        StudyError: There is no job of that number.
+        DatasetError: Images or encoder were not read yet, or an image is no longer the one in the manifest.
+        StorageError: As in `extract_images`.
+        EncoderError: As in `extract_images`.
     """
     if not 1 <= number <= count:
         raise StudyError(f"Shards are i/n with 1 <= i <= n; found {number}/{count}.")
@@ -203,55 +237,55 @@ def extract_shards(
     encoded = shards = 0
     with shared(folder), ShardLocks(folder) as locks:
         index = held_rows(store, card.identity)
-        canonical = _plans(manifests, nothing_held(), study.extraction.rows_per_shard)
-        every = [(manifest, rows) for manifest, plan in zip(manifests, canonical, strict=True) for rows in plan.shards]
-        claims = [_Claim.of(manifest, rows, index, folder) for manifest, rows in every[number - 1 :: count]]
-        claims = [claim for claim in claims if len(claim.missing)]
-        total = sum(len(claim.missing) for claim in claims)
+        plans = _plans(manifests, nothing_held(), study.extraction.rows_per_shard)
+        planned = [(manifest, rows) for manifest, plan in zip(manifests, plans, strict=True) for rows in plan.shards]
+        open_shards = [_OpenShard.of(manifest, rows, index, folder) for manifest, rows in planned[number - 1 :: count]]
+        open_shards = [shard for shard in open_shards if len(shard.missing)]
+        total = sum(len(shard.missing) for shard in open_shards)
         require_space(folder, total * row_bytes(card), f"Encoding {total} images of {study.name}")
-        mine = (claim.shard() for claim in claims if claim.take(locks))
-        if claims:
-            work = Work(study, card, store)
-            for part in (runner or InThisProcess()).run(work, mine, _reporting(progress, times, total)):
+        locked = (shard.rows_to_encode() for shard in open_shards if shard.lock(locks))
+        if open_shards:
+            setup = WorkerSetup(study, card, store)
+            for part in (runner or InThisProcess()).run(setup, locked, _listener(progress, times, total)):
                 encoded, shards = encoded + part.rows, shards + 1
                 locks.release(part.path.name)
-    return ShardsExtraction(shards, encoded, len(claims) - shards, times)
+    return ShardsExtraction(shards, encoded, len(open_shards) - shards, times)
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """A shard of the plan from nothing that a job may encode: the rows that are missing of it, and where they go.
+class _OpenShard:
+    """A planned shard that a job may encode: all its rows, those that are missing, and the part they become.
 
-    `seen` is what was at the part's place when it was planned: nothing, or a part that is damaged.
+    `planned_over` is the fingerprint of what stood at the part's path when it was planned: nothing, or a damaged part.
     """
 
     manifest: Manifest
-    rows: npt.NDArray[np.int64]
-    missing: npt.NDArray[np.int64]
+    rows: _Ints
+    missing: _Ints
     part: Path
-    seen: str | None
+    planned_over: str | None
 
     @classmethod
-    def of(cls, manifest: Manifest, rows: npt.NDArray[np.int64], index: RowIndex, folder: Path) -> _Claim:
+    def of(cls, manifest: Manifest, rows: _Ints, index: RowIndex, folder: Path) -> _OpenShard:
         images = manifest.image_digest[rows]
         is_missing = index.find(images) < 0
         part = folder / part_name(images[is_missing])
-        return cls(manifest, rows, rows[is_missing], part, _seen(part))
+        return cls(manifest, rows, rows[is_missing], part, _fingerprint_or_none(part))
 
-    def take(self, locks: ShardLocks) -> bool:
-        """Whether the shard is ours now: nobody is at it, and nobody finished it since."""
+    def lock(self, locks: ShardLocks) -> bool:
+        """Lock the shard; False when another process has it, or has finished it since it was planned."""
         if not locks.take(part_name(self.manifest.image_digest[self.rows]), held_for=self.part.name):
             return False
-        if _seen(self.part) == self.seen:
+        if _fingerprint_or_none(self.part) == self.planned_over:
             return True
         locks.release(self.part.name)
         return False
 
-    def shard(self) -> Shard:
-        return cut(self.manifest, self.missing)
+    def rows_to_encode(self) -> Shard:
+        return self.manifest.take(self.missing)
 
 
-def _seen(path: Path) -> str | None:
+def _fingerprint_or_none(path: Path) -> str | None:
     return fingerprint(path) if path.exists() else None
 
 
@@ -262,43 +296,36 @@ def _plans(manifests: Sequence[Manifest], index: RowIndex, rows_per_shard: int) 
     """A plan for every split; an image that several hold is in the first one's."""
     plans = [plan_images(manifest, index, rows_per_shard) for manifest in manifests]
     rows = [np.concatenate([np.empty(0, np.int64), *plan.shards]) for plan in plans]
-    images = np.concatenate([manifest.image_digest[of] for manifest, of in zip(manifests, rows, strict=True)])
+    images = np.concatenate([manifest.image_digest[missing] for manifest, missing in zip(manifests, rows, strict=True)])
     _, first = np.unique(images.view("S32").ravel(), return_index=True)
     if len(first) == len(images):
         return plans
     is_first = np.zeros(len(images), np.bool_)
     is_first[first] = True
-    kept = np.split(is_first, np.cumsum([len(of) for of in rows])[:-1])
+    is_first_by_split = np.split(is_first, np.cumsum([len(missing) for missing in rows])[:-1])
     return [
-        replace(plan, shards=[left[start : start + rows_per_shard] for start in range(0, len(left), rows_per_shard)])
-        for plan, left in zip(plans, (of[keep] for of, keep in zip(rows, kept, strict=True)), strict=True)
+        replace(plan, shards=divide(missing[is_kept], rows_per_shard))
+        for plan, missing, is_kept in zip(plans, rows, is_first_by_split, strict=True)
     ]
 
 
-def _reporting(progress: Progress, times: StageTimes, total: int) -> Report:
-    """A runner's report as progress of all rows, with the times added up."""
+def _listener(progress: Progress, times: StageTimes, total: int) -> BatchListener:
+    """A runner's batches as progress of all rows, with the times added up."""
     done = 0
 
-    def report(rows: int, spent: StageTimes) -> None:
+    def listen(rows: int, batch_times: StageTimes) -> None:
         nonlocal done
         done += rows
-        times.add(spent)
+        times.add(batch_times)
         if rows:
             progress(done, total)
 
-    return report
-
-
-def _seconds_by_split(splits: Sequence[str], finished: Sequence[tuple[Part, float]]) -> list[float]:
-    """The seconds from the last part of the split before to the last part of each split."""
-    last = {part.split: at for part, at in finished}
-    ends = np.maximum.accumulate([0.0, *(last.get(split, 0.0) for split in splits)])
-    return np.diff(ends).tolist()  # type: ignore[no-any-return]
+    return listen
 
 
 def _remove_superseded(index: RowIndex) -> None:
     """Remove image parts none of whose rows is used any more, all being held by newer parts."""
-    winners = np.unique(index.source[index.find(index.image_digest)])
+    used = np.unique(index.source[index.find(index.image_digest)])
     for number, path in enumerate(index.sources):
-        if number not in winners and path.parent.name == "rows":
+        if number not in used and path.parent.name == "rows":
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The work on shards: their images are decoded ahead, encoded in whole batches, and written as a part each."""
+"""Encoding of shards: images are decoded ahead, encoded in whole batches, and written as one part a shard."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,34 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests
-from ccassets.database.float16 import not_finite_rows
+from ccassets.database.float16 import all_finite
 from ccassets.database.layout import BULK, STORED_IMAGE_DTYPE
 from ccassets.database.writer import FileContent, RowContent, new_file
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_decoding import image_digest
-from ccassets.datasets.manifest import Manifest, read_image
+from ccassets.datasets.manifest import Shard, read_image
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.text_extraction import require_identity
+from ccassets.progress import BatchListener, StageTimes
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 MOST_DECODERS = 16
-"""Threads that decode. They are as fast as processes: Pillow, NumPy and the hash let each other work, and nothing has
-to be sent. Each makes some 160 images of 224 px a second ready, so these are enough for the fastest GPU.
+"""Threads that decode. They are as fast as processes: Pillow, NumPy and the hash release the interpreter, and nothing
+has to be sent. Each prepares some 160 images of 224 px a second, so these are enough for the fastest GPU.
 """
 _BATCHES_AHEAD = 2
 
-Shard = Manifest
-"""The rows of a shard and nothing else of their split: all that whoever encodes them has to be told."""
+_Features = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every worker has to know besides its shards."""
+class WorkerSetup:
+    """What a worker needs besides its shards."""
 
     study: Study
     card: EncoderCard
@@ -52,64 +51,12 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Part:
+class ImagePart:
     """A finished shard: the split and number of its rows, and the file that holds them."""
 
     split: str
     rows: int
     path: Path
-
-
-@dataclass
-class StageTimes:
-    """Where the time of encoding went, in seconds, of all workers together.
-
-    Of the whole, `encoding` is when an encoder was at a batch, and `writing` when the part before had to be on the disk
-    first. The rest is waiting for images: `decoding`.
-    """
-
-    seconds: float = 0.0
-    encoding: float = 0.0
-    writing: float = 0.0
-
-    @property
-    def decoding(self) -> float:
-        return max(0.0, self.seconds - self.encoding - self.writing)
-
-    def add(self, other: StageTimes) -> None:
-        self.seconds += other.seconds
-        self.encoding += other.encoding
-        self.writing += other.writing
-
-    def share(self, seconds: float) -> float:
-        """The share of the whole that so many seconds are; 0 before anything was encoded."""
-        return min(1.0, seconds / self.seconds) if self.seconds else 0.0
-
-    def __str__(self) -> str:
-        return (
-            f"encoder busy {self.share(self.encoding):.0%}, waiting for images {self.share(self.decoding):.0%}, "
-            f"for the disk {self.share(self.writing):.0%}"
-        )
-
-
-Report = Callable[[int, StageTimes], None]
-"""Called after every batch with the rows that were encoded since the last call, and the time that took."""
-
-
-def cut(manifest: Manifest, rows: npt.NDArray[np.int64]) -> Shard:
-    """The shard that these rows of a manifest are."""
-    return replace(
-        manifest,
-        keys=[manifest.keys[row] for row in rows.tolist()],
-        rows=manifest.rows[rows],
-        labels=manifest.labels[rows],
-        groups=None,
-        label_matrix=None,
-        image_digest=manifest.image_digest[rows],
-        blank=manifest.blank[rows],
-        fingerprints=(),
-        skipped=(),
-    )
 
 
 def available_cores() -> int:
@@ -118,72 +65,73 @@ def available_cores() -> int:
 
 
 def encode_shards(
-    work: Work, encoder: Encoder, shards: Iterable[Shard], report: Report, cores: int | None = None
-) -> Iterator[Part]:
+    setup: WorkerSetup, encoder: Encoder, shards: Iterable[Shard], listener: BatchListener, cores: int | None = None
+) -> Iterator[ImagePart]:
     """Encode shards one after the other and write each as a part, in the folder of the encoder's identity.
 
-    The next batches are decoded, by as many threads as there are cores, and the last part is written, while one is
-    encoded; memory holds two shards at most. Batches end where a shard does, so that a part's features depend on
-    nothing but its shard. Raises `DatasetError` when an image is no longer the one in the manifest, `EncoderError`
-    when features are not finite or the encoder is another, `StorageError` when the disk refuses.
+    While one batch is encoded, the next ones are decoded and the last part is written; memory holds two shards at
+    most. Batches end where a shard does, so that a part's features depend on nothing but its shard.
+
+    Args:
+        setup: The study, the card that its encoder must have, and where parts are stored.
+        encoder: The encoder; it is called by this thread, its `preprocess` by others.
+        shards: The shards, taken one at a time.
+        listener: Called after every batch.
+        cores: Threads that decode, at most `MOST_DECODERS`; by default the available cores.
+
+    Yields:
+        The parts, in the order of the shards.
+
+    Raises:
+        DatasetError: An image is no longer the one in the manifest.
+        EncoderError: Features are not finite, or the encoder is not the one of the card.
+        StorageError: The disk refuses.
     """
-    require_identity(encoder, work.card)
-    dataset = open_dataset(work.study, work.store)
-    writer = _PartWriter(work, encoder)
-    writing: Future[Part] | None = None
+    require_identity(encoder, setup.card)
+    dataset = open_dataset(setup.study, setup.store)
+    writer = _PartWriter(setup, encoder)
+    writing: Future[ImagePart] | None = None
     with ThreadPoolExecutor(min(cores or available_cores(), MOST_DECODERS)) as decoders, ThreadPoolExecutor(1) as disk:
-        clock, begun = _Clock(), time.perf_counter()
-        batches = _decoded(decoders, dataset, encoder, _batches(shards, work.study.extraction.batch_size))
-        for shard, rows, encoded in _encoded(encoder, batches, clock):
+        clock, shard_start = _Clock(), time.perf_counter()
+        for batch in _decoded(decoders, dataset, encoder, _batches(shards, setup.study.extraction.batch_size)):
+            shard, rows = batch.shard, batch.rows
+            encoded = _encode(encoder, batch, clock)
             if rows.start == 0:
-                features, tokens = _room(work.card, len(shard))
-            _store(encoded, shard.keys[rows], features[rows], None if tokens is None else tokens[rows])
-            report(rows.stop - rows.start, clock.snapshot())
+                features, tokens = _empty_features(setup.card, len(shard))
+            _store(encoded, batch.keys, features[rows], None if tokens is None else tokens[rows])
+            listener(rows.stop - rows.start, clock.snapshot())
             if rows.stop == len(shard):
-                seconds, begun = time.perf_counter() - begun, time.perf_counter()
+                seconds, shard_start = time.perf_counter() - shard_start, time.perf_counter()
                 if writing is not None:
-                    part = _written(writing, clock)
+                    part = _wait_for_part(writing, clock)
                     clock.pause()
                     yield part
                     clock.resume()
                 writing = disk.submit(writer.write, shard, features, tokens, seconds)
         if writing is not None:
-            part = _written(writing, clock)
-            report(0, clock.snapshot())
+            part = _wait_for_part(writing, clock)
+            listener(0, clock.snapshot())
             yield part
 
 
-def _written(writing: Future[Part], clock: _Clock) -> Part:
-    asked = time.perf_counter()
-    part = writing.result()
-    clock.times.writing += time.perf_counter() - asked
-    return part
-
-
 def write_image_part(
-    folder: Path,
-    manifest: Manifest,
-    shard: npt.NDArray[np.int64],
-    features: npt.NDArray[np.float16],
-    tokens: npt.NDArray[np.float16] | None,
-    provenance: Mapping[str, Any],
+    folder: Path, shard: Shard, features: _Features, tokens: _Features | None, provenance: Mapping[str, Any]
 ) -> Path:
-    """Write rows of a manifest with their features (n, D) and token features (n, T_img, D) as an image part."""
-    images = manifest.image_digest[shard]
+    """Write a shard with its features (n, D) and token features (n, T_img, D) as an image part; its path."""
     content = FileContent(
         profile="image-part",
         dim=features.shape[1],
         token_count=0 if tokens is None else tokens.shape[1],
         rows=RowContent(
-            split=[manifest.split] * len(shard),
-            labels=manifest.labels[shard],
-            keys=[manifest.keys[row] for row in shard],
-            image_digest=images,
+            split=[shard.split] * len(shard),
+            labels=shard.labels,
+            keys=shard.keys,
+            image_digest=shard.image_digest,
             feature_digest=feature_digests(features, tokens),
         ),
-        attributes={"split_counts": {manifest.split: len(shard)}, "provenance": provenance},
+        attributes={"split_counts": {shard.split: len(shard)}, "provenance": provenance},
     )
-    path = folder / part_name(images)
+    path = folder / part_name(shard.image_digest)
     with new_file(path, content) as rows:
         rows.write(BULK[0], 0, features)
         if tokens is not None:
@@ -192,7 +140,7 @@ def write_image_part(
 
 
 def part_name(image_digest: npt.NDArray[np.uint8]) -> str:
-    """What a part of these images is called.
+    """The file name of a part with these images.
 
     The name only has to be the same for the same rows; which rows a part holds is written in it.
     """
@@ -202,23 +150,24 @@ def part_name(image_digest: npt.NDArray[np.uint8]) -> str:
 class _PartWriter:
     """Writes finished shards, in a thread of its own."""
 
-    def __init__(self, work: Work, encoder: Encoder) -> None:
-        self._work = work
+    def __init__(self, setup: WorkerSetup, encoder: Encoder) -> None:
+        self._study = setup.study
         self._encoder = encoder
-        self._folder = work.store.image_parts(work.card.identity)
+        self._folder = setup.store.image_parts(setup.card.identity)
         self._verified = VerifiedFiles(self._folder)
 
-    def write(
-        self,
-        shard: Shard,
-        features: npt.NDArray[np.float16],
-        tokens: npt.NDArray[np.float16] | None,
-        seconds: float,
-    ) -> Part:
-        provenance = part_provenance(self._work.study, self._encoder, seconds)
-        path = write_image_part(self._folder, shard, np.arange(len(shard)), features, tokens, provenance)
+    def write(self, shard: Shard, features: _Features, tokens: _Features | None, seconds: float) -> ImagePart:
+        provenance = part_provenance(self._study, self._encoder, seconds)
+        path = write_image_part(self._folder, shard, features, tokens, provenance)
         self._verified.add(path)
-        return Part(shard.split, len(shard), path)
+        return ImagePart(shard.split, len(shard), path)
+
+
+def _wait_for_part(writing: Future[ImagePart], clock: _Clock) -> ImagePart:
+    start = time.perf_counter()
+    part = writing.result()
+    clock.times.writing += time.perf_counter() - start
+    return part
 
 
 class _Clock:
@@ -241,6 +190,22 @@ class _Clock:
         return times
 
 
+# --- batches -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Neighbouring rows of a shard and their images as the encoder's input, (B, 3, image_size, image_size)."""
+
+    shard: Shard
+    rows: slice
+    pixels: FloatArray
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return self.shard.keys[self.rows]
+
+
 def _batches(shards: Iterable[Shard], size: int) -> Iterator[tuple[Shard, slice]]:
     return (
         (shard, slice(first, min(first + size, len(shard)))) for shard in shards for first in range(0, len(shard), size)
@@ -249,37 +214,37 @@ def _batches(shards: Iterable[Shard], size: int) -> Iterator[tuple[Shard, slice]
 
 def _decoded(
     decoders: ThreadPoolExecutor, dataset: Dataset, encoder: Encoder, batches: Iterable[tuple[Shard, slice]]
-) -> Iterator[tuple[Shard, slice, FloatArray]]:
+) -> Iterator[_Batch]:
     """Batches with their decoded images, in order; the next ones are decoded while one is used."""
-    ahead: deque[tuple[Shard, slice, FloatArray, list[Future[None]]]] = deque()
+    ahead: deque[tuple[_Batch, list[Future[None]]]] = deque()
     side = encoder.card.image_size
 
-    def oldest() -> tuple[Shard, slice, FloatArray]:
-        shard, rows, pixels, images = ahead.popleft()
+    def oldest() -> _Batch:
+        batch, images = ahead.popleft()
         for image in images:
             image.result()
-        return shard, rows, pixels
+        return batch
 
     try:
         for shard, rows in batches:
             pixels = np.empty((rows.stop - rows.start, 3, side, side), np.float32)
             images = [
-                decoders.submit(_decode, dataset, encoder, shard, row, place)
-                for row, place in zip(range(rows.start, rows.stop), pixels, strict=True)
+                decoders.submit(_decode, dataset, encoder, shard, row, image_pixels)
+                for row, image_pixels in zip(range(rows.start, rows.stop), pixels, strict=True)
             ]
-            ahead.append((shard, rows, pixels, images))
+            ahead.append((_Batch(shard, rows, pixels), images))
             if len(ahead) > _BATCHES_AHEAD:
                 yield oldest()
         while ahead:
             yield oldest()
     finally:
-        for _, _, _, images in ahead:
+        for _, images in ahead:
             for image in images:
                 image.cancel()
 
 
-def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, place: FloatArray) -> None:
-    """Put one image as the encoder's input (3, image_size, image_size) in its place in a batch.
+def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, pixels: FloatArray) -> None:
+    """Fill `pixels` (3, image_size, image_size) with the preprocessed image of a row.
 
     Raises `DatasetError` when it is not the image of the manifest any more.
     """
@@ -290,58 +255,43 @@ def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, place: F
             "it changed since. Materialize `images` again."
         )
     try:
-        place[...] = encoder.preprocess(image)
+        pixels[...] = encoder.preprocess(image)
     except EncoderError as error:
         raise EncoderError(f"{shard.keys[row]}: {error}") from error
 
 
-def _room(card: EncoderCard, rows: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16] | None]:
-    """Arrays for what a shard's features and token features will be."""
+def _encode(encoder: Encoder, batch: _Batch, clock: _Clock) -> ImageFeatures:
+    """The features of a batch; an `EncoderError` names its images."""
+    start = time.perf_counter()
+    try:
+        encoded = encoder.encode_pixels(batch.pixels)
+    except EncoderError as error:
+        raise EncoderError(f"{error}\nIt was encoding {batch.keys[0]!r} to {batch.keys[-1]!r}.") from error
+    clock.times.encoding += time.perf_counter() - start
+    return encoded
+
+
+def _empty_features(card: EncoderCard, rows: int) -> tuple[_Features, _Features | None]:
+    """Arrays for the features and token features of a shard."""
     features = np.empty((rows, card.dim), STORED_IMAGE_DTYPE)
     if not card.token_count:
         return features, None
     return features, np.empty((rows, card.token_count, card.dim), STORED_IMAGE_DTYPE)
 
 
-def _encoded(
-    encoder: Encoder, batches: Iterator[tuple[Shard, slice, FloatArray]], clock: _Clock
-) -> Iterator[tuple[Shard, slice, ImageFeatures]]:
-    """Batches with their features, in order."""
-    for shard, rows, pixels in batches:
-        started = time.perf_counter()
-        with _named(shard, rows):
-            encoded = encoder.encode_pixels(pixels)
-        clock.times.encoding += time.perf_counter() - started
-        yield shard, rows, encoded
-
-
-@contextmanager
-def _named(shard: Shard, rows: slice) -> Iterator[None]:
-    """Say which images an encoder failed on."""
-    try:
-        yield
-    except EncoderError as error:
-        keys = shard.keys[rows]
-        raise EncoderError(f"{error}\nIt was encoding {keys[0]!r} to {keys[-1]!r}.") from error
-
-
-def _store(
-    encoded: ImageFeatures,
-    keys: Sequence[str],
-    features: npt.NDArray[np.float16],
-    tokens: npt.NDArray[np.float16] | None,
-) -> None:
-    """Put a batch into the arrays that will be written; `EncoderError` for a wrong shape or what is not finite."""
+def _store(encoded: ImageFeatures, keys: Sequence[str], features: _Features, tokens: _Features | None) -> None:
+    """Put a batch into the arrays to be written; `EncoderError` for a wrong shape or values that are not finite."""
     for name, stored, values in ((BULK[0], features, encoded.features), (BULK[1], tokens, encoded.tokens)):
         if stored is None:
             continue
         if values is None or values.shape != stored.shape:
             raise EncoderError(
-                f"The encoder gave {name} of shape {None if values is None else values.shape}; "
-                f"{stored.shape} was expected from its card."
+                f"{name} of the encoder: expected shape {stored.shape} by its card, "
+                f"found {None if values is None else values.shape}."
             )
         with np.errstate(over="ignore"):  # What overflows float16 is reported as not finite, with its key.
             stored[...] = values
-        wrong = [keys[row] for row in not_finite_rows(stored).tolist()]
-        if wrong:
+        if not all_finite(stored):
+            finite = np.isfinite(stored).reshape(len(stored), -1).all(axis=1)
+            wrong = [keys[row] for row in np.flatnonzero(~finite).tolist()]
             raise EncoderError(f"The encoder gave {name} that are not finite in float16 for {wrong}.")

@@ -1,4 +1,4 @@
-"""The plan: what a study still has to encode, which is its manifest minus the rows that parts already hold."""
+"""The plan of a study: what is still to be encoded, which is its manifests minus the rows that parts hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """Of one split: the shards still to be encoded, as rows of the manifest, each image once."""
+    """The plan of one split: the shards to be encoded, as rows of the manifest, each image once."""
 
     split: str
     rows: int
@@ -34,14 +34,17 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Of a whole study: what would be encoded, and the bytes that parts and database would take."""
+    """The plan of a study: what would be encoded, and the bytes that parts and database would take.
+
+    `templates` are the ids of the templates that would be encoded.
+    """
 
     images: Sequence[ImagePlan]
     templates: Sequence[str]
     part_bytes: int
     database_bytes: int
     seconds: float | None
-    """How long encoding would take at the speed of the parts that are there; None when there are none."""
+    """How long encoding would take at the speed of the newest parts; None when there are none."""
 
     @property
     def to_encode(self) -> int:
@@ -54,34 +57,53 @@ def row_bytes(card: EncoderCard) -> int:
 
 
 def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> ImagePlan:
-    """Cut the rows of a split that no part holds into shards, in the order of the manifest.
+    """Divide the rows of a split that no part holds into shards, in the order of the manifest.
 
-    Equal images are encoded once. Planned from nothing, this is the canonical plan; after a kill it starts at the
-    first shard that was not finished, since only whole shards are ever held.
+    Equal images are encoded once. Of an empty storage this is the canonical plan; after a kill it starts at the first
+    shard that was not finished, since only whole shards are ever held.
     """
-    found = index.find(manifest.image_digest)
-    missing = np.flatnonzero(found < 0)
+    entries = index.find(manifest.image_digest)
+    missing = np.flatnonzero(entries < 0)
     _, first = np.unique(manifest.image_digest[missing].view("S32").ravel(), return_index=True)
     distinct = missing[np.sort(first)]
     return ImagePlan(
         split=manifest.split,
-        rows=len(found),
-        held=int((found >= 0).sum()),
-        shards=[distinct[start : start + rows_per_shard] for start in range(0, len(distinct), rows_per_shard)],
+        rows=len(entries),
+        held=int((entries >= 0).sum()),
+        shards=divide(distinct, rows_per_shard),
     )
 
 
-def plan_study(
-    study: Study, splits: Sequence[str] | None = None, *, store: Store | None = None, fresh: bool = False
-) -> StudyPlan:
-    """What `extract_images` (of all splits, or the given ones) and `extract_text` would encode now.
+def divide(rows: npt.NDArray[np.int64], rows_per_shard: int) -> list[npt.NDArray[np.int64]]:
+    """Neighbouring rows in shards of `rows_per_shard`; the last one may be shorter."""
+    return [rows[first : first + rows_per_shard] for first in range(0, len(rows), rows_per_shard)]
 
-    Told from the recorded manifests and encoder card; nothing is decoded or encoded.
+
+def plan_study(
+    study: Study, splits: str | Sequence[str] | None = None, *, store: Store | None = None, fresh: bool = False
+) -> StudyPlan:
+    """Plan what `extract_images` and `extract_text` would encode now.
+
+    The recorded manifests and encoder card say it; nothing is decoded or encoded.
+
+    Args:
+        study: The study, its images and encoder read already.
+        splits: A split, or several; by default all of the study.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        fresh: Plan as if no part held anything.
+
+    Returns:
+        The shards and templates to encode, with the bytes and seconds they take.
+
+    Raises:
+        DatasetError: The images of a split were not read yet.
+        EncoderError: The encoder was not identified yet, or the study now asks for another one.
     """
     store = store or Store.of(study)
+    splits = [splits] if isinstance(splits, str) else splits or study.splits
     card = recorded_card(study, store)
     index = held_rows(store, card.identity) if not fresh else nothing_held()
-    manifests = [recorded_manifest(study, split, store) for split in splits or study.splits]
+    manifests = [recorded_manifest(study, split, store) for split in splits]
     plans = [plan_images(manifest, index, study.extraction.rows_per_shard) for manifest in manifests]
     to_encode = sum(plan.to_encode for plan in plans)
     speed = seconds_per_row(store.image_parts(card.identity))

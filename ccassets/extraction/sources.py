@@ -73,7 +73,7 @@ def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[st
 
 def current_identity(study: Study, store: Store, *, device: str | None = None, hf_token: str | None = None) -> str:
     """The identity of the encoder as it is now; files are hashed only if their fingerprint changed."""
-    return inspect_encoder(study, store_cache=store.cache, device=device, hf_token=hf_token).identity
+    return inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token).identity
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:
@@ -105,7 +105,7 @@ def identify_encoder(
 ) -> EncoderCard:
     """Fetch or find the encoder's weights, verify them, and record the identity card."""
     store = store or Store.of(study)
-    card = inspect_encoder(study, store_cache=store.cache, device=device, hf_token=hf_token)
+    card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
     record = {"asked": _asked(study), "card": json.loads(card.to_json())}
     write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))
     return card

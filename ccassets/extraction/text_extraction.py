@@ -52,7 +52,7 @@ def extract_text(study: Study, *, store: Store | None = None, fresh: bool = Fals
     store = store or Store.of(study)
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
-    encoder = cache(lambda: load_encoder(study, store_cache=store.cache))
+    encoder = cache(lambda: load_encoder(study, cache=store.cache))
     return [
         extract_template(study, template_id, encoder=encoder, store=store, fresh=fresh)
         for template_id in study.vocabulary.templates()
@@ -86,7 +86,7 @@ def extract_template(
         encoded = 0
         stored = None if fresh else stored_template(template, card, store)
         if stored is None:
-            loaded = encoder() if encoder else load_encoder(study, store_cache=store.cache)
+            loaded = encoder() if encoder else load_encoder(study, cache=store.cache)
             require_identity(loaded, card)
             _write_part(path, study, template, loaded)
             encoded = len(template.prompts)

@@ -59,5 +59,5 @@ def load_conceptclip_model(
         dataset=PhantomDatasetConfig(kind="phantom"),  # a study must name one; nothing is read from it
         encoder=ConceptClipConfig(kind="conceptclip", weights=os.fspath(weights), revision=revision),
     )
-    encoder = load(study, device=None if device is None else str(device), store_cache=None, hf_token=hf_token)
+    encoder = load(study, device=None if device is None else str(device), cache=None, hf_token=hf_token)
     return ModelArtifacts(OriginalModel(encoder), OriginalProcessor(encoder), next(encoder.model.parameters()).device)

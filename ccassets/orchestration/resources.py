@@ -46,7 +46,7 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
         key = card.identity, self.device
         if key not in _loaded:
             _loaded.clear()
-            _loaded[key] = load_encoder(study, device=self.device, store_cache=store.cache, hf_token=self.hf_token)
+            _loaded[key] = load_encoder(study, device=self.device, cache=store.cache, hf_token=self.hf_token)
         return _loaded[key]
 
     def choose_runner(self, study: Study, card: EncoderCard, store: Store) -> Runner:

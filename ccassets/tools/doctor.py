@@ -209,7 +209,7 @@ def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard |
     try:
         local, missing = _local(study)
         if not missing:
-            card = inspect_encoder(local, store_cache=store.cache if store.cache.is_dir() else None)
+            card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
             return [Diagnosis("weights", "ok", f"{study.encoder.kind} is at hand, identity {card.identity}")], card
     except EncoderError as error:
         return [Diagnosis("weights", "problem", str(error))], None

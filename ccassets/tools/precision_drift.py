@@ -118,7 +118,7 @@ def measure_drift(
     dtypes = (REFERENCE, *(dtype for dtype in precisions if dtype != REFERENCE))
     drifts = [Drift(dtype, by_torch) for by_torch in ([False, True] if compiled else [False]) for dtype in dtypes]
     size = min(study.extraction.batch_size, len(chosen))  # Only batches of the study's size are compiled.
-    encoders = [load_encoder(_changed(study, drift, size), device=device, store_cache=store.cache) for drift in drifts]
+    encoders = [load_encoder(_changed(study, drift, size), device=device, cache=store.cache) for drift in drifts]
     words = [_label_vectors(study, encoder) for encoder in encoders]
     predicted: list[list[npt.NDArray[np.int64]]] = [[] for _ in drifts]
     for pixels in _batches(size, dataset, encoders[0], chosen):

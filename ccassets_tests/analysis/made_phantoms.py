@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ccassets.extraction import assemble_database, extract_text
-from ccassets.extraction.image_extraction import extract_splits
+from ccassets.extraction.image_extraction import extract_images
 from ccassets.study.loading import SHIPPED_STUDIES, load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -28,6 +28,6 @@ def extracted(study: Study, root: Path) -> Store:
     """The study's database, built under a storage root."""
     store = Store.of(study, root)
     extract_text(study, store=store)
-    extract_splits(study, study.splits, store=store)
+    extract_images(study, study.splits, store=store)
     assemble_database(study, store=store)
     return store

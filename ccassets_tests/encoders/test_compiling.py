@@ -20,7 +20,7 @@ from ccassets_tests.extraction.made_parts import (
     COLOURS,
     arrays,
     build,
-    build_elsewhere,
+    build_in_storage,
     deep_errors,
     differences,
     parts,
@@ -60,7 +60,7 @@ def test_a_compiled_study_is_built_with_the_same_bytes_again_and_near_those_of_t
         lost.unlink()
     again = build(study)
     assert again.encoded == 4
-    assert differences(again.path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(again.path, build_in_storage(study, tmp_path / "alone").path) == []
 
 
 @needs_compiler

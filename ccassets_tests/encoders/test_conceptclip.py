@@ -174,18 +174,18 @@ def test_digests_are_remembered_by_fingerprint_without_telling_paths(
 ) -> None:
     study, cache = make_study(weights=str(weights_folder)), tmp_path / "cache"
     seen: list[tuple[int, int]] = []
-    card = inspect_encoder(study, store_cache=cache, progress=lambda done, total: seen.append((done, total)))
+    card = inspect_encoder(study, cache=cache, progress=lambda done, total: seen.append((done, total)))
     stored = (cache / DIGEST_CACHE).read_text()
 
     assert seen[-1] == ((weights_folder / "model.safetensors").stat().st_size,) * 2
     assert str(tmp_path) not in stored
     # Poisoned, the cache shows that it is read, and that a changed file is hashed again.
     (cache / DIGEST_CACHE).write_text(stored.replace(card.weights_digest, "0" * 64))
-    assert inspect_encoder(study, store_cache=cache).weights_digest == "0" * 64
+    assert inspect_encoder(study, cache=cache).weights_digest == "0" * 64
     (weights_folder / "model.safetensors").touch()
-    assert inspect_encoder(study, store_cache=cache) == card
+    assert inspect_encoder(study, cache=cache) == card
     (cache / DIGEST_CACHE).write_text("not json")
-    assert inspect_encoder(study, store_cache=cache) == card
+    assert inspect_encoder(study, cache=cache) == card
 
 
 # --- random weights, precision, devices --------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import ccassets
 from ccassets.database.reader import open_database
 from ccassets.encoders.encoder_contract import Encoder
-from ccassets.extraction import Assembly, ImageExtraction, TemplateExtraction
+from ccassets.extraction import Assembly, ImageExtraction, SplitExtraction, TemplateExtraction
 from ccassets.findings import Finding, has_errors
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -76,7 +76,7 @@ class Built:
     """What a build by the library's steps did."""
 
     templates: Mapping[str, TemplateExtraction]
-    images: Mapping[str, ImageExtraction]
+    extractions: Sequence[ImageExtraction]
     assembly: Assembly
 
     @property
@@ -85,7 +85,11 @@ class Built:
 
     @property
     def encoded(self) -> int:
-        return sum(part.encoded for part in self.images.values())
+        return sum(extraction.encoded for extraction in self.extractions)
+
+    @property
+    def images(self) -> dict[str, SplitExtraction]:
+        return {split.split: split for extraction in self.extractions for split in extraction.splits}
 
     @property
     def prompts_encoded(self) -> dict[str, int]:
@@ -93,7 +97,7 @@ class Built:
 
     @property
     def damaged(self) -> set[str]:
-        return {name for part in self.images.values() for name in part.damaged}
+        return {name for extraction in self.extractions for name in extraction.damaged}
 
 
 def read_sources(study: Study, *, store: Store | None = None) -> None:
@@ -108,15 +112,15 @@ def build(study: Study, *, store: Store | None = None, fresh: bool = False) -> B
     store = store or Store.of(study)
     read_sources(study, store=store)
     templates = ccassets.extract_text(study, store=store, fresh=fresh)
-    images = [ccassets.extract_images(study, split, store=store, fresh=fresh) for split in study.splits]
+    extractions = [ccassets.extract_images(study, split, store=store, fresh=fresh) for split in study.splits]
     return Built(
         {part.template_id: part for part in templates},
-        {part.split: part for part in images},
+        extractions,
         ccassets.assemble_database(study, store=store),
     )
 
 
-def build_elsewhere(study: Study, root: Path) -> Built:
+def build_in_storage(study: Study, root: Path) -> Built:
     """A build from nothing, under a storage root of its own."""
     return build(study, store=Store.of(study, root))
 

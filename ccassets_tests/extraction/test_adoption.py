@@ -25,7 +25,7 @@ from ccassets.cli import app
 from ccassets.database.reader import open_database
 from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import AdoptionError, DatabaseError, DatasetError, StorageError
-from ccassets.extraction import assemble_database, extract_splits, extract_text
+from ccassets.extraction import assemble_database, extract_images, extract_text
 from ccassets.extraction.adoption import Adoption, adopt
 from ccassets.findings import has_errors
 from ccassets.study.loading import load_study
@@ -175,11 +175,11 @@ def missing(adoption: Adoption) -> dict[str, list[int]]:
 
 def build(study: Study) -> tuple[Path, int]:
     """The study's database by the library's steps, and how many images and prompts were encoded for it."""
-    images = extract_splits(study, study.splits)
+    images = extract_images(study, study.splits)
     texts = extract_text(study)
     path = assemble_database(study).path
     assert not has_errors(validate_database(path, study=study, deep=True))
-    return path, sum(part.encoded for part in images) + sum(part.encoded for part in texts)
+    return path, images.encoded + sum(part.encoded for part in texts)
 
 
 def assert_equal(path: Path, original: Path, rows: slice = slice(None)) -> None:

@@ -17,7 +17,7 @@ from ccassets.extraction import assemble_database, extract_images, extract_text,
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.extraction.made_parts import arrays, build, build_elsewhere, deep_errors, parts
+from ccassets_tests.extraction.made_parts import arrays, build, build_in_storage, deep_errors, parts
 from ccassets_tests.made_studies import VOCABULARY, picture, save_images, write_study
 
 # --- what it waits for -------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_data_set_called_like_a_number_is_a_name_and_no_reason_to_build_again(
 
 
 def test_equal_content_has_an_equal_digest_wherever_and_whenever_it_is_built(study: Study, tmp_path: Path) -> None:
-    assert build(study).assembly.digest == build_elsewhere(study, tmp_path / "elsewhere").assembly.digest
+    assert build(study).assembly.digest == build_in_storage(study, tmp_path / "elsewhere").assembly.digest
 
 
 def test_another_order_of_templates_is_another_file_with_the_old_image_bytes(

@@ -26,7 +26,7 @@ from ccassets_tests.extraction.made_parts import (
     arrays,
     attributes,
     build,
-    build_elsewhere,
+    build_in_storage,
     deep_errors,
     differences,
     direct,
@@ -398,7 +398,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images=save_images(folder / "pictures"),
         encoder=save_golden_weights(folder / "weights"),
     )
-    build_elsewhere(study, folder / "home" / "storage")
+    build_in_storage(study, folder / "home" / "storage")
     return folder
 
 
@@ -426,7 +426,7 @@ def test_a_damaged_part_is_never_used_but_named_and_encoded_again(
 
 
 def test_a_part_that_was_copied_from_elsewhere_is_checked_and_used(study: Study, tmp_path: Path) -> None:
-    build_elsewhere(study, tmp_path / "elsewhere")
+    build_in_storage(study, tmp_path / "elsewhere")
     shutil.copytree(tmp_path / "elsewhere" / "features", Store.of(study).root / "features")
 
     assert build(study).encoded == 0
@@ -466,7 +466,7 @@ def test_fresh_encodes_everything_again_and_replaces_the_old_parts(study: Study,
     }
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4, 4, 3, 4, 1, 4]
     assert min(part.stat().st_mtime_ns for part in parts(study)) > newest
-    assert far_rows(built.path, build_elsewhere(study, study.folder / "elsewhere").path) == []
+    assert far_rows(built.path, build_in_storage(study, study.folder / "elsewhere").path) == []
 
 
 # --- traces ------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import pytest
 
 import ccassets
 from ccassets.errors import EncoderError
-from ccassets.extraction import extract_splits
-from ccassets.extraction.image_shards import StageTimes
+from ccassets.extraction import extract_images
 from ccassets.extraction.runners import choose_runner
 from ccassets.extraction.runners.on_ray import _cores_each
+from ccassets.progress import StageTimes
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.extraction.made_parts import build, build_elsewhere, differences
+from ccassets_tests.extraction.made_parts import build, build_in_storage, differences
 from ccassets_tests.extraction.test_runners import encoded, read_sources, undisturbed, watched
 from ccassets_tests.made_studies import SPLITS
 
@@ -46,16 +46,16 @@ def test_two_ray_workers_give_the_bytes_of_one_process(study: Study, tmp_path: P
     seen: list[tuple[int, int]] = []
     times = StageTimes()
 
-    done = extract_splits(
+    done = extract_images(
         study, SPLITS, runner=choose_runner("ray:2"), progress=lambda *at: seen.append(at), times=times
     )
 
-    assert [part.encoded for part in done] == [9, 5, 4]
+    assert [split.encoded for split in done.splits] == [9, 5, 4]
     assert seen[-1] == (18, 18)
     assert times.encoding > 0
     built = build(study)
     assert built.encoded == 0
-    assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(built.path, build_in_storage(study, tmp_path / "alone").path) == []
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_ray_worker_that_is_killed_at_a_shard_is_started_again(tmp_path: Path,
     study, log = watched(tmp_path, image_folder, deaths=2)
     read_sources(study)
 
-    extract_splits(study, SPLITS, runner=choose_runner("ray:2"))
+    extract_images(study, SPLITS, runner=choose_runner("ray:2"))
 
     assert len(encoded(log)) >= 3
     built = build(study)
@@ -82,12 +82,12 @@ def test_errors_on_ray_are_sentences(tmp_path: Path, image_folder: Path) -> None
     broken, _ = watched(tmp_path, image_folder, fault="nan")
     read_sources(broken)
     with pytest.raises(EncoderError, match=r"finite values are expected\nIt was encoding 'val/"):
-        extract_splits(broken, ["val"], runner=choose_runner("ray:2"))
+        extract_images(broken, ["val"], runner=choose_runner("ray:2"))
 
     dying, _ = watched(tmp_path, image_folder, deaths=1000)
     read_sources(dying)
     with pytest.raises(EncoderError, match="A Ray worker died again and again"):
-        extract_splits(dying, ["train"], runner=choose_runner("ray:1"))
+        extract_images(dying, ["train"], runner=choose_runner("ray:1"))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from ccassets_tests.extraction.made_parts import (
     StoppedError,
     arrays,
     build,
-    build_elsewhere,
+    build_in_storage,
     deep_errors,
     differences,
     parts,
@@ -41,7 +41,7 @@ def test_a_build_that_was_broken_off_goes_on_after_its_last_finished_shard(
 
     assert built.images["train"].encoded == 9 - held
     assert deep_errors(built, study) == []
-    assert differences(built.path, build_elsewhere(study, tmp_path / "undisturbed").path) == []
+    assert differences(built.path, build_in_storage(study, tmp_path / "undisturbed").path) == []
 
 
 def test_progress_counts_only_what_is_still_to_be_encoded(study: Study) -> None:
@@ -72,7 +72,7 @@ def test_an_assembly_that_was_broken_off_leaves_the_old_database(
     store = Store.of(study)
     assert store.database.read_bytes() == before
     assert not list(store.folder.glob("*.partial"))
-    assert differences(build(study).path, build_elsewhere(study, tmp_path / "undisturbed").path) == []
+    assert differences(build(study).path, build_in_storage(study, tmp_path / "undisturbed").path) == []
 
 
 def test_two_processes_that_extract_the_same_study_encode_each_image_once_in_all(
@@ -104,4 +104,4 @@ def test_two_processes_that_extract_the_same_study_encode_each_image_once_in_all
     assert sum(encoded) == 18
     path = Store.of(study).database
     assert ccassets.validate_database(path, study=study, deep=True) == []
-    assert differences(path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(path, build_in_storage(study, tmp_path / "alone").path) == []

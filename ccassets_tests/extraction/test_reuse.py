@@ -19,7 +19,7 @@ from ccassets_tests.extraction.made_parts import (
     Built,
     arrays,
     build,
-    build_elsewhere,
+    build_in_storage,
     deep_errors,
     differences,
     far_rows,
@@ -37,7 +37,7 @@ def image_folder(tmp_path: Path) -> Path:
 def assert_like_a_fresh_build(built: Built, study: Study, folder: Path) -> None:
     """Deep-valid, and row by row what a build from nothing gives: see `far_rows` for the tolerance."""
     assert deep_errors(built, study) == []
-    assert far_rows(built.path, build_elsewhere(study, folder / "elsewhere").path) == []
+    assert far_rows(built.path, build_in_storage(study, folder / "elsewhere").path) == []
 
 
 def test_nothing_changed_costs_nothing_and_leaves_the_file_as_it_is(study: Study) -> None:
@@ -238,7 +238,7 @@ def test_without_parts_the_database_is_what_is_built_on(lean: Study, image_folde
 
 
 def test_without_parts_equal_bits_come_out_as_with_them(lean: Study, study: Study, tmp_path: Path) -> None:
-    assert differences(build(lean).path, build_elsewhere(study, tmp_path / "elsewhere").path) == []
+    assert differences(build(lean).path, build_in_storage(study, tmp_path / "elsewhere").path) == []
 
 
 def test_parts_of_another_studys_pictures_are_kept(study: Study, lean: Study, weights: Path, tmp_path: Path) -> None:

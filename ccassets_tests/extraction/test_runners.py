@@ -17,16 +17,16 @@ import pytest
 import ccassets
 from ccassets.cli import main
 from ccassets.errors import DatasetError, EncoderError, StudyError
-from ccassets.extraction import extract_shards, extract_splits
-from ccassets.extraction.image_shards import StageTimes
+from ccassets.extraction import extract_images, extract_shards
 from ccassets.extraction.runners import choose_runner
+from ccassets.progress import StageTimes
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.extraction.made_parts import (
     COLOURS,
     arrays,
     build,
-    build_elsewhere,
+    build_in_storage,
     deep_errors,
     differences,
     parts,
@@ -89,7 +89,7 @@ def undisturbed(study: Study, tmp_path: Path) -> Path:
         vocabulary={},
     )
     (alone.folder / "watched.py").write_text(WATCHED)
-    return build_elsewhere(alone, tmp_path / "alone").path
+    return build_in_storage(alone, tmp_path / "alone").path
 
 
 # --- the loop over batches ---------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_progress_counts_every_batch_and_the_time_of_each_stage(study: Study) ->
     seen: list[int] = []
     times = StageTimes()
 
-    extract_splits(study, SPLITS, progress=lambda done, total: seen.append(done), times=times)
+    extract_images(study, SPLITS, progress=lambda done, total: seen.append(done), times=times)
 
     assert seen == [2, 4, 6, 8, 9, 11, 13, 14, 16, 18]
     assert 0 < times.encoding <= times.seconds
@@ -120,7 +120,7 @@ def test_a_batch_that_the_encoder_fails_on_is_named_and_the_shards_before_it_are
     encoder.encode_pixels = failing  # type: ignore[method-assign]
 
     with pytest.raises(EncoderError, match=r"out of order\nIt was encoding 'train/white/008.png' to 'train/white/008"):
-        extract_splits(study, SPLITS, encoder=lambda: encoder)
+        extract_images(study, SPLITS, encoder=lambda: encoder)
 
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4, 4]
 
@@ -130,7 +130,7 @@ def test_an_image_that_is_wrong_costs_no_shard_before_it(study: Study, image_fol
     picture(1000).save(image_folder / "train" / "platelet" / "004.png")
 
     with pytest.raises(DatasetError, match=r"train/platelet/004\.png is not the image that was read"):
-        extract_splits(study, ["train"])
+        extract_images(study, ["train"])
 
     assert [len(arrays(part)["ids"]) for part in parts(study)] == [4]
 
@@ -141,12 +141,12 @@ def test_an_image_that_is_wrong_costs_no_shard_before_it(study: Study, image_fol
 def test_two_local_workers_give_the_bytes_of_one_process(study: Study, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    extract_splits(study, SPLITS, runner=choose_runner("local:2"), progress=lambda *at: seen.append(at))
+    extract_images(study, SPLITS, runner=choose_runner("local:2"), progress=lambda *at: seen.append(at))
 
     built = build(study)
     assert built.encoded == 0
     assert deep_errors(built, study) == []
-    assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(built.path, build_in_storage(study, tmp_path / "alone").path) == []
     assert seen[-1] == (18, 18)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -158,9 +158,9 @@ def test_a_worker_that_is_killed_at_a_shard_costs_that_shard_and_nothing_else(
     read_sources(study)
     times = StageTimes()
 
-    done = extract_splits(study, SPLITS, runner=choose_runner("local:2"), times=times)
+    done = extract_images(study, SPLITS, runner=choose_runner("local:2"), times=times)
 
-    assert [part.encoded for part in done] == [9, 5, 4]
+    assert [split.encoded for split in done.splits] == [9, 5, 4]
     assert [len(arrays(part)["ids"]) for part in parts(study)].count(4) == 4
     assert not list(Store.of(study).root.rglob("*.partial"))
     assert len(encoded(log)) in {3, 4}  # The one that was replaced, or both.
@@ -173,7 +173,7 @@ def test_workers_that_die_whatever_is_tried_end_in_a_sentence(tmp_path: Path, im
     read_sources(study)
 
     with pytest.raises(EncoderError, match=r"died one after the other .* killed by signal 9\..* use fewer workers"):
-        extract_splits(study, SPLITS, runner=choose_runner("local:2"))
+        extract_images(study, SPLITS, runner=choose_runner("local:2"))
 
     assert 4 <= len(encoded(log)) <= 10
 
@@ -187,7 +187,7 @@ def test_an_error_in_a_worker_is_the_one_that_a_single_process_raises(tmp_path: 
     said = []
     for runner in ("local:1", "local:2"):
         with pytest.raises(EncoderError) as error:
-            extract_splits(study, ["val"], runner=choose_runner(runner), fresh=True)
+            extract_images(study, ["val"], runner=choose_runner(runner), fresh=True)
         said.append(str(error.value))
 
     assert said[0] == said[1]
@@ -199,11 +199,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, image_fo
     read_sources(study)
     code = (
         "import sys, ccassets\n"
-        "from ccassets.extraction import extract_splits\n"
+        "from ccassets.extraction import extract_images\n"
         "from ccassets.extraction.runners import choose_runner\n"
         "if __name__ == '__main__':\n"
         "    study = ccassets.load_study(sys.argv[1])\n"
-        "    extract_splits(study, study.splits, runner=choose_runner('local:2'))\n"
+        "    extract_images(study, study.splits, runner=choose_runner('local:2'))\n"
     )
     script = tmp_path / "extract.py"
     script.write_text(code)
@@ -223,10 +223,10 @@ def test_a_picture_of_two_splits_is_encoded_once_and_by_one_worker(tmp_path: Pat
     )
     read_sources(study)
 
-    done = extract_splits(study, SPLITS, runner=choose_runner("local:2"))
+    done = extract_images(study, SPLITS, runner=choose_runner("local:2"))
 
     images = [image for of_process in encoded(log).values() for image in of_process]
-    assert [part.encoded for part in done] == [9, 5, 4]
+    assert [split.encoded for split in done.splits] == [9, 5, 4]
     assert len(images) == len(set(images)) == 18
     assert build(study).encoded == 0
 
@@ -288,10 +288,10 @@ def test_jobs_share_the_shards_and_the_next_build_encodes_nothing(study: Study, 
     # Six shards of 4, 4, 1, 4, 1, 4 images, dealt out in turn.
     assert [job.shards for job in done] == [1, 2, 1, 2]
     assert [job.encoded for job in done] == [1, 5, 4, 8]
-    assert [extract_shards(study, 1, 1).shards, extract_shards(study, 2, 3).elsewhere] == [0, 0]
+    assert [extract_shards(study, 1, 1).shards, extract_shards(study, 2, 3).left_to_others] == [0, 0]
     built = build(study)
     assert built.encoded == 0
-    assert differences(built.path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(built.path, build_in_storage(study, tmp_path / "alone").path) == []
 
 
 def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, image_folder: Path) -> None:
@@ -401,7 +401,7 @@ def start_job(study: Study, number: int, count: int) -> subprocess.Popen[str]:
         "import sys, ccassets\n"
         "from ccassets.extraction import extract_shards\n"
         "done = extract_shards(ccassets.load_study(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))\n"
-        "print(done.encoded, done.elsewhere)"
+        "print(done.encoded, done.left_to_others)"
     )
     command = [sys.executable, "-c", code, str(study.folder), str(number), str(count)]
     environment: Mapping[str, str] = os.environ

@@ -21,7 +21,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.watched_process import Readers, digest_of
-from ccassets_tests.extraction.made_parts import build, build_elsewhere, deep_errors, differences, parts
+from ccassets_tests.extraction.made_parts import build, build_in_storage, deep_errors, differences, parts
 from ccassets_tests.made_studies import DATA, edit_study, save_images
 
 
@@ -52,7 +52,7 @@ def test_ten_readers_find_the_old_database_until_they_find_the_new_one(study: St
 
 
 def test_a_build_and_an_adoption_at_once_take_every_row_once(study: Study, tmp_path: Path) -> None:
-    finished = build_elsewhere(study, tmp_path / "finished").path
+    finished = build_in_storage(study, tmp_path / "finished").path
 
     def adopted() -> dict[str, int]:
         return {"rows": sum(split.taken for split in adopt(finished, study).splits)}
@@ -112,7 +112,7 @@ def test_a_build_by_command_and_one_by_dagster_do_the_work_once(study: Study, tm
     assert rows_held(study) == 18
     path = Store.of(study).database
     assert ccassets.validate_database(path, study=study, deep=True) == []
-    assert differences(path, build_elsewhere(study, tmp_path / "alone").path) == []
+    assert differences(path, build_in_storage(study, tmp_path / "alone").path) == []
     assert list(Store.of(study).root.rglob("*.partial")) == []
     with dagster_instance() as instance:
         assert instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])) == []

@@ -20,7 +20,13 @@ from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import AdoptionError, DatasetError
-from ccassets.extraction.adoption.adopted_parts import Shard, Source, shards_to_take, write_images, write_templates
+from ccassets.extraction.adoption.adopted_parts import (
+    AdoptedShard,
+    Source,
+    shards_to_take,
+    write_images,
+    write_templates,
+)
 from ccassets.extraction.adoption.row_matching import Images, Ints, match
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
 from ccassets.extraction.parts import held_rows
@@ -116,12 +122,12 @@ def adopt(
     )
 
 
-def _adopted_split(plan: ImagePlan, manifest: Manifest, taken: Sequence[Shard]) -> AdoptedSplit:
+def _adopted_split(plan: ImagePlan, manifest: Manifest, taken: Sequence[AdoptedShard]) -> AdoptedSplit:
     missing = np.concatenate([np.empty(0, np.int64), *plan.shards])
     return AdoptedSplit(
         split=plan.split,
         rows=plan.rows,
-        taken=sum(len(shard.rows) for shard in taken if shard.manifest is manifest),
+        taken=sum(len(shard) for shard in taken if shard.shard.split == manifest.split),
         missing=missing,
         missing_keys=[manifest.keys[row] for row in missing],
     )
@@ -193,14 +199,14 @@ def _take_images(
     row_of_image: Ints,
     source: Source,
     progress: Progress,
-) -> list[Shard]:
+) -> list[AdoptedShard]:
     """Write image parts; what was taken over."""
     folder = store.image_parts(card.identity)
     with exclusive(folder):
         remove_leftovers(folder)
         index = held_rows(store, card.identity)
         shards = shards_to_take(study, manifests, images.numbers, row_of_image, index)
-        total = sum(len(shard.rows) for shard in shards)
+        total = sum(map(len, shards))
         require_space(folder, total * row_bytes(card), f"Adopting {total} rows of {source.name}")
         write_images(folder, results.contents, shards, card, source, progress)
     return shards

@@ -18,11 +18,11 @@ from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.provenance_rules import private_details
 from ccassets.database.validation.stored_rows import StoredRows
 from ccassets.database.writer import FileContent, TemplateContent, new_file
-from ccassets.datasets.manifest import Manifest
+from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.extraction.image_shards import write_image_part
 from ccassets.extraction.parts import RowIndex, VerifiedFiles
-from ccassets.extraction.plan import plan_images
+from ccassets.extraction.plan import divide, plan_images
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.text_extraction import stored_template, template_part
 from ccassets.progress import Progress
@@ -74,17 +74,19 @@ def _may_be_recorded(value: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
-    """Rows of a manifest, and the row of the file that holds the features of each."""
+class AdoptedShard:
+    """A shard, and the row of the adopted file that holds the features of each of its rows."""
 
-    manifest: Manifest
-    rows: Ints
+    shard: Shard
     file_rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.shard)
 
 
 def shards_to_take(
     study: Study, manifests: Sequence[Manifest], numbers: Mapping[str, Ints], row_of_image: Ints, index: RowIndex
-) -> list[Shard]:
+) -> list[AdoptedShard]:
     """What the file has and no part holds, in shards of the study's size, in manifest order, each image once."""
     row_of_image = row_of_image.copy()
     size = study.extraction.rows_per_shard
@@ -93,50 +95,55 @@ def shards_to_take(
         missing = plan_images(manifest, index, size).shards
         rows = np.concatenate([np.empty(0, np.int64), *missing])
         images = numbers[manifest.split][rows]
-        there = row_of_image[images] >= 0
-        rows, images = rows[there], images[there]
+        is_in_file = row_of_image[images] >= 0
+        rows, images = rows[is_in_file], images[is_in_file]
         file_rows = row_of_image[images]
         row_of_image[images] = -1  # An image that is in two splits is taken once.
         shards += [
-            Shard(manifest, rows[first : first + size], file_rows[first : first + size])
-            for first in range(0, len(rows), size)
+            AdoptedShard(manifest.take(shard_rows), shard_file_rows)
+            for shard_rows, shard_file_rows in zip(divide(rows, size), divide(file_rows, size), strict=True)
         ]
     return shards
 
 
 def write_images(
-    folder: Path, contents: Contents, shards: Sequence[Shard], card: EncoderCard, source: Source, progress: Progress
+    folder: Path,
+    contents: Contents,
+    shards: Sequence[AdoptedShard],
+    card: EncoderCard,
+    source: Source,
+    progress: Progress,
 ) -> None:
     """Write one part a shard, holding one in memory at a time."""
     verified = VerifiedFiles(folder)
-    done, total = 0, sum(len(shard.rows) for shard in shards)
+    done, total = 0, sum(map(len, shards))
     for shard in shards:
         verified.add(_write_shard(folder, contents, shard, card, source))
-        done += len(shard.rows)
+        done += len(shard)
         progress(done, total)
 
 
-def _write_shard(folder: Path, contents: Contents, shard: Shard, card: EncoderCard, source: Source) -> Path:
+def _write_shard(folder: Path, contents: Contents, shard: AdoptedShard, card: EncoderCard, source: Source) -> Path:
     started = time.perf_counter()
     features = _take(contents.datasets[IMAGE_FEATURES], shard.file_rows)
     tokens = _take(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
-    return write_image_part(folder, shard.manifest, shard.rows, features, tokens, source.provenance(card, started))
+    return write_image_part(folder, shard.shard, features, tokens, source.provenance(card, started))
 
 
 def _take(dataset: h5py.Dataset, rows: Ints) -> npt.NDArray[np.float16]:
     stored = StoredRows(dataset)
     taken = np.empty((len(rows), *dataset.shape[1:]), STORED_IMAGE_DTYPE)
-    for place, first, number in _runs(rows, stored.step(_BLOCK_BYTES)):
-        taken[place : place + number] = stored.read(first, number)
+    for position, first, count in _runs(rows, stored.step(_BLOCK_BYTES)):
+        taken[position : position + count] = stored.read(first, count)
     return taken
 
 
 def _runs(rows: Ints, most: int) -> Iterator[tuple[int, int, int]]:
-    """(place, first row, number) of neighbouring rows, `most` of them at a time."""
+    """(position, first row, count) of neighbouring rows, `most` of them at a time."""
     starts = np.flatnonzero(np.r_[True, np.diff(rows) != 1])
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)], strict=True):
-        for place in range(start, stop, most):
-            yield place, int(rows[place]), min(most, stop - place)
+        for position in range(start, stop, most):
+            yield position, int(rows[position]), min(most, stop - position)
 
 
 def write_templates(

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from ccassets.datasets.manifest import Shard
 from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import CcassetsError, EncoderError
-from ccassets.extraction.image_shards import Part, Report, Shard, Work, available_cores, encode_shards
-from ccassets.extraction.runners import InThisProcess
+from ccassets.extraction.image_shards import ImagePart, WorkerSetup, available_cores, encode_shards
+from ccassets.extraction.runners.in_process import InThisProcess
 from ccassets.files import remove_leftovers
+from ccassets.progress import BatchListener
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -28,9 +30,12 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalWorkers:
-    """One worker for every CUDA device, or as many as asked for; a single one is this process itself.
+    """The runner of one machine; a single worker is this process itself.
 
-    `device` makes all of them work there, as it has to be for several workers on one CPU.
+    Args:
+        workers: The number of workers, by default one for every CUDA device, or one on the CPU.
+        device: The torch device of all workers, by default a CUDA device each where there are any.
+        load: Gives the encoder of a single worker; several load their own.
     """
 
     def __init__(
@@ -40,16 +45,16 @@ class LocalWorkers:
         self._device = device
         self._load = load
 
-    def run(self, work: Work, shards: Iterable[Shard], report: Report) -> Iterator[Part]:
-        places = self._places()
-        if len(places) == 1:
-            runner = InThisProcess(self._load or (lambda: _load_encoder(work, self._device)))
-            yield from runner.run(work, shards, report)
+    def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
+        devices = self._devices()
+        if len(devices) == 1:
+            runner = InThisProcess(self._load or (lambda: _load_encoder(setup, self._device)))
+            yield from runner.run(setup, shards, listener)
         else:
-            yield from _in_processes(work, shards, report, places)
+            yield from _in_processes(setup, shards, listener, devices)
 
-    def _places(self) -> list[_Place]:
-        """Where each worker computes, the cores shared between them."""
+    def _devices(self) -> list[_WorkerDevice]:
+        """The device of each worker, the cores shared between them."""
         count = self._workers
         devices: list[tuple[str, str | None]]
         if self._device is not None:
@@ -60,25 +65,25 @@ class LocalWorkers:
             devices = devices or [("cpu", None)]
         count = count or len(devices)
         cores = max(1, available_cores() // count)
-        return [_Place(*devices[number % len(devices)], cores) for number in range(count)]
+        return [_WorkerDevice(*devices[number % len(devices)], cores) for number in range(count)]
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a worker computes: `visible` is the one CUDA device it is allowed to see, None where that is no matter."""
+class _WorkerDevice:
+    """The device and cores of a worker; `visible` is the only CUDA device it may see, None without that limit."""
 
-    device: str
+    name: str
     visible: str | None
     cores: int
 
 
 @dataclass
 class _Worker:
-    place: _Place
+    device: _WorkerDevice
     process: SpawnProcess
     connection: Connection
-    taken: deque[Shard] = field(default_factory=deque)
-    """The shards it was given and has not finished, in order."""
+    unfinished: deque[Shard] = field(default_factory=deque)
+    """The shards that it was given and has not finished, in order."""
 
 
 def _cuda_devices() -> list[str]:
@@ -90,18 +95,20 @@ def _cuda_devices() -> list[str]:
     return numbers[: torch.cuda.device_count()]
 
 
-def _load_encoder(work: Work, device: str | None) -> Encoder:
-    return load_encoder(work.study, device=device, store_cache=work.store.cache)
+def _load_encoder(setup: WorkerSetup, device: str | None) -> Encoder:
+    return load_encoder(setup.study, device=device, cache=setup.store.cache)
 
 
 # --- the caller's side -------------------------------------------------------------------------------
 
 
-def _in_processes(work: Work, shards: Iterable[Shard], report: Report, places: list[_Place]) -> Iterator[Part]:
+def _in_processes(
+    setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener, devices: list[_WorkerDevice]
+) -> Iterator[ImagePart]:
     waiting = iter(shards)
-    again: deque[Shard] = deque()
+    retries: deque[Shard] = deque()
     deaths = 0
-    workers = {worker.connection: worker for worker in (_start(work, place) for place in places)}
+    workers = {worker.connection: worker for worker in (_start(setup, device) for device in devices)}
     try:
         while workers:
             for connection in wait(list(workers)):
@@ -110,31 +117,31 @@ def _in_processes(work: Work, shards: Iterable[Shard], report: Report, places: l
                 try:
                     message = connection.recv()
                     if message is None:
-                        shard = again.popleft() if again else next(waiting, None)
+                        shard = retries.popleft() if retries else next(waiting, None)
                         if shard is not None:
-                            worker.taken.append(shard)
+                            worker.unfinished.append(shard)
                         connection.send(shard)
                 except (EOFError, OSError):
                     del workers[connection]
                     worker.process.join()
-                    if worker.process.exitcode == 0 and not worker.taken:
+                    if worker.process.exitcode == 0 and not worker.unfinished:
                         continue
                     deaths += 1
-                    if deaths > _MOST_DEATHS * len(places):
+                    if deaths > _MOST_DEATHS * len(devices):
                         raise _worker_died(worker) from None
-                    remove_leftovers(work.store.image_parts(work.card.identity))
-                    again.extend(worker.taken)
-                    replacement = _start(work, worker.place)
+                    remove_leftovers(setup.store.image_parts(setup.card.identity))
+                    retries.extend(worker.unfinished)
+                    replacement = _start(setup, worker.device)
                     workers[replacement.connection] = replacement
                     continue
-                if isinstance(message, Part):
-                    worker.taken.popleft()
+                if isinstance(message, ImagePart):
+                    worker.unfinished.popleft()
                     deaths = 0
                     yield message
                 elif isinstance(message, Exception):
                     raise message
                 elif message is not None:
-                    report(*message)
+                    listener(*message)
     finally:
         for worker in workers.values():
             worker.process.kill()
@@ -142,20 +149,20 @@ def _in_processes(work: Work, shards: Iterable[Shard], report: Report, places: l
             worker.process.join()
 
 
-def _start(work: Work, place: _Place) -> _Worker:
+def _start(setup: WorkerSetup, device: _WorkerDevice) -> _Worker:
     # Never by fork: neither CUDA nor the threads of the caller would survive it.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, work, place), daemon=True)
+    process = context.Process(target=_work, args=(theirs, setup, device), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(place, process, ours)
+    return _Worker(device, process, ours)
 
 
 def _worker_died(worker: _Worker) -> EncoderError:
     code = worker.process.exitcode or 0
     how = f"killed by signal {-code}" if code < 0 else f"with exit code {code}"
-    at = f" The last one was at {worker.taken[0].keys[0]!r}." if worker.taken else ""
+    at = f" The last one was at {worker.unfinished[0].keys[0]!r}." if worker.unfinished else ""
     return EncoderError(
         f"Worker processes died one after the other and finished nothing, the last one {how}.{at} "
         "Signal 9 is most often a lack of memory: use fewer workers, or a smaller extraction.batch_size."
@@ -165,16 +172,16 @@ def _worker_died(worker: _Worker) -> EncoderError:
 # --- the worker's side -------------------------------------------------------------------------------
 
 
-def _work(connection: Connection, work: Work, place: _Place) -> None:
-    """A worker's whole life: it asks for shards until there are none, and tells of parts, progress, or its error."""
+def _work(connection: Connection, setup: WorkerSetup, device: _WorkerDevice) -> None:
+    """The main function of a worker: ask for shards until there are none; send parts, progress, or the error."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the caller ends us.
     # Before torch is imported: each worker has its share of the cores, and its threads sleep while they wait, unless
     # the user said otherwise.
-    os.environ.setdefault("OMP_NUM_THREADS", str(place.cores))
+    os.environ.setdefault("OMP_NUM_THREADS", str(device.cores))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if place.visible is not None:
-        os.environ[_VISIBLE] = place.visible
+    if device.visible is not None:
+        os.environ[_VISIBLE] = device.visible
 
     def next_shard() -> Shard | None:
         connection.send(None)
@@ -182,9 +189,9 @@ def _work(connection: Connection, work: Work, place: _Place) -> None:
         return shard
 
     try:
-        encoder = _load_encoder(work, place.device)
+        encoder = _load_encoder(setup, device.name)
         shards = iter(next_shard, None)
-        for part in encode_shards(work, encoder, shards, lambda *said: connection.send(said), place.cores):
+        for part in encode_shards(setup, encoder, shards, lambda *batch: connection.send(batch), device.cores):
             connection.send(part)
     except CcassetsError as error:
         connection.send(error)
@@ -193,7 +200,7 @@ def _work(connection: Connection, work: Work, place: _Place) -> None:
 
 
 def _die_with_parent() -> None:
-    """End at once when the caller is gone, whose lock is gone with it: another build may be at the same shard."""
+    """End at once when the caller is gone, whose lock is gone with it: another build may encode the same shard."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

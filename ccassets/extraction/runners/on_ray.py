@@ -1,4 +1,4 @@
-"""The runner of an existing Ray cluster: actors that keep their encoder; Ray places them, restarts them and retries."""
+"""The runner of a Ray cluster: actors that keep their encoder; Ray schedules and restarts them, and retries shards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ccassets.datasets.manifest import Shard
 from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder, FloatArray, ImageFeatures
 from ccassets.errors import EncoderError, StorageError
-from ccassets.extraction.image_shards import MOST_DECODERS, Part, Report, Shard, StageTimes, Work, encode_shards
+from ccassets.extraction.image_shards import MOST_DECODERS, ImagePart, WorkerSetup, encode_shards
+from ccassets.progress import BatchListener, StageTimes
 
 _SHARDS_PER_WORKER = 2
 """Shards a worker has at once: while one is encoded, the other is decoded or written."""
@@ -21,37 +23,41 @@ _SHARED_SECONDS = 60.0
 
 
 class RayWorkers:
-    """Actors on a Ray cluster, by default one for every GPU it has.
+    """The runner of an existing Ray cluster.
 
     Every node needs ccassets in the same version, and the same storage and images under the same paths.
+
+    Args:
+        workers: The number of actors, by default one for every GPU of the cluster.
+        device: The torch device of all actors, by default CUDA where the cluster has a GPU.
     """
 
     def __init__(self, workers: int | None = None, device: str | None = None) -> None:
         self._workers = workers
         self._device = device
 
-    def run(self, work: Work, shards: Iterable[Shard], report: Report) -> Iterator[Part]:
+    def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
         ray = _ray()
         connected = ray.is_initialized()
         if not connected:
             _connect(ray)
         actors: list[Any] = []
         try:
-            actors += self._start(ray, work)
+            actors += self._start(ray, setup)
             waiting = iter(shards)
-            # An actor gets shards once it is up: one that finds no place yet holds nothing up.
-            under_way = {actor.ready.remote(): actor for actor in actors for _ in range(_SHARDS_PER_WORKER)}
-            while under_way:
-                [done], _ = ray.wait(list(under_way), num_returns=1)
-                actor = under_way.pop(done)
-                finished = _result(ray, done)
+            # An actor gets shards once it is up: one that Ray cannot schedule yet blocks no shard.
+            running = {actor.ready.remote(): actor for actor in actors for _ in range(_SHARDS_PER_WORKER)}
+            while running:
+                [task], _ = ray.wait(list(running), num_returns=1)
+                actor = running.pop(task)
+                result = _result(ray, task)
                 shard = next(waiting, None)
                 if shard is not None:
-                    under_way[actor.encode.remote(shard)] = actor
-                if finished is not None:
-                    part, times = finished
+                    running[actor.encode.remote(shard)] = actor
+                if result is not None:
+                    part, times = result
                     _require_shared(part.path)
-                    report(part.rows, times)
+                    listener(part.rows, times)
                     yield part
         finally:
             for actor in actors:
@@ -59,7 +65,7 @@ class RayWorkers:
             if not connected:
                 ray.shutdown()
 
-    def _start(self, ray: Any, work: Work) -> list[Any]:
+    def _start(self, ray: Any, setup: WorkerSetup) -> list[Any]:
         on_gpu = self._device is None or self._device.startswith("cuda")
         gpus = int(ray.cluster_resources().get("GPU", 0)) if on_gpu else 0
         count = self._workers or gpus or 1
@@ -73,33 +79,33 @@ class RayWorkers:
             max_task_retries=-1,  # As long as there is an actor: it is its deaths that are counted.
             max_concurrency=_SHARDS_PER_WORKER,
         )
-        shared, device = ray.put(work), "cuda" if gpus else self._device or "cpu"
+        shared, device = ray.put(setup), "cuda" if gpus else self._device or "cpu"
         return [worker.remote(shared, device, cores) for _ in range(count)]
 
 
 class _Worker:
-    """What an actor is: an encoder, and the shards it is given."""
+    """The class of an actor: it keeps an encoder, and encodes the shards that it is given."""
 
-    def __init__(self, work: Work, device: str, cores: int) -> None:
-        self._work = work
+    def __init__(self, setup: WorkerSetup, device: str, cores: int) -> None:
+        self._setup = setup
         self._cores = cores
         self._lock = threading.Lock()
-        self._encoder = load_encoder(work.study, device=device, store_cache=work.store.cache)
+        self._encoder = load_encoder(setup.study, device=device, cache=setup.store.cache)
 
     def ready(self) -> None:
         """Answers once the encoder is loaded."""
 
-    def encode(self, shard: Shard) -> tuple[Part, StageTimes]:
+    def encode(self, shard: Shard) -> tuple[ImagePart, StageTimes]:
         times = StageTimes()
-        encoder = _InTurn(self._encoder, self._lock)
-        [part] = encode_shards(self._work, encoder, [shard], lambda _, spent: times.add(spent), self._cores)
+        encoder = _LockedEncoder(self._encoder, self._lock)
+        [part] = encode_shards(self._setup, encoder, [shard], lambda _, batch: times.add(batch), self._cores)
         times.encoding -= encoder.waited
         times.seconds -= encoder.waited
         return part, times
 
 
-class _InTurn:
-    """An encoder that several shards share, one batch at a time; `waited` is how long this one waited for its turns."""
+class _LockedEncoder:
+    """An encoder that the shards of an actor share, one batch at a time; `waited` is how long this shard waited."""
 
     def __init__(self, encoder: Encoder, lock: threading.Lock) -> None:
         self.card = encoder.card
@@ -112,9 +118,9 @@ class _InTurn:
         self._lock = lock
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         with self._lock:
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - start
             return self._encoder.encode_pixels(pixels)
 
 
@@ -138,17 +144,17 @@ def _connect(ray: Any) -> None:
 
 
 def _cores_each(nodes: list[int], workers: int) -> int:
-    """The most cores that each of so many workers can have when none is spread over nodes; 1 if they are too many."""
+    """The most cores that each of `workers` can have on one node; 1 if there are too many workers."""
     fitting = (
         cores for cores in range(max(nodes, default=1), 0, -1) if sum(node // cores for node in nodes) >= workers
     )
     return next(fitting, 1)
 
 
-def _result(ray: Any, done: Any) -> Any:
-    """What an actor gave, or its own error; `EncoderError` when it died more often than Ray restarts it."""
+def _result(ray: Any, task: Any) -> Any:
+    """The result of a task, or its own error; `EncoderError` when its actor died more often than Ray restarts it."""
     try:
-        return ray.get(done)
+        return ray.get(task)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayActorError as error:
@@ -159,7 +165,7 @@ def _result(ray: Any, done: Any) -> Any:
 
 
 def _require_shared(path: Path) -> None:
-    """Wait until a part written elsewhere is seen here, too; a network file system may need a moment."""
+    """Wait until a part written on another node is seen here; a network file system may need a moment."""
     deadline = time.monotonic() + _SHARED_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:

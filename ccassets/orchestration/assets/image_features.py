@@ -2,8 +2,7 @@
 
 import dagster as dg
 
-from ccassets.extraction import extract_splits
-from ccassets.extraction.image_shards import StageTimes
+from ccassets.extraction import extract_images
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.orchestration.names import ENCODER_POOL
 from ccassets.orchestration.partitions import split_partitions, splits_of
@@ -11,6 +10,7 @@ from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.run_locks import hold_run_lock
 from ccassets.orchestration.steps import log_progress
 from ccassets.orchestration.study_asset import ExtractionRun, data_version, study_asset
+from ccassets.progress import StageTimes
 from ccassets.study.schema import Study
 
 
@@ -37,7 +37,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
             for split in splits:
                 recorded_manifest(study, split, study_store)
             times = StageTimes()
-            done = extract_splits(
+            extraction = extract_images(
                 study,
                 splits,
                 runner=encoder.choose_runner(study, card, study_store),
@@ -46,22 +46,20 @@ def image_features(study: Study) -> dg.AssetsDefinition:
                 progress=log_progress(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
                 times=times,
             )
-        for name in sorted({name for part in done for name in part.damaged}):
+        for name in sorted(extraction.damaged):
             context.log.warning(f"The part {name} is not what was written; its images were encoded again.")
-        encoded = sum(part.encoded for part in done)
-        seconds = sum(part.seconds for part in done)
         return dg.MaterializeResult(
-            data_version=data_version({part.split: part.digest for part in done}),
+            data_version=data_version(extraction.digests),
             metadata={
-                "dagster/row_count": sum(part.rows for part in done),
-                "encoded": encoded,
-                "adopted": sum(part.adopted for part in done),
-                "seconds": round(seconds, 3),
-                "rows_per_second": round(encoded / seconds, 2) if encoded else 0.0,
+                "dagster/row_count": extraction.rows,
+                "encoded": extraction.encoded,
+                "adopted": extraction.adopted,
+                "seconds": round(extraction.seconds, 3),
+                "rows_per_second": round(extraction.rows_per_second, 2),
                 "encoder_busy": round(times.share(times.encoding), 3),
                 "waited_for_images": round(times.share(times.decoding), 3),
                 "waited_for_disk": round(times.share(times.writing), 3),
-                "bytes": encoded * 2 * card.dim * (1 + card.token_count),
+                "bytes": extraction.encoded * 2 * card.dim * (1 + card.token_count),
             },
         )
 
