@@ -1,6 +1,6 @@
-"""Asset checks: the validator's groups of checks, run on the files by themselves, at any time; and accuracies."""
+"""Asset checks: the validator's groups of checks, run on the files at any time; and the accuracy on val."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class CheckGroup:
 
     @property
     def checks(self) -> frozenset[str]:
+        """The names of the validator's checks."""
         return frozenset(check.name for check in CHECKS.values() if check.group == self.name)
 
 
@@ -44,27 +45,39 @@ TEXTS = CheckGroup("texts", True, "The prompts are those of the word and templat
 PROVENANCE = CheckGroup("provenance", False, "Where the features came from is recorded, and nothing about it is odd.")
 STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded now, asks for.")
 
+FindFiles = Callable[[dg.AssetCheckExecutionContext, Store], Sequence[Path]]
+
 
 def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
     """The checks of a study's image parts (by split), template parts, database and accuracies."""
+
+    def image_parts(context: dg.AssetCheckExecutionContext, store: Store) -> Sequence[Path]:
+        return _parts_of(study, store, splits_of(context, study))
+
+    def template_parts(template: PromptTemplate) -> FindFiles:
+        return lambda _, store: [template_part(template, recorded_card(study, store), store)]
+
+    def database(_: dg.AssetCheckExecutionContext, store: Store) -> Sequence[Path]:
+        return [store.database]
+
+    note = " Reads the parts that hold the split."
+    of_database = (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)
+    accuracies = [name for name in ("zero_shot", "concept_bottleneck") if name in available_analyses(study)]
     return [
-        _sources_check(study),
-        *(_image_check(study, group) for group in (STRUCTURE, VALUES)),
-        *(
-            _template_check(study, template, group)
-            for template in study.vocabulary.templates().values()
-            for group in (TEXTS, VALUES)
+        _source_check(study),
+        _file_checks(
+            study, "image_features", (STRUCTURE, VALUES), image_parts, partitions=split_partitions(study), note=note
         ),
-        *(_database_check(study, group) for group in (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)),
         *(
-            _accuracy_check(study, name)
-            for name in ("zero_shot", "concept_bottleneck")
-            if name in available_analyses(study)
+            _file_checks(study, f"template_features/{name}", (TEXTS, VALUES), template_parts(template))
+            for name, template in study.vocabulary.templates().items()
         ),
+        _file_checks(study, "feature_database", of_database, database, compare=True),
+        *(_accuracy_check(study, name) for name in accuracies),
     ]
 
 
-def _sources_check(study: Study) -> dg.AssetChecksDefinition:
+def _source_check(study: Study) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset_key(study, "images"),
         name="sources",
@@ -74,59 +87,57 @@ def _sources_check(study: Study) -> dg.AssetChecksDefinition:
         try:
             findings = find_source_problems(study, store.of(study))
         except CcassetsError as error:
-            return _failed(error)
-        return _found(findings, "Nothing to report in the manifests that were read so far.")
+            return _failure("sources", error)
+        return _result("sources", findings, "Nothing to report in the manifests that were read so far.")
 
     return _check
 
 
-def _image_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=asset_key(study, "image_features"),
-        name=group.name,
-        blocking=group.blocking,
-        partitions_def=split_partitions(study),
-        description=f"{group.description} Reads the parts that hold the split.",
-    )
-    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
+def _file_checks(
+    study: Study,
+    asset: str,
+    groups: Sequence[CheckGroup],
+    find_files: FindFiles,
+    *,
+    partitions: dg.PartitionsDefinition[str] | None = None,
+    note: str = "",
+    compare: bool = False,
+) -> dg.AssetChecksDefinition:
+    """A check for every group, on the files of an asset; those that run together read the files once.
+
+    `note` ends their descriptions; with `compare` the files are compared with the study.
+    """
+    key = asset_key(study, asset)
+    specs = [
+        dg.AssetCheckSpec(
+            group.name,
+            asset=key,
+            blocking=group.blocking,
+            description=f"{group.description}{note}",
+            partitions_def=partitions,
+        )
+        for group in groups
+    ]
+
+    @dg.multi_asset_check(name=f"{key.to_python_identifier()}__checks", specs=specs, can_subset=True)
+    def _checks(context: dg.AssetCheckExecutionContext, store: StoreResource) -> Iterator[dg.AssetCheckResult]:
+        selected = {check.name for check in context.selected_asset_check_keys}
+        checks = {group.name: group.checks for group in groups if group.name in selected}
+        findings: list[Finding] = []
         try:
-            files = _parts_of(study, store.of(study), splits_of(context, study))
+            files = find_files(context, store.of(study))
+            for file in files:
+                findings += validate_database(
+                    file, study=study if compare else None, only=frozenset[str]().union(*checks.values())
+                )
         except CcassetsError as error:
-            return _failed(error)
-        return _result(group, files)
+            yield from (_failure(name, error) for name in checks)
+            return
+        nothing = f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}."
+        for name, of_group in checks.items():
+            yield _result(name, [finding for finding in findings if finding.check in of_group], nothing)
 
-    return _check
-
-
-def _template_check(study: Study, template: PromptTemplate, group: CheckGroup) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=asset_key(study, "template_features", template.template_id),
-        name=group.name,
-        blocking=group.blocking,
-        description=group.description,
-    )
-    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        files = store.of(study)
-        try:
-            part = template_part(template, recorded_card(study, files), files)
-        except CcassetsError as error:
-            return _failed(error)
-        return _result(group, [part])
-
-    return _check
-
-
-def _database_check(study: Study, group: CheckGroup) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        asset=asset_key(study, "feature_database"),
-        name=group.name,
-        blocking=group.blocking,
-        description=group.description,
-    )
-    def _check(context: dg.AssetCheckExecutionContext, store: StoreResource) -> dg.AssetCheckResult:
-        return _result(group, [store.of(study).database], study)
-
-    return _check
+    return _checks
 
 
 def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
@@ -138,11 +149,11 @@ def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
         description=f"On val, accuracy is at most {MOST_LOST:g} below that of the materialization before.",
     )
     def _check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        values = [_val_accuracy(record) for record in context.instance.fetch_materializations(key, limit=2).records]
-        known = [value for value in values if value is not None]
-        if len(known) < 2:
+        records = context.instance.fetch_materializations(key, limit=2).records
+        accuracies = [accuracy for record in records if (accuracy := _val_accuracy(record)) is not None]
+        if len(accuracies) < 2:
             return dg.AssetCheckResult(passed=True, description="There are no two accuracies on val to compare.")
-        now, before = known
+        now, before = accuracies
         return dg.AssetCheckResult(
             passed=now >= before - MOST_LOST,
             severity=dg.AssetCheckSeverity.WARN,
@@ -155,8 +166,8 @@ def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
 
 def _val_accuracy(record: dg.EventLogRecord) -> float | None:
     assert record.asset_materialization is not None
-    found = record.asset_materialization.metadata.get("val_accuracy")
-    return found.value if isinstance(found, dg.FloatMetadataValue) else None
+    value = record.asset_materialization.metadata.get("val_accuracy")
+    return value.value if isinstance(value, dg.FloatMetadataValue) else None
 
 
 def _parts_of(study: Study, store: Store, splits: Iterable[str]) -> Sequence[Path]:
@@ -169,19 +180,10 @@ def _parts_of(study: Study, store: Store, splits: Iterable[str]) -> Sequence[Pat
     return sorted(sources)
 
 
-def _result(group: CheckGroup, files: Sequence[Path], study: Study | None = None) -> dg.AssetCheckResult:
-    findings: list[Finding] = []
-    try:
-        for file in files:
-            findings += validate_database(file, study=study, only=group.checks)
-    except CcassetsError as error:
-        return _failed(error)
-    return _found(findings, f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}.")
-
-
-def _found(findings: Sequence[Finding], nothing: str) -> dg.AssetCheckResult:
+def _result(check: str, findings: Sequence[Finding], nothing: str) -> dg.AssetCheckResult:
     failed = has_errors(findings)
     return dg.AssetCheckResult(
+        check_name=check,
         passed=not findings,
         severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
         description=_description(findings) if findings else nothing,
@@ -189,12 +191,14 @@ def _found(findings: Sequence[Finding], nothing: str) -> dg.AssetCheckResult:
     )
 
 
-def _failed(error: CcassetsError) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error))
+def _failure(check: str, error: CcassetsError) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=check, passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error)
+    )
 
 
 def _description(findings: Sequence[Finding]) -> str:
-    """What was found and what to do about it, check by check."""
+    """The findings and what to do about them, check by check."""
     lines = [f"{finding.check}: {finding.message} ({finding.where})" for finding in findings]
     advice = dict.fromkeys(CHECKS[finding.check].advice for finding in findings if finding.check in CHECKS)
     return "\n".join([*lines, *advice])

@@ -32,6 +32,14 @@ query BySplit($key: AssetKeyInput!, $partition: String!) {
   }
 }
 """
+_CHECKS = """
+query Checks($group: AssetGroupSelector!) {
+  assetNodes(group: $group) {
+    assetKey { path }
+    assetChecksOrError { ... on AssetChecks { checks { name blocking canExecuteIndividually } } }
+  }
+}
+"""
 _SWITCHES = """
 query Switches($repository: RepositorySelector!) {
   sensorsOrError(repositorySelector: $repository) { ... on Sensors { results { name sensorState { status } } } }
@@ -50,26 +58,43 @@ def switched_on(location: str) -> set[str]:
     return {name for name, state in switches if state["status"] == "RUNNING"}
 
 
+def executable_checks(study: str) -> dict[str, set[str]]:
+    """The checks that the UI has an Execute button for, by asset; those that stop what is downstream with a `!`."""
+    with _asking("ccassets") as ask:
+        nodes = ask(_CHECKS, {"group": _group(study)})["assetNodes"]
+    return {
+        "/".join(node["assetKey"]["path"][1:]): {
+            f"{check['name']}{'!' if check['blocking'] else ''}"
+            for check in node["assetChecksOrError"]["checks"]
+            if check["canExecuteIndividually"] == "CAN_EXECUTE"
+        }
+        for node in nodes
+    }
+
+
+def _group(study: str) -> dict[str, str]:
+    return {"groupName": study, "repositoryName": "__repository__", "repositoryLocationName": "ccassets"}
+
+
 def stale(study: str) -> dict[str, str]:
     """Every asset (`name` or `name:split`) of a study that the UI does not call fresh, with the causes it shows."""
-    found = {}
+    not_fresh = {}
     with _asking("ccassets") as ask:
-        selector = {"groupName": study, "repositoryName": "__repository__", "repositoryLocationName": "ccassets"}
-        for node in ask(_STALENESS, {"group": selector})["assetNodes"]:
+        for node in ask(_STALENESS, {"group": _group(study)})["assetNodes"]:
             path = node["assetKey"]["path"]
             name = "/".join(path[1:])
             if not node["partitionKeys"]:
-                _note(found, name, node)
+                _note(not_fresh, name, node)
             for split in node["partitionKeys"]:
                 by_split = ask(_BY_SPLIT, {"key": {"path": path}, "partition": split})["assetNodeOrError"]
-                _note(found, f"{name}:{split}", by_split)
-    return found
+                _note(not_fresh, f"{name}:{split}", by_split)
+    return not_fresh
 
 
-def _note(found: dict[str, str], name: str, node: dict[str, Any]) -> None:
+def _note(not_fresh: dict[str, str], name: str, node: dict[str, Any]) -> None:
     if node["staleStatus"] != "FRESH":
         causes = [f"{'/'.join(cause['key']['path'][1:])} {cause['reason']}" for cause in node["staleCauses"]]
-        found[name] = f"{node['staleStatus']}: {'; '.join(causes)}"
+        not_fresh[name] = f"{node['staleStatus']}: {'; '.join(causes)}"
 
 
 @contextmanager

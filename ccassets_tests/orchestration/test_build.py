@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import h5py
 import numpy as np
 import pytest
 
@@ -29,6 +30,7 @@ from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import CLASSES, edit_study, save_golden_weights, save_images, write_study
+from ccassets_tests.orchestration.graphql import executable_checks
 from ccassets_tests.orchestration.study_runs import run_job, state_of
 
 
@@ -64,18 +66,23 @@ def metadata(study: Study, *parts: str) -> dict[str, Any]:
         return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def run_check(study: Study, asset: str, name: str, split: str | None = None) -> str:
-    """What a check says that is run alone, as its Execute button does."""
-    check = dg.AssetCheckKey(asset_key(study, *asset.split("/")), name)
-    job = dg.define_asset_job("alone", selection=dg.AssetSelection.checks(check))
+def run_checks(study: Study, asset: str, *names: str, split: str | None = None) -> dg.ExecuteInProcessResult:
+    """Run checks without their asset, as their Execute buttons do."""
+    checks = [dg.AssetCheckKey(asset_key(study, asset), name) for name in names]
+    job = dg.define_asset_job("checks", selection=dg.AssetSelection.checks(*checks))
     definitions = dg.Definitions.merge(definitions_of(study), dg.Definitions(jobs=[job]))
     with dagster_instance() as instance:
-        result = definitions.resolve_job_def("alone").execute_in_process(
+        result = definitions.resolve_job_def("checks").execute_in_process(
             instance=instance, tags={"dagster/partition": split} if split else None, raise_on_error=False
         )
-    [found] = result.get_asset_check_evaluations()
     assert not result.get_asset_materialization_events()
-    return f"{'passed' if found.passed else 'failed'}: {found.description}"
+    return result
+
+
+def run_check(study: Study, asset: str, name: str, split: str | None = None) -> str:
+    """What a check says that is run alone."""
+    [evaluation] = run_checks(study, asset, name, split=split).get_asset_check_evaluations()
+    return f"{'passed' if evaluation.passed else 'failed'}: {evaluation.description}"
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
@@ -200,6 +207,42 @@ def test_every_check_runs_and_passes(built: Study) -> None:
             assert evaluation.passed or key.name == "val_accuracy", (key, evaluation.description)
 
 
+def test_every_check_has_a_button_of_its_own_and_the_right_ones_block(
+    built: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(built.folder.parent))
+    assert executable_checks("cells") == {
+        "images": {"sources"},
+        "encoder": set(),
+        **{f"template_features/{name}": {"texts!", "values!"} for name in TEMPLATES},
+        "image_features": {"structure!", "values!"},
+        "feature_database": {"structure!", "counts!", "values!", "texts!", "provenance", "study"},
+        "validation_report": set(),
+        "concept_scores": set(),
+        "zero_shot": {"val_accuracy"},
+        "concept_bottleneck": {"val_accuracy"},
+        "concept_atlas": set(),
+    }
+
+
+def test_checks_of_a_database_read_it_once_and_a_failing_one_hides_no_other(built: Study) -> None:
+    path = Store.of(built).database
+    names = ("structure", "counts", "values", "texts", "provenance", "study")
+    before = path.read_bytes()
+    with h5py.File(path, "r+") as file:
+        file["image_features"][3] = 0
+    result = run_checks(built, "feature_database", *names)
+    evaluations = result.get_asset_check_evaluations()
+    assert {evaluation.check_name: evaluation.passed for evaluation in evaluations} == {
+        **dict.fromkeys(names, True),
+        "values": False,
+    }
+    assert len({event.step_key for event in result.all_events if event.step_key}) == 1
+    assert not result.success, "`values` is blocking"
+    path.write_bytes(before)
+    assert run_checks(built, "feature_database", "counts", "study").success
+
+
 def test_the_columns_in_the_ui_are_the_data_sets_of_the_file(built: Study) -> None:
     columns = {
         column.name: column.type for column in metadata(built, "feature_database")["dagster/column_schema"].columns
@@ -307,16 +350,16 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
         assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-1]]
         assert result.path == Store.of(edited).database
         assert ccassets.validate_database(result.path, study=edited, deep=True) == []
-        away, lacking = result.notices
+        away, unfinished = result.notices
         assert "pictures is not there; dataset.root names it. What was read of its images before is used." in away
-        assert lacking.startswith("The database is finished, but not concept_atlas: ")
-        assert "pictures" in lacking
+        assert unfinished.startswith("The database is finished, but not concept_atlas: ")
+        assert "pictures" in unfinished
         with pytest.warns(UserWarning, match="not concept_atlas"):
             assert ccassets.build(edited) == result.path
 
-        elsewhere = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
+        unreadable = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
         with pytest.raises(DatasetError, match="nowhere is not there"):
-            run_build(elsewhere)
+            run_build(unreadable)
     finally:
         (shared / "away").rename(shared / "pictures")
 
@@ -349,7 +392,7 @@ def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
     assert path is not None
     with ccassets.open_database(path) as database:
         assert database.attributes["limit"] == 2
-        assert {name: place.stop - place.start for name, place in database.splits.items()} == {
+        assert {name: rows.stop - rows.start for name, rows in database.splits.items()} == {
             "train": 2,
             "val": 2,
             "test": 2,
