@@ -76,11 +76,11 @@ def test_a_build_ends_with_all_four_and_their_files(built: Study) -> None:
 
 def test_metrics_are_numbers_that_the_ui_plots(built: Study) -> None:
     for asset in ("zero_shot", "concept_bottleneck"):
-        found = materialization(built, asset).metadata
+        values = materialization(built, asset).metadata
         for split in ("val", "test"):
             for name in ("accuracy", "auc", "balanced_accuracy"):
                 for part in ("", "_low", "_high"):
-                    assert isinstance(found[f"{split}_{name}{part}"], dg.FloatMetadataValue)
+                    assert isinstance(values[f"{split}_{name}{part}"], dg.FloatMetadataValue)
     assert metadata(built, "zero_shot")["rule"] == "span"
     fitted = metadata(built, "concept_bottleneck")
     assert isinstance(fitted["control_random_directions"], float)
@@ -96,11 +96,11 @@ def test_the_table_has_a_row_an_image_and_a_column_a_concept(built: Study) -> No
 
 
 def test_the_atlas_is_linked_relatively_and_shows_key_pictures(built: Study) -> None:
-    found = metadata(built, "concept_atlas")
-    assert found["page"] == "cells/analysis/concept_atlas.html"
-    assert (Store.of(built).root / found["page"]).stat().st_size == found["bytes"]
-    assert found["concepts"].count("![](data:image/webp;base64,") == 3
-    assert len(found["concepts"]) < 200_000
+    values = metadata(built, "concept_atlas")
+    assert values["page"] == "cells/analysis/concept_atlas.html"
+    assert (Store.of(built).root / values["page"]).stat().st_size == values["bytes"]
+    assert values["concepts"].count("![](data:image/webp;base64,") == 3
+    assert len(values["concepts"]) < 200_000
 
 
 def test_an_equal_rebuild_changes_no_data_version(built: Study) -> None:
@@ -183,10 +183,10 @@ def report(study: Study, asset: str, accuracy: float) -> None:
 
 def check(study: Study, asset: str) -> dg.AssetCheckEvaluation:
     """The check run by itself, as the UI offers it."""
-    checks = [found for found in study_checks(study) if found.check_key.name == "val_accuracy"]
-    wanted = dg.AssetSelection.checks(dg.AssetCheckKey(asset_key(study, asset), "val_accuracy"))
+    key = dg.AssetCheckKey(asset_key(study, asset), "val_accuracy")
+    checks = [definition for definition in study_checks(study) if key in definition.check_keys]
     with dagster_instance() as instance:
-        run = dg.materialize(checks, selection=wanted, instance=instance)  # type: ignore[arg-type]
+        run = dg.materialize(checks, selection=dg.AssetSelection.checks(key), instance=instance)  # type: ignore[arg-type]
     (evaluation,) = run.get_asset_check_evaluations()
     return evaluation
 
@@ -197,11 +197,11 @@ def test_a_fall_of_accuracy_on_val_is_warned_of_and_stops_nothing(built: Study, 
     report(built, asset, 0.9 - MOST_LOST + 0.001)
     assert check(built, asset).passed
     report(built, asset, 0.85)
-    found = check(built, asset)
-    assert not found.passed
-    assert found.severity == dg.AssetCheckSeverity.WARN
-    assert not found.blocking
-    assert found.description == "Accuracy on val was 0.881 and is 0.850."
+    evaluation = check(built, asset)
+    assert not evaluation.passed
+    assert evaluation.severity == dg.AssetCheckSeverity.WARN
+    assert not evaluation.blocking
+    assert evaluation.description == "Accuracy on val was 0.881 and is 0.850."
 
 
 def test_the_check_runs_with_the_asset_against_the_materialization_before(built: Study) -> None:

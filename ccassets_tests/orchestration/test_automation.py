@@ -43,12 +43,12 @@ class Daemon:
             definitions_of(self.study), self.instance, cursor=self.cursor, evaluation_time=when
         )
         self.cursor = result.cursor
-        asked = set()
+        names = set()
         for key in definitions_of(self.study).resolve_asset_graph().materializable_asset_keys:
             name = "/".join(key.path[1:])
             for split in result.get_requested_partitions(key):
-                asked.add(f"{name}:{split}" if split else name)
-        return asked
+                names.add(f"{name}:{split}" if split else name)
+        return names
 
     def materializes(self, *names: str) -> None:
         for name in names:
@@ -146,10 +146,10 @@ def watch(study: Study) -> Tick:
         resources = {"store": StoreResource(), "encoder": EncoderResource()}
         context = dg.build_sensor_context(instance, definitions=definitions_of(study), resources=resources)
         context.log.addFilter(lambda record: bool(said.append(record.getMessage())) or True)
-        found = sensor.evaluate_tick(context)
-    runs = found.run_requests or []
+        result = sensor.evaluate_tick(context)
+    runs = result.run_requests or []
     return Tick(
-        " ".join([*said, found.skip_message or ""]).strip(),
+        " ".join([*said, result.skip_message or ""]).strip(),
         [(run.job_name, run.partition_key) for run in runs],
         [run.run_key for run in runs],
     )
@@ -189,9 +189,9 @@ def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, ima
 
 def test_the_watch_says_that_a_folder_is_gone(watched: Study, image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val")
-    found = watch(watched)
-    assert found.runs == []
-    assert "val" in found.said
+    tick = watch(watched)
+    assert tick.runs == []
+    assert "val" in tick.said
 
 
 def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study, image_folder: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study
 
 
 def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched: Study) -> None:
-    place = Store.of(watched)
-    shutil.copy(place.database, place.database.with_suffix(".mine"))
-    place.database.unlink()
-    place.database.with_suffix(".mine").rename(place.database)
+    store = Store.of(watched)
+    shutil.copy(store.database, store.database.with_suffix(".mine"))
+    store.database.unlink()
+    store.database.with_suffix(".mine").rename(store.database)
     replaced = watch(watched)
     assert replaced.runs == [("cells__build_database", None)]
     assert "feature_database is lost, its file is not the one that was written: it is made again." in replaced.said
@@ -218,9 +218,9 @@ def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched:
     follow(watched, replaced)
     assert watch(watched).runs == []
 
-    place.database.unlink()
-    shutil.rmtree(place.reports)
-    shutil.rmtree(place.root / "features")
+    store.database.unlink()
+    shutil.rmtree(store.reports)
+    shutil.rmtree(store.root / "features")
     lost = watch(watched)
     assert set(lost.runs) == {("cells__extract_text", None), *(("cells__extract_images", s) for s in watched.splits)}
     assert "image_features:val is lost, 5 of 5 images of val are in no part" in lost.said
@@ -235,7 +235,7 @@ def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched:
     assert watch(watched).keys != replaced.keys, "another loss, another run"
     follow(watched, watch(watched))
     assert watch(watched).runs == [], "the report came with the database"
-    (place.analysis / "concept_atlas.html").unlink()
+    (store.analysis / "concept_atlas.html").unlink()
     assert watch(watched).runs == [("cells__analyse", None)]
     assert run_build(watched).materialized == ["concept_atlas"]
 

@@ -44,10 +44,10 @@ def test_ten_readers_find_the_old_database_until_they_find_the_new_one(study: St
 
     assert (code, answer) == (0, {"encoded": 12})
     for reader in readers:
-        found, wrong = reader.stop()
+        answers, wrong = reader.stop()
         assert wrong == []
-        assert found["old"] > 0
-        assert found["new"] > 0
+        assert answers["old"] > 0
+        assert answers["new"] > 0
     assert digest_of(path) != old
 
 

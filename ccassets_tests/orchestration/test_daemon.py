@@ -107,8 +107,8 @@ def wait_for(there: Callable[[], object], seconds: float) -> None:
         time.sleep(0.2)
 
 
-def parts(place: Store) -> list[str]:
-    return sorted(path.name for path in place.root.glob("features/*/rows/*.h5"))
+def parts(store: Store) -> list[str]:
+    return sorted(path.name for path in store.root.glob("features/*/rows/*.h5"))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ SECONDS_A_BATCH = 3.0
 @pytest.mark.timeout(600)
 def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: Study, tmp_path: Path) -> None:
     slow = with_slow_encoder(study, SECONDS_A_BATCH)
-    place = Store.of(slow)
+    store = Store.of(slow)
     with dagster_instance() as instance:
         for job, split in (("read_encoder", None), ("read_images", "train")):
             resolved = definitions_of(slow).resolve_job_def(job_name(slow, job))
@@ -135,7 +135,7 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
     try:
         server.wait(180)
         run = server.launch("cells__extract_images", "train")
-        wait_for(lambda: parts(place), 120)
+        wait_for(lambda: parts(store), 120)
         pressed = time.monotonic()
         stop = """mutation Stop($run: String!) {
           terminateRun(runId: $run) { __typename ... on PythonError { message } }
@@ -145,17 +145,17 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
         stopped_after = time.monotonic() - pressed
     finally:
         server.stop()
-    kept = parts(place)
+    kept = parts(store)
     print(f"canceled {stopped_after:.1f} s after Terminate; {len(kept)} of 3 shards kept")
     assert stopped_after < SECONDS_A_BATCH + 10, "a batch, and what Dagster needs to end a process and to write it down"
     assert 1 <= len(kept) < 3
-    assert not list(place.root.rglob("*.partial"))
-    assert not list(place.runs.glob("*.lock"))
+    assert not list(store.root.rglob("*.partial"))
+    assert not list(store.runs.glob("*.lock"))
     with dagster_instance() as instance:
         assert not instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots
     assert run_build(slow, splits=["train"]).materialized[-1] == "image_features:train"
-    assert len(parts(place)) == 3
-    assert set(kept) <= set(parts(place)), "what was finished was not encoded again"
+    assert len(parts(store)) == 3
+    assert set(kept) <= set(parts(store)), "what was finished was not encoded again"
 
 
 TOKEN = "hf_marker0that0must0be0nowhere"
@@ -262,9 +262,9 @@ def test_the_daemon_follows_an_edited_template_and_encodes_no_image(webserver: W
         "runsOrError"
     ]["results"]
     by_daemon = [run for run in runs if "ccassets/started_by" not in [tag["key"] for tag in run["tags"]]]
-    asked = {"/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]}
-    assert {"template_features/label_prompts_t02", "feature_database"} <= asked
-    assert not any(name.startswith(("images", "image_features", "encoder")) for name in asked)
+    requested = {"/".join(key["path"][1:]) for run in by_daemon for key in run["assetSelection"]}
+    assert {"template_features/label_prompts_t02", "feature_database"} <= requested
+    assert not any(name.startswith(("images", "image_features", "encoder")) for name in requested)
 
 
 @pytest.mark.slow

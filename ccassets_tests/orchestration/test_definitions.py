@@ -48,9 +48,9 @@ def snapshot(definitions: dg.Definitions) -> dict[str, object]:
 
 
 def test_names_dependencies_checks_and_switches_are_what_they_were() -> None:
-    found = snapshot(definitions_of(load_study("demo")))
+    names = snapshot(definitions_of(load_study("demo")))
     # After a change on purpose: python -m ccassets_tests.orchestration.test_definitions
-    assert found == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert names == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
 def test_a_study_tells_its_owners_and_shows_its_readme(study: Study) -> None:
@@ -67,9 +67,9 @@ def test_a_study_tells_its_owners_and_shows_its_readme(study: Study) -> None:
 
 
 def test_everything_that_runs_by_itself_is_switched_off() -> None:
-    found = snapshot(defs())
-    assert set(found["schedules"].values()) == {"STOPPED"}  # type: ignore[attr-defined]
-    assert set(found["sensors"].values()) == {"STOPPED"}  # type: ignore[attr-defined]
+    names = snapshot(defs())
+    assert set(names["schedules"].values()) == {"STOPPED"}  # type: ignore[attr-defined]
+    assert set(names["sensors"].values()) == {"STOPPED"}  # type: ignore[attr-defined]
 
 
 def test_every_asset_has_a_description_and_encoders_run_in_their_pool() -> None:

@@ -83,8 +83,8 @@ def test_no_artefact_holds_a_path_a_host_a_user_or_a_token(made: Made) -> None:
     secrets = [TOKEN, HOST, str(made.folder), str(Path.home())]
     if len(getpass.getuser()) > 4:  # A short name is a word that stands anywhere.
         secrets.append(getpass.getuser())
-    found = [(path.name, secret) for path in made.files for secret in secrets if secret.encode() in readable(path)]
-    assert found == []
+    leaks = [(path.name, secret) for path in made.files for secret in secrets if secret.encode() in readable(path)]
+    assert leaks == []
     assert any(b"broken.png" in readable(path) for path in made.files), "keys are there, and would be found"
 
 
@@ -93,11 +93,11 @@ class Handlers(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.events: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
+        self.events += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
 
 
 def test_words_and_names_from_data_are_text_on_every_page(made: Made) -> None:
@@ -106,7 +106,7 @@ def test_words_and_names_from_data_are_text_on_every_page(made: Made) -> None:
     for name, page in pages.items():
         assert HOSTILE not in page, name
         assert IMAGE not in page, name
-        assert Handlers(page).found == [], name
+        assert Handlers(page).events == [], name
         assert "<b>bold" not in page, name
         assert "alert(1)" in page, f"{name} shows the concept, as text"
     assert HOSTILE not in made.report.markdown
@@ -133,7 +133,7 @@ def test_the_ui_listens_on_loopback_alone_and_calls_nobody(study: Study, tmp_pat
     finally:
         server.stop()
     assert ("127.0.0.1", server.port, True) in sockets
-    assert [found for found in sockets if not found[0].startswith("127.")] == []
+    assert [address for address in sockets if not address[0].startswith("127.")] == []
 
 
 def tcp_sockets(session: int) -> Iterator[tuple[str, int, bool]]:
@@ -156,7 +156,7 @@ def tcp_sockets(session: int) -> Iterator[tuple[str, int, bool]]:
 
 def _address(text: str) -> str:
     """An address of /proc/net/tcp or tcp6, four bytes of the host's order after another."""
-    data = b"".join(bytes.fromhex(text[place : place + 8])[::-1] for place in range(0, len(text), 8))
+    data = b"".join(bytes.fromhex(text[start : start + 8])[::-1] for start in range(0, len(text), 8))
     if len(data) == 16 and data[:12] != bytes(10) + b"\xff\xff":
         return "127.0.0.1" if data == bytes(15) + b"\x01" else socket.inet_ntop(socket.AF_INET6, data)
     return socket.inet_ntop(socket.AF_INET, data[-4:])

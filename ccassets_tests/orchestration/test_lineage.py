@@ -33,7 +33,7 @@ NEW_CODE = "STALE: {0} has a new code version"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, weights, studies and home of the one study."""
     folder = tmp_path_factory.mktemp("lineage")
     save_images(folder / "pictures")
@@ -42,11 +42,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study(place: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+def study(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """The study, built and fresh, its file as it was at first."""
-    monkeypatch.setenv("CCASSETS_HOME", str(place / "home"))
-    monkeypatch.setenv("CCASSETS_STUDIES", str(place / "studies"))
-    study = write_study(place / "studies" / "cells", images=place / "pictures", encoder=place / "weights")
+    monkeypatch.setenv("CCASSETS_HOME", str(workspace / "home"))
+    monkeypatch.setenv("CCASSETS_STUDIES", str(workspace / "studies"))
+    study = write_study(workspace / "studies" / "cells", images=workspace / "pictures", encoder=workspace / "weights")
     run_build(study)
     return study
 
@@ -142,8 +142,8 @@ def test_the_batch_changed(study: Study) -> None:
     assert stale("cells") == new_code("encoder")
 
 
-def test_the_weights_replaced_under_the_same_name(study: Study, place: Path) -> None:
-    scale_weights(place / "weights" / "model.safetensors")
+def test_the_weights_replaced_under_the_same_name(study: Study, workspace: Path) -> None:
+    scale_weights(workspace / "weights" / "model.safetensors")
     assert stale("cells") == {}, "Dagster learns of a file when it is read again"
     read_again(study, "read_encoder")
     cause = "STALE: encoder has a new data version"
@@ -152,12 +152,12 @@ def test_the_weights_replaced_under_the_same_name(study: Study, place: Path) -> 
 
 
 def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
-    study: Study, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = "1" * 40, "2" * 40, "3" * 40
     cache = tmp_path / "models--lab--tiny"
     for commit in (first, second, third):
-        shutil.copytree(place / "weights", cache / "snapshots" / commit)
+        shutil.copytree(workspace / "weights", cache / "snapshots" / commit)
     scale_weights(cache / "snapshots" / second / "model.safetensors")
     refs = {"main": first, "v2": second, "v3": third}
     (cache / "refs").mkdir()
@@ -168,8 +168,8 @@ def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
     features = ["template_features/own", "image_features:val"]
     cause = "STALE: encoder has a new data version"
     fetched = write_study(
-        place / "studies" / "fetched",
-        images=place / "pictures",
+        workspace / "studies" / "fetched",
+        images=workspace / "pictures",
         encoder={"kind": "conceptclip", "weights": "lab/tiny"},
         splits=["val"],
         vocabulary={"custom": {"own": ["a red cell"]}},
@@ -201,15 +201,15 @@ def test_sources_read_again_and_equal(study: Study) -> None:
     assert stale("cells") == {}
 
 
-def test_one_image_changed(study: Study, place: Path) -> None:
-    picture(900).save(place / "pictures" / "val" / "blood" / "000.png")
+def test_one_image_changed(study: Study, workspace: Path) -> None:
+    picture(900).save(workspace / "pictures" / "val" / "blood" / "000.png")
     read_again(study, "read_images", "val")
     assert stale("cells") == {"image_features:val": "STALE: images has a new data version"}
     assert encoded_by_build(study) == (1, 0)
 
 
-def test_images_added_and_removed(study: Study, place: Path) -> None:
-    folder = place / "pictures" / "train" / "platelet"
+def test_images_added_and_removed(study: Study, workspace: Path) -> None:
+    folder = workspace / "pictures" / "train" / "platelet"
     for number in range(3):
         picture(910 + number).save(folder / f"00{number}b.png")
     (folder / "001.png").unlink()
@@ -218,8 +218,8 @@ def test_images_added_and_removed(study: Study, place: Path) -> None:
     assert encoded_by_build(study) == (3, 0)
 
 
-def test_an_image_moved_to_another_split(study: Study, place: Path) -> None:
-    image_folder = place / "pictures"
+def test_an_image_moved_to_another_split(study: Study, workspace: Path) -> None:
+    image_folder = workspace / "pictures"
     shutil.move(image_folder / "train" / "blood" / "000.png", image_folder / "test" / "blood" / "100.png")
     for split in study.splits:
         read_again(study, "read_images", split)
@@ -228,24 +228,24 @@ def test_an_image_moved_to_another_split(study: Study, place: Path) -> None:
     assert encoded_by_build(study) == (0, 0)
 
 
-def test_images_renamed_and_so_reordered(study: Study, place: Path) -> None:
-    folder = place / "pictures" / "test" / "platelet"
+def test_images_renamed_and_so_reordered(study: Study, workspace: Path) -> None:
+    folder = workspace / "pictures" / "test" / "platelet"
     (folder / "001.png").rename(folder / "z.png")
     read_again(study, "read_images", "test")
     assert stale("cells") == {"image_features:test": "STALE: images has a new data version"}
     assert encoded_by_build(study) == (0, 0)
 
 
-def test_a_label_corrected(study: Study, place: Path) -> None:
-    folder = place / "pictures" / "val"
+def test_a_label_corrected(study: Study, workspace: Path) -> None:
+    folder = workspace / "pictures" / "val"
     shutil.move(folder / "white" / "002.png", folder / "blood" / "002.png")
     read_again(study, "read_images", "val")
     assert stale("cells") == {"image_features:val": "STALE: images has a new data version"}
     assert encoded_by_build(study) == (0, 0)
 
 
-def test_an_image_saved_again_with_equal_pixels(study: Study, place: Path) -> None:
-    path = place / "pictures" / "train" / "white" / "002.png"
+def test_an_image_saved_again_with_equal_pixels(study: Study, workspace: Path) -> None:
+    path = workspace / "pictures" / "train" / "white" / "002.png"
     with Image.open(path) as image:
         pixels = image.copy()
     pixels.save(path, compress_level=0)
@@ -268,8 +268,8 @@ def test_the_database_deleted_and_replaced(study: Study) -> None:
 
 
 def test_a_part_deleted_by_hand(study: Study) -> None:
-    place = Store.of(study)
-    for part in (place.root / "features").glob("*/*/*.h5"):
+    store = Store.of(study)
+    for part in (store.root / "features").glob("*/*/*.h5"):
         part.unlink()
     assert stale("cells") == {}, "Dagster knows versions, not files"
     assert set(lost_of(study)) == {*CONCEPTS, *LABELS}, "the rows of images are in the database as well"
@@ -284,7 +284,7 @@ def test_the_splits_reordered(study: Study) -> None:
     assert encoded_by_build(edited) == (0, 0)
 
 
-def test_our_own_extraction_code_raised(study: Study, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_extraction_code_raised(study: Study, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccassets.encoders.encoder_contract.EXTRACTION_VERSION", 2)
     monkeypatch.setattr("ccassets.orchestration.study_asset.EXTRACTION_VERSION", 2)
     names = [field.name for field in fields(EncoderCard)]
@@ -295,16 +295,16 @@ def test_our_own_extraction_code_raised(study: Study, place: Path, monkeypatch: 
     ]
     monkeypatch.setattr(EncoderCard.__init__, "__defaults__", tuple(raised))
     assert {"encoder", *CONCEPTS, *LABELS, *FEATURES} <= set(stale("cells"))
-    assert encoded_by_build(study) == (len(list((place / "pictures").rglob("*.png"))), 12)
+    assert encoded_by_build(study) == (len(list((workspace / "pictures").rglob("*.png"))), 12)
 
 
 @pytest.mark.slow
-def test_a_hundred_templates_still_see_one_change(study: Study, place: Path) -> None:
+def test_a_hundred_templates_still_see_one_change(study: Study, workspace: Path) -> None:
     concepts = {"words": ["red cell"], "templates": [f"{number} {{}}" for number in range(100)]}
     many = write_study(
-        place / "studies" / "wordy",
-        images=place / "pictures",
-        encoder=place / "weights",
+        workspace / "studies" / "wordy",
+        images=workspace / "pictures",
+        encoder=workspace / "weights",
         splits=["val"],
         vocabulary={"concepts": concepts},
     )
@@ -320,15 +320,15 @@ def test_a_hundred_templates_still_see_one_change(study: Study, place: Path) -> 
 
 @pytest.mark.parametrize("count", [100, 678])
 def test_many_splits_still_see_one_change(
-    count: int, study: Study, place: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, study: Study, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = place / "studies" / "many" / "pictures"
+    folder = workspace / "studies" / "many" / "pictures"
     for number in range(count):
         target = folder / f"nodule {number}" / "blood"
         target.mkdir(parents=True, exist_ok=True)
         picture(2000 + number % 50).save(target / "a.png")
     splits = [f"nodule {number}" for number in range(count)]
-    many = write_study(folder.parent, images=folder, encoder=place / "weights", splits=splits)
+    many = write_study(folder.parent, images=folder, encoder=workspace / "weights", splits=splits)
     run_build(many)
     assert stale("many") == {}
     picture(9000 + count).save(folder / "nodule 7" / "blood" / "a.png")

@@ -29,7 +29,7 @@ class Hub:
 
     archive: Path
     answers: list[int] = field(default_factory=list)
-    asked: int = 0
+    requests: int = 0
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            hub.asked += 1
+            hub.requests += 1
             status = hub.answers.pop(0) if hub.answers else 200
             body = hub.archive.read_bytes() if status == 200 else b""
             self.send_response(status)
@@ -82,7 +82,7 @@ def test_a_hub_that_is_busy_is_asked_again(asking: Study, hub: Hub) -> None:
     hub.answers = [503, 429]
     went_well, said = read_images(asking)
     assert went_well
-    assert hub.asked == 3
+    assert hub.requests == 3
     assert said.count("This may pass by itself: it is tried again in") == 2
     assert "503" in said
 
@@ -91,7 +91,7 @@ def test_a_hub_that_stays_busy_ends_with_the_sentence(asking: Study, hub: Hub) -
     hub.answers = [503] * 9
     went_well, said = read_images(asking)
     assert not went_well
-    assert hub.asked == 4
+    assert hub.requests == 4
     assert "could not be downloaded to" in said.splitlines()[-1]
 
 
@@ -99,7 +99,7 @@ def test_a_page_that_is_not_there_is_asked_for_once(asking: Study, hub: Hub) -> 
     hub.answers = [404]
     went_well, said = read_images(asking)
     assert not went_well
-    assert hub.asked == 1
+    assert hub.requests == 1
     assert "tried again" not in said
 
 
@@ -107,7 +107,7 @@ def test_a_build_at_a_terminal_says_it_at_once(asking: Study, hub: Hub) -> None:
     hub.answers = [503]
     with pytest.raises(CcassetsError, match=r"503: .*Try again"):
         run_build(asking)
-    assert hub.asked == 1
+    assert hub.requests == 1
 
 
 @pytest.mark.parametrize(("number", "transient"), [(errno.EBUSY, True), (errno.ESTALE, True), (errno.ENOSPC, False)])
