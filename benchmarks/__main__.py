@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import Times, Wanted
+from benchmarks.contest import Target, Times
 from benchmarks.machine import describe
 from benchmarks.rows import MODULES, ON_REQUEST, SAME_MEMORY
 from benchmarks.sizes import SIZES, Size
@@ -58,7 +58,7 @@ def _run(row: str, folder: Path, size: Size) -> Result:
         many = replace(size, rows=10 * size.tenth, images=10 * size.few_images)
         peaks = _peak(row, folder / "few", few), _peak(row, folder / "many", many)
     print(f"{row}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    facts["wanted"], facts["times"] = Wanted(**facts["wanted"]), Times(**facts["times"])
+    facts["target"], facts["times"] = Target(**facts["target"]), Times(**facts["times"])
     return Result(name=row, peak=peak, peaks=peaks, **facts)
 
 

@@ -28,7 +28,7 @@ def main() -> None:
             "work": made.work,
             "limit": made.limit.what,
             "usual": made.usual.what if made.usual else None,
-            "wanted": asdict(made.wanted),
+            "target": asdict(made.target),
             "times": asdict(run_contest(made, size.rounds, size.seconds)),
         }
     print(json.dumps(result))

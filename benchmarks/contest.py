@@ -21,7 +21,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """What the project holds itself to: `of_limit` and `of_usual` are speeds, ours ÷ theirs.
 
     `seconds` is the most that ours may take, `beyond_limit` the most that it may take longer than the limit.
@@ -44,7 +44,7 @@ class Contest:
     ours: Run
     limit: Contestant
     usual: Contestant | None = None
-    wanted: Wanted = field(default_factory=Wanted)
+    target: Target = field(default_factory=Target)
     reset: Run = lambda: None
 
 

@@ -57,8 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        for what, found in {**describe(folder), "device": _device(options.device)}.items():
-            print(f"{what}: {found}")
+        for fact, value in {**describe(folder), "device": _device(options.device)}.items():
+            print(f"{fact}: {value}")
         save_images(folder / "pictures", {"train": options.images}, SIDE)
         print("precision            forward/s   whole/s   whole ÷ forward    MFU   BloodMNIST   where the time went")
         for compiled in (False, True) if options.compiled else (False,):
@@ -127,12 +127,12 @@ def _wait(encoder: Any) -> None:
         torch.cuda.synchronize(next(encoder.model.parameters()).device)
 
 
-def _device(asked: str | None) -> str:
+def _device(device: str | None) -> str:
     import torch
 
-    if not torch.cuda.is_available() or asked == "cpu":
+    if not torch.cuda.is_available() or device == "cpu":
         return f"no GPU, {torch.get_num_threads()} threads"
-    return f"{torch.cuda.get_device_name(asked)}, CUDA {torch.version.cuda}"
+    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
 
 def _line(name: str, speeds: Speeds, tflop: float | None, peak: float | None) -> str:

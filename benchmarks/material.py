@@ -54,11 +54,11 @@ class Material:
 
 def material(folder: Path, size: Size) -> Material:
     """The material of a size, made when it is not there."""
-    place = folder / "material"
-    study = write_study(place / "studies" / "cells", stand_in_encoder(size.dim, size.tokens), place / "pictures")
-    made = Material(study, Store.of(study, place / "storage"), place / "raw.bin", place / "lzf.h5")
+    root = folder / "material"
+    study = write_study(root / "studies" / "cells", stand_in_encoder(size.dim, size.tokens), root / "pictures")
+    made = Material(study, Store.of(study, root / "storage"), root / "raw.bin", root / "lzf.h5")
     if not made.store.database.is_file():
-        save_images(place / "pictures", {"train": size.rows}, stand_in.SIDE)
+        save_images(root / "pictures", {"train": size.rows}, stand_in.SIDE)
         build(study, made.store)
     return made
 

@@ -42,8 +42,8 @@ def append(
 def rows(dataset: h5py.Dataset, numbers: Sequence[int]) -> npt.NDArray[Any]:
     """Rows by a list of numbers, in its order; h5py itself wants them increasing."""
     increasing, places = np.unique(numbers, return_inverse=True)
-    found: npt.NDArray[Any] = dataset[increasing.tolist()][places]
-    return found
+    values: npt.NDArray[Any] = dataset[increasing.tolist()][places]
+    return values
 
 
 def sample(path: Path, row: int) -> dict[str, Any]:

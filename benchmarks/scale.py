@@ -1,7 +1,7 @@
 """`python -m benchmarks.scale`: what planning, assembly and validation cost at a million rows, without token features.
 
 The rows are made up: manifests of random image digests and parts of random features, written as an extraction would
-leave them. Each step runs in a process of its own, so that its peak memory can be told.
+leave them. Each step runs in a process of its own, so that its peak memory can be measured.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def main() -> None:
             for step in ("make", *STEPS):
                 command = [sys.executable, "-m", "benchmarks.scale", str(rows), "--step", step, "--folder", folder]
                 command += ["--rows-per-shard", str(options.rows_per_shard)]
-                told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+                report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
                 parts = -(-rows // options.rows_per_shard)
-                figures = f"{told['seconds']:>8.2f}  {told['cpu']:>8.2f}  {told['mib']:>6,}"
+                figures = f"{report['seconds']:>8.2f}  {report['cpu']:>8.2f}  {report['mib']:>6,}"
                 print(f"{rows:>10,}  {parts:>7,}  {step:<24}  {figures}", flush=True)
 
 

@@ -36,14 +36,14 @@ class StandIn:
             logit_scale=4.57,
             concept_logit_scale=4.51,
         )
-        self._numbers = random_halves(np.random.default_rng(0), 2 * max(1, tokens) * dim)
+        self._numbers = random_float16(np.random.default_rng(0), 2 * max(1, tokens) * dim)
 
     def preprocess(self, image: Image.Image) -> FloatArray:
         return np.asarray(image.resize((SIDE, SIDE)), np.float32).transpose(2, 0, 1) / np.float32(255)
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
         seeds = [zlib.crc32(image.tobytes()) for image in pixels]
-        tokens = np.stack([self._cut(seed) for seed in seeds]) if self.card.token_count else None
+        tokens = np.stack([self._patches(seed) for seed in seeds]) if self.card.token_count else None
         return ImageFeatures(_unit([_vector(seed, self.card.dim) for seed in seeds]), tokens)
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
@@ -55,23 +55,23 @@ class StandIn:
         tokens = np.zeros((*shape, self.card.dim), np.float32)
         for row, prompt in enumerate(prompts):
             start = 0
-            for place, word in enumerate(prompt.split(" ")[:CONTEXT]):
+            for position, word in enumerate(prompt.split(" ")[:CONTEXT]):
                 seed = zlib.crc32(word.encode())
-                ids[row, place], mask[row, place] = seed % 30_000, 1
-                offsets[row, place] = start, start + len(word)
-                tokens[row, place] = _vector(seed, self.card.dim)
+                ids[row, position], mask[row, position] = seed % 30_000, 1
+                offsets[row, position] = start, start + len(word)
+                tokens[row, position] = _vector(seed, self.card.dim)
                 start += len(word) + 1
         features = _unit([_vector(zlib.crc32(prompt.encode()), self.card.dim) for prompt in prompts])
         return TextFeatures(features, tokens, ids, mask, offsets)
 
-    def _cut(self, seed: int) -> npt.NDArray[np.float16]:
+    def _patches(self, seed: int) -> npt.NDArray[np.float16]:
         """The patches of an image: a piece of one long row of numbers, cut where the seed says."""
         count = self.card.token_count * self.card.dim
         start = seed % (len(self._numbers) - count + 1)
         return self._numbers[start : start + count].reshape(self.card.token_count, self.card.dim)
 
 
-def random_halves(rng: np.random.Generator, count: int) -> npt.NDArray[np.float16]:
+def random_float16(rng: np.random.Generator, count: int) -> npt.NDArray[np.float16]:
     """Numbers of either sign from 1/8 to 2, from random bits: as hard to compress as token features are."""
     bits = np.frombuffer(rng.bytes(2 * count), np.uint16)
     sign_and_fraction, exponents_12_to_15 = np.uint16(0x8FFF), np.uint16(0x3000)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from benchmarks.contest import Times, Wanted, speed_of
+from benchmarks.contest import Target, Times, speed_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Result:
     work: str
     limit: str
     usual: str | None
-    wanted: Wanted
+    target: Target
     times: Times
     peak: int
     peaks: tuple[int, int] | None = None
@@ -39,14 +39,14 @@ class Result:
 
     @property
     def misses(self) -> list[str]:
-        """What is wanted and was not reached."""
-        wanted = self.wanted
+        """The targets that were missed."""
+        target = self.target
         beyond = self.ours - statistics.median(self.times.limit)
         reached = {
-            "limit": wanted.of_limit is None or self.of_limit >= wanted.of_limit,
-            "usual": wanted.of_usual is None or (self.of_usual or 0) >= wanted.of_usual,
-            "seconds": wanted.seconds is None or self.ours <= wanted.seconds,
-            "seconds beyond the limit": wanted.beyond_limit is None or beyond <= wanted.beyond_limit,
+            "limit": target.of_limit is None or self.of_limit >= target.of_limit,
+            "usual": target.of_usual is None or (self.of_usual or 0) >= target.of_usual,
+            "seconds": target.seconds is None or self.ours <= target.seconds,
+            "seconds beyond the limit": target.beyond_limit is None or beyond <= target.beyond_limit,
         }
         return [name for name, good in reached.items() if not good]
 
@@ -61,7 +61,7 @@ def page(results: Sequence[Result], size: str, machine: Mapping[str, str]) -> st
             _seconds(result.ours),
             f"{result.of_limit:.2f}",
             "–" if result.of_usual is None else f"{result.of_usual:.1f}",
-            _wanted(result),
+            _target(result),
             f"{result.peak / 1e6:.0f} MB",
         )
         for result in results
@@ -89,15 +89,15 @@ def page(results: Sequence[Result], size: str, machine: Mapping[str, str]) -> st
     )
 
 
-def _wanted(result: Result) -> str:
-    wanted = result.wanted
+def _target(result: Result) -> str:
+    target = result.target
     bounds = [
         f"{sign} {value:.2g}{unit}"
         for sign, value, unit in (
-            ("≥", wanted.of_limit, " ÷ limit"),
-            ("≥", wanted.of_usual, " ÷ usual"),
-            ("≤", wanted.seconds, " s"),
-            ("≤", wanted.beyond_limit, " s beyond the limit"),
+            ("≥", target.of_limit, " ÷ limit"),
+            ("≥", target.of_usual, " ÷ usual"),
+            ("≤", target.seconds, " s"),
+            ("≤", target.beyond_limit, " s beyond the limit"),
         )
         if value is not None
     ]

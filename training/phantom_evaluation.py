@@ -30,7 +30,7 @@ from ccassets.study.loading import load_study
 from ccassets.study.schema import PhantomDatasetConfig
 
 Floats = npt.NDArray[np.float32]
-Truth = npt.NDArray[np.bool_]
+Flags = npt.NDArray[np.bool_]
 
 TOP_PATCHES = 128
 CROPS = {"WBC": "white blood cell", "RBC": "red blood cell", "Platelets": "platelet"}
@@ -46,7 +46,7 @@ def evaluate(model: ConceptClip, tokenizer: BertWordPieceTokenizer, images: Phan
     rows = images.rows("train")
     examples = [images.example("train", row) for row in range(len(rows))]
     features, patches = image_features(model, [image for image, _ in examples])
-    truth = np.array([list(truth.concepts.values()) for _, truth in examples])
+    present = np.array([list(annotations.concepts.values()) for _, annotations in examples])
     vocabulary = load_study("demo").vocabulary
     report: dict[str, float] = {}
     for name, class_forms, concept_forms in (
@@ -61,18 +61,18 @@ def evaluate(model: ConceptClip, tokenizer: BertWordPieceTokenizer, images: Phan
         report[f"zero_shot_combined{name}"] = accuracy(chances + local_chances, rows.labels)
         concepts, local_concepts = word_features(model, tokenizer, CONCEPTS, concept_forms)
         scores = features @ concepts.T
-        report[f"auroc{name}"] = float(np.mean(list(aurocs(scores, truth).values())))
+        report[f"auroc{name}"] = float(np.mean(list(aurocs(scores, present).values())))
         if not name:
-            within = [list(aurocs(scores[rows.labels == c], truth[rows.labels == c]).values()) for c in range(8)]
+            within = [list(aurocs(scores[rows.labels == c], present[rows.labels == c]).values()) for c in range(8)]
             report["auroc_within_classes"] = float(np.mean(np.concatenate(within)))
-            report |= {f"auroc {CONCEPTS[index]}": value for index, value in aurocs(scores, truth).items()}
-            nucleus = patch_shares(np.stack([truth.nucleus for _, truth in examples]))
-            cytoplasm = patch_shares(np.stack([truth.cytoplasm for _, truth in examples]))
-            report |= localisation(patches @ local_concepts.T, truth, nucleus, cytoplasm)
+            report |= {f"auroc {CONCEPTS[index]}": value for index, value in aurocs(scores, present).items()}
+            nucleus = patch_shares(np.stack([annotations.nucleus for _, annotations in examples]))
+            cytoplasm = patch_shares(np.stack([annotations.cytoplasm for _, annotations in examples]))
+            report |= localisation(patches @ local_concepts.T, present, nucleus, cytoplasm)
     return {key: round(value, 4) for key, value in report.items()}
 
 
-def localisation(maps: Floats, truth: Truth, nucleus: Floats, cytoplasm: Floats) -> dict[str, float]:
+def localisation(maps: Floats, present: Flags, nucleus: Floats, cytoplasm: Floats) -> dict[str, float]:
     """Where the maps (N, T_img, concepts) of the concepts that are there are high, for cells with a nucleus.
 
     `inside` (`outside`): share of cells in whose nucleus (outside of which) the nuclear concept's mean is above
@@ -82,12 +82,12 @@ def localisation(maps: Floats, truth: Truth, nucleus: Floats, cytoplasm: Floats)
     """
     parts = np.array(PARTS)
     permuted = np.roll(np.arange(len(CONCEPTS)), 5)
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(float(value))
+        figures.setdefault(name, []).append(float(value))
 
-    for scores, is_there, core, around in zip(maps, truth, nucleus > 0.5, cytoplasm > 0.3, strict=True):
+    for scores, is_there, core, around in zip(maps, present, nucleus > 0.5, cytoplasm > 0.3, strict=True):
         if not core.any():
             continue
         nuclear = np.flatnonzero(is_there & (parts == "nucleus"))
@@ -105,7 +105,7 @@ def localisation(maps: Floats, truth: Truth, nucleus: Floats, cytoplasm: Floats)
         for index in np.flatnonzero(is_there & (parts == "cytoplasm")):
             note("pointing_cytoplasm", around[scores[:, index].argmax()])
             note("area_cytoplasm", around.mean())
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def word_features(
             first = form.index("{}")
             encoding = tokenizer.encode(form.format(word))
             feature, tokens = model.encode_text(torch.tensor([encoding.ids]))
-            span = [place for place, (a, b) in enumerate(encoding.offsets) if first <= a < b <= first + len(word)]
+            span = [position for position, (a, b) in enumerate(encoding.offsets) if first <= a < b <= first + len(word)]
             whole.append(feature[0])
             local.append(tokens[0, span].mean(dim=0))
     shape = (len(words), len(forms), -1)
@@ -148,10 +148,10 @@ def word_features(
     return means[0].numpy(), means[1].numpy()
 
 
-def aurocs(scores: Floats, truth: Truth) -> dict[int, float]:
+def aurocs(scores: Floats, present: Flags) -> dict[int, float]:
     """By concept, of those that are there in some images and not in others."""
-    both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
-    return {int(index): float(roc_auc_score(truth[:, index], scores[:, index])) for index in both}
+    both = np.flatnonzero(present.any(axis=0) & ~present.all(axis=0))
+    return {int(index): float(roc_auc_score(present[:, index], scores[:, index])) for index in both}
 
 
 def accuracy(scores: Floats, labels: npt.NDArray[np.int64]) -> float:
@@ -164,7 +164,7 @@ def softmax(logits: Floats) -> Floats:
     return result
 
 
-def patch_shares(masks: Truth) -> Floats:
+def patch_shares(masks: Flags) -> Floats:
     """Masks (N, 96, 96) as the share of every 8 × 8 patch, (N, 144)."""
     return masks.reshape(len(masks), 12, 8, 12, 8).mean(axis=(2, 4), dtype=np.float32).reshape(len(masks), -1)
 

@@ -1,4 +1,4 @@
-"""What is said about phantom cells while the phantom encoder trains: words, paraphrases, sentences, and their truth.
+"""Sentences about phantom cells for training the encoder: words, paraphrases, and which images each is true of.
 
 A prompt is a sentence with a subject; it is true of an image or not. Paraphrases and many sentence forms are there
 so that the encoder understands words, not the demo study's few templates by heart.
@@ -125,17 +125,17 @@ UNSEEN_CONCEPT_SENTENCES = (
 )
 """Sentence forms that training never uses, to see whether others than those by heart are understood."""
 
-Truth = npt.NDArray[np.bool_]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The truth of a batch of images: `labels` (B,) and `concepts` (B, number of concepts)."""
+    """The annotations of a batch of images: `labels` (B,) and `concepts` (B, number of concepts)."""
 
     labels: npt.NDArray[np.int64]
-    concepts: Truth
+    concepts: Flags
 
-    def is_class(self, *names: str) -> Truth:
+    def is_class(self, *names: str) -> Flags:
         return np.isin(self.labels, [CLASSES.index(name) for name in names])
 
 
@@ -149,7 +149,7 @@ class Prompt:
     """
 
     text: str
-    truth: Truth
+    is_true: Flags
     subject: tuple[int, int] | None = None
     part: str = ""
     is_class: bool = False
@@ -167,9 +167,9 @@ def draw_prompts(batch: Batch, rng: np.random.Generator) -> list[Prompt]:
     ]
 
 
-def _of_class(word: str, truth: Truth, rng: np.random.Generator) -> Prompt:
+def _of_class(word: str, is_true: Flags, rng: np.random.Generator) -> Prompt:
     sentence = _any(CLASS_SENTENCES, rng)
-    return Prompt(sentence.format(word), truth, _span(sentence, word), is_class=True)
+    return Prompt(sentence.format(word), is_true, _span(sentence, word), is_class=True)
 
 
 def _of_concept(index: int, batch: Batch, rng: np.random.Generator) -> Prompt:

@@ -1,4 +1,4 @@
-"""Trains the phantom encoder from nothing: phantom images, sentences about them, and the two sigmoid losses.
+"""Training of the phantom encoder from nothing: phantom images, sentences about them, and the two sigmoid losses.
 
     OMP_NUM_THREADS=1 python training/train_phantom.py OUTPUT_FOLDER
 
@@ -64,14 +64,14 @@ class Recipe:
 class Sentences:
     """Prompts as tensors: ids (M, T), which of them have a subject (M,), and for those P its tokens (P, T).
 
-    `truth` (B, M) says which sentence is true of which image; `rivals` (P, P) which subjects are about different
+    `is_true` (B, M) says which sentence is true of which image; `rivals` (P, P) which subjects are about different
     parts of the picture; `patches` (P,) over how many patches each is averaged.
     """
 
     ids: Tensor
     placed: Tensor
     subjects: Tensor
-    truth: Tensor
+    is_true: Tensor
     rivals: Tensor
     patches: list[int]
 
@@ -126,12 +126,14 @@ def phantoms(rows: int, seed: int, size: int) -> PhantomDataset:
 
 
 def draw_batch(images: PhantomDataset, first: int, count: int) -> tuple[Tensor, Batch]:
-    """Images never seen before, (B, 3, S, S), and their truth."""
+    """Images never seen before, (B, 3, S, S), and their annotations."""
     rows = range(first, first + count)
     examples = [images.example("train", row) for row in rows]
     pixels = np.stack([squash(image, image.width) for image, _ in examples])
     labels = np.array([images.label("train", row) for row in rows])
-    return torch.from_numpy(pixels), Batch(labels, np.array([list(truth.concepts.values()) for _, truth in examples]))
+    return torch.from_numpy(pixels), Batch(
+        labels, np.array([list(annotations.concepts.values()) for _, annotations in examples])
+    )
 
 
 def as_tensors(prompts: list[Prompt], tokenizer: BertWordPieceTokenizer, recipe: Recipe) -> Sentences:
@@ -142,8 +144,8 @@ def as_tensors(prompts: list[Prompt], tokenizer: BertWordPieceTokenizer, recipe:
         ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
         if prompt.subject is not None:
             first, last = prompt.subject
-            for place, (start, stop) in enumerate(encoding.offsets):
-                subjects[row, place] = float(first <= start < stop <= last)
+            for position, (start, stop) in enumerate(encoding.offsets):
+                subjects[row, position] = float(first <= start < stop <= last)
     with_subject = [prompt for prompt in prompts if prompt.subject is not None]
     parts = [prompt.part for prompt in with_subject]
     placed = torch.tensor([prompt.subject is not None for prompt in prompts])
@@ -151,7 +153,7 @@ def as_tensors(prompts: list[Prompt], tokenizer: BertWordPieceTokenizer, recipe:
         ids=ids,
         placed=placed,
         subjects=subjects[placed],
-        truth=torch.from_numpy(np.stack([prompt.truth for prompt in prompts], axis=1)).float(),
+        is_true=torch.from_numpy(np.stack([prompt.is_true for prompt in prompts], axis=1)).float(),
         rivals=torch.tensor([[float(bool(a and b) and a != b) for b in parts] for a in parts]),
         patches=[recipe.class_patches if prompt.is_class else recipe.concept_patches for prompt in with_subject],
     )
@@ -173,12 +175,12 @@ def compute_losses(
 
     logits = logits_of(patches)
     exchanged, window = exchange(pixels[: recipe.mixed], model.architecture.patch_size, rng)
-    wanted = torch.where(window[:, None], logits[: recipe.mixed].roll(1, dims=0), logits[: recipe.mixed])
-    found = logits_of(model.encode_image(exchanged)[1])
+    expected = torch.where(window[:, None], logits[: recipe.mixed].roll(1, dims=0), logits[: recipe.mixed])
+    actual = logits_of(model.encode_image(exchanged)[1])
     return (
-        functional.binary_cross_entropy_with_logits(scores, sentences.truth),
+        functional.binary_cross_entropy_with_logits(scores, sentences.is_true),
         local_loss(logits, sentences),
-        functional.smooth_l1_loss(found, wanted),
+        functional.smooth_l1_loss(actual, expected),
     )
 
 
@@ -188,12 +190,12 @@ def local_loss(logits: Tensor, sentences: Sentences) -> Tensor:
     Of the subjects that are there, a patch shows one part of the picture at most: what is left of a subject's log
     odds is against the patch showing nothing or any of its rivals.
     """
-    truth = sentences.truth[:, sentences.placed]
-    rivalry = torch.log1p((logits.exp() * truth[:, None]) @ sentences.rivals)
-    left = logits - rivalry * truth[:, None]
+    is_true = sentences.is_true[:, sentences.placed]
+    rivalry = torch.log1p((logits.exp() * is_true[:, None]) @ sentences.rivals)
+    left = logits - rivalry * is_true[:, None]
     ranked = left.sort(dim=1, descending=True).values
     best = [ranked[:, :count, subject].mean(dim=1) for subject, count in enumerate(sentences.patches)]
-    return functional.binary_cross_entropy_with_logits(torch.stack(best, dim=1), truth)
+    return functional.binary_cross_entropy_with_logits(torch.stack(best, dim=1), is_true)
 
 
 def exchange(pixels: Tensor, patch: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.material import material, read
 from benchmarks.sizes import Size
 from ccassets.database.validation import validate_database
@@ -21,7 +21,7 @@ def validation(folder: Path, size: Size) -> Contest:
         ours=lambda: validate_database(path),
         limit=Contestant("reading it in one thread", lambda: read(path)),
         usual=Contestant("finite, not zero and of length 1, by h5py and numpy", lambda: _usual_checks(path)),
-        wanted=Wanted(of_limit=0.25),
+        target=Target(of_limit=0.25),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import original
-from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.material import CLASSES, write_study
 from benchmarks.sizes import Size
 from ccassets.datasets import open_dataset
@@ -30,7 +30,7 @@ SIDE = 96
 
 def extraction(folder: Path, size: Size) -> Contest:
     """With the phantom encoder, where decoding and writing matter."""
-    return _contest(folder / "extraction", {"kind": "phantom"}, size.images, 64, Wanted(of_limit=0.75))
+    return _contest(folder / "extraction", {"kind": "phantom"}, size.images, 64, Target(of_limit=0.75))
 
 
 def extraction_published(folder: Path, size: Size) -> Contest:
@@ -38,10 +38,10 @@ def extraction_published(folder: Path, size: Size) -> Contest:
     import ccassets.encoders.conceptclip as conceptclip
 
     encoder = {"kind": "conceptclip", "weights": "random", "seed": 0, "tokenizer": str(conceptclip.PHANTOM)}
-    return _contest(folder / "published", encoder, 4, 2, Wanted(of_limit=1 / 1.03))
+    return _contest(folder / "published", encoder, 4, 2, Target(of_limit=1 / 1.03))
 
 
-def _contest(folder: Path, encoder: dict[str, Any], images: int, batch: int, wanted: Wanted) -> Contest:
+def _contest(folder: Path, encoder: dict[str, Any], images: int, batch: int, target: Target) -> Contest:
     study = write_study(
         folder / "studies" / "cells",
         encoder,
@@ -60,7 +60,7 @@ def _contest(folder: Path, encoder: dict[str, Any], images: int, batch: int, wan
         ours=lambda: extract_images(study, "train", encoder=lambda: model, store=store),
         limit=Contestant("the bare forward pass, same batches and threads, tensors ready", work.forward),
         usual=Contestant("a loop that reads, encodes and appends to a chunked LZF file", work.original),
-        wanted=wanted,
+        target=target,
         reset=lambda: shutil.rmtree(store.image_parts(model.card.identity), ignore_errors=True),
     )
 
@@ -91,9 +91,9 @@ class _Work:
         card = self._encoder.card
         with original.create(self._path, card.dim, card.token_count) as file:
             for rows in self._batches:
-                found = self._encoder.encode_pixels(self._pixels(rows))
-                assert found.tokens is not None
-                original.append(file, found.features, found.tokens, self._manifest.labels[rows.start : rows.stop])
+                encoded = self._encoder.encode_pixels(self._pixels(rows))
+                assert encoded.tokens is not None
+                original.append(file, encoded.features, encoded.tokens, self._manifest.labels[rows.start : rows.stop])
         original.sync(self._path)
 
     def _pixels(self, rows: range) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import original
-from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.material import Material, material, raw_and_lzf, warm
 from benchmarks.sizes import Size
 
@@ -38,7 +38,7 @@ def token_rows(folder: Path, size: Size) -> Contest:
         ours=lambda: _last(lambda row: np.array(tokens[row]), rows),
         limit=Contestant("`preadv` of a raw file", lambda: _last(files.pread, rows)),
         usual=Contestant("h5py on chunked LZF", lambda: _last(lambda row: files.lzf_tokens[row], rows)),
-        wanted=Wanted(of_limit=0.9, of_usual=6),
+        target=Target(of_limit=0.9, of_usual=6),
     )
 
 
@@ -132,7 +132,7 @@ def _loader(folder: Path, size: Size, workers: int) -> Contest:
         ours=epoch_of(ours),
         limit=Contestant("the same loader over raw memory maps", epoch_of(raw)),
         usual=Contestant("the same loader over chunked LZF, a row at a time", epoch_of(usual)),
-        wanted=Wanted(of_limit=0.85),
+        target=Target(of_limit=0.85),
     )
 
 
@@ -151,21 +151,21 @@ class _Files:
 
     def pread(self, row: int, patch: int | None = None) -> Halves:
         """A row of the raw file, or one patch of it."""
-        found = np.empty(self.shape[1:] if patch is None else self.shape[2:], np.float16)
-        os.preadv(self.raw_fd, [found], row * self.row_bytes + (patch or 0) * found.nbytes)
-        return found
+        values = np.empty(self.shape[1:] if patch is None else self.shape[2:], np.float16)
+        os.preadv(self.raw_fd, [values], row * self.row_bytes + (patch or 0) * values.nbytes)
+        return values
 
     def random_rows(self) -> list[int]:
         rows: list[int] = np.random.default_rng(1).permutation(self.shape[0])[:READS].tolist()
         return rows
 
 
-def _last(read: Callable[[T], object], places: Sequence[T]) -> object:
+def _last(read: Callable[[T], object], rows: Sequence[T]) -> object:
     """Read everything and keep the last: memory is used again, as in a loop over a data set."""
-    found: object = None
-    for place in places:
-        found = read(place)
-    return found
+    last: object = None
+    for row in rows:
+        last = read(row)
+    return last
 
 
 class _RawRows:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.contest import Contest, Contestant
 from benchmarks.material import material
 from benchmarks.sizes import Size
-from benchmarks.stand_in import random_halves
+from benchmarks.stand_in import random_float16
 from ccassets.analysis.scores import local_features, zero_shot
 from ccassets.analysis.vector_search import nearest_images
 from ccassets.database.hdf5 import iter_blocks
@@ -79,8 +79,8 @@ def _usual(path: Path, vector: npt.NDArray[np.float32]) -> list[int]:
     with h5py.File(path, "r") as file:
         features = file[IMAGE_FEATURES][:].astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    found: list[int] = np.argsort(-(features @ vector))[:HITS].tolist()
-    return found
+    nearest: list[int] = np.argsort(-(features @ vector))[:HITS].tolist()
+    return nearest
 
 
 def _write(path: Path, rows: int, dim: int) -> None:
@@ -95,4 +95,4 @@ def _write(path: Path, rows: int, dim: int) -> None:
     with new_file(path, FileContent("database", dim, 0, content)) as writer:
         for first in range(0, rows, BLOCK):
             count = min(BLOCK, rows - first)
-            writer.write(IMAGE_FEATURES, first, random_halves(rng, count * dim).reshape(count, dim))
+            writer.write(IMAGE_FEATURES, first, random_float16(rng, count * dim).reshape(count, dim))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.sizes import Size
 
 COMMAND = "from ccassets.cli import main; main()"
@@ -19,7 +19,7 @@ def command_line(folder: Path, size: Size) -> Contest:
         work="`ccassets --help`",
         ours=lambda: _python("-c", COMMAND, "--help"),
         limit=Contestant("starting Python", lambda: _python("-c", "pass")),
-        wanted=Wanted(seconds=0.4),
+        target=Target(seconds=0.4),
     )
 
 
@@ -28,18 +28,18 @@ def definitions(folder: Path, size: Size) -> Contest:
         work="loading the definitions of the studies that ship",
         ours=lambda: _python("-c", "from ccassets.definitions import defs; defs()"),
         limit=Contestant("`import dagster`", lambda: _python("-c", "import dagster")),
-        wanted=Wanted(seconds=2),
+        target=Target(seconds=2),
     )
 
 
 def empty_build(folder: Path, size: Size) -> Contest:
-    place = folder / "full_size"
-    environment = {"CCASSETS_HOME": str(place / "home"), "CCASSETS_STORAGE": str(place / "storage")}
-    study = place / "studies" / "cells"
-    if not (place / "staged").exists():
+    root = folder / "full_size"
+    environment = {"CCASSETS_HOME": str(root / "home"), "CCASSETS_STORAGE": str(root / "storage")}
+    study = root / "studies" / "cells"
+    if not (root / "staged").exists():
         # In a process of its own: what staging needs is not to count as memory of the build.
-        _python("-m", "benchmarks.full_size", str(place), size.name, environment=environment)
-        (place / "staged").touch()
+        _python("-m", "benchmarks.full_size", str(root), size.name, environment=environment)
+        (root / "staged").touch()
 
     def ours() -> str:
         return _python("-c", COMMAND, "build", str(study / "defs.yaml"), environment=environment)
@@ -48,7 +48,7 @@ def empty_build(folder: Path, size: Size) -> Contest:
         work=f"`ccassets build` with nothing to do: {size.build_rows:,} rows of {size.build_tokens} patches, 3 splits",
         ours=ours,
         limit=Contestant("`import dagster`", lambda: _python("-c", "import dagster")),
-        wanted=Wanted(beyond_limit=5),
+        target=Target(beyond_limit=5),
     )
 
 

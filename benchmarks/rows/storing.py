@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import original
-from benchmarks.contest import Contest, Contestant, Wanted
+from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.material import VOCABULARY, build, copy_through_h5py, material, stand_in_encoder, warm, write_study
 from benchmarks.sizes import Size
 from benchmarks.stand_in import StandIn
@@ -58,7 +58,7 @@ def part_writing(folder: Path, size: Size) -> Contest:
         ours=lambda: write_image_part(out.path, shard, features, tokens, provenance),
         limit=Contestant("write and fsync of the same bytes", raw),
         usual=Contestant("batches appended to a chunked LZF file", usual),
-        wanted=Wanted(of_limit=0.95),
+        target=Target(of_limit=0.95),
         reset=out.empty,
     )
 
@@ -73,7 +73,7 @@ def assembly(folder: Path, size: Size) -> Contest:
         ours=lambda: assemble_database(made.study, store=made.store, output=out.path / "database.h5"),
         limit=Contestant("`cp` of the database, and fsync", lambda: _cp(database, out.path / "copy.h5")),
         usual=Contestant("a copy through HDF5", lambda: copy_through_h5py(database, out.path / "copy.h5")),
-        wanted=Wanted(of_limit=0.95),
+        target=Target(of_limit=0.95),
         reset=out.empty,
     )
 
@@ -123,7 +123,7 @@ def template_rebuild(folder: Path, size: Size) -> Contest:
         ours=ours,
         limit=Contestant("encoding it, `cp --reflink=auto` of the database, fsync, `mv` over an older copy", limit),
         usual=Contestant("a copy through HDF5, fsync, `mv` over an older copy", usual),
-        wanted=Wanted(of_limit=1 / 1.05),
+        target=Target(of_limit=1 / 1.05),
         reset=reset,
     )
 

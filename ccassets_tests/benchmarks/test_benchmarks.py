@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.contest import Times, Wanted
+from benchmarks.contest import Target, Times
 from benchmarks.rows import MODULES, ON_REQUEST, contest
 from benchmarks.sizes import SIZES
 from benchmarks.table import Result, page
@@ -48,11 +48,11 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path, capsys: pytest.
 
 
 def test_a_miss_is_printed_as_a_miss() -> None:
-    def result(wanted: Wanted) -> Result:
+    def result(target: Target) -> Result:
         times = Times(ours=[2.0, 2.2, 1.9], limit=[1.0, 1.1, 1.0], usual=[4.0])
-        return Result("row", "work", "limit", "usual", wanted, times, peak=10)
+        return Result("row", "work", "limit", "usual", target, times, peak=10)
 
-    text = page([result(Wanted(of_limit=0.5, of_usual=3, seconds=1)), result(Wanted(of_limit=0.5))], "small", {})
+    text = page([result(Target(of_limit=0.5, of_usual=3, seconds=1)), result(Target(of_limit=0.5))], "small", {})
     missed, reached = (line for line in text.splitlines() if line.startswith("| row | 2 s"))
     assert "| 0.50 | 2.0 |" in missed
     assert "missed: usual, seconds" in missed
