@@ -1,4 +1,4 @@
-"""What is installed: nothing that is known to let somebody in. The list is by hand; `make audit` asks for all."""
+"""What is installed: nothing that is known to let somebody in. The list is by hand; `make audit` checks everything."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ FIXED = {
 """Of what we read with, download with or serve with: the first release without the hole that is named beside it."""
 
 
-def installed(package: str = "ccassets", found: dict[str, str] | None = None) -> dict[str, str]:
+def installed(package: str = "ccassets", versions: dict[str, str] | None = None) -> dict[str, str]:
     """Versions of all that a package needs, and of what that needs."""
-    found = {} if found is None else found
+    versions = {} if versions is None else versions
     name = re.sub(r"[-_.]+", "-", package).lower()
-    if name not in found:
+    if name not in versions:
         try:
             distribution = metadata.distribution(package)
         except metadata.PackageNotFoundError:
-            return found  # For another platform or Python.
-        found[name] = distribution.version
+            return versions  # For another platform or Python.
+        versions[name] = distribution.version
         for requirement in distribution.requires or ():
             if "extra ==" not in requirement:
-                installed(re.match(r"[\w.-]+", requirement).group(), found)
-    return found
+                installed(re.match(r"[\w.-]+", requirement).group(), versions)
+    return versions
 
 
 def test_nothing_with_a_known_hole_is_installed() -> None:
-    found = installed()
-    assert {"torch", "pillow", "starlette", "urllib3"} <= set(found)
+    versions = installed()
+    assert {"torch", "pillow", "starlette", "urllib3"} <= set(versions)
     holes = [
-        f"{name} {found[name]} < {fixed}: {what}"
+        f"{name} {versions[name]} < {fixed}: {what}"
         for name, (fixed, what) in FIXED.items()
-        if name in found and Version(found[name]) < Version(fixed)
+        if name in versions and Version(versions[name]) < Version(fixed)
     ]
     assert holes == []

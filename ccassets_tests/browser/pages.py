@@ -54,8 +54,8 @@ class Watched:
         assert not empty, f"without any size: {empty}"
         return [
             (one["name"], other["name"])
-            for place, one in enumerate(boxes)
-            for other in boxes[place + 1 :]
+            for index, one in enumerate(boxes)
+            for other in boxes[index + 1 :]
             if min(one["right"], other["right"]) - max(one["left"], other["left"]) > 1
             and min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > 1
         ]
@@ -84,7 +84,9 @@ def opened(browser: Any, path: Path, *, width: int, scheme: str = "light") -> It
     page.on("console", lambda said: watched.complaints.append(f"{said.type}: {said.text}"))
     page.on("pageerror", lambda error: watched.complaints.append(f"script: {error}"))
     page.on("dialog", lambda dialog: (watched.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or watched.requests.append(asked.url))
+    page.on(
+        "request", lambda request: request.url.startswith(("file:", "data:")) or watched.requests.append(request.url)
+    )
     try:
         page.goto(path.as_uri())
         yield watched

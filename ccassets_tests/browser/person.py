@@ -93,13 +93,13 @@ class Person:
         self.open_group("list")
         self.page.get_by_text(re.compile("^Materialized$")).first.wait_for()
         self.page.wait_for_timeout(3000)  # Staleness arrives after the rest.
-        found, asset = {}, ""
+        unsynced, asset = {}, ""
         for line in self.read().splitlines():
             if line.startswith(f"{self.study} / "):
                 asset = line.removeprefix(f"{self.study} / ")
             elif _UNSYNCED.fullmatch(line):
-                found[asset] = line
-        return found
+                unsynced[asset] = line
+        return unsynced
 
     def read(self) -> str:
         """All text of the page."""

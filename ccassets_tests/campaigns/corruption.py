@@ -93,11 +93,11 @@ class Campaign:
         damage = self._damage(store, rng)
         end, text = self._in_a_fork(store, damage)
         shutil.rmtree(root)
-        place = damage.path.relative_to(root)
+        damaged = damage.path.relative_to(root)
         kept = ", fingerprint kept" if damage.kept else ""
         return (
             end,
-            f"{number}: {place.parent.name}/{place.name[:12]}: {damage.what}{kept}: {end}{text and f' ({text})'}",
+            f"{number}: {damaged.parent.name}/{damaged.name[:12]}: {damage.what}{kept}: {end}{text and f' ({text})'}",
         )
 
     # --- damaging -------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Campaign:
             path = store.database
         else:
             path = records[int(rng.integers(len(records)))]
-        kinds: list[Callable[[Path, Rng], str]] = [flip, flip, cut, zero_page]
+        kinds: list[Callable[[Path, Rng], str]] = [flip, flip, truncate, zero_page]
         if path.suffix == ".h5":
             kinds += [flip_data, flip_data, zero_page, swap_rows, swap_texts]
         change = kinds[int(rng.integers(len(kinds)))]
@@ -174,10 +174,10 @@ class Campaign:
             pipe.send(("WRONG", traceback.format_exc()))
 
     def _build_on(self, store: Store, damage: Damage) -> tuple[str, str]:
-        told = ""
+        errors = ""
         if damage.path == store.database:
-            told = deep_errors(store.database)
-            if not told and is_changed(store.database, self.reference.database):
+            errors = deep_errors(store.database)
+            if not errors and is_changed(store.database, self.reference.database):
                 return "WRONG", "a changed database, and the deep validation has no error"
         try:
             build(self.study, store=store)
@@ -188,11 +188,11 @@ class Campaign:
             return ("WRONG", f"different after the repair: {left}") if left else ("refused", sentence(error))
         left = differences(store.database, self.reference.database)
         if not left:
-            return ("found", told) if told else ("right", "")
-        told = deep_errors(store.database)
-        if damage.kept and told:
-            return "found", told
-        return "WRONG", f"different: {left}; the deep validation says: {told or 'nothing'}"
+            return ("found", errors) if errors else ("right", "")
+        errors = deep_errors(store.database)
+        if damage.kept and errors:
+            return "found", errors
+        return "WRONG", f"different: {left}; the deep validation says: {errors or 'nothing'}"
 
 
 def write_copy(study: Study, folder: Path) -> Study:
@@ -232,10 +232,10 @@ def sentence(error: Exception) -> str:
 def flip(path: Path, rng: Rng) -> str:
     """One bit anywhere."""
     data = bytearray(path.read_bytes())
-    place, bit = int(rng.integers(len(data))), int(rng.integers(8))
-    data[place] ^= 1 << bit
+    position, bit = int(rng.integers(len(data))), int(rng.integers(8))
+    data[position] ^= 1 << bit
     _overwrite(path, data)
-    return f"bit {bit} of byte {place} flipped"
+    return f"bit {bit} of byte {position} flipped"
 
 
 def flip_data(path: Path, rng: Rng) -> str:
@@ -250,13 +250,13 @@ def flip_data(path: Path, rng: Rng) -> str:
         file.visititems(add)
     name, offset, size = places[int(rng.integers(len(places)))]
     data = bytearray(path.read_bytes())
-    place, bit = offset + int(rng.integers(size)), int(rng.integers(8))
-    data[place] ^= 1 << bit
+    position, bit = offset + int(rng.integers(size)), int(rng.integers(8))
+    data[position] ^= 1 << bit
     _overwrite(path, data)
     return f"bit {bit} of {name} flipped"
 
 
-def cut(path: Path, rng: Rng) -> str:
+def truncate(path: Path, rng: Rng) -> str:
     size = int(rng.integers(path.stat().st_size))
     os.truncate(path, size)
     return f"cut to {size} bytes"

@@ -43,7 +43,7 @@ from ccassets.study.storage import Store
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.mutations import Rng
-from ccassets_tests.campaigns.power import FINISHED, Disk, SyncRecord, carry_fingerprints, cut, lost
+from ccassets_tests.campaigns.power import FINISHED, Disk, SyncRecord, carry_fingerprints, cut_power, lost
 from ccassets_tests.campaigns.tally import tally
 from ccassets_tests.campaigns.watched_process import Readers, digest_of
 from ccassets_tests.extraction.made_parts import differences
@@ -142,7 +142,7 @@ class Campaign:
     def _undisturbed(self, chosen: Way, number: int) -> Undisturbed:
         home = self._copy(chosen.start, f"undisturbed-{number}")
         answer = self._finish(self.study, home, chosen.steps)
-        old, new = (digest_of(self.store(place).database) for place in (self.starts["old"], home))
+        old, new = (digest_of(self.store(root).database) for root in (self.starts["old"], home))
         return Undisturbed(home, answer, files_of(self.store(home)), {old: "old", new: "new"})
 
     def _copy(self, start: str, name: str) -> Path:
@@ -189,7 +189,7 @@ class Campaign:
             seen, wrong = self._stopped(readers, wrong)
             sure = before.synced(record)
             image = home.with_name(f"{home.name}-afterwards")
-            damaged = [path for path in cut(home, image, sure, rng) if not_half(path)]
+            damaged = [path for path in cut_power(home, image, sure, rng) if not_half(path)]
             wrong += [f"{path} is not whole" for path in damaged]
             wrong += [f"{path} was synced and is lost" for path in lost(image, sure)]
             home = image
@@ -238,8 +238,8 @@ class Campaign:
         answer: dict[str, Any] = {"found": {}, "moments": {}}
         SyncRecord(home, record or Path(os.devnull))
         for step in steps:
-            wanted = kill is not None and step == kill.stage
-            moments = Moments(home, lambda: _end(kill), kill.at if kill is not None and wanted else 1 << 40)
+            ends_here = kill is not None and step == kill.stage
+            moments = Moments(home, lambda: _end(kill), kill.at if kill is not None and ends_here else 1 << 40)
             self._step(step, study, self.store(home), answer)
             answer["moments"][step] = moments.count
         answer["parts"] = len(list(self.store(home).root.glob("features/*/templates/*.h5")))
@@ -318,7 +318,7 @@ def what_is_held(store: Store) -> Held:
             with open_database(part) as opened:
                 rows += len(opened)
         except (CcassetsError, *READ_ERRORS):
-            continue  # A part that is not whole is told by `cut`, or differs afterwards.
+            continue  # A part that is not whole is reported by `cut_power`, or differs afterwards.
     templates = len(list(store.root.glob("features/*/templates/*.h5")))
     return Held(templates, rows, len(list(store.root.rglob("*.partial"))))
 

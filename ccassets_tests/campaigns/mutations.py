@@ -24,13 +24,13 @@ def damage_bytes(path: Path, rng: Rng) -> str:
     done = []
     for _ in range(int(rng.integers(1, 7))):
         change: Callable[[bytearray, int, Rng], str] = _BYTE_CHANGES[int(rng.integers(len(_BYTE_CHANGES)))]
-        place = _place(data, rng)
-        done.append(f"{change.__name__.strip('_')} at {place}: {change(data, place, rng)}")
+        offset = _offset(data, rng)
+        done.append(f"{change.__name__.strip('_')} at {offset}: {change(data, offset, rng)}")
     path.write_bytes(data)
     return "; ".join(done)
 
 
-def _place(data: bytearray, rng: Rng) -> int:
+def _offset(data: bytearray, rng: Rng) -> int:
     """Half of the time near one of HDF5's own structures, else anywhere."""
     if rng.random() < 0.5:
         signature = _SIGNATURES[int(rng.integers(len(_SIGNATURES)))]
@@ -40,57 +40,57 @@ def _place(data: bytearray, rng: Rng) -> int:
     return int(rng.integers(len(data))) if len(data) else 0
 
 
-def _flip(data: bytearray, place: int, rng: Rng) -> str:
+def _flip(data: bytearray, offset: int, rng: Rng) -> str:
     bit = 1 << int(rng.integers(8))
     if data:
-        data[place] ^= bit
+        data[offset] ^= bit
     return f"bit {bit}"
 
 
-def _number(data: bytearray, place: int, rng: Rng) -> str:
+def _number(data: bytearray, offset: int, rng: Rng) -> str:
     value = _EXTREMES[int(rng.integers(len(_EXTREMES)))]
     size = int(rng.choice([1, 2, 4, 8]))
     value &= (1 << (8 * size)) - 1
-    data[place : place + size] = value.to_bytes(size, "little")
+    data[offset : offset + size] = value.to_bytes(size, "little")
     return f"{value} in {size} bytes"
 
 
-def _address(data: bytearray, place: int, rng: Rng) -> str:
+def _address(data: bytearray, offset: int, rng: Rng) -> str:
     """An address that leads somewhere in the file: loops and overlaps come of it."""
-    target = _place(data, rng)
-    data[place - place % 8 : place - place % 8 + 8] = struct.pack("<Q", target)
+    target = _offset(data, rng)
+    data[offset - offset % 8 : offset - offset % 8 + 8] = struct.pack("<Q", target)
     return f"address {target}"
 
 
-def _copy(data: bytearray, place: int, rng: Rng) -> str:
+def _copy(data: bytearray, offset: int, rng: Rng) -> str:
     source, size = int(rng.integers(len(data) or 1)), int(rng.integers(1, 512))
-    data[place : place + size] = data[source : source + size]
+    data[offset : offset + size] = data[source : source + size]
     return f"{size} bytes of {source}"
 
 
-def _zero(data: bytearray, place: int, rng: Rng) -> str:
-    start = place - place % PAGE
+def _zero(data: bytearray, offset: int, rng: Rng) -> str:
+    start = offset - offset % PAGE
     length = min(PAGE, len(data) - start)
     data[start : start + length] = bytes(length)
     return "a page of zeros"
 
 
-def _cut(data: bytearray, place: int, rng: Rng) -> str:
+def _truncate(data: bytearray, offset: int, rng: Rng) -> str:
     if rng.random() < 0.7:  # Seldom: nothing else is found in a file that HDF5 will not open.
         return "nothing"
-    del data[place:]
+    del data[offset:]
     return "the end cut off"
 
 
-def _insert(data: bytearray, place: int, rng: Rng) -> str:
+def _insert(data: bytearray, offset: int, rng: Rng) -> str:
     if rng.random() < 0.7:
         return "nothing"
     size = int(rng.integers(1, 64))
-    data[place:place] = rng.bytes(size)
+    data[offset:offset] = rng.bytes(size)
     return f"{size} bytes inserted"
 
 
-_BYTE_CHANGES = (_flip, _flip, _number, _number, _number, _address, _address, _copy, _zero, _cut, _insert)
+_BYTE_CHANGES = (_flip, _flip, _number, _number, _number, _address, _address, _copy, _zero, _truncate, _insert)
 
 
 # --- objects ------------------------------------------------------------------------------------------
@@ -145,15 +145,15 @@ def _replace(file: h5py.File, name: str, rng: Rng) -> str:
 
 def _write(file: h5py.File, name: str, rng: Rng) -> str:
     values = file[name][...]
-    place = tuple(int(rng.integers(length)) for length in values.shape)
+    index = tuple(int(rng.integers(length)) for length in values.shape)
     if values.dtype.kind == "O":
         value: Any = (b"", b"\xff\xfe", "\U0001f9ec" * 9, "a\0b", "x" * 70_000)[int(rng.integers(5))]
     elif values.dtype.kind == "f":
         value = (np.nan, np.inf, 0, 1e5, -1e-7)[int(rng.integers(5))]
     else:
         value = (0, 1, -1, 255, 2**31, -(2**63))[int(rng.integers(6))]
-    file[name][place] = value
-    return f"{place} = {str(value)[:20]!r}"
+    file[name][index] = value
+    return f"{index} = {str(value)[:20]!r}"
 
 
 def _link(file: h5py.File, name: str, rng: Rng) -> str:

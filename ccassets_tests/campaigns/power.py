@@ -84,7 +84,7 @@ class SyncRecord:
                 self._held.append(os.open(arguments[gone], os.O_RDONLY))
 
 
-def cut(root: Path, image: Path, sure: Disk, rng: Rng) -> list[str]:
+def cut_power(root: Path, image: Path, sure: Disk, rng: Rng) -> list[str]:
     """Copy a tree as the disk may hold it after a power cut; the files that are not whole."""
     now = Disk.of(root)
     damaged = []
@@ -146,14 +146,14 @@ def _carried(line: bytes, original: Path, copy: Path) -> bytes:
 
 def lost(image: Path, sure: Disk) -> list[str]:
     """Finished files that were synced under their names, and are not there after all."""
-    found: list[str] = []
+    missing: list[str] = []
 
-    def look(folder: int, place: Path) -> None:
+    def visit(folder: int, path: Path) -> None:
         for name, inode in sure.names[folder].items():
             if inode in sure.names:
-                look(inode, place / name)
-            elif name.endswith(FINISHED) and not (place / name).is_file():
-                found.append((place / name).relative_to(image).as_posix())
+                visit(inode, path / name)
+            elif name.endswith(FINISHED) and not (path / name).is_file():
+                missing.append((path / name).relative_to(image).as_posix())
 
-    look(sure.root, image)
-    return found
+    visit(sure.root, image)
+    return missing

@@ -15,7 +15,7 @@ from ccassets.tools.offline_bundle import changed_files, fetch_bundle
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.kill import STAGES, campaign
-from ccassets_tests.campaigns.power import Disk, SyncRecord, cut, lost
+from ccassets_tests.campaigns.power import Disk, SyncRecord, cut_power, lost
 
 
 def test_killed_builds_are_built_on_to_equal_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,7 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:
     ends = set()
     for number in range(40):
         image = tmp_path / f"image-{number}"
-        damaged = cut(root, image, before.synced(record), np.random.default_rng(number))
+        damaged = cut_power(root, image, before.synced(record), np.random.default_rng(number))
         assert (image / "kept" / "old.json").read_text() == "old"
         assert lost(image, before) == []
         new = image / "kept" / "new.json"
@@ -66,7 +66,7 @@ def test_a_bundle_is_whole_or_not_there_after_a_power_cut(study: Study, tmp_path
         root.mkdir()
         before = Disk.of(root)
         _, answer = Fork(lambda: bundle(root, record, at)).end()
-        cut(root, image, before.synced(record), rng)
+        cut_power(root, image, before.synced(record), rng)
         return answer.get("moments", 0), image / "bundle"
 
     moments, finished = after_a_cut("finished", 1 << 40)

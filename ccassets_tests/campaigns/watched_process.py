@@ -44,13 +44,13 @@ class Readers:
     """
 
     def __init__(self, path: Path, known: Mapping[str, str], others: str = "") -> None:
-        asked, self._stop = os.pipe()
+        stop_pipe, self._stop = os.pipe()
         self._answer, answer = os.pipe()
         self._child = os.fork()
         if not self._child:
             os.close(self._stop)
-            _read(path, known, others, asked, answer)
-        os.close(asked)
+            _read(path, known, others, stop_pipe, answer)
+        os.close(stop_pipe)
         os.close(answer)
         os.read(self._answer, 1)  # It holds the database now.
 
@@ -59,31 +59,31 @@ class Readers:
         os.write(self._stop, b" ")  # To close it would say nothing: later forks have it open too.
         os.close(self._stop)
         with os.fdopen(self._answer, encoding="utf-8") as pipe:
-            found, wrong = json.loads(pipe.read() or '[{}, ["a reader died"]]')
+            counts, wrong = json.loads(pipe.read() or '[{}, ["a reader died"]]')
         os.waitpid(self._child, 0)
-        return Counter(found), wrong
+        return Counter(counts), wrong
 
 
-def _read(path: Path, known: Mapping[str, str], others: str, asked: int, answer: int) -> NoReturn:
-    found: Counter[str] = Counter()
+def _read(path: Path, known: Mapping[str, str], others: str, stop_pipe: int, answer: int) -> NoReturn:
+    counts: Counter[str] = Counter()
     wrong: set[str] = set()
     try:
         with open_database(path) as held:
             first = content_digest(held.file)
             features = held.image_features.tobytes()
-            found[known.get(first, others)] += 1
+            counts[known.get(first, others)] += 1
             os.write(answer, b" ")
             stopped = False
             while not stopped:
-                stopped = bool(select.select([asked], [], [], random.uniform(0.0, 0.06))[0])
+                stopped = bool(select.select([stop_pipe], [], [], random.uniform(0.0, 0.06))[0])
                 if content_digest(held.file) != first or held.image_features.tobytes() != features:
                     wrong.add("a database that is held open changed")
                 content = known.get(digest_of(path), others)
-                found[content] += 1
+                counts[content] += 1
                 if not content:
                     wrong.add("a reader found a database that is neither the old nor the new one")
     except BaseException:
         wrong.add(f"a reader failed: {traceback.format_exc(limit=-2)}")
     finally:
-        os.write(answer, json.dumps([found, sorted(wrong)]).encode())
+        os.write(answer, json.dumps([counts, sorted(wrong)]).encode())
         os._exit(0)

@@ -22,7 +22,7 @@ import ccassets.h5.journal as journal
 from ccassets import CcassetsError
 from ccassets.database.reader import open_database
 from ccassets.h5 import append_batch, init_file, load_model_params, save_model_params, write_template
-from ccassets_tests.campaigns.power import Disk, SyncRecord, cut
+from ccassets_tests.campaigns.power import Disk, SyncRecord, cut_power
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents, rows
 
 LISTS = {"label_texts": ["a", "b"], "concept_texts": ["深", "pale"], "prompt_temp_for_concepts": ["{} cell"]}
@@ -434,7 +434,7 @@ def test_a_power_cut_at_any_write_leaves_what_was_flushed(tmp_path: Path) -> Non
         killed = killed_at(point, lambda root=root, record=record: (SyncRecord(root, record), work(root)))
         for number in range(3):
             image = tmp_path / f"image-{point}-{number}"
-            cut(root, image, before.synced(record), np.random.default_rng([point, number]))
+            cut_power(root, image, before.synced(record), np.random.default_rng([point, number]))
             init_file(image / "a.h5").close()
             found = contents(image / "a.h5")
             state = len(found["ids"]) + ("templates/wide/texts" in found)

@@ -75,8 +75,8 @@ def _external(name: str, there: str) -> Callable[[Path], Path]:
 
 
 def _stored_outside(name: str, shape: tuple[int, ...], dtype: str) -> Callable[[Path], Path]:
-    place = [(f"{OUTSIDE}/raw.bin", 0, h5py.h5f.UNLIMITED)]
-    return _instead(name, lambda group, last: group.create_dataset(last, shape, dtype, external=place))
+    external = [(f"{OUTSIDE}/raw.bin", 0, h5py.h5f.UNLIMITED)]
+    return _instead(name, lambda group, last: group.create_dataset(last, shape, dtype, external=external))
 
 
 def _virtual(name: str, source: str, there: str, shape: tuple[int, ...], dtype: str) -> Callable[[Path], Path]:
@@ -95,8 +95,8 @@ def _data(name: str, *arguments: Any, **options: Any) -> Callable[[Path], Path]:
     return _instead(name, lambda group, last: group.create_dataset(last, *arguments, **options))
 
 
-def _attribute(place: str, name: str, value: Any, **options: Any) -> Callable[[Path], Path]:
-    return _edited(lambda file: file[place].attrs.create(name, value, **options))
+def _attribute(owner: str, name: str, value: Any, **options: Any) -> Callable[[Path], Path]:
+    return _edited(lambda file: file[owner].attrs.create(name, value, **options))
 
 
 def _typed(type_id: Any) -> Callable[[h5py.Group, str], Any]:
@@ -159,7 +159,7 @@ def _repeated_text(folder: Path) -> Path:
 # --- structure ----------------------------------------------------------------------------------------
 
 
-def _named(old: bytes, new: bytes) -> Callable[[bytearray], None]:
+def _renamed(old: bytes, new: bytes) -> Callable[[bytearray], None]:
     """A name in the file, overwritten with one of the same length that HDF5 would not have let in."""
     assert len(old) == len(new)
 
@@ -172,19 +172,19 @@ def _named(old: bytes, new: bytes) -> Callable[[bytearray], None]:
 
 def _own_child(data: bytearray) -> None:
     """B-tree nodes of groups that are their own children."""
-    place = data.find(b"TREE")
-    while place >= 0:
-        struct.pack_into("<Q", data, place + 32, place)
-        data[place + 5] = 1
-        place = data.find(b"TREE", place + 1)
+    position = data.find(b"TREE")
+    while position >= 0:
+        struct.pack_into("<Q", data, position + 32, position)
+        data[position + 5] = 1
+        position = data.find(b"TREE", position + 1)
 
 
 def _symbols_repeated(data: bytearray) -> None:
     """Symbol tables that claim far more names than they have."""
-    place = data.find(b"SNOD")
-    while place >= 0:
-        struct.pack_into("<H", data, place + 6, 0xFFFF)
-        place = data.find(b"SNOD", place + 1)
+    position = data.find(b"SNOD")
+    while position >= 0:
+        struct.pack_into("<H", data, position + 6, 0xFFFF)
+        position = data.find(b"SNOD", position + 1)
 
 
 def _moved(name: str, to: int) -> Callable[[Path], Path]:
@@ -220,7 +220,7 @@ def _written(content: bytes) -> Callable[[Path], Path]:
     return make
 
 
-def _cut(folder: Path) -> Path:
+def _truncated(folder: Path) -> Path:
     path = write_database(folder / "hostile.h5")
     os.truncate(path, path.stat().st_size - 4096)
     return path
@@ -299,18 +299,20 @@ CASES = (
     # --- names ---
     Case(
         "template called ..",
-        _patched(_named(_FIRST, b"..".ljust(20, b"\0"))),
+        _patched(_renamed(_FIRST, b"..".ljust(20, b"\0"))),
         "missing: concept_prompts_t01",
     ),
     Case(
         "template called like a path out",
-        _patched(_named(_FIRST, b"../../../etc/passwd\0")),
+        _patched(_renamed(_FIRST, b"../../../etc/passwd\0")),
         "the name is listed, and leads to nothing [/templates/../../../etc/passwd]",
     ),
-    Case("template called .", _patched(_named(_FIRST, b".".ljust(20, b"\0"))), "/templates/."),
-    Case("template whose name is no UTF-8", _patched(_named(b"free_text\0", b"fr\xff\xfe_text\0")), "in UTF-8"),
+    Case("template called .", _patched(_renamed(_FIRST, b".".ljust(20, b"\0"))), "/templates/."),
+    Case("template whose name is no UTF-8", _patched(_renamed(b"free_text\0", b"fr\xff\xfe_text\0")), "in UTF-8"),
     Case(
-        "template without a name", _patched(_named(b"free_text\0", b"\0" * 10)), "the names in the group cannot be read"
+        "template without a name",
+        _patched(_renamed(b"free_text\0", b"\0" * 10)),
+        "the names in the group cannot be read",
     ),
     # --- the wrong kind of object ---
     Case("group for a data set", _instead("groups", lambda group, last: group.create_group(last)), "another kind"),
@@ -374,7 +376,7 @@ CASES = (
     Case("groups with more names than there are", _patched(_symbols_repeated), "read"),
     Case("data set beyond the end", _moved("labels", 1 << 40), "/labels"),
     Case("data set on top of the superblock", _moved("ids", 0), "every row's own number"),
-    Case("file that is cut", _cut, "cannot be opened as HDF5"),
+    Case("file that is cut", _truncated, "cannot be opened as HDF5"),
     Case("file without bytes", _written(b""), "cannot be opened as HDF5"),
     Case("signature and nothing else", _written(b"\x89HDF\r\n\x1a\n"), "cannot be opened as HDF5"),
     Case("another format", _written(b"PK\x03\x04" + bytes(4096)), "cannot be opened as HDF5"),

@@ -33,9 +33,9 @@ def _names(fd: int) -> Iterator[str]:
         events = os.read(fd, 1 << 16)
     except BlockingIOError:
         return
-    place = 0
-    while place < len(events):
-        *_, length = _EVENT.unpack_from(events, place)
-        place += _EVENT.size
-        yield events[place : place + length].rstrip(b"\0").decode()
-        place += length
+    offset = 0
+    while offset < len(events):
+        *_, length = _EVENT.unpack_from(events, offset)
+        offset += _EVENT.size
+        yield events[offset : offset + length].rstrip(b"\0").decode()
+        offset += length

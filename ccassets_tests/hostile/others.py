@@ -71,7 +71,7 @@ def _end(header: dict[str, Any]) -> int:
     return max(value["data_offsets"][1] for name, value in header.items() if name != "__metadata__")
 
 
-def _overlap(header: dict[str, Any]) -> None:
+def _share_offsets(header: dict[str, Any]) -> None:
     tensors = [value for name, value in header.items() if name != "__metadata__"]
     same = next(b for b in tensors[1:] if b["shape"] == tensors[0]["shape"] and b["dtype"] == tensors[0]["dtype"])
     same["data_offsets"] = tensors[0]["data_offsets"]
@@ -106,7 +106,7 @@ WEIGHTS = (
     Case("file of three bytes", _written("model.safetensors", lambda: b"abc"), _WHOLE),
     Case("offsets beyond the end", _safetensors(lambda h: _first(h).update(data_offsets=[0, 1 << 40])), _WHOLE),
     Case("offsets backwards", _safetensors(lambda h: _first(h).update(data_offsets=[8, 0])), _WHOLE),
-    Case("offsets of another tensor", _safetensors(_overlap), _WHOLE),
+    Case("offsets of another tensor", _safetensors(_share_offsets), _WHOLE),
     Case("shape that is too large for its bytes", _safetensors(lambda h: _first(h).update(shape=[1 << 40])), _WHOLE),
     Case("shape that overflows", _safetensors(lambda h: _first(h).update(shape=[1 << 62, 1 << 62])), _WHOLE),
     Case("negative shape", _safetensors(lambda h: _first(h).update(shape=[-1])), _WHOLE),
@@ -230,7 +230,7 @@ def _png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in parts)
 
 
-def _cut(form: str, keep: float = 0.5, **options: Any) -> Callable[[], bytes]:
+def _truncated(form: str, keep: float = 0.5, **options: Any) -> Callable[[], bytes]:
     def content() -> bytes:
         whole = _picture(form, _noise(), **options)()
         return whole[: int(len(whole) * keep)]
@@ -251,9 +251,9 @@ PICTURES = (
     Case("four billion pixels a row", _written("a.png", lambda: _png(0xFFFF_FFFF, 1 << 31)), "more than the"),
     Case("text chunk that inflates to 64 MB", _written("a.png", lambda: _png(8, 8, _text_bomb())), "cannot be decoded"),
     Case("colour profile that inflates to 64 MB", _written("a.png", lambda: _png(8, 8, _profile_bomb())), "decoded"),
-    Case("cut PNG", _written("a.png", _cut("PNG")), "cannot be decoded"),
-    Case("cut JPEG", _written("a.jpg", _cut("JPEG")), "cannot be decoded"),
-    Case("cut TIFF", _written("a.tif", _cut("TIFF")), "cannot be decoded"),
+    Case("cut PNG", _written("a.png", _truncated("PNG")), "cannot be decoded"),
+    Case("cut JPEG", _written("a.jpg", _truncated("JPEG")), "cannot be decoded"),
+    Case("cut TIFF", _written("a.tif", _truncated("TIFF")), "cannot be decoded"),
     Case("PNG without pixels", _written("a.png", lambda: _png(0, 0)), "no image of a format"),
     Case("floating-point pixels", _written("a.tif", _picture("TIFF", _noise("F"))), "floating-point"),
     Case("32-bit pixels", _written("a.tif", _picture("TIFF", _noise("I"))), "32-bit"),
