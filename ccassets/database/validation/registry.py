@@ -388,7 +388,7 @@ def checks_page() -> str:
         "the file must not be used as it is; a *warning* is something to know before it is used. `ccassets validate`",
         "exits with 1 when there is an error. Every finding says what was expected, what was found, and where.",
         "",
-        "This page is written by `python -m ccassets.database.validation`.",
+        "This page is generated from the registry of the validator.",
     ]
     for group, heading in GROUPS.items():
         lines += ["", f"## {heading}", "", f"Group `{group}`.", ""]
