@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.float16 import widened
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database, RowIndex, Template
 from ccassets.errors import DatabaseError
@@ -69,7 +68,7 @@ def pooled_tokens(token_features: Values, positions: Positions) -> npt.NDArray[n
 
 def normalise(vectors: Values) -> FloatArray:
     """Vectors (…, D) of any float dtype divided by their length, float32."""
-    wide = widened(vectors) if vectors.dtype == np.float16 else vectors
+    wide = vectors.astype(np.float32) if vectors.dtype == np.float16 else vectors
     lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
     return np.asarray(wide / lengths, np.float32)
 
@@ -333,10 +332,7 @@ def cosines(features: Values, vectors: FloatArray) -> FloatArray:
     for first in range(0, len(features), max(1, len(chunk))):
         part = features[first : first + len(chunk)]
         converted = chunk[: len(part)]
-        if part.dtype == np.float16:
-            widened(part, converted)
-        else:
-            np.copyto(converted, part, casting="same_kind")
+        np.copyto(converted, part, casting="same_kind")
         products = found[first : first + len(part)]
         np.matmul(converted, columns, out=products)
         products /= np.sqrt(np.einsum("nd,nd->n", converted, converted))[:, None]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests
-from ccassets.database.float16 import not_finite_rows, widened
+from ccassets.database.float16 import not_finite_rows
 from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.validation.contents import Contents
@@ -153,7 +153,7 @@ def _zero_vectors(vectors: Array) -> npt.NDArray[np.bool_]:
 
 
 def _inspect_norms(values: Array, sound: npt.NDArray[np.bool_], first: int, faults: _Faults) -> None:
-    single = widened(values) if values.dtype == np.float16 else values
+    single = values.astype(np.float32) if values.dtype == np.float16 else values
     norms = np.sqrt(np.einsum("ij,ij->i", single, single, dtype=np.float64 if single.dtype.itemsize > 4 else None))
     deviation = np.abs(norms - 1)
     wrong = np.flatnonzero(sound & ~(deviation <= NORM_TOLERANCE))
