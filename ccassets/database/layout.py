@@ -40,4 +40,7 @@ JSON_ATTRIBUTES = (
 LOGIT_PARAMETERS = ("logit_scale", "logit_bias", "concept_logit_scale", "concept_logit_bias")
 LOGIT_SCALE_SPACE = "log"
 
+NORM_TOLERANCE = 2e-3
+"""How far the length of a feature vector may be from 1."""
+
 UNSPECIFIED_SPLIT = "unspecified"

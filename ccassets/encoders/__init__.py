@@ -1,9 +1,10 @@
-"""Encoders: a study's model as an identity card, and as something that turns images and texts into features."""
+"""Encoders: a study's model as an identity card, and as an object that turns images and texts into features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +45,28 @@ def inspect_encoder(
     study: Study,
     *,
     device: str | None = None,
-    cache: Path | None = None,
+    cache: str | PathLike[str] | None = None,
     hf_token: str | None = None,
     progress: Progress = silent,
 ) -> EncoderCard:
-    """The identity card of a study's encoder: its files found or fetched, verified and hashed, the model not built.
+    """Find or fetch the files of a study's encoder, verify and hash them, and make its card; no model is built.
 
-    `cache` is a folder where file digests are kept between calls; `progress` counts hashed bytes; `device`
-    matters to a strict study alone. Raises `EncoderError`.
+    Args:
+        study: The study.
+        device: A torch device; it matters to a strict study alone.
+        cache: A folder where digests of files are kept between calls.
+        hf_token: The access token of the hub, by default `HF_TOKEN`.
+        progress: Called with the bytes hashed so far and the bytes of all files.
+
+    Returns:
+        The identity card.
+
+    Raises:
+        EncoderError: Files are missing, gated, unreadable, or do not fit each other.
     """
-    card: EncoderCard = _kind(study).inspect(study, device=device, cache=cache, hf_token=hf_token, progress=progress)
+    card: EncoderCard = _module(study).inspect(
+        study, device=device, cache=_path(cache), hf_token=hf_token, progress=progress
+    )
     return card
 
 
@@ -61,39 +74,69 @@ def load_encoder(
     study: Study,
     *,
     device: str | None = None,
-    cache: Path | None = None,
+    cache: str | PathLike[str] | None = None,
     hf_token: str | None = None,
 ) -> Encoder:
-    """A study's encoder, ready to work, with the card that `inspect_encoder` gives.
+    """Load a study's encoder, with the card that `inspect_encoder` gives.
 
-    `device` is a torch device, by default CUDA where there is one, else the CPU. Raises `EncoderError`.
+    Args:
+        study: The study.
+        device: A torch device, by default CUDA where there is one, else the CPU.
+        cache: A folder where digests of files are kept between calls.
+        hf_token: The access token of the hub, by default `HF_TOKEN`.
+
+    Returns:
+        The encoder, ready to work.
+
+    Raises:
+        EncoderError: As `inspect_encoder`, and where the device does not exist.
     """
-    encoder: Encoder = _kind(study).load(study, device=device, cache=cache, hf_token=hf_token)
+    encoder: Encoder = _module(study).load(study, device=device, cache=_path(cache), hf_token=hf_token)
     return encoder
 
 
 def encoder_files(study: Study, *, hf_token: str | None = None) -> dict[str, Path]:
-    """Every file a study's encoder is read from, by its name in a model folder; fetched where it is on the hub.
+    """Find every file that a study's encoder is read from, and fetch those that are on the hub.
 
-    Nothing for an encoder that ships with ccassets. Raises `EncoderError`, also for an encoder of the user's own:
-    what that reads only it knows.
+    Args:
+        study: The study.
+        hf_token: The access token of the hub, by default `HF_TOKEN`.
+
+    Returns:
+        Paths by their names in a model folder; none for an encoder that ships with ccassets.
+
+    Raises:
+        EncoderError: Files are missing or gated, or the encoder is the user's own, which alone knows its files.
     """
     if study.encoder.kind == "python":
         raise EncoderError(f"{study.name} has an encoder of its own, and only that knows which files it reads.")
-    files: dict[str, Path] = _kind(study).files(study, hf_token=hf_token)
+    files: dict[str, Path] = _module(study).files(study, hf_token=hf_token)
     return files
 
 
 def load_tokenizer(study: Study, *, hf_token: str | None = None) -> Callable[[Sequence[str]], Tokens] | None:
-    """What turns prompts into a study's `Tokens`, the model not built; None for an encoder of the user's own.
+    """Load the tokenizer of a study's encoder; no model is built.
 
-    Raises `EncoderError`.
+    Args:
+        study: The study.
+        hf_token: The access token of the hub, by default `HF_TOKEN`.
+
+    Returns:
+        A function from prompts to their tokens; None for an encoder of the user's own.
+
+    Raises:
+        EncoderError: As `inspect_encoder`.
     """
     if study.encoder.kind == "python":
         return None
-    tokenize: Callable[[Sequence[str]], Tokens] = _kind(study).tokenizer(study, hf_token=hf_token)
+    tokenize: Callable[[Sequence[str]], Tokens] = _module(study).tokenizer(study, hf_token=hf_token)
     return tokenize
 
 
-def _kind(study: Study) -> Any:
+def _module(study: Study) -> Any:
+    """The module of the study's kind of encoder; torch and transformers are imported with some of them."""
     return import_module(f"ccassets.encoders.{_MODULES[study.encoder.kind]}")
+
+
+def _path(cache: str | PathLike[str] | None) -> Path | None:
+    return None if cache is None else Path(cache)

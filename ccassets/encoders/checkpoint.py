@@ -1,4 +1,4 @@
-"""ConceptCLIP on disk: its dimensions, the tensors a checkpoint must hold, and their names in both styles. No torch."""
+"""ConceptCLIP checkpoints: dimensions, the tensors that a file must hold, and their names in both styles. No torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from ccassets.database.layout import LOGIT_PARAMETERS
 from ccassets.errors import EncoderError
 from ccassets.files import reading_refused
 
 Shape = tuple[int, ...]
-
-LOGIT_PARAMETERS = ("logit_scale", "logit_bias", "concept_logit_scale", "concept_logit_bias")
 
 RANDOM_LOGITS = {name: log(10) if name.endswith("scale") else -10.0 for name in LOGIT_PARAMETERS}
 """The logit parameters of random weights: those that SigLIP's training starts from."""
@@ -99,7 +98,7 @@ class TextTower(_Tower):
 
 
 class Architecture(_Section):
-    """ConceptCLIP's dimensions. `untrained` marks weights that mean nothing yet; it is told, not part of them."""
+    """ConceptCLIP's dimensions. `untrained` marks weights without meaning; it is recorded, but no dimension."""
 
     image_size: PositiveInt
     patch_size: PositiveInt
@@ -272,7 +271,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Fill:
-    """A parameter, and for each of its pieces the tensor in the files."""
+    """A parameter, and the tensor of each of its pieces."""
 
     parameter: Parameter
     tensors: tuple[Tensor, ...]
@@ -302,37 +301,39 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def match(tensors: Mapping[str, Tensor], architecture: Architecture) -> list[Fill]:
-    """How a checkpoint's tensors fill the model; strict.
+def match_tensors(tensors: Mapping[str, Tensor], architecture: Architecture) -> list[Fill]:
+    """Assign every tensor of a checkpoint to a parameter of the model, and every parameter to its tensors.
 
     Both name styles are understood, the authors' own and the same towers saved under transformers' names, with
     or without a wrapper in front (`model.`, `module.`). Raises one `EncoderError` that lists every tensor that is
     missing, has no place in the model, or has another shape or a dtype that is not floating.
     """
-    found = _canonical(tensors)
-    wanted = parameters(architecture)
-    if not any(name.startswith(_AUTHORS_PREFIXES) for name in found):
-        wanted = [_same(parameter.name, parameter.name, parameter.shape) for parameter in wanted]
-    expected = {piece.name: piece.shape for parameter in wanted for piece in parameter.pieces}
+    by_name = _by_canonical_name(tensors)
+    model_parameters = parameters(architecture)
+    if not any(name.startswith(_AUTHORS_PREFIXES) for name in by_name):
+        model_parameters = [_same(parameter.name, parameter.name, parameter.shape) for parameter in model_parameters]
+    expected = {piece.name: piece.shape for parameter in model_parameters for piece in parameter.pieces}
 
-    problems = [f"missing: {name} {_text_of(shape)}" for name, shape in expected.items() if name not in found]
+    problems = [f"missing: {name} {_shape_text(shape)}" for name, shape in expected.items() if name not in by_name]
     problems += [
-        f"not part of the model: {tensor.name} {_text_of(tensor.shape)}"
-        for name, tensor in found.items()
+        f"not part of the model: {tensor.name} {_shape_text(tensor.shape)}"
+        for name, tensor in by_name.items()
         if name not in expected
     ]
-    for name in expected.keys() & found.keys():
-        tensor = found[name]
+    for name in expected.keys() & by_name.keys():
+        tensor = by_name[name]
         if tensor.shape != expected[name]:
-            problems.append(f"{tensor.name}: expected shape {_text_of(expected[name])}, found {_text_of(tensor.shape)}")
+            problems.append(
+                f"{tensor.name}: expected shape {_shape_text(expected[name])}, found {_shape_text(tensor.shape)}"
+            )
         if tensor.dtype not in _FLOATING:
             problems.append(f"{tensor.name}: expected a floating dtype, found {tensor.dtype}")
     if problems:
         raise EncoderError(
             f"The weights do not fit the architecture; {len(problems)} tensors differ "
-            f"({len(expected)} expected, {len(found)} found):\n" + "\n".join(sorted(problems))
+            f"({len(expected)} expected, {len(by_name)} found):\n" + "\n".join(sorted(problems))
         )
-    return [Fill(parameter, tuple(found[piece.name] for piece in parameter.pieces)) for parameter in wanted]
+    return [Fill(parameter, tuple(by_name[piece.name] for piece in parameter.pieces)) for parameter in model_parameters]
 
 
 def read_scalar(tensor: Tensor) -> float:
@@ -344,17 +345,17 @@ def read_scalar(tensor: Tensor) -> float:
         return float(opened.get_tensor(tensor.name).item())
 
 
-def _canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _by_canonical_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by name without wrapper and without the level and the buffers that older releases saved."""
     prefix = _wrapper(list(tensors))
-    found = {}
+    by_name = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix(prefix)
         if plain.startswith("vision.vision_model."):
             plain = "vision." + plain.removeprefix("vision.vision_model.")
         if not plain.endswith("embeddings.position_ids"):
-            found[plain] = tensor
-    return found
+            by_name[plain] = tensor
+    return by_name
 
 
 def _wrapper(names: Sequence[str]) -> str:
@@ -369,5 +370,5 @@ def _wrapper(names: Sequence[str]) -> str:
     return prefix
 
 
-def _text_of(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"

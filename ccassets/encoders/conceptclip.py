@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ccassets.database.layout import LOGIT_PARAMETERS
 from ccassets.encoders.checkpoint import (
-    LOGIT_PARAMETERS,
     PUBLISHED,
     RANDOM_LOGITS,
     Architecture,
     Fill,
-    match,
+    match_tensors,
     read_architecture,
     read_headers,
     read_scalar,
@@ -56,16 +56,23 @@ _WEIGHTS_PATTERNS = ("*.safetensors", "*.safetensors.index.json", ARCHITECTURE_F
 
 
 def load_checkpoint(weights: str | PathLike[str], config: Mapping[str, Any]) -> ConceptClip:
-    """The model in float32 on the CPU, in evaluation mode, filled strictly by name from a safetensors file.
+    """Load ConceptCLIP from a safetensors file, every tensor assigned by name.
 
-    `config` has the keys of `PUBLISHED`. The module has `encode_image(pixel_values)` and
-    `encode_text(input_ids)`, both giving unit-length features and token features. Raises `EncoderError` listing
-    every tensor that does not fit.
+    Args:
+        weights: The path of a safetensors file under the authors' names, or those of transformers.
+        config: The dimensions, with the keys of `PUBLISHED`.
+
+    Returns:
+        The module in float32 on the CPU, in evaluation mode. Its `encode_image(pixel_values)` and
+        `encode_text(input_ids)` give features of unit length and token features.
+
+    Raises:
+        EncoderError: Tensors do not fit the dimensions; all of them are listed.
     """
     from ccassets.encoders.towers import build, read_state
 
     architecture = read_architecture(config)
-    return build(architecture, read_state(match(read_headers([Path(weights)]), architecture)))
+    return build(architecture, read_state(match_tensors(read_headers([Path(weights)]), architecture)))
 
 
 def inspect(
@@ -79,7 +86,7 @@ def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str 
     """The encoder of a `conceptclip` or `phantom` study."""
     from ccassets.encoders.towers import build, random_state, read_state
 
-    place = choose_device(device)
+    torch_device = choose_device(device)
     source = _find(study, hf_token)
     card = _card(source, study, device, cache, silent)
     if source.fills is None:
@@ -88,7 +95,7 @@ def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str 
     else:
         state = read_state(source.fills)
     model = build(source.architecture, state, compute_dtype=tower_dtype(card.dtype))
-    return ConceptClipEncoder(card, model.to(place), source.tokenizer, place, study.extraction.batch_size)
+    return ConceptClipEncoder(card, model.to(torch_device), source.tokenizer, torch_device, study.extraction.batch_size)
 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
@@ -106,9 +113,9 @@ def tokenizer(study: Study, *, hf_token: str | None) -> BertTokenizer:
 
 
 class ConceptClipEncoder:
-    """ConceptCLIP behind the encoder contract; `model` and `tokenizer` are what it is made of.
+    """ConceptCLIP behind the encoder contract.
 
-    An image tower that is compiled is so for batches of `batch_size`.
+    A card that says `compiled` has the image tower compiled for batches of `batch_size`.
     """
 
     def __init__(
@@ -164,7 +171,7 @@ class ConceptClipEncoder:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Checkpoint:
     """A verified encoder before it is built; `fills` is None for random weights, drawn from `seed`."""
 
     architecture: Architecture
@@ -177,7 +184,7 @@ class _Source:
     recorded: dict[str, Any]
 
 
-def _find(study: Study, hf_token: str | None) -> _Source:
+def _find(study: Study, hf_token: str | None) -> _Checkpoint:
     config = study.encoder
     if isinstance(config, PhantomEncoderConfig):
         config = ConceptClipConfig(kind="conceptclip", weights=str(PHANTOM))
@@ -191,7 +198,7 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         recorded["weights"] = f"random, seed {config.seed}"
     else:
         weights_files = safetensors_files(folder)
-        fills = match(read_headers(weights_files), architecture)
+        fills = match_tensors(read_headers(weights_files), architecture)
         recorded |= {"weights": folder.name, "commit": folder.commit}
     if architecture.untrained:
         recorded["untrained"] = True
@@ -201,7 +208,7 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         recorded |= {"tokenizer": text.name, "tokenizer_commit": text.commit}
     assert text is not None  # the study's own rule: random weights name a tokenizer
     file = tokenizer_file(text)
-    return _Source(
+    return _Checkpoint(
         architecture=architecture,
         architecture_file=architecture_file,
         tokenizer=BertTokenizer(file, architecture),
@@ -237,10 +244,10 @@ def _read_architecture(file: Path | None) -> Architecture:
         raise EncoderError(f"{file} cannot be read as JSON: {error}") from error
 
 
-def _card(source: _Source, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
+def _card(source: _Checkpoint, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     architecture = source.architecture
     if source.fills is None:
-        # Said in the digest itself, so that nobody takes such features for a model's.
+        # The digest itself says it, so that nobody takes such features for a model's.
         weights_digest, logits = f"random:{source.seed}", dict(RANDOM_LOGITS)
     else:
         weights_digest = digest_files(source.weights_files, cache=cache, progress=progress)

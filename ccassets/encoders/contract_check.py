@@ -1,4 +1,4 @@
-"""The encoder contract as a test: what an encoder gives, compared with what its card says."""
+"""The check of the encoder contract: an encoder's results compared with its card."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
+from ccassets.database.layout import NORM_TOLERANCE
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, ImageFeatures, TextFeatures
 from ccassets.errors import EncoderError
 from ccassets.findings import Finding
 from ccassets.study.schema import Dtype
 
-NORM_TOLERANCE = 2e-3
-"""How far the length of a feature vector may be from 1, as in the database."""
-
 _HALF_OR_SINGLE = ("float32", "float16")
 
 
 def check_encoder(encoder: Encoder) -> list[Finding]:
-    """Try an encoder on small made-up images and prompts; no finding means that it satisfies the contract.
+    """Try an encoder on small generated images and prompts.
 
-    Checks: `encoder_card`, `encoder_preprocess`, `encoder_images`, `encoder_texts`, `encoder_determinism`.
+    Args:
+        encoder: The encoder.
+
+    Returns:
+        Findings of the checks `encoder_card`, `encoder_preprocess`, `encoder_images`, `encoder_texts` and
+        `encoder_determinism`; none when the encoder satisfies the contract.
     """
     problems = _try("encoder_card", lambda: card_problems(encoder.card))
     if not problems:

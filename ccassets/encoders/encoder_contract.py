@@ -1,8 +1,7 @@
-"""What every encoder is to the rest of ccassets: an identity card, and images and texts turned into features."""
+"""The contract of encoders: an identity card, and images and texts turned into features."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from ccassets.database.encoder_identity import encoder_identity
 
 EXTRACTION_VERSION = 1
 """Raised on purpose when our own preprocessing, pooling or tokenization changes what an encoder gives."""
@@ -22,10 +23,26 @@ FloatArray = npt.NDArray[np.float32]
 class EncoderCard:
     """Everything about an encoder that determines numbers, known without building the model.
 
-    `weights_digest` and `tokenizer_digest` are SHA-256 (hex) of the files' bytes. `dim` is D, `token_count` is
-    T_img (0 without tokens). `compiled` says that torch compiled the image tower. The four logit parameters are the
-    model's own: the scales are natural logarithms.
-    `recorded` is told but not part of the identity (hub id, commit, number of parameters, …).
+    Args:
+        kind: The kind of the study's encoder section.
+        weights_digest: SHA-256 (hex) of the bytes of the weights.
+        architecture: Dimensions and the like, as JSON values.
+        preprocessing: From an RGB image to pixels, as JSON values.
+        text_pooling: How tokens become one text vector; None without a text tower.
+        tokenizer_digest: SHA-256 (hex) of the bytes of the tokenizer; None without a text tower.
+        dim: D, the length of feature vectors.
+        token_count: T_img, the number of image tokens; 0 without tokens.
+        image_size: Height and width of the preprocessed image in pixels.
+        dtype: The precision of the computation.
+        compiled: Whether torch compiled the image tower.
+        stored_dtype: The dtype of stored features.
+        extraction_version: The version of our own preprocessing, pooling and tokenization.
+        strict: With `extraction.strict`, batch size, device kind and library versions.
+        logit_scale: The model's own factor of similarities, as a natural logarithm.
+        logit_bias: The model's own summand.
+        concept_logit_scale: The factor of patch and word similarities, as a natural logarithm.
+        concept_logit_bias: The summand of patch and word similarities.
+        recorded: Facts that are stored but not part of the identity: hub id, commit, number of parameters, …
     """
 
     kind: str
@@ -54,14 +71,11 @@ class EncoderCard:
 
     @property
     def identity(self) -> str:
-        """32 hex digits: SHA-256 of the canonical JSON of every declared field but `recorded`, cut in half."""
-        fields = self.declared()
-        del fields["recorded"]
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+        """32 hex digits that change with every declared field but `recorded`."""
+        return encoder_identity(self.declared())
 
     def declared(self) -> dict[str, Any]:
-        """Every field by its name; `compiled` only where it is true."""
+        """Every field by its name; `compiled` only where it is true, so that older identities stay."""
         fields = asdict(self)
         if not self.compiled:
             del fields["compiled"]
@@ -101,7 +115,9 @@ class TextFeatures:
 
 
 class Encoder(Protocol):
-    """The contract. `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
+    """What an encoder is: a card, and four methods.
+
+    `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
 
     Equal input gives equal bits on the same device kind, dtype and batch shape.
     """
@@ -111,19 +127,19 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """The kind of device it computes on, such as `cpu` or `cuda`: recorded in the provenance.
+        """The kind of device it computes on, such as `cpu` or `cuda`, for the provenance.
 
         A user's own class may leave it out; the record then says so.
         """
 
     def preprocess(self, image: Image.Image) -> FloatArray:
-        """An RGB image as the model's input, (3, image_size, image_size) float32."""
+        """Turn an RGB image into the model's input, (3, image_size, image_size) float32."""
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        """Features of a batch of preprocessed images, (B, 3, image_size, image_size) float32."""
+        """Encode a batch of preprocessed images, (B, 3, image_size, image_size) float32."""
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
-        """Features of RGB images: `preprocess` and `encode_pixels` in one call."""
+        """Encode RGB images: `preprocess` and `encode_pixels` in one call."""
 
     def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
-        """Features of prompts; raises `EncoderError` when the encoder has no text tower (`card.has_text`)."""
+        """Encode prompts; raises `EncoderError` when the encoder has no text tower (`card.has_text`)."""

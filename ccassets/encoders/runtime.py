@@ -1,4 +1,4 @@
-"""What an encoder runs with: the device, the library versions, and float32 that stays float32."""
+"""The runtime of encoders: device, arithmetic of torch, library versions, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TEXT_BATCH = 32
 
 
 def choose_device(requested: str | None) -> torch.device:
-    """The device asked for, else CUDA where there is one, else the CPU.
+    """The requested device, else CUDA where there is one, else the CPU.
 
-    Raises `EncoderError` when the device asked for is not there: nothing falls back silently.
+    Raises `EncoderError` when the requested device does not exist: nothing falls back silently.
     """
     import torch
 
@@ -39,17 +39,17 @@ def choose_device(requested: str | None) -> torch.device:
         device = torch.device(requested)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
-            there.append("mps")
-        raise EncoderError(f"The device {requested!r} is not there; this machine has {', '.join(there)}.") from error
+            available.append("mps")
+        raise EncoderError(f"There is no device {requested!r}; this machine has {', '.join(available)}.") from error
     if device.type == "meta":
         raise EncoderError("The device 'meta' computes nothing; name cpu, cuda or mps.")
     return device
 
 
 def strict_facts(study: Study, device: str | None) -> dict[str, Any] | None:
-    """With `extraction.strict`, what also moves the last digits: batch size, device kind, library versions."""
+    """With `extraction.strict`, the facts that move the last digits: batch size, device kind, library versions."""
     if not study.extraction.strict:
         return None
     return {

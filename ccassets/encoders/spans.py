@@ -1,4 +1,4 @@
-"""From the characters of an inserted word to the positions of its tokens."""
+"""Token spans: the positions of the tokens that cover a word inserted into a prompt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ def token_spans(
     attention_mask: npt.NDArray[np.uint8],
     subjects: Sequence[tuple[int, int]],
 ) -> npt.NDArray[np.int32]:
-    """Half-open ranges of token positions, (K, 2) int32, that cover the subjects' half-open character ranges.
+    """Find the tokens that cover the subject of each prompt.
 
-    `offsets` (K, T, 2) and `attention_mask` (K, T) are those of `TextFeatures`. A token belongs to a subject when
-    their characters overlap; a prompt without a subject, (0, 0), has the span (0, 0). Raises `EncoderError` for a
-    subject that no token covers.
+    A token belongs to a subject when their characters overlap.
+
+    Args:
+        offsets: The character range of every token, (K, T, 2), as in `TextFeatures`.
+        attention_mask: 1 where there is a token, (K, T), as in `TextFeatures`.
+        subjects: The half-open character range of every subject, K of them; (0, 0) where a prompt has none.
+
+    Returns:
+        Half-open ranges of token positions, (K, 2) int32; (0, 0) where a prompt has no subject.
+
+    Raises:
+        EncoderError: No token covers a subject.
     """
     spans = np.zeros((len(subjects), 2), np.int32)
     for row, (start, end) in enumerate(subjects):

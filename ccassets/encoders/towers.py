@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, SiglipVisionConfig, SiglipVisionModel
 
+from ccassets.database.layout import LOGIT_PARAMETERS
 from ccassets.encoders.checkpoint import (
-    LOGIT_PARAMETERS,
     RANDOM_LOGITS,
     Architecture,
     Fill,

@@ -1,4 +1,4 @@
-"""Any dual encoder of the transformers library (CLIP, SigLIP, …) behind the encoder contract."""
+"""Dual encoders of the transformers library (CLIP, SigLIP, …) behind the encoder contract."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def inspect(
 
 def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> DualEncoder:
     """The encoder of a `transformers` study; every tensor of the model must come from the file, and the other way."""
-    place = choose_device(device)
+    torch_device = choose_device(device)
     source = _find(study, hf_token)
     card = _card(source, study, device, cache, silent)
     model, parts = _model(source.folder), _parts(source.folder)
-    encoder = DualEncoder(card, model, parts, source.context_length, place, study.extraction.batch_size)
+    encoder = DualEncoder(card, model, parts, source.context_length, torch_device, study.extraction.batch_size)
     # The card's dimensions come from a configuration; one image and one text show that the model has them too.
     encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
     encoder.encode_texts(["cell"])
@@ -113,7 +113,7 @@ class DualEncoder:
     Features are those of the model, L2-normalised. Image tokens are the patches' last hidden states, without a
     class token; where the tower norms its pooled vector only, they go through that norm too; then through the
     visual projection if there is one, so that they share a space with the features. Text tokens are the last
-    hidden states through the text projection. An image tower that is compiled is so for batches of
+    hidden states through the text projection. A card that says `compiled` has the image tower compiled for batches of
     `batch_size`.
     """
 
@@ -235,7 +235,7 @@ class DualEncoder:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ModelFiles:
     """A model's folder and what its configuration says."""
 
     folder: ModelFolder
@@ -252,7 +252,7 @@ class _Parts:
     tokenizer: Any
 
 
-def _find(study: Study, hf_token: str | None) -> _Source:
+def _find(study: Study, hf_token: str | None) -> _ModelFiles:
     from transformers import AutoConfig
 
     encoder = study.encoder
@@ -271,7 +271,7 @@ def _find(study: Study, hf_token: str | None) -> _Source:
         )
     if study.encoder.tokens and not isinstance(patch, int):
         raise EncoderError(f"{folder.name} has no patches ({patch}): set encoder.tokens: false.")
-    return _Source(
+    return _ModelFiles(
         folder=folder,
         model_type=config.model_type,
         dim=getattr(config, "projection_dim", None) or vision.hidden_size,
@@ -292,7 +292,7 @@ def _context_length(folder: ModelFolder, text_config: Any) -> int:
     return min(positions, int(limit)) if limit else positions
 
 
-def _card(source: _Source, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
+def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     folder = source.folder
     files = safetensors_files(folder)
     tensors = read_headers(files)

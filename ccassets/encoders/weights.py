@@ -1,4 +1,4 @@
-"""Where a model's files lie: in a folder, or on the hub at a revision. Nothing here looks into them."""
+"""Files of models, in a folder or on the hub at a revision; nothing here looks into them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_folder(reference: str, study: Study) -> ModelFolder | None:
 
 
 def find_download(repo: str, revision: str) -> ModelFolder | None:
-    """What an earlier download of a hub id left in the local cache; None without one. Nobody is asked."""
+    """The folder that an earlier download of a hub id left in the local cache; None without one. Works offline."""
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -62,7 +62,7 @@ def require_access(repo: str, revision: str, hf_token: str | None) -> None:
     """Ask the hub whether it would give a repository's files; raises `EncoderError` as a download would."""
     from huggingface_hub import HfApi
 
-    with _hub_errors_named(repo, revision):
+    with _hub_errors(repo, revision):
         HfApi().auth_check(repo, token=hf_token)
         HfApi().model_info(repo, revision=revision, token=hf_token)
 
@@ -87,9 +87,9 @@ def safetensors_files(folder: ModelFolder) -> list[Path]:
             f"{', '.join(file.name for file in files)}. Keep one, or add {INDEX}."
         )
     pickled = sorted(file.name for pattern in PICKLED for file in folder.path.glob(pattern))
-    found = f"only pickled weights ({', '.join(pickled)})" if pickled else "none"
+    existing = f"only pickled weights ({', '.join(pickled)})" if pickled else "none"
     raise EncoderError(
-        f"Weights in safetensors format are expected in {folder.name}; found {found}. "
+        f"Weights in safetensors format are expected in {folder.name}; found {existing}. "
         "Pickled files can run code when they are read, so we never do; convert them with safetensors.torch.save_file."
     )
 
@@ -108,9 +108,9 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
             f"{INDEX} of {folder.name} cannot be read: a JSON object with weight_map is expected."
         ) from error
     # An index lists files beside it; a path in it would lead out of the folder.
-    foreign = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    if foreign or not names:
-        raise EncoderError(f"{INDEX} of {folder.name} must name files in its own folder; found {foreign or 'none'}.")
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside or not names:
+        raise EncoderError(f"{INDEX} of {folder.name} must name files in its own folder; found {outside or 'none'}.")
     missing = [name for name in names if not (folder.path / name).is_file()]
     if missing:
         raise EncoderError(f"{folder.name} lacks files that its {INDEX} names: {', '.join(missing)}.")
@@ -120,14 +120,14 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
 def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str | None) -> ModelFolder:
     from huggingface_hub import snapshot_download
 
-    with _hub_errors_named(repo, revision):
+    with _hub_errors(repo, revision):
         path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=hf_token))
     return ModelFolder(path, repo, path.name)
 
 
 @contextmanager
-def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
-    """Our own sentences for whatever the hub refuses: a library's message may quote a request."""
+def _hub_errors(repo: str, revision: str) -> Iterator[None]:
+    """Raise what the hub refuses as an `EncoderError` in our own words: a library's message may quote a request."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"
@@ -149,7 +149,7 @@ def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
         raise EncoderError(f"{repo} has no revision {revision!r}; see {page}/commits/main.") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise EncoderError(
-            f"{repo} at {revision!r} is not in the local cache, and {_why_not_fetched(error.__cause__)}, "
+            f"{repo} at {revision!r} is not in the local cache, and {_reason_not_downloaded(error.__cause__)}, "
             "or name a local folder as weights.",
             transient=not constants.HF_HUB_OFFLINE,
         ) from error
@@ -161,20 +161,16 @@ def _hub_errors_named(repo: str, revision: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise EncoderError(f"{repo} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}.") from error
-    except Exception as error:  # the transports (httpx, its successor, xet) share no base class
-        if type(error).__name__ in {"ConnectError", "ConnectTimeout"}:
-            raise EncoderError(
-                f"{repo} is not on this machine, and {_why_not_fetched(error)}, or name a local folder as weights.",
-                transient=True,
-            ) from error
+    except Exception as error:  # The transports of the hub's releases share no base class.
         raise EncoderError(
-            f"The download of {repo} from {constants.ENDPOINT} broke off ({type(error).__name__}). "
-            "Start again: what is complete is kept.",
+            f"{repo} could not be downloaded: {constants.ENDPOINT} cannot be reached, or the connection broke off "
+            f"({type(error).__name__}). Check the network, HF_ENDPOINT and proxies, then start again: finished files "
+            "are kept. Or name a local folder as weights.",
             transient=True,
         ) from error
 
 
-def _why_not_fetched(cause: BaseException | None) -> str:
+def _reason_not_downloaded(cause: BaseException | None) -> str:
     from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:

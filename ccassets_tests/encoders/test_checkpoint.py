@@ -123,7 +123,7 @@ def test_missing_tensors_are_named_in_the_style_of_the_file(
 
 
 def test_shards_are_read_as_one_checkpoint(tmp_path: Path, authors: Tensors, config: dict[str, Any]) -> None:
-    from ccassets.encoders.checkpoint import match, read_headers
+    from ccassets.encoders.checkpoint import match_tensors, read_headers
     from ccassets.encoders.towers import build, read_state
 
     names = sorted(authors)
@@ -132,7 +132,7 @@ def test_shards_are_read_as_one_checkpoint(tmp_path: Path, authors: Tensors, con
     save_file({name: authors[name] for name in names[1::2]}, files[1])
     architecture = read_architecture(config)
 
-    model = build(architecture, read_state(match(read_headers(files), architecture)))
+    model = build(architecture, read_state(match_tensors(read_headers(files), architecture)))
 
     whole = load_checkpoint(GOLDEN / "tiny_a.safetensors", config)
     assert torch.equal(model.encode_image(PIXELS)[1], whole.encode_image(PIXELS)[1])

@@ -12,7 +12,13 @@ import numpy.typing as npt
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.float16 import not_finite_rows
 from ccassets.database.hdf5 import READ_ERRORS
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
+from ccassets.database.layout import (
+    IMAGE_FEATURES,
+    IMAGE_TOKEN_FEATURES,
+    LOGIT_PARAMETERS,
+    LOGIT_SCALE_SPACE,
+    NORM_TOLERANCE,
+)
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, RowNumbers, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
@@ -22,7 +28,6 @@ Array = npt.NDArray[Any]
 BULK_CHECKS = frozenset({"finite", "zero_rows", "zero_tokens", "norms", "unreadable_rows"})
 """The checks that need the pass over features."""
 
-NORM_TOLERANCE = 2e-3
 
 # Small enough to stay in the processor's cache between reading and checking: larger blocks halve the speed.
 _BLOCK_BYTES = 2 << 20
