@@ -148,14 +148,14 @@ def _provenance(
     digests = {}
     first = 0
     for name, number in splits.items():
-        place = slice(first, first + number)
+        chosen = slice(first, first + number)
         first += number
         digests[name] = split_digest(
-            rows.feature_digest[place],
-            keys=rows.keys[place],
-            labels=rows.labels[place],
-            groups=rows.groups[place] if rows.groups is not None else None,
-            label_matrix=None if rows.label_matrix is None else rows.label_matrix[place],
+            rows.feature_digest[chosen],
+            keys=rows.keys[chosen],
+            labels=rows.labels[chosen],
+            groups=rows.groups[chosen] if rows.groups is not None else None,
+            label_matrix=None if rows.label_matrix is None else rows.label_matrix[chosen],
         )
     database = database_digest(digests, {name: template_digest(content) for name, content in templates.items()}, words)
     return {

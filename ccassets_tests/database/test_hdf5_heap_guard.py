@@ -1,7 +1,8 @@
-"""Damaged texts in a file of ours: told when it is opened, where HDF5 would go round for ever."""
+"""Damaged texts in a file of ours: an error at opening, where HDF5 would never end."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
@@ -16,22 +17,18 @@ from ccassets_tests.database.made_files import write_database, write_image_part,
 from ccassets_tests.made_studies import DATA
 
 
-def heaps(data: bytes) -> list[int]:
-    places, place = [], data.find(b"GCOL")
-    while place >= 0:
-        places.append(place)
-        place = data.find(b"GCOL", place + 1)
-    return places
+def heap_offsets(data: bytes) -> list[int]:
+    return [match.start() for match in re.finditer(b"GCOL", data)]
 
 
 def test_a_lost_page_in_the_texts_is_told_and_not_read_for_ever(tmp_path: Path) -> None:
     path = write_database(tmp_path / "a.h5")
     data = bytearray(path.read_bytes())
-    place = heaps(data)[-1]
-    page = place - place % PAGE + PAGE  # A heap is not aligned: its end lies on the next page.
+    offset = heap_offsets(data)[-1]
+    page = offset - offset % PAGE + PAGE  # A heap is not aligned: its end lies on the next page.
     data[page : page + PAGE] = bytes(min(PAGE, len(data) - page))
     path.write_bytes(data)
-    with pytest.raises(DatabaseError, match=f"texts at byte {place} are damaged"):
+    with pytest.raises(DatabaseError, match=f"texts at byte {offset} are damaged"):
         open_database(path)
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database import merging as assembly
+from ccassets.database import merging
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.merging import assemble
 from ccassets.database.reader import open_database
@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.array(database.image_features), np.empty(shape, "<f2") if tokens is None else np.array(tokens)
 
 
-def wanted(sources: Sequence[Path], source_of: np.ndarray, row_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expected_rows(sources: Sequence[Path], source_of: np.ndarray, row_in: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows as numpy takes them from the sources."""
     features, tokens = zip(*map(read, sources), strict=True)
     first = np.cumsum([0, *map(len, features[:-1])])
@@ -79,22 +79,22 @@ def mixtures(rng: np.random.Generator) -> Iterator[np.ndarray]:
 def test_any_mixture_of_rows_is_what_numpys_indexing_gives(
     sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_bytes: int
 ) -> None:
-    monkeypatch.setattr(assembly, "_COPY_BYTES", copy_bytes)  # Longer runs are copied in pieces of this.
+    monkeypatch.setattr(merging, "_COPY_BYTES", copy_bytes)  # Longer runs are copied in pieces of this.
     for chosen in mixtures(np.random.default_rng(copy_bytes)):
         source_of, row_in = np.array(ALL, np.int64)[chosen].T
-        features, tokens = wanted(sources, source_of, row_in)
+        features, tokens = expected_rows(sources, source_of, row_in)
 
         assemble(tmp_path / "a.h5", content_of(features, tokens), sources, source_of, row_in)
 
-        found = read(tmp_path / "a.h5")
-        assert np.array_equal(found[0], features)
-        assert np.array_equal(found[1], tokens)
+        stored = read(tmp_path / "a.h5")
+        assert np.array_equal(stored[0], features)
+        assert np.array_equal(stored[1], tokens)
 
 
 def test_without_tokens_only_features_are_copied(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source.h5", 6, 0, tokens=0)
     rows = np.array([5, 0, 1, 2, 0])
-    features, tokens = wanted([source], np.zeros(5, int), rows)
+    features, tokens = expected_rows([source], np.zeros(5, int), rows)
 
     assemble(tmp_path / "a.h5", content_of(features, tokens), [source], np.zeros(5, np.int64), rows)
 
@@ -108,7 +108,9 @@ def test_progress_counts_to_the_end_in_steps_of_what_was_copied(sources: list[Pa
     def progress(done: int, total: int) -> None:
         said.append((done, total))
 
-    assemble(tmp_path / "a.h5", content_of(*wanted(sources, source_of, row_in)), sources, source_of, row_in, progress)
+    assemble(
+        tmp_path / "a.h5", content_of(*expected_rows(sources, source_of, row_in)), sources, source_of, row_in, progress
+    )
 
     assert said[-1] == (46, 46)
     assert [done for done, _ in said] == sorted({done for done, _ in said})
@@ -124,7 +126,7 @@ def test_bytes_are_copied_through_memory_where_the_file_system_cannot(
     monkeypatch.setattr(os, "copy_file_range", refuse)
     monkeypatch.setattr("ccassets.database.writer._BLOCK", 7)
     source_of, row_in = np.array(ALL[::-1], np.int64).T
-    features, tokens = wanted(sources, source_of, row_in)
+    features, tokens = expected_rows(sources, source_of, row_in)
 
     assemble(tmp_path / "a.h5", content_of(features, tokens), sources, source_of, row_in)
 
@@ -137,7 +139,7 @@ def test_bytes_are_copied_through_memory_where_the_file_system_cannot(
 def assemble_first_rows(path: Path, sources: list[Path], change: Callable[[], object]) -> None:
     """Plan the first row of every source, change something, then assemble."""
     source_of, row_in = np.arange(len(sources)), np.zeros(len(sources), np.int64)
-    features, tokens = wanted(sources, source_of, row_in)
+    features, tokens = expected_rows(sources, source_of, row_in)
     change()
     assemble(path, content_of(features, tokens), sources, source_of, row_in)
 
@@ -167,13 +169,13 @@ def test_a_source_whose_rows_end_early_is_refused(tmp_path: Path) -> None:
         assemble_path = tmp_path / "new.h5"
         offset = held.byte_range("image_token_features")[0]
 
-        def cut() -> None:
+        def truncate() -> None:
             with new_file(assemble_path, content_of(features, tokens)) as rows:
                 os.truncate(source, offset + 20)
                 rows.copy("image_token_features", 0, held.fileno(), offset, 4)
 
         with pytest.raises(DatabaseError, match="it was truncated"):
-            cut()
+            truncate()
     assert not assemble_path.exists()
 
 
@@ -204,7 +206,7 @@ def test_chunked_and_float32_sources_are_refused(tmp_path: Path) -> None:
 
 def test_digests_written_are_those_of_the_copied_rows(sources: list[Path], tmp_path: Path) -> None:
     source_of, row_in = np.array(ALL[::-2], np.int64).T
-    assemble(tmp_path / "a.h5", content_of(*wanted(sources, source_of, row_in)), sources, source_of, row_in)
+    assemble(tmp_path / "a.h5", content_of(*expected_rows(sources, source_of, row_in)), sources, source_of, row_in)
 
     with open_database(tmp_path / "a.h5") as database:
         assert np.array_equal(database.feature_digest, feature_digests(*read(tmp_path / "a.h5")))

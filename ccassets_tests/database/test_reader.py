@@ -181,10 +181,10 @@ def test_a_concepts_vector_is_the_mean_over_templates_and_synonyms_of_unit_lengt
     granules = unit(np.stack([rows[2] for rows in texts]).mean(axis=0))
 
     assert database.concepts == {"round nucleus": ("round nucleus", "圆形细胞核"), "granules": ("granules",)}
-    found = database.concept_features()
-    assert found.dtype == np.float32
-    assert np.allclose(found, [nucleus, granules], atol=1e-6)
-    assert np.allclose(database.concept_features(["granules", "round nucleus"]), found[::-1])
+    features = database.concept_features()
+    assert features.dtype == np.float32
+    assert np.allclose(features, [nucleus, granules], atol=1e-6)
+    assert np.allclose(database.concept_features(["granules", "round nucleus"]), features[::-1])
     one = database.concept_features(["granules"], templates=["concept_prompts_t02"])
     assert np.allclose(one, texts[1][2:], atol=1e-6)
     assert database.concept_features([]).shape == (0, DIM)
@@ -212,6 +212,22 @@ def test_a_label_words_vector_is_the_mean_over_the_label_templates(database: Dat
     assert np.allclose(database.label_features(), unit((texts[0] + texts[1]) / 2), atol=1e-6)
     one = database.label_features(["plättchen"], templates=["label_prompts_t02"])
     assert np.allclose(one, texts[1][1:2], atol=1e-6)
+
+
+def test_a_single_text_is_a_list_of_one(database: Database) -> None:
+    for features, word, template in (
+        (database.concept_features, "granules", "concept_prompts_t02"),
+        (database.label_features, "plättchen", "label_prompts_t02"),
+    ):
+        assert np.array_equal(features(word, template), features([word], [template]))
+    with pytest.raises(DatabaseError, match=r"no concepts \['granule'\]"):
+        database.concept_features("granule")
+
+
+def test_a_path_may_be_a_text(path: Path) -> None:
+    for database in (open_database(str(path)), Database(str(path))):
+        with database:
+            assert database.path == path
 
 
 @pytest.mark.parametrize(

@@ -125,16 +125,16 @@ def test_provenance_may_be_anything(odd: object, tmp_path: Path) -> None:
     path = tmp_path / "odd.h5"
     with h5py.File(tmp_path / "good.h5") as file:
         provenance = json.loads(file.attrs["provenance"])
-    places = [(section, None) for section in provenance] + [
+    fields = [(section, None) for section in provenance] + [
         (section, name) for section, values in provenance.items() if isinstance(values, dict) for name in values
     ]
-    places += [("dataset splits train", name) for name in ("rows", "skipped", "blank")]
-    for place, name in places:
+    fields += [("dataset splits train", name) for name in ("rows", "skipped", "blank")]
+    for owner, name in fields:
         changed = json.loads(json.dumps(provenance))
         target = changed
-        for step in place.split() if name else ():
+        for step in owner.split() if name else ():
             target = target[step]
-        target[name or place] = odd
+        target[name or owner] = odd
         path.write_bytes(good)
         with h5py.File(path, "r+") as file:
             file.attrs["provenance"] = json.dumps(changed)
@@ -154,8 +154,8 @@ def test_all_faults_are_reported_at_once_and_as_json(tmp_path: Path) -> None:
         file["templates/free_text/texts"][0] = b"Bl\xe4schen"
         file.attrs["D"] = 11
     findings = validate_database(path)
-    found = {finding.check for finding in findings}
-    assert found == {"ids", "labels", "finite", "zero_rows", "utf8", "texts_hash", "dimensions"}
+    checks = {finding.check for finding in findings}
+    assert checks == {"ids", "labels", "finite", "zero_rows", "utf8", "texts_hash", "dimensions"}
     assert json.loads(json.dumps([finding.as_dict() for finding in findings], ensure_ascii=False).encode().decode())
     assert [finding.check for finding in findings] == sorted(
         (finding.check for finding in findings), key=list(CHECKS).index

@@ -46,9 +46,9 @@ def no_attribute(path: str, name: str) -> Callable[[h5py.File], None]:
     return inject
 
 
-def value(path: str, place: Any, new: Any) -> Callable[[h5py.File], None]:
+def value(path: str, index: Any, new: Any) -> Callable[[h5py.File], None]:
     def inject(file: h5py.File) -> None:
-        file[path][place] = new
+        file[path][index] = new
 
     return inject
 
@@ -233,10 +233,10 @@ def twin_key(file: h5py.File) -> None:
     file["keys"][1] = file["keys"][0]
 
 
-def last_digit(name: str, place: Any) -> Callable[[h5py.File], None]:
+def last_digit(name: str, index: Any) -> Callable[[h5py.File], None]:
     def inject(file: h5py.File) -> None:
-        old = file[name][place]
-        file[name][place] = np.nextafter(old, np.float16(0))
+        old = file[name][index]
+        file[name][index] = np.nextafter(old, np.float16(0))
 
     return inject
 
@@ -504,8 +504,8 @@ def test_a_difference_from_the_study_is_named(fault: Fault, originals: dict[str,
 
 def test_the_faults_cover_every_check() -> None:
     # The rest needs another study, or a file of the original scripts: test_validation.py and test_validation_legacy.py.
-    elsewhere = {"text_only", "doubled_rows", "vocabulary_unknown", "no_digests"}
-    elsewhere |= {"study_splits", "foreign_split", "study_tokens"}
+    tested_elsewhere = {"text_only", "doubled_rows", "vocabulary_unknown", "no_digests"}
+    tested_elsewhere |= {"study_splits", "foreign_split", "study_tokens"}
     # These need a data set and an encoder: test_adoption.py.
-    elsewhere |= {check.name for check in CHECKS.values() if check.group == "adoption"}
-    assert {fault.check for fault in (*FAULTS, *DEEP_FAULTS, *STUDY_FAULTS)} == set(CHECKS) - elsewhere
+    tested_elsewhere |= {check.name for check in CHECKS.values() if check.group == "adoption"}
+    assert {fault.check for fault in (*FAULTS, *DEEP_FAULTS, *STUDY_FAULTS)} == set(CHECKS) - tested_elsewhere

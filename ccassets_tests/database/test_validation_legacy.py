@@ -38,7 +38,7 @@ def by_check(findings: Sequence[Finding]) -> dict[str, Finding]:
     return {finding.check: finding for finding in findings if finding.check not in ALWAYS}
 
 
-def found(path: Path, **arguments: Any) -> dict[str, Finding]:
+def findings_by_check(path: Path, **arguments: Any) -> dict[str, Finding]:
     findings = validate_database(path, **arguments)
     assert {finding.check for finding in findings} >= ALWAYS
     return by_check(findings)
@@ -48,19 +48,19 @@ def found(path: Path, **arguments: Any) -> dict[str, Finding]:
 
 
 def test_a_finished_file_of_the_original_scripts_is_valid() -> None:
-    assert found(LEGACY / "legacy_good.h5") == {}
+    assert findings_by_check(LEGACY / "legacy_good.h5") == {}
     assert not has_errors(validate_database(LEGACY / "legacy_good.h5", deep=True))
 
 
 def test_a_stopped_file_is_told_by_its_missing_counts_and_what_is_there() -> None:
-    findings = found(LEGACY / "legacy_partial.h5")
+    findings = findings_by_check(LEGACY / "legacy_partial.h5")
     assert set(findings) == {"stopped_extraction"}
     assert "'train' 36, 'val' 8" in findings["stopped_extraction"].message
     assert has_errors(findings.values())
 
 
 def test_a_resumed_file_names_the_rows_that_were_written_twice() -> None:
-    findings = found(LEGACY / "legacy_duplicated.h5")
+    findings = findings_by_check(LEGACY / "legacy_duplicated.h5")
     assert set(findings) == {"doubled_rows", "split_counts", "contiguous_splits"}
     doubled = findings["doubled_rows"]
     assert doubled.where == "/image_features rows 44-87"
@@ -69,13 +69,13 @@ def test_a_resumed_file_names_the_rows_that_were_written_twice() -> None:
 
 
 def test_missing_labels_are_told_from_wrong_ones() -> None:
-    findings = found(LEGACY / "legacy_no_labels.h5")
+    findings = findings_by_check(LEGACY / "legacy_no_labels.h5")
     assert set(findings) == {"missing_labels"}
     assert findings["missing_labels"].where == "/labels rows 0-69"
 
 
 def test_labels_that_are_all_zero_are_a_warning() -> None:
-    findings = found(LEGACY / "legacy_no_labels_zero.h5")
+    findings = findings_by_check(LEGACY / "legacy_no_labels_zero.h5")
     assert set(findings) == {"labels_all_zero"}
     assert not has_errors(findings.values())
     assert "basophil" in findings["labels_all_zero"].message
@@ -107,7 +107,7 @@ RESUMES: Mapping[str, tuple[list[dict[str, int]], Mapping[str, int] | None, str]
 @pytest.mark.parametrize("name", RESUMES)
 def test_rows_that_a_resume_wrote_again_are_named(name: str, tmp_path: Path) -> None:
     runs, counts, rows = RESUMES[name]
-    findings = found(write_runs(tmp_path / "file.h5", runs, counts))
+    findings = findings_by_check(write_runs(tmp_path / "file.h5", runs, counts))
     assert findings["doubled_rows"].where == f"/image_features {rows}"
     assert ("stopped_extraction" in findings) == (counts is None)
     distinct = len({(split, row) for run in runs for split, number in run.items() for row in range(number)})
@@ -121,7 +121,7 @@ def test_copies_that_differ_in_the_last_digits_are_copies(tmp_path: Path) -> Non
         path = write_runs(tmp_path / "file.h5", [{"train": 13}, FULL], FULL, noise=noise)
         with h5py.File(path) as file:
             assert (file["image_features"][0:13] != file["image_features"][13:26]).any() or noise < 1e-4
-        assert found(path)["doubled_rows"].where == "/image_features rows 13-25"
+        assert findings_by_check(path)["doubled_rows"].where == "/image_features rows 13-25"
 
 
 def test_equal_pictures_in_a_data_set_are_not_doubled_rows(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_equal_pictures_in_a_data_set_are_not_doubled_rows(tmp_path: Path) -> No
         write_all_templates(file)
         append(file, "train", [0, 0, 1, 2, 0, 1, 5, 6])
         append(file, "val", [3, 3, 3])
-    assert set(found(tmp_path / "file.h5")) == {"stopped_extraction"}
+    assert set(findings_by_check(tmp_path / "file.h5")) == {"stopped_extraction"}
 
 
 def test_a_split_in_two_places_with_other_rows_is_not_doubled(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_split_in_two_places_with_other_rows_is_not_doubled(tmp_path: Path) ->
         append(file, "val", range(4))
         append(file, "train", range(8, 12))
         finish(file, {"train": 12, "val": 4})
-    findings = found(tmp_path / "file.h5")
+    findings = findings_by_check(tmp_path / "file.h5")
     assert set(findings) == {"contiguous_splits"}
     assert "'train' stands at rows 0-7 and at rows 12-15" in findings["contiguous_splits"].message
 
@@ -154,15 +154,15 @@ def test_hundreds_of_small_splits_written_twice_are_told_in_seconds(tmp_path: Pa
             file[name].resize(len(rows), axis=0)
         features = np.random.default_rng(0).standard_normal((len(set(rows)), 16))
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-        file["image_features"][...] = features[[place[row] for row in rows]]
+        position = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+        file["image_features"][...] = features[[position[row] for row in rows]]
         file["image_token_features"][...] = 1
         file["ids"][...] = np.arange(len(rows))
         file["labels"][...] = 1
         file["split"][...] = [split for split, _ in rows]
         finish(file, nodules)
     started = time.perf_counter()
-    findings = found(tmp_path / "file.h5")
+    findings = findings_by_check(tmp_path / "file.h5")
     assert time.perf_counter() - started < 5
     copies = sum(first.values())
     assert findings["doubled_rows"].where == f"/image_features rows {copies}-{2 * copies - 1}"
@@ -177,7 +177,7 @@ def test_a_refused_batch_leaves_torn_rows(tmp_path: Path) -> None:
         write_all_templates(file)
         append(file, "train", range(16))
         append(file, "train", range(16, 24), torn=True)
-    findings = found(tmp_path / "file.h5")
+    findings = findings_by_check(tmp_path / "file.h5")
     assert set(findings) == {"torn_rows", "stopped_extraction"}
     assert findings["torn_rows"].where == "/split rows 16-23"
 
@@ -190,7 +190,7 @@ def test_torn_rows_between_two_runs_hide_nothing(tmp_path: Path) -> None:
         for split, rows in FULL.items():
             append(file, split, range(rows))
         finish(file, FULL)
-    findings = found(tmp_path / "file.h5")
+    findings = findings_by_check(tmp_path / "file.h5")
     assert set(findings) == {"torn_rows", "doubled_rows", "split_counts"}
     assert findings["torn_rows"].where == "/split rows 16-23"
     assert findings["doubled_rows"].where == "/image_features rows 24-39"
@@ -200,7 +200,7 @@ def test_rows_without_labels_are_torn(tmp_path: Path) -> None:
     path = write_runs(tmp_path / "file.h5", [{"train": 16}], None)
     with h5py.File(path, "r+") as file:
         file["labels"].resize(12, axis=0)
-    findings = found(path)
+    findings = findings_by_check(path)
     assert set(findings) == {"torn_rows", "row_counts", "stopped_extraction"}
     assert findings["torn_rows"].where == "/split rows 12-15"
     assert "labels ends at row 12" in findings["torn_rows"].message
@@ -222,7 +222,7 @@ def test_rows_that_were_made_room_for_and_never_written_are_zero_and_torn(tmp_pa
 
 def test_rows_of_another_run_are_foreign(tmp_path: Path) -> None:
     path = write_runs(tmp_path / "file.h5", [{"train": 8, "val": 4}, {"extern": 5}], {"extern": 5})
-    findings = found(path)
+    findings = findings_by_check(path)
     assert set(findings) == {"foreign_split", "split_counts"}
     assert "'train' (rows 0-7), 'val' (rows 8-11)" in findings["foreign_split"].message
 
@@ -243,7 +243,7 @@ def test_any_split_names_are_read_also_where_the_counts_escape_them(tmp_path: Pa
     path = write_runs(tmp_path / "file.h5", [counts], counts)
     with h5py.File(path) as file:
         assert "\\u" in file.attrs["split_counts"]
-    assert found(path) == {}
+    assert findings_by_check(path) == {}
 
 
 def test_text_attributes_may_be_bytes(tmp_path: Path) -> None:
@@ -254,11 +254,11 @@ def test_text_attributes_may_be_bytes(tmp_path: Path) -> None:
             file.attrs[name] = np.bytes_(file.attrs[name].encode())
         for template in file["templates"].values():
             template.attrs["texts_hash"] = np.bytes_(template.attrs["texts_hash"].encode())
-    assert found(path) == {}
+    assert findings_by_check(path) == {}
 
 
 def test_a_run_that_stopped_before_its_first_image_has_no_rows(tmp_path: Path) -> None:
-    findings = found(write_runs(tmp_path / "file.h5", [{}], None))
+    findings = findings_by_check(write_runs(tmp_path / "file.h5", [{}], None))
     assert set(findings) == {"stopped_extraction"}
     assert "none" in findings["stopped_extraction"].message
 
@@ -269,7 +269,7 @@ def test_rows_that_lack_their_labels_only_in_part_are_named(tmp_path: Path) -> N
         append(file, "train", range(6))
         append(file, "test", range(4), labels=[-1, -1, 3, -1])
         finish(file, {"train": 6, "test": 4})
-    findings = found(tmp_path / "file.h5")
+    findings = findings_by_check(tmp_path / "file.h5")
     assert set(findings) == {"missing_labels", "labels"}
     assert findings["missing_labels"].where == "/labels rows 6-7, 9"
     assert findings["labels"].where == "/labels row 8"
@@ -280,7 +280,7 @@ def test_tokens_that_their_writer_added_to_a_store_without_are_zero(tmp_path: Pa
     path = write_runs(tmp_path / "file.h5", [counts], counts)
     with h5py.File(path, "r+") as file:
         file["image_token_features"][...] = 0
-    findings = found(path)
+    findings = findings_by_check(path)
     assert set(findings) == {"zero_rows"}
     assert findings["zero_rows"].where == "/image_token_features rows 0-4"
 
@@ -292,7 +292,7 @@ def test_a_shorter_template_list_leaves_a_stale_template_behind(tmp_path: Path) 
     path = write_runs(tmp_path / "file.h5", [{"train": 5}], {"train": 5})
     with h5py.File(path, "r+") as file:
         write_all_templates(file, CONCEPT_TEMPLATES[:2])
-    findings = found(path)
+    findings = findings_by_check(path)
     assert set(findings) == {"stale_template"}
     assert findings["stale_template"].where == "/templates/concept_prompts_t03"
     assert not has_errors(findings.values())
@@ -307,7 +307,7 @@ def test_a_changed_text_under_the_old_hash_is_named(tmp_path: Path) -> None:
     path = write_runs(tmp_path / "file.h5", [{"train": 5}], {"train": 5})
     with h5py.File(path, "r+") as file:
         file["templates/label_prompts_t01/texts"][1] = "a photo of 淋巴细胞"
-    findings = found(path)
+    findings = findings_by_check(path)
     assert set(findings) == {"texts_hash", "texts"}
     assert "'a photo of 单核细胞' expected, 'a photo of 淋巴细胞' found" in findings["texts"].message
 

@@ -34,11 +34,11 @@ from ccassets_tests.database.made_files import (
 
 def datasets(path: Path) -> dict[str, h5py.Dataset]:
     """Every data set by path, from a file that stays open as long as they are used."""
-    found: dict[str, h5py.Dataset] = {}
+    by_name: dict[str, h5py.Dataset] = {}
     h5py.File(path).visititems(
-        lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None
+        lambda name, item: by_name.update({name: item}) if isinstance(item, h5py.Dataset) else None
     )
-    return found
+    return by_name
 
 
 # --- bytes on disk -----------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_every_array_is_contiguous_unfiltered_little_endian_and_aligned(tmp_path
 
 
 def test_dtypes_are_those_of_the_format(tmp_path: Path) -> None:
-    found = datasets(write_database(tmp_path / "a.h5", matrix=True))
+    stored = datasets(write_database(tmp_path / "a.h5", matrix=True))
 
     template = "templates/concept_prompts_t01"
     expected = {
@@ -78,11 +78,11 @@ def test_dtypes_are_those_of_the_format(tmp_path: Path) -> None:
         f"{template}/attention_mask": "|u1",
         f"{template}/subject_span": "<i4",
     }
-    assert {name: found[name].dtype.str for name in expected} == expected
+    assert {name: stored[name].dtype.str for name in expected} == expected
     for name in ("split", "keys", "groups", f"{template}/texts"):
-        kind = h5py.check_string_dtype(found[name].dtype)
+        kind = h5py.check_string_dtype(stored[name].dtype)
         assert (kind.encoding, kind.length) == ("utf-8", None)
-    assert found["ids"][:].tolist() == list(range(20))
+    assert stored["ids"][:].tolist() == list(range(20))
 
 
 def test_the_bytes_where_hdf5_says_they_are_are_the_rows(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_the_bytes_where_hdf5_says_they_are_are_the_rows(tmp_path: Path) -> None
 
     for name, shape in (("image_features", (20, DIM)), ("image_token_features", (20, TOKENS, DIM))):
         dataset = datasets(path)[name]
-        found = np.frombuffer(raw, "<f2", int(np.prod(shape)), dataset.id.get_offset()).reshape(shape)
-        assert np.array_equal(found, dataset[...])
-        assert found.any(axis=-1).all()
+        values = np.frombuffer(raw, "<f2", int(np.prod(shape)), dataset.id.get_offset()).reshape(shape)
+        assert np.array_equal(values, dataset[...])
+        assert values.any(axis=-1).all()
 
 
 def test_a_large_file_is_not_written_through_memory(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_numbers_are_stored_as_the_format_says(tmp_path: Path) -> None:
 
 
 def tool(name: str, *arguments: object) -> str:
-    found = shutil.which(name)
-    if found is None:
+    program = shutil.which(name)
+    if program is None:
         pytest.skip(f"{name} is not installed")
-    return subprocess.run([found, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
 
 
 def test_stock_hdf5_tools_list_the_file_without_a_plugin(tmp_path: Path) -> None:
@@ -330,6 +330,6 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_digest_in_the_file_is_that_of_the_written_rows(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "a.h5")) as database:
-        found = feature_digests(database.image_features, database.image_token_features)
+        computed = feature_digests(database.image_features, database.image_token_features)
 
-        assert np.array_equal(database.feature_digest, found)
+        assert np.array_equal(database.feature_digest, computed)
