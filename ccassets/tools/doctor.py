@@ -1,4 +1,4 @@
-"""The doctor: what would stop a build on this machine or surprise its user, and what to do about it."""
+"""Diagnoses of `ccassets doctor`: what would stop a build on this machine or slow it down, and what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,14 @@ _PAIR = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One line: what was looked at, how it is, and what to do about it. Only a problem stops a build."""
+    """One line of the doctor.
+
+    Attributes:
+        what: The thing that was checked.
+        level: `ok`, `warning`, or `problem`; only a problem stops a build.
+        message: Its state.
+        advice: What to do; empty when there is nothing to do.
+    """
 
     what: str
     level: Level
@@ -51,12 +58,12 @@ def diagnose(
     diagnose_home: Callable[[], Diagnosis],
     diagnose_records: Callable[[Study], Iterable[Diagnosis]],
 ) -> list[Diagnosis]:
-    """Look at libraries, device, home, storage and study files; with a study also at everything it needs.
+    """Check libraries, device, home, storage and study files, and for a study everything that its build needs.
 
-    Nothing is fetched, encoded or edited. The hub is asked only about weights that are not on this machine yet.
+    Nothing is downloaded, encoded or changed. The hub is asked only about weights that are not on this machine.
 
     Args:
-        study: The study whose data set, weights, memory, disk and records are looked at.
+        study: The study whose data set, weights, memory, disk and records are checked.
         diagnose_home: Says whether Dagster can use the home; called when the home exists.
         diagnose_records: Says what Dagster's records hold of a study; called when the home exists.
 
@@ -101,55 +108,57 @@ def _device(study: Study | None) -> Iterator[Diagnosis]:
     try:
         import torch
     except (ImportError, OSError):
-        return  # `_libraries` says it.
+        return  # `_libraries` reports it.
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        message = f"cuda:{number} is {torch.cuda.get_device_name(number)}, {_size(free)} of {_size(total)} free"
+        message = f"cuda:{number}: {torch.cuda.get_device_name(number)}, {_size(free)} of {_size(total)} free"
         yield Diagnosis("device", "ok", message)
     if torch.cuda.is_available():
         return
-    cpu = f"no GPU that torch can use, and a CPU with {os.cpu_count()} cores"
+    cpu = f"no GPU that torch can use; a CPU with {os.cpu_count()} cores"
     if study is None or study.encoder.kind in {"phantom", "python"}:
         yield Diagnosis("device", "ok", cpu)
     elif torch.version.cuda:
-        advice = f"This torch was built for CUDA {torch.version.cuda}: if there is a GPU, see what `nvidia-smi` says."
-        yield Diagnosis("device", "warning", f"{cpu}: a large model takes seconds for every image", advice)
+        advice = (
+            f"This torch was built for CUDA {torch.version.cuda}. If there is a GPU, check that `nvidia-smi` shows it."
+        )
+        yield Diagnosis("device", "warning", f"{cpu}. A large model takes seconds for each image", advice)
     else:
-        advice = "This torch knows no CUDA: if there is a GPU, install the torch for it (https://pytorch.org)."
-        yield Diagnosis("device", "warning", f"{cpu}: a large model takes seconds for every image", advice)
+        advice = "This torch was built without CUDA. If there is a GPU, install the torch for it (https://pytorch.org)."
+        yield Diagnosis("device", "warning", f"{cpu}. A large model takes seconds for each image", advice)
 
 
 def _home(diagnose_home: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
     folder = home()
-    obstacle = _obstacle(folder)
-    if obstacle:
-        advice = "Choose another with --home or CCASSETS_HOME, or correct its owner and mode."
-        yield Diagnosis("home", "problem", f"{folder} {obstacle}", advice)
+    reason = _why_not_writable(folder)
+    if reason:
+        advice = "Choose another folder with --home or CCASSETS_HOME, or correct its owner and mode."
+        yield Diagnosis("home", "problem", f"{folder} {reason}", advice)
     elif not _home_exists():
-        yield Diagnosis("home", "ok", f"{folder} will be made, with a dagster.yaml of ours")
+        yield Diagnosis("home", "ok", f"{folder} will be created with our dagster.yaml")
     else:
         yield diagnose_home()
 
 
 def _home_exists() -> bool:
-    """Whether the home can be used and was used before."""
-    return not _obstacle(home()) and (home() / "dagster.yaml").is_file()
+    """Whether the home is writable and has Dagster's settings."""
+    return not _why_not_writable(home()) and (home() / "dagster.yaml").is_file()
 
 
 def _study_files() -> Iterator[Diagnosis]:
     known = study_files()
     folder = os.environ.get("CCASSETS_STUDIES")
     if folder and not Path(folder).expanduser().is_dir():
-        yield Diagnosis("studies", "warning", f"CCASSETS_STUDIES names {folder}, which is no folder", "Correct it.")
-    wrong = []
+        yield Diagnosis("studies", "warning", f"CCASSETS_STUDIES names {folder}, which is not a folder", "Correct it.")
+    broken = []
     for path in known.values():
         try:
             load_study(path)
         except StudyError as error:
-            wrong.append(str(error))
-    if wrong:
+            broken.append(str(error))
+    if broken:
         yield Diagnosis(
-            "studies", "problem", "\n".join(wrong), "Correct them: until then the UI loads no study at all."
+            "studies", "problem", "\n".join(broken), "Correct them; until then the UI loads no study at all."
         )
     else:
         yield Diagnosis("studies", "ok", ", ".join(known))
@@ -159,7 +168,7 @@ def _study_files() -> Iterator[Diagnosis]:
 
 
 def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
-    """The data set, and whether its images are at hand; None when it cannot be told what is in it."""
+    """Whether the data set can be read, and the data set; None instead when its rows are unknown."""
     dataset = open_dataset(study, store)
     try:
         if isinstance(dataset, MedmnistDataset):
@@ -169,11 +178,11 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
     except DatasetError as error:
         return Diagnosis("data set", "problem", str(error)), None
     more = f", and {len(study.splits) - 10} more splits" if len(study.splits) > 10 else ""
-    return Diagnosis("data set", "ok", f"{dataset.name} is at hand: {rows}{more}"), dataset
+    return Diagnosis("data set", "ok", f"{dataset.name} is available: {rows}{more}"), dataset
 
 
 def _bundle(study: Study) -> Iterator[Diagnosis]:
-    """Whether every file of the bundle that a study lies in is what was bundled."""
+    """Whether the files of the bundle that holds a study are unchanged; nothing for a study outside a bundle."""
     folder = study.folder.parent
     if not (folder / RECORD).is_file():
         return
@@ -183,41 +192,40 @@ def _bundle(study: Study) -> Iterator[Diagnosis]:
         yield Diagnosis("bundle", "problem", str(error))
         return
     if changed:
-        advice = "Copy the bundle again, or make it again with `ccassets fetch`."
+        advice = "Copy the bundle again, or create it again with `ccassets bundle`."
         yield Diagnosis(
-            "bundle", "problem", f"{len(changed)} files are not what was bundled: {first_few(changed)}", advice
+            "bundle", "problem", f"{len(changed)} files are missing or changed: {first_few(changed)}", advice
         )
     else:
-        yield Diagnosis("bundle", "ok", "every file is what was bundled")
+        yield Diagnosis("bundle", "ok", "every file is unchanged")
 
 
 def _medmnist(dataset: MedmnistDataset) -> Diagnosis:
     rows = sum(dataset.published_rows.values())
     if dataset.archive.is_file():
-        return Diagnosis("data set", "ok", f"{dataset.name} is at hand: {rows:,} images in {dataset.archive}")
-    missing = f"{dataset.archive} is not there"
+        return Diagnosis("data set", "ok", f"{dataset.name} is available: {rows:,} images in {dataset.archive}")
+    missing = f"{dataset.archive} is missing"
     if dataset.config.download:
-        return Diagnosis(
-            "data set", "warning", f"{missing}; the first build downloads it", f"It comes from {dataset.url}."
-        )
-    advice = f"Set `download: true` under dataset, or get it from {dataset.url} and put it there."
+        message = f"{missing}; it will be downloaded by the first build"
+        return Diagnosis("data set", "warning", message, f"The source is {dataset.url}.")
+    advice = f"Set `download: true` under dataset, or download it from {dataset.url} to that path."
     return Diagnosis("data set", "problem", missing, advice)
 
 
 def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard | None]:
-    """Whether weights and tokenizer are here and fit, or can be had; the card where they are here."""
+    """Whether weights and tokenizer fit, or can be downloaded; and the encoder's card if they are on this machine."""
     try:
         local, missing = _local(study)
         if not missing:
             card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
-            return [Diagnosis("weights", "ok", f"{study.encoder.kind} is at hand, identity {card.identity}")], card
+            return [Diagnosis("weights", "ok", f"{study.encoder.kind} is available, identity {card.identity}")], card
     except EncoderError as error:
         return [Diagnosis("weights", "problem", str(error))], None
     return [line for repo, revision in missing for line in _hub(repo, revision)], None
 
 
 def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:
-    """The study with folders in the place of hub ids, and the hub ids (with revision) that were never fetched."""
+    """The study with downloaded folders instead of hub ids, and the hub ids (with revision) not downloaded yet."""
     encoder = study.encoder
     if not isinstance(encoder, ConceptClipConfig | TransformersConfig):
         return study, []
@@ -228,11 +236,11 @@ def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:
     for key, (reference, revision) in references.items():
         if reference == "random":
             continue
-        found = find_folder(reference, study) or find_download(reference, revision)
-        if found is None:
+        folder = find_folder(reference, study) or find_download(reference, revision)
+        if folder is None:
             missing.append((reference, revision))
         else:
-            folders[key] = str(found.path)
+            folders[key] = str(folder.path)
     return study.model_copy(update={"encoder": encoder.model_copy(update=folders)}), missing
 
 
@@ -240,33 +248,33 @@ def _hub(repo: str, revision: str) -> Iterator[Diagnosis]:
     from huggingface_hub import get_token
 
     token = get_token()
-    yield Diagnosis("token", "ok", "there is one for the hub" if token else "there is none; open models need none")
+    yield Diagnosis("token", "ok", "set for the hub" if token else "not set; open models need none")
     try:
         require_access(repo, revision, token)
     except EncoderError as error:
         yield Diagnosis("weights", "problem", str(error))
     else:
-        yield Diagnosis("weights", "ok", f"{repo} is not here yet; the hub gives it, and the first build fetches it")
+        yield Diagnosis("weights", "ok", f"{repo} will be downloaded by the first build")
 
 
 def _memory(study: Study, card: EncoderCard | None) -> Diagnosis:
-    """The host's memory against two shards and, without a GPU, the model."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The host's memory, compared with two shards and the model."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if card is None:
-        return Diagnosis("memory", "ok", _size(there))
+        return Diagnosis("memory", "ok", _size(available))
     model = 4 * int(card.recorded.get("parameters", 0))
     needed = model + 2 * study.extraction.rows_per_shard * row_bytes(card)
-    message = f"{_size(there)}; the model and two shards take {_size(needed)}"
-    if needed < there:
+    message = f"{_size(available)}; the model and two shards take {_size(needed)}"
+    if needed < available:
         return Diagnosis("memory", "ok", message)
     return Diagnosis("memory", "warning", message, "Set a smaller extraction.rows_per_shard.")
 
 
 def _needed_bytes(study: Study, store: Store, dataset: Dataset | None, card: EncoderCard | None) -> int | None:
-    """Bytes of the parts and the database that are still to be written; None when it cannot be told."""
+    """Bytes of the parts and the database that a build will write; None when they are unknown."""
     try:
         plan = plan_study(study, store=store)
-    except CcassetsError:  # The sources were not read yet: from what is known of them.
+    except CcassetsError:  # Images or encoder have not been read yet: estimate from what is known.
         rows = _rows(study, dataset)
         row = _row_bytes(study, card)
         return None if rows is None or row is None else 2 * rows * row
@@ -296,34 +304,34 @@ def _row_bytes(study: Study, card: EncoderCard | None) -> int | None:
 
 def _storage(needed: int | None) -> Diagnosis:
     root = storage_root()
-    obstacle = _obstacle(root)
-    if obstacle:
-        return Diagnosis("disk", "problem", f"{root} {obstacle}", "Set CCASSETS_STORAGE to another folder.")
+    reason = _why_not_writable(root)
+    if reason:
+        return Diagnosis("disk", "problem", f"{root} {reason}", "Set CCASSETS_STORAGE to another folder.")
     free = disk_usage(_nearest(root)).free
     if not needed:
-        left = "" if needed is None else "; nothing is left to be written"
-        return Diagnosis("disk", "ok", f"{_size(free)} are free in {root}{left}")
-    message = f"parts and database will take {_size(needed)} in {root}, where {_size(free)} are free"
+        left = "" if needed is None else "; nothing left to write"
+        return Diagnosis("disk", "ok", f"{_size(free)} free in {root}{left}")
+    message = f"parts and database will take {_size(needed)} in {root}; {_size(free)} free"
     if needed <= free:
         return Diagnosis("disk", "ok", message)
     return Diagnosis("disk", "problem", message, "Free some space, or set CCASSETS_STORAGE to a larger disk.")
 
 
-# --- small things ------------------------------------------------------------------------------------
+# --- folders and sizes -------------------------------------------------------------------------------
 
 
-def _obstacle(folder: Path) -> str | None:
-    """Why nothing can be written in a folder, or a folder that does not exist cannot be made; None if it can."""
+def _why_not_writable(folder: Path) -> str | None:
+    """Why a folder cannot be created or written to; None if it can."""
     nearest = _nearest(folder)
     if not nearest.is_dir():
-        return f"cannot be a folder: {nearest} is a file"
+        return f"cannot be created: {nearest} is a file"
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return "may not be written" if nearest == folder else f"cannot be made: {nearest} may not be written"
+        return "is not writable" if nearest == folder else f"cannot be created: {nearest} is not writable"
     return None
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself if it is there, else the nearest one above it that is."""
+    """The folder itself if it exists, else its nearest parent that does."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 

@@ -1,4 +1,4 @@
-"""A new study: what a folder of images or a MedMNIST set holds, written as a commented `defs.yaml` that loads."""
+"""Writing a new study file for a folder of images or a set of MedMNIST."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ccassets.datasets.folder import FolderDataset
 from ccassets.datasets.image_files import IMAGE_SUFFIXES
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.errors import DatasetError, StudyError
-from ccassets.files import write_text
+from ccassets.files import storage_error, write_text
 from ccassets.progress import silent
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig
@@ -28,23 +28,41 @@ _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test"
 
 @dataclass(frozen=True)
 class NewStudy:
-    """The study file that was written, and what was found: in one phrase, and split by split."""
+    """A study file that was written.
+
+    Attributes:
+        path: The study file.
+        summary: Its images, classes and splits in one phrase.
+        splits: One line for each split: its images, and how many of each class.
+    """
 
     path: Path
-    found: str
+    summary: str
     splits: Sequence[str]
 
 
-def new_folder_study(name: str, images: Path, into: Path) -> NewStudy:
-    """Write `<into>/<name>/defs.yaml` for a folder of images.
+def write_folder_study(name: str, images: Path, studies: Path) -> NewStudy:
+    """Write the study file for a folder of images.
 
-    Told apart are `<split>/<class>/*`, `<class>/*` (the folder itself is then the one split), and both without
-    classes. Raises `DatasetError` when there are no images or they do not lie like that, `StudyError` when the study
-    is there already or cannot be called so.
+    The images lie in `<split>/<class>/`, in `<class>/` (the folder itself is then the one split), or in either without
+    class folders.
+
+    Args:
+        name: Name of the study: letters, digits and `_`.
+        images: Folder of the images.
+        studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+
+    Returns:
+        The path of the study file and what it describes.
+
+    Raises:
+        DatasetError: The folder is missing, holds no images, or holds them in another layout.
+        StudyError: The study file exists, or the name cannot be a study's.
+        StorageError: The study file cannot be written.
     """
-    path = _free_path(name, into)
+    path = _new_study_path(name, studies)
     images = images.expanduser()
-    root, splits = _layout(images.absolute())
+    root, splits = _root_and_splits(images.absolute())
     try:
         config = FolderConfig(kind="folder", root=root, splits=splits)
     except ValidationError as error:
@@ -54,53 +72,65 @@ def new_folder_study(name: str, images: Path, into: Path) -> NewStudy:
     counts = {split: Counter(dataset.rows(split).labels.tolist()) for split in splits}
     total = sum(count.total() for count in counts.values())
     if not total:
-        raise DatasetError(f"{images} holds no images; they end in {' '.join(sorted(IMAGE_SUFFIXES))}.")
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DatasetError(f"{images} holds no images. Expected files that end in {suffixes}.")
     lines = [
-        f"{split}: {_images(count.total())}"
-        + "".join(f", {count[number]:,} {word}" for number, word in enumerate(dataset.classes))
+        f"{split}: {_image_count(count.total())}"
+        + "".join(f", {count[number]:,} {name}" for number, name in enumerate(dataset.classes))
         for split, count in counts.items()
     ]
-    shown = root if images.is_absolute() else Path(os.path.relpath(root, path.parent))
-    return _write(path, config, str(shown), dataset.classes, total, lines)
+    written_root = root if images.is_absolute() else Path(os.path.relpath(root, path.parent))
+    return _write(path, config, str(written_root), dataset.classes, total, lines)
 
 
-def new_medmnist_study(name: str, flag: str, into: Path) -> NewStudy:
-    """Write `<into>/<name>/defs.yaml` for a 2D set of MedMNIST at 224 px; nothing is fetched.
+def write_medmnist_study(name: str, flag: str, studies: Path) -> NewStudy:
+    """Write the study file for a 2D set of MedMNIST at 224 px. Nothing is downloaded.
 
-    Raises `DatasetError` when there is no such set, `StudyError` as `new_folder_study` does.
+    Args:
+        name: Name of the study: letters, digits and `_`.
+        flag: Name of the set, such as `bloodmnist`.
+        studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+
+    Returns:
+        The path of the study file and what it describes.
+
+    Raises:
+        DatasetError: MedMNIST has no such set.
+        StudyError: The study file exists, or the name cannot be a study's.
+        StorageError: The study file cannot be written.
     """
-    path = _free_path(name, into)
+    path = _new_study_path(name, studies)
     config = MedmnistConfig(kind="medmnist", name=flag, size=224)
     dataset = MedmnistDataset(config, root=Path(), unpacked_root=Path())
     counts = dataset.published_rows
-    lines = [f"{split}: {_images(count)}" for split, count in counts.items()]
+    lines = [f"{split}: {_image_count(count)}" for split, count in counts.items()]
     return _write(path, config, "", dataset.classes, sum(counts.values()), lines)
 
 
-def _free_path(name: str, into: Path) -> Path:
+def _new_study_path(name: str, studies: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-        raise StudyError(f"{name!r} cannot name a study: letters, digits and _ are expected.")
-    path = into.expanduser().absolute() / name / "defs.yaml"
+        raise StudyError(f"{name!r} cannot name a study: expected letters, digits and _.")
+    path = studies.expanduser().absolute() / name / "defs.yaml"
     if path.exists():
-        raise StudyError(f"{path} is there already and stays as it is; choose another name or folder.")
+        raise StudyError(f"{path} exists and was not changed; choose another name or folder.")
     return path
 
 
-def _layout(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The root of the data set and its splits: the folders below, or the folder itself where those are classes."""
+def _root_and_splits(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The data set's root and splits: the subfolders, or the folder itself where the subfolders are classes."""
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {folder}.")
-    inside = {child.name: _folders(child) for child in _folders(folder)}
-    below = [child.name for children in inside.values() for child in children]
-    # Class folders come back in every split; folders of patients, below a class, are each there once.
-    repeated = len(set(below)) < len(below)
-    if not repeated and not any(name.lower() in _SPLIT_NAMES for name in inside):
+    subfolders = {child.name: _visible_folders(child) for child in _visible_folders(folder)}
+    nested = [child.name for children in subfolders.values() for child in children]
+    # Class folders repeat in every split; folders of patients below a class do not.
+    repeated = len(set(nested)) < len(nested)
+    if not repeated and not any(name.lower() in _SPLIT_NAMES for name in subfolders):
         return folder.parent, (folder.name,)
-    order = {name: place for place, name in enumerate(_SPLIT_NAMES)}
-    return folder, tuple(sorted(inside, key=lambda name: (order.get(name.lower(), len(order)), name)))
+    order = {name: number for number, name in enumerate(_SPLIT_NAMES)}
+    return folder, tuple(sorted(subfolders, key=lambda name: (order.get(name.lower(), len(order)), name)))
 
 
-def _folders(folder: Path) -> list[Path]:
+def _visible_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -112,24 +142,27 @@ def _write(
     total: int,
     lines: Sequence[str],
 ) -> NewStudy:
-    found = f"{_images(total)} of {len(classes)} classes" if classes else f"{_images(total)} without labels"
-    found += f" in {len(lines)} splits" if len(lines) > 1 else ""
+    summary = _image_count(total) + (f" of {len(classes)} classes" if classes else " without labels")
+    summary += f" in {len(lines)} splits" if len(lines) > 1 else ""
     environment = Environment(loader=PackageLoader("ccassets.tools"), keep_trailing_newline=True)
     environment.filters["yaml"] = _yaml
     text = environment.get_template("defs.yaml").render(
-        name=path.parent.name, found=found, config=config, root=root, classes=classes, lines=lines
+        name=path.parent.name, summary=summary, config=config, root=root, classes=classes, lines=lines
     )
-    write_text(path, text)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise storage_error(error, path) from error
     load_study(path)
-    return NewStudy(path, found, lines)
+    return NewStudy(path, summary, lines)
 
 
-def _images(count: int) -> str:
+def _image_count(count: int) -> str:
     return f"{count:,} image{'s' if count != 1 else ''}"
 
 
 def _yaml(value: Any) -> str:
-    """A text or a list of texts as it stands on one line of YAML, in quotes where that is needed."""
+    """A text or a list of texts on one line of YAML, in quotes where YAML needs them."""
     if isinstance(value, str):
         return _yaml([value])[1:-1]
     return yaml.safe_dump(list(value), default_flow_style=True, allow_unicode=True, width=2**20).strip()

@@ -1,4 +1,4 @@
-"""Bundles: everything a study needs in one folder, with digests, for a machine that reaches no network."""
+"""Offline bundles: everything a study needs in one folder, with digests, for a machine without network."""
 
 from __future__ import annotations
 
@@ -29,48 +29,63 @@ from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study, Stud
 from ccassets.study.storage import Store
 
 RECORD = "bundle.json"
-"""In the bundle's folder: its study file, its encoder, and SHA-256 and size of every file."""
+"""File in a bundle: its study file, its encoder, and the SHA-256 and size of every file."""
 
-_HEADER = "# Written by `ccassets fetch`: every path leads into the bundle, and nothing is fetched.\n"
+_HEADER = "# Written by `ccassets bundle`: every path leads into the bundle, and nothing is downloaded.\n"
 
 
 class FileRecord(TypedDict):
+    """SHA-256 and size of a file in a bundle."""
+
     sha256: str
     bytes: int
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `fetch_bundle` made: the study file in it, and how many files and bytes there are."""
+    """A bundle that was written: its study file, and how many files and bytes it holds."""
 
     study: Path
     files: int
     bytes: int
 
 
-def fetch_bundle(study: Study, to: Path, *, hf_token: str | None = None, progress: Progress = silent) -> Bundle:
-    """Gather weights, tokenizer and data of a study in the new folder `to`; what is not here yet is downloaded.
+def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, progress: Progress = silent) -> Bundle:
+    """Copy a study with its weights, tokenizer and data into a new folder, which appears whole or not at all.
 
-    `<to>/<study>/defs.yaml` is the study with paths into the bundle. The folder appears whole or not at all;
-    `progress` counts copied bytes. Raises `DatasetError` or `EncoderError` when something cannot be had,
-    `StorageError` when the disk is too small or the folder is not empty.
+    `<folder>/<study>/defs.yaml` is the study with paths into the bundle. Weights and archives that are not on this
+    machine are downloaded first.
+
+    Args:
+        study: The study to bundle.
+        folder: The folder of the bundle; new or empty.
+        hf_token: Access token of the Hugging Face hub; `HF_TOKEN` by default.
+        progress: Called with the bytes copied so far and in all.
+
+    Returns:
+        The study file in the bundle, and the number of files and bytes.
+
+    Raises:
+        DatasetError: Images are missing, or lie outside the data set's root.
+        EncoderError: The weights cannot be read or downloaded, or the encoder is a class of the user's own.
+        StorageError: The folder is not empty, or the disk is too small or refuses the files.
     """
-    to = to.expanduser().absolute()
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise StorageError(f"{to} is there already and not empty; name a new folder for the bundle.")
+    folder = folder.expanduser().absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise StorageError(f"{folder} exists and is not empty; name a new folder for the bundle.")
     weights = encoder_files(study, hf_token=hf_token)
     card = inspect_encoder(study, hf_token=hf_token)
-    dataset = fetched(_may_download(study), Store.of(study))
+    dataset = fetched(_with_download(study), Store.of(study))
     sources = _sources(study, dataset, weights)
-    require_space(to.parent, sum(path.stat().st_size for path in sources.values()), f"The bundle of {study.name}")
-    partial = to.with_name(f".{to.name}.{secrets.token_hex(4)}.partial")
+    require_space(folder.parent, sum(path.stat().st_size for path in sources.values()), f"The bundle of {study.name}")
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         files = _copy(sources, partial, progress)
         if isinstance(dataset, FolderDataset):
             for split in study.splits:  # An empty split is a folder too.
                 make_folder(partial / "data" / dataset.name / split)
         path = partial / study.name / "defs.yaml"
-        write_text(path, _HEADER + _text(study, dataset, weights))
+        write_text(path, _HEADER + _study_yaml(study, dataset, weights))
         files[f"{study.name}/defs.yaml"] = _record(path)
         _require_same_rows(study, dataset, load_study(path))
         content = {
@@ -79,17 +94,27 @@ def fetch_bundle(study: Study, to: Path, *, hf_token: str | None = None, progres
             "files": files,
         }
         write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        partial.replace(to)
-        sync(to.parent)
+        partial.replace(folder)
+        sync(folder.parent)
     except OSError as error:
-        raise storage_error(error, to) from error
+        raise storage_error(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Bundle(to / study.name / "defs.yaml", len(files), sum(file["bytes"] for file in files.values()))
+    return Bundle(folder / study.name / "defs.yaml", len(files), sum(file["bytes"] for file in files.values()))
 
 
 def changed_files(folder: Path) -> list[str]:
-    """The files of a bundle that are gone or not what was bundled; raises `StorageError` for an unreadable record."""
+    """List the files of a bundle that are missing or differ from what was bundled.
+
+    Args:
+        folder: The folder of the bundle.
+
+    Returns:
+        Paths relative to the folder, in the order of the record.
+
+    Raises:
+        StorageError: The record of the bundle cannot be read.
+    """
     try:
         files: dict[str, FileRecord] = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
         return [name for name, file in files.items() if not (folder / name).is_file() or _record(folder / name) != file]
@@ -99,11 +124,11 @@ def changed_files(folder: Path) -> list[str]:
         ) from error
 
 
-# --- what belongs into it ----------------------------------------------------------------------------
+# --- the files of a bundle ---------------------------------------------------------------------------
 
 
-def _may_download(study: Study) -> Study:
-    """The study with leave to download its data set: whoever bundles it asks for that."""
+def _with_download(study: Study) -> Study:
+    """The study with permission to download its data set, which bundling it implies."""
     if not isinstance(study.dataset, MedmnistConfig):
         return study
     return study.model_copy(update={"dataset": study.dataset.model_copy(update={"download": True})})
@@ -124,21 +149,21 @@ def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dic
     return sources
 
 
-def _images(study: Study, dataset: Dataset, root: Path, place: str) -> dict[str, Path]:
+def _images(study: Study, dataset: Dataset, root: Path, target: str) -> dict[str, Path]:
     keys = [key for split in study.splits for key in dataset.rows(split).keys]
     outside = [key for key in keys if ".." in PurePosixPath(key).parts]
     if outside:
         raise DatasetError(
-            f"{outside[0]!r} lies outside of {root}, and a bundle cannot hold it; set dataset.root above it."
+            f"{outside[0]!r} lies outside {root}, so a bundle cannot hold it. Set dataset.root to a folder above it."
         )
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:
-        raise DatasetError(f"{len(missing)} images are not there, the first is {root / missing[0]}.")
-    return {f"{place}/{key}": root / key for key in keys}
+        raise DatasetError(f"{len(missing)} images are missing; the first is {root / missing[0]}.")
+    return {f"{target}/{key}": root / key for key in keys}
 
 
 def _model_folder(study: Study) -> str:
-    """Where the model lies in the bundle; its own name, so that provenance still tells which it is."""
+    """Folder of the model in the bundle, under its own name, which the provenance records."""
     name = getattr(study.encoder, "weights", "").rstrip("/").rpartition("/")[2]
     return f"models/{name or 'model'}"
 
@@ -146,8 +171,8 @@ def _model_folder(study: Study) -> str:
 # --- the study file ----------------------------------------------------------------------------------
 
 
-def _text(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> str:
-    """The study as YAML, its paths leading from its folder to the bundle's files."""
+def _study_yaml(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> str:
+    """The study file of the bundle: the study with paths to the bundle's files."""
     attributes = study.model_dump(mode="json", include=set(StudyConfig.model_fields), exclude_unset=True)
     changes = {"dataset": _dataset_paths(dataset), "encoder": _encoder_paths(study, weights)}
     for section, paths in changes.items():
@@ -159,7 +184,7 @@ def _text(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> str:
 
 def _dataset_paths(dataset: Dataset) -> dict[str, Any]:
     if isinstance(dataset, FolderDataset):
-        # Written out: the class folders that are empty are not in the bundle.
+        # Listed, since empty class folders are not in the bundle.
         return {"root": f"../data/{dataset.name}", "classes": list(dataset.classes) or None}
     if isinstance(dataset, TableDataset):
         return {"file": f"../data/{dataset.file.name}", "root": None}
@@ -179,35 +204,33 @@ def _encoder_paths(study: Study, weights: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _require_same_rows(study: Study, dataset: Dataset, bundled: Study) -> None:
-    """Refuse a bundle whose data set would be read otherwise; an archive is the same file, and need not be unpacked."""
+    """Raise `DatasetError` when the bundle's data set has other rows. An archive is copied whole."""
     if isinstance(dataset, MedmnistDataset):
         return
     copy = open_dataset(bundled, Store.of(bundled))
     for split in study.splits:
         before, after = dataset.rows(split), copy.rows(split)
         if list(before.keys) != list(after.keys) or not np.array_equal(before.labels, after.labels):
-            raise DatasetError(
-                f"Split {split!r} of {study.name} would be another one in the bundle: its files changed."
-            )
+            raise DatasetError(f"Split {split!r} of {study.name} changed while it was bundled. Bundle it again.")
 
 
 # --- files and digests -------------------------------------------------------------------------------
 
 
-def _copy(sources: Mapping[str, Path], to: Path, progress: Progress) -> dict[str, FileRecord]:
-    """Copy every file to its place below `to`; what was written, by place."""
+def _copy(sources: Mapping[str, Path], folder: Path, progress: Progress) -> dict[str, FileRecord]:
+    """Copy every source to its path in a folder; return the records of the copies by that path."""
     total = sum(path.stat().st_size for path in sources.values())
     records: dict[str, FileRecord] = {}
-    done = 0
+    copied = 0
     for name, source in sources.items():
-        target = to / name
+        target = folder / name
         make_folder(target.parent)
         shutil.copyfile(source, target)
         sync(target)
         sync(target.parent)
         records[name] = _record(target)
-        done += records[name]["bytes"]
-        progress(done, total)
+        copied += records[name]["bytes"]
+        progress(copied, total)
     return records
 
 

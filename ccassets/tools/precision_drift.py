@@ -1,4 +1,4 @@
-"""Drift: how far lower precisions and compiling take an encoder from float32 on a study's images, and their speeds."""
+"""Precision drift: how far lower precisions and compiling move an encoder's features from float32, and the speed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from ccassets.study.storage import Store
 REFERENCE: Dtype = "float32"
 PRECISIONS: tuple[Dtype, ...] = ("tf32", "bfloat16", "float16")
 
-Values = npt.NDArray[np.floating[Any]]
+Vectors = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass
 class Distance:
-    """Of vectors from those of float32: smallest and mean cosine, and the largest difference of a number."""
+    """Distance of vectors from their references, over all that were added.
+
+    Attributes:
+        smallest: The smallest cosine of a vector with its reference.
+        largest_difference: The largest absolute difference of a number.
+    """
 
     smallest: float = 1.0
     largest_difference: float = 0.0
@@ -36,11 +42,12 @@ class Distance:
 
     @property
     def mean(self) -> float:
+        """The mean cosine; 1 before anything is added."""
         return self._cosines / self._vectors if self._vectors else 1.0
 
-    def add(self, values: Values, reference: Values) -> None:
-        """Take in vectors (…, D) and their references."""
-        a, b = values.astype(np.float64), reference.astype(np.float64)
+    def add(self, vectors: Vectors, references: Vectors) -> None:
+        """Add vectors (…, D) and their references of the same shape."""
+        a, b = vectors.astype(np.float64), references.astype(np.float64)
         cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
         self.smallest = min(self.smallest, float(cosines.min()))
         self.largest_difference = max(self.largest_difference, float(np.abs(a - b).max()))
@@ -48,6 +55,7 @@ class Distance:
         self._vectors += cosines.size
 
     def facts(self) -> dict[str, float]:
+        """All figures as plain values for JSON."""
         return {
             "smallest_cosine": self.smallest,
             "mean_cosine": self.mean,
@@ -56,12 +64,19 @@ class Distance:
 
 
 @dataclass
-class Drift:
-    """One precision on a study's images, compiled or not.
+class PrecisionDrift:
+    """The drift and speed of one precision on a study's images, compiled or not.
 
-    `images_per_second` is the encoder's alone, images decoded before. `agreement` is the share of images whose nearest
-    label word (mean of its templates) is that of float32, `accuracy` the share for which it is their label; both are
-    None where there is nothing to tell them from, `tokens` where there are none.
+    Attributes:
+        dtype: The precision.
+        compiled: Whether torch compiled the image tower.
+        images: The number of images encoded.
+        seconds: The time that the encoder took for them; decoding is not counted.
+        features: Distance of the image features from those of float32.
+        tokens: Distance of the token features; None for an encoder without them.
+        agreement: Share of images whose nearest label word (mean over its templates) is the one of float32; None
+            without label words.
+        accuracy: Share of images whose nearest label word is their label; None without labels or label words.
     """
 
     dtype: Dtype
@@ -75,10 +90,11 @@ class Drift:
 
     @property
     def images_per_second(self) -> float:
+        """The speed of the encoder alone; 0 before an image is encoded."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def facts(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
+        """All figures as plain values for JSON."""
         return {
             "dtype": self.dtype,
             "compiled": self.compiled,
@@ -91,89 +107,120 @@ class Drift:
         }
 
 
-def measure_drift(
+def measure_precision_drift(
     study: Study,
-    images: int = 64,
+    image_count: int = 64,
     *,
     precisions: Sequence[Dtype] = PRECISIONS,
     compiled: bool = False,
     device: str | None = None,
     store: Store | None = None,
     progress: Progress = silent,
-) -> list[Drift]:
-    """Encode evenly spaced images of a study in float32 and in each precision; float32 comes first.
+) -> list[PrecisionDrift]:
+    """Encode evenly spaced images of a study in float32 and in lower precisions, and compare the features.
 
-    With `compiled`, each once more by an image tower that torch compiled, after all that are not. All the encoders are
-    in memory at once, one batch of images at a time. Nothing is stored. Raises `StudyError` for an encoder of the
-    user's own, whose precision is its own matter, `DatasetError` when there are no images.
+    All encoders are in memory at once, with one batch of images at a time. Nothing is stored.
+
+    Args:
+        study: The study whose images, encoder and label words are used.
+        image_count: How many images, or all where there are fewer.
+        precisions: The precisions to compare with float32.
+        compiled: Also measure every precision, float32 included, with an image tower that torch compiled.
+        device: The torch device; by default a GPU where there is one.
+        store: The storage whose cache of digests is used; by default the study's.
+        progress: Called with the images encoded so far and in all.
+
+    Returns:
+        One drift for each precision, float32 first, then those of the compiled towers in the same order.
+
+    Raises:
+        StudyError: The encoder is a class of the user's own, which chooses its precision itself.
+        DatasetError: The data set cannot be read, or has no images.
+        EncoderError: The encoder cannot be loaded.
     """
     if study.encoder.kind == "python":
-        raise StudyError(
-            f"{study.name} has an encoder of its own, and only that knows in which precisions it computes."
-        )
+        raise StudyError(f"{study.name} uses an encoder of your own (`kind: python`), which sets its precision itself.")
     store = store or Store.of(study)
     dataset = open_dataset(study, store)
     dataset.fetch(silent)
-    chosen, labels = _spread(study, dataset, images)
+    images, labels = _sample(study, dataset, image_count)
     dtypes = (REFERENCE, *(dtype for dtype in precisions if dtype != REFERENCE))
-    drifts = [Drift(dtype, by_torch) for by_torch in ([False, True] if compiled else [False]) for dtype in dtypes]
-    size = min(study.extraction.batch_size, len(chosen))  # Only batches of the study's size are compiled.
-    encoders = [load_encoder(_changed(study, drift, size), device=device, cache=store.cache) for drift in drifts]
+    drifts = [
+        PrecisionDrift(dtype, by_torch) for by_torch in ([False, True] if compiled else [False]) for dtype in dtypes
+    ]
+    batch_size = min(study.extraction.batch_size, len(images))  # Only batches of the study's size are compiled.
+    encoders = [
+        load_encoder(_with_precision(study, drift.dtype, drift.compiled, batch_size), device=device, cache=store.cache)
+        for drift in drifts
+    ]
     words = [_label_vectors(study, encoder) for encoder in encoders]
-    predicted: list[list[npt.NDArray[np.int64]]] = [[] for _ in drifts]
-    for pixels in _batches(size, dataset, encoders[0], chosen):
-        results = [_timed(encoder, pixels, drift) for encoder, drift in zip(encoders, drifts, strict=True)]
-        for result, drift, vectors, classes in zip(results, drifts, words, predicted, strict=True):
-            drift.features.add(result.features, results[0].features)
-            if result.tokens is not None and results[0].tokens is not None:
-                drift.tokens = drift.tokens or Distance()
-                drift.tokens.add(result.tokens, results[0].tokens)
+    predictions: list[list[Labels]] = [[] for _ in drifts]
+    for pixels in _batches(batch_size, dataset, encoders[0], images):
+        results = [_encode_timed(encoder, pixels, drift) for encoder, drift in zip(encoders, drifts, strict=True)]
+        for result, drift, vectors, classes in zip(results, drifts, words, predictions, strict=True):
+            _add_distances(drift, result, results[0])
             if vectors is not None:
                 classes.append((result.features @ vectors.T).argmax(axis=1))
-        progress(drifts[0].images, len(chosen))
+        progress(drifts[0].images, len(images))
     if words[0] is not None:
-        for drift, classes in zip(drifts, predicted, strict=True):
-            found = np.concatenate(classes)
-            drift.agreement = float((found == np.concatenate(predicted[0])).mean())
-            if dataset.labelled and len(dataset.classes) == len(study.vocabulary.labels.words):
-                drift.accuracy = float((found == labels).mean())
+        classes_are_words = dataset.labelled and len(dataset.classes) == len(study.vocabulary.labels.words)
+        _compare_predictions(
+            drifts, [np.concatenate(batches) for batches in predictions], labels if classes_are_words else None
+        )
     return drifts
 
 
-def _changed(study: Study, drift: Drift, batch_size: int) -> Study:
-    """The study with an encoder of this kind, for batches of this size."""
-    encoder = study.encoder.model_copy(update={"dtype": drift.dtype, "compiled": drift.compiled})
+def _with_precision(study: Study, dtype: Dtype, compiled: bool, batch_size: int) -> Study:
+    """The study with its encoder in one precision, for batches of one size."""
+    encoder = study.encoder.model_copy(update={"dtype": dtype, "compiled": compiled})
     extraction = study.extraction.model_copy(update={"batch_size": batch_size})
     return study.model_copy(update={"encoder": encoder, "extraction": extraction})
 
 
-def _spread(study: Study, dataset: Dataset, images: int) -> tuple[list[tuple[str, int]], npt.NDArray[np.int64]]:
-    """Split and row, and labels, of so many images, evenly spaced over the data set; all where there are fewer."""
+def _sample(study: Study, dataset: Dataset, count: int) -> tuple[list[tuple[str, int]], Labels]:
+    """Split and row, and labels, of images that are evenly spaced over the data set; all where there are fewer."""
     labels = {split: dataset.rows(split).labels for split in study.splits}
-    every = [(split, row) for split, of_split in labels.items() for row in range(len(of_split))]
-    if not every:
+    images = [(split, row) for split, split_labels in labels.items() for row in range(len(split_labels))]
+    if not images:
         raise DatasetError(f"{study.name} has no images.")
-    places = np.linspace(0, len(every) - 1, min(images, len(every))).round().astype(int)
-    return [every[place] for place in places.tolist()], np.concatenate(list(labels.values()))[places]
+    positions = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    return [images[position] for position in positions.tolist()], np.concatenate(list(labels.values()))[positions]
 
 
-def _batches(size: int, dataset: Dataset, encoder: Encoder, chosen: Sequence[tuple[str, int]]) -> Iterator[FloatArray]:
-    for first in range(0, len(chosen), size):
-        yield np.stack([encoder.preprocess(dataset.read(*place)) for place in chosen[first : first + size]])
+def _batches(size: int, dataset: Dataset, encoder: Encoder, images: Sequence[tuple[str, int]]) -> Iterator[FloatArray]:
+    for first in range(0, len(images), size):
+        yield np.stack([encoder.preprocess(dataset.read(*image)) for image in images[first : first + size]])
 
 
-def _timed(encoder: Encoder, pixels: FloatArray, drift: Drift) -> ImageFeatures:
-    if not drift.images:
-        encoder.encode_pixels(pixels)  # The first call sets up memory and algorithms, and would be counted as slow.
-    started = time.perf_counter()
+def _encode_timed(encoder: Encoder, pixels: FloatArray, figures: PrecisionDrift) -> ImageFeatures:
+    if not figures.images:
+        encoder.encode_pixels(pixels)  # The first call sets up memory and algorithms; timing it would count that.
+    start = time.perf_counter()
     result = encoder.encode_pixels(pixels)
-    drift.seconds += time.perf_counter() - started
-    drift.images += len(pixels)
+    figures.seconds += time.perf_counter() - start
+    figures.images += len(pixels)
     return result
 
 
+def _add_distances(figures: PrecisionDrift, result: ImageFeatures, reference: ImageFeatures) -> None:
+    figures.features.add(result.features, reference.features)
+    if result.tokens is not None and reference.tokens is not None:
+        figures.tokens = figures.tokens or Distance()
+        figures.tokens.add(result.tokens, reference.tokens)
+
+
+def _compare_predictions(
+    drifts: Sequence[PrecisionDrift], predictions: Sequence[Labels], labels: Labels | None
+) -> None:
+    """Set the agreement with the first predictions, and the accuracy where there are labels."""
+    for drift, classes in zip(drifts, predictions, strict=True):
+        drift.agreement = float((classes == predictions[0]).mean())
+        if labels is not None:
+            drift.accuracy = float((classes == labels).mean())
+
+
 def _label_vectors(study: Study, encoder: Encoder) -> FloatArray | None:
-    """The unit mean over its templates of every label word (C, D); None where the study has no label templates."""
+    """One unit vector for each label word (C, D), the mean over its templates; None without label templates."""
     words = study.vocabulary.labels.words
     templates = [
         template.prompts

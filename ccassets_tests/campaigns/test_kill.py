@@ -11,7 +11,7 @@ import pytest
 
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.study.schema import Study
-from ccassets.tools.offline_bundle import changed_files, fetch_bundle
+from ccassets.tools.offline_bundle import changed_files, write_bundle
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.kill import STAGES, campaign
@@ -58,7 +58,7 @@ def test_a_bundle_is_whole_or_not_there_after_a_power_cut(study: Study, tmp_path
     def bundle(root: Path, record: Path, at: int) -> dict[str, int]:
         SyncRecord(root, record)
         moments = Moments(root, lambda: os.kill(os.getpid(), signal.SIGKILL), at)
-        fetch_bundle(study, root / "bundle")
+        write_bundle(study, root / "bundle")
         return {"moments": moments.count}
 
     def after_a_cut(name: str, at: int) -> tuple[int, Path]:

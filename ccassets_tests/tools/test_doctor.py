@@ -1,4 +1,4 @@
-"""What the doctor says of machines and studies that are well, and of each way in which a build cannot start."""
+"""The doctor on machines and studies without problems, and for each reason why a build cannot start."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FOREIGN_YAML = "concurrency:\n  runs:\n    max_concurrent_runs: 4\n"
 
 def line(what: str, study: Study | None = None) -> Diagnosis:
     """The one line about something."""
-    found = [diagnosis for diagnosis in doctor_lines(study) if diagnosis.what == what]
-    assert len(found) == 1, found
-    return found[0]
+    lines = [diagnosis for diagnosis in doctor_lines(study) if diagnosis.what == what]
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def run(study: Study, **environment: str) -> dict[str, dict[str, str]]:
@@ -61,10 +61,10 @@ def test_a_study_that_can_be_built_has_no_problem_before_and_after_it_was_built(
     path = ccassets.build(study)
     assert path is not None
     assert re.fullmatch(r"\d+ built", line("assets", study).message)
-    assert "nothing is left to be written" in line("disk", study).message
+    assert "nothing left to write" in line("disk", study).message
 
     path.unlink()
-    lost = next(found.message for found in doctor_lines(study) if found.what == "assets")
+    lost = next(diagnosis.message for diagnosis in doctor_lines(study) if diagnosis.what == "assets")
     assert lost == "deleted or replaced by hand: feature_database"
 
 
@@ -77,10 +77,10 @@ def test_a_torchvision_of_another_release_is_named_with_what_to_install(study: S
     stub = tmp_path / "path" / "torchvision"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    found = run(study, PYTHONPATH=str(stub.parent))["libraries"]
-    assert found["level"] == "problem"
-    assert "torchvision::nms" in found["message"]
-    assert "pip install --upgrade torch torchvision" in found["advice"]
+    diagnosis = run(study, PYTHONPATH=str(stub.parent))["libraries"]
+    assert diagnosis["level"] == "problem"
+    assert "torchvision::nms" in diagnosis["message"]
+    assert "pip install --upgrade torch torchvision" in diagnosis["advice"]
 
 
 def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,19 +95,19 @@ def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch:
 def test_a_home_that_belongs_to_somebody_else_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir(mode=0o555)
     monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "theirs"))
-    assert "may not be written" in line("home").message
+    assert "is not writable" in line("home").message
 
 
 def test_a_foreign_home_without_a_limit_gets_lines_to_merge_and_no_edit(home: Path) -> None:
     home.mkdir()
     file = home / "dagster.yaml"
     file.write_text(FOREIGN_YAML)
-    found = line("home")
-    assert found.level == "warning"
-    assert "no limit for the pool ccassets_encoder" in found.message
+    diagnosis = line("home")
+    assert diagnosis.level == "warning"
+    assert "no limit for the pool ccassets_encoder" in diagnosis.message
     assert file.read_text() == FOREIGN_YAML
 
-    lines = yaml.safe_load(found.advice.partition("\n")[2])
+    lines = yaml.safe_load(diagnosis.advice.partition("\n")[2])
     foreign = yaml.safe_load(FOREIGN_YAML)
     merged = {**lines, "concurrency": {**foreign["concurrency"], **lines["concurrency"]}}
     file.write_text(yaml.safe_dump(merged))
@@ -129,16 +129,16 @@ def test_a_broken_study_file_is_named_since_it_hides_all_others(study: Study, mo
     assert "cells" in line("studies").message
     shutil.copytree(study.folder, study.folder.parent / "other")
     (study.folder.parent / "other" / "defs.yaml").write_text("type: ccassets.FeatureDatabase\nattribute: {}\n")
-    found = line("studies")
-    assert found.level == "problem"
-    assert "other/defs.yaml:2: attribute" in found.message
-    assert "no study at all" in found.advice
+    diagnosis = line("studies")
+    assert diagnosis.level == "problem"
+    assert "other/defs.yaml:2: attribute" in diagnosis.message
+    assert "no study at all" in diagnosis.advice
 
 
 def test_a_study_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "nowhere"))
-    warnings = [found for found in doctor_lines() if found.what == "studies" and found.level == "warning"]
-    assert "nowhere, which is no folder" in warnings[0].message
+    warnings = [line for line in doctor_lines() if (line.what, line.level) == ("studies", "warning")]
+    assert "nowhere, which is not a folder" in warnings[0].message
 
 
 def test_images_that_are_not_there_are_a_problem(study: Study, image_folder: Path) -> None:
@@ -150,11 +150,11 @@ def test_images_that_are_not_there_are_a_problem(study: Study, image_folder: Pat
 @pytest.mark.parametrize(("download", "level"), [(True, "warning"), (False, "problem")])
 def test_an_archive_that_is_not_there_is_downloaded_or_missing(study: Study, download: bool, level: str) -> None:
     archive = {"kind": "medmnist", "name": "bloodmnist", "size": 224, "root": "archives", "download": download}
-    asked = edit_study(study, lambda a: a.update(dataset=archive))
-    found = line("data set", asked)
-    assert found.level == level
-    assert "bloodmnist_224.npz" in found.message
-    assert "zenodo.org" in found.advice
+    edited = edit_study(study, lambda a: a.update(dataset=archive))
+    diagnosis = line("data set", edited)
+    assert diagnosis.level == level
+    assert "bloodmnist_224.npz" in diagnosis.message
+    assert "zenodo.org" in diagnosis.advice
     assert not (study.folder / "archives").exists()
 
 
@@ -169,10 +169,10 @@ def test_the_disk_for_the_published_model_is_told_before_anything_is_downloaded(
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("ccassets.tools.doctor.disk_usage", lambda path: usage(0, 0, 10**10))
-    found = line("disk", big)
-    assert found.level == "problem"
-    assert "10.0 GB are free" in found.message
-    assert "CCASSETS_STORAGE" in found.advice
+    diagnosis = line("disk", big)
+    assert diagnosis.level == "problem"
+    assert "10.0 GB free" in diagnosis.message
+    assert "CCASSETS_STORAGE" in diagnosis.advice
 
 
 def test_weights_that_are_not_there_or_do_not_fit_are_a_problem(study: Study, weights: Path) -> None:
@@ -199,12 +199,12 @@ def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Stu
         return run(edit_study(study, lambda a: a["encoder"].update(weights=weights)), **hf, **environment)
 
     gated = ask("lab/gated")
-    assert gated["token"]["message"].startswith("there is one")
+    assert gated["token"]["message"].startswith("set for")
     assert gated["weights"]["level"] == "problem"
     assert f"accept its terms at {hub.url}/lab/gated" in gated["weights"]["message"]
     open_one = ask("lab/tiny")
     assert open_one["weights"]["level"] == "ok"
-    assert "fetches it" in open_one["weights"]["message"]
+    assert "will be downloaded by the first build" in open_one["weights"]["message"]
     assert not [path for path in hub.asked if "/resolve/" in path]
     nobody = run(load_study(study.folder), **{**hf, "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
@@ -214,7 +214,7 @@ def test_assets_that_failed_are_listed(study: Study, image_folder: Path) -> None
     (image_folder / "val" / "white" / "002.png").write_bytes(b"no picture")
     with pytest.raises(CcassetsError):
         ccassets.build(study)
-    failed = [found for found in doctor_lines(study) if found.what == "assets" and found.level == "warning"]
+    failed = [line for line in doctor_lines(study) if (line.what, line.level) == ("assets", "warning")]
     assert failed[0].message == "failed when they were last run: images:val"
 
 

@@ -14,12 +14,12 @@ from ccassets.errors import DatasetError, StudyError
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, Study
 from ccassets.study.storage import Store
-from ccassets.tools.new_study import new_folder_study, new_medmnist_study
+from ccassets.tools.new_study import write_folder_study, write_medmnist_study
 from ccassets_tests.made_studies import picture
 
 
 @pytest.fixture
-def lay(tmp_path: Path) -> Callable[..., Path]:
+def save_images(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder `images` with a small picture under each of the given keys."""
 
     def make(*keys: str) -> Path:
@@ -38,15 +38,15 @@ def folder_of(study: Study) -> FolderConfig:
 
 
 def test_a_new_study_of_splits_and_classes_loads_and_says_what_was_found(image_folder: Path, tmp_path: Path) -> None:
-    new = new_folder_study("mine", image_folder, tmp_path / "studies")
-    assert new.found == "18 images of 3 classes in 3 splits"
+    new = write_folder_study("mine", image_folder, tmp_path / "studies")
+    assert new.summary == "18 images of 3 classes in 3 splits"
     assert new.splits == [
         "train: 9 images, 3 blood, 3 platelet, 3 white",
         "val: 5 images, 2 blood, 2 platelet, 1 white",
         "test: 4 images, 2 blood, 1 platelet, 1 white",
     ]
     text = new.path.read_text(encoding="utf-8")
-    assert all(line in text for line in (new.found, *new.splits))
+    assert all(line in text for line in (new.summary, *new.splits))
 
     study = load_study(new.path)
     assert study.name == "mine"
@@ -69,22 +69,22 @@ def test_a_new_study_of_splits_and_classes_loads_and_says_what_was_found(image_f
     ],
 )
 def test_layouts_are_told_apart(
-    lay: Callable[..., Path],
+    save_images: Callable[..., Path],
     tmp_path: Path,
     keys: list[str],
     root: str,
     splits: tuple[str, ...],
     classes: tuple[str, ...] | None,
 ) -> None:
-    study = load_study(new_folder_study("mine", lay(*keys), tmp_path / "studies").path)
+    study = load_study(write_folder_study("mine", save_images(*keys), tmp_path / "studies").path)
     assert study.resolve(folder_of(study).root) == tmp_path / root
     assert study.splits == splits
     assert folder_of(study).classes == classes
 
 
-def test_names_that_yaml_would_read_otherwise_stay_names(lay: Callable[..., Path], tmp_path: Path) -> None:
+def test_names_that_yaml_would_read_otherwise_stay_names(save_images: Callable[..., Path], tmp_path: Path) -> None:
     classes = ("#3", "007", "Zelle “ä”", "[x]", "a: b", "no", "null")
-    new = new_folder_study("mine", lay(*(f"train/{name}/1.png" for name in classes)), tmp_path / "studies")
+    new = write_folder_study("mine", save_images(*(f"train/{name}/1.png" for name in classes)), tmp_path / "studies")
     study = load_study(new.path)
     assert study.vocabulary.labels.words == classes
     assert folder_of(study).classes == classes
@@ -94,7 +94,7 @@ def test_a_relative_folder_stays_relative_to_the_study(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    new = new_folder_study("mine", Path("pictures"), Path("studies"))
+    new = write_folder_study("mine", Path("pictures"), Path("studies"))
     study = load_study(new.path)
     assert str(folder_of(study).root) == "../../pictures"
     assert study.resolve(folder_of(study).root).samefile(image_folder)
@@ -102,9 +102,9 @@ def test_a_relative_folder_stays_relative_to_the_study(
 
 @pytest.mark.parametrize("key", ["images/a/x.png", "images/x.png"])
 def test_the_commented_lines_are_right_when_they_are_uncommented(
-    lay: Callable[..., Path], tmp_path: Path, key: str
+    save_images: Callable[..., Path], tmp_path: Path, key: str
 ) -> None:
-    path = new_folder_study("mine", lay(key) / "images", tmp_path / "studies").path
+    path = write_folder_study("mine", save_images(key) / "images", tmp_path / "studies").path
     text = path.read_text(encoding="utf-8")
     keys = "vocabulary|concepts|words|templates|extraction"
     path.write_text(re.sub(rf"^( *)# ( *(?:{keys}):)", r"\1\2", text, flags=re.MULTILINE), encoding="utf-8")
@@ -115,8 +115,8 @@ def test_the_commented_lines_are_right_when_they_are_uncommented(
 
 
 def test_a_new_study_of_medmnist_knows_its_published_splits_and_classes(tmp_path: Path) -> None:
-    new = new_medmnist_study("blood", "bloodmnist", tmp_path)
-    assert new.found == "17,092 images of 8 classes in 3 splits"
+    new = write_medmnist_study("blood", "bloodmnist", tmp_path)
+    assert new.summary == "17,092 images of 8 classes in 3 splits"
     study = load_study(new.path)
     assert study.vocabulary.labels.words[0] == "basophil"
     assert yaml.safe_load(new.path.read_text(encoding="utf-8"))["attributes"]["dataset"] == {
@@ -129,28 +129,30 @@ def test_a_new_study_of_medmnist_knows_its_published_splits_and_classes(tmp_path
 
 
 def test_a_study_that_is_there_is_never_overwritten(image_folder: Path, tmp_path: Path) -> None:
-    path = new_folder_study("mine", image_folder, tmp_path).path
+    path = write_folder_study("mine", image_folder, tmp_path).path
     path.write_text("edited", encoding="utf-8")
-    with pytest.raises(StudyError, match="there already"):
-        new_folder_study("mine", image_folder, tmp_path)
-    with pytest.raises(StudyError, match="there already"):
-        new_medmnist_study("mine", "bloodmnist", tmp_path)
+    with pytest.raises(StudyError, match="exists and was not changed"):
+        write_folder_study("mine", image_folder, tmp_path)
+    with pytest.raises(StudyError, match="exists and was not changed"):
+        write_medmnist_study("mine", "bloodmnist", tmp_path)
     assert path.read_text(encoding="utf-8") == "edited"
 
 
-def test_what_cannot_be_a_study_is_refused_before_anything_is_written(lay: Callable[..., Path], tmp_path: Path) -> None:
-    images = lay("train/a/x.png")
+def test_what_cannot_be_a_study_is_refused_before_anything_is_written(
+    save_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    images = save_images("train/a/x.png")
     (images / "notes").mkdir()
-    into = tmp_path / "studies"
+    studies = tmp_path / "studies"
     with pytest.raises(StudyError, match="cannot name a study"):
-        new_folder_study("my study", images, into)
+        write_folder_study("my study", images, studies)
     with pytest.raises(DatasetError, match="There is no folder"):
-        new_folder_study("mine", images / "nowhere", into)
+        write_folder_study("mine", images / "nowhere", studies)
     with pytest.raises(DatasetError, match="no images"):
-        new_folder_study("mine", images / "notes", into)
+        write_folder_study("mine", images / "notes", studies)
     with pytest.raises(DatasetError, match="no 2D set 'cells'"):
-        new_medmnist_study("mine", "cells", into)
+        write_medmnist_study("mine", "cells", studies)
     (images / "train" / "a" / "slide.svs").touch()
     with pytest.raises(DatasetError, match=r"slide\.svs"):
-        new_folder_study("mine", images, into)
-    assert not into.exists()
+        write_folder_study("mine", images, studies)
+    assert not studies.exists()

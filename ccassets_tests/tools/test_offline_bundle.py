@@ -1,4 +1,4 @@
-"""Bundles: from one folder, wherever it is carried, a study is built without any connection."""
+"""Offline bundles: a study is built from one folder, on any machine, without any connection."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ccassets.extraction.sources import recorded_card
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
-from ccassets.tools.offline_bundle import changed_files, fetch_bundle
+from ccassets.tools.offline_bundle import changed_files, write_bundle
 from ccassets_tests.datasets.made_datasets import save_image
 from ccassets_tests.datasets.test_medmnist import Site
 from ccassets_tests.encoders.conftest import (
@@ -42,7 +42,7 @@ main()
 
 
 def run(*command: str, blocked: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, with every connection blocked where that is asked for."""
+    """The command line in a process of its own, with every connection blocked if `blocked`."""
     start = ["-c", BLOCKED] if blocked else ["-m", "ccassets.cli"]
     result = subprocess.run(
         [sys.executable, *start, *command],
@@ -81,32 +81,32 @@ def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
     identity = inspect_encoder(study).identity
     edit_study(study, lambda a: a["encoder"].update(weights="lab/tiny"))
     hf = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    fetched = run("fetch", str(study.folder), "--to", str(tmp_path / "bundle"), **hf)
-    assert fetched.returncode == 0, fetched.stderr
-    assert Path(fetched.stdout.strip()) == tmp_path / "bundle" / "cells" / "defs.yaml"
+    result = run("bundle", str(study.folder), "--output", str(tmp_path / "bundle"), **hf)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()) == tmp_path / "bundle" / "cells" / "defs.yaml"
 
-    elsewhere = tmp_path / "carried" / "elsewhere"
-    shutil.move(tmp_path / "bundle", elsewhere)
+    copy = tmp_path / "another" / "folder"
+    shutil.move(tmp_path / "bundle", copy)
     for gone in (image_folder, weights, study.folder, tmp_path / "hf"):
         shutil.rmtree(gone)
     model = {f"models/tiny/{name}" for name in ("model.safetensors", "architecture.json", "vocab.txt")}
-    assert {name for name in files(elsewhere) if not name.startswith("data/")} == {
+    assert {name for name in files(copy) if not name.startswith("data/")} == {
         "bundle.json",
         "cells/defs.yaml",
         *model,
     }
-    record = json.loads((elsewhere / "bundle.json").read_text(encoding="utf-8"))
-    assert set(record["files"]) == files(elsewhere) - {"bundle.json"}
+    record = json.loads((copy / "bundle.json").read_text(encoding="utf-8"))
+    assert set(record["files"]) == files(copy) - {"bundle.json"}
     assert record["encoder"]["identity"] == identity
     assert record["encoder"]["commit"] == COMMIT
-    assert str(tmp_path) not in (elsewhere / "bundle.json").read_text() + (elsewhere / "cells/defs.yaml").read_text()
+    assert str(tmp_path) not in (copy / "bundle.json").read_text() + (copy / "cells/defs.yaml").read_text()
 
     offline = {"HF_HOME": str(tmp_path / "nothing"), "HF_ENDPOINT": hub.url}
     hub.asked.clear()
-    built = run("build", str(elsewhere / "cells"), blocked=True, **offline)
+    built = run("build", str(copy / "cells"), blocked=True, **offline)
     assert built.returncode == 0, built.stderr
     assert hub.asked == []
-    bundled = load_study(elsewhere / "cells")
+    bundled = load_study(copy / "cells")
     database = built.stdout.splitlines()[-1]
     assert ccassets.validate_database(database, study=bundled, deep=True) == []
     assert recorded_card(bundled, Store.of(bundled)).identity == identity
@@ -115,13 +115,11 @@ def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
 
 
 def test_a_changed_or_lost_file_of_a_bundle_is_found(study: Study, tmp_path: Path) -> None:
-    bundle = fetch_bundle(study, tmp_path / "bundle")
+    bundle = write_bundle(study, tmp_path / "bundle")
     bundled = load_study(bundle.study)
     assert changed_files(tmp_path / "bundle") == []
     assert bundle.files == 18 + 3 + 1
-    assert [line.message for line in doctor_lines(bundled) if line.what == "bundle"] == [
-        "every file is what was bundled"
-    ]
+    assert [line.message for line in doctor_lines(bundled) if line.what == "bundle"] == ["every file is unchanged"]
 
     vocabulary = tmp_path / "bundle" / "models" / "weights" / "vocab.txt"
     vocabulary.write_bytes(vocabulary.read_bytes().swapcase())
@@ -130,7 +128,7 @@ def test_a_changed_or_lost_file_of_a_bundle_is_found(study: Study, tmp_path: Pat
     assert changed_files(tmp_path / "bundle") == ["models/weights/vocab.txt", "data/pictures/val/white/002.png"]
     problem = next(line for line in doctor_lines(bundled) if line.what == "bundle")
     assert problem.level == "problem"
-    assert "2 files are not what was bundled" in problem.message
+    assert "2 files are missing or changed" in problem.message
     (tmp_path / "bundle" / "bundle.json").write_text("{}")
     with pytest.raises(StorageError, match="not the record of a bundle"):
         changed_files(tmp_path / "bundle")
@@ -138,7 +136,7 @@ def test_a_changed_or_lost_file_of_a_bundle_is_found(study: Study, tmp_path: Pat
 
 def test_the_study_in_a_bundle_says_the_same_with_other_paths(study: Study, tmp_path: Path) -> None:
     (study.folder / "README.md").write_text("About these cells.")
-    bundled = load_study(fetch_bundle(study, tmp_path / "bundle").study)
+    bundled = load_study(write_bundle(study, tmp_path / "bundle").study)
     assert bundled.readme == "About these cells."
     assert (bundled.vocabulary, bundled.extraction, bundled.storage) == (
         study.vocabulary,
@@ -156,7 +154,7 @@ def test_empty_splits_and_empty_class_folders_keep_their_place(
     shutil.rmtree(image_folder / "test")
     (image_folder / "test" / "artefact").mkdir(parents=True)
     edited = edit_study(study, lambda a: a["vocabulary"].pop("labels"))
-    bundled = load_study(fetch_bundle(edited, tmp_path / "bundle").study)
+    bundled = load_study(write_bundle(edited, tmp_path / "bundle").study)
     assert keys(bundled)["test"] == []
     assert isinstance(bundled.dataset, FolderConfig)
     assert bundled.dataset.classes == ("artefact", "blood", "platelet", "white")
@@ -171,11 +169,11 @@ def test_an_architecture_and_a_tokenizer_of_their_own_come_along(
     (weights / "vocab.txt").rename(words / "vocab.txt")
     own = {"architecture": str(tmp_path / "other.json"), "tokenizer": str(words)}
     for name, section in {"mine": {"weights": str(weights)}, "none": {"weights": "random", "seed": 3}}.items():
-        asked = write_study(
+        edited = write_study(
             study.folder.parent / name, images=image_folder, encoder={"kind": "conceptclip", **section, **own}
         )
-        bundle = fetch_bundle(asked, tmp_path / "bundles" / name)
-        assert inspect_encoder(load_study(bundle.study)).identity == inspect_encoder(asked).identity
+        bundle = write_bundle(edited, tmp_path / "bundles" / name)
+        assert inspect_encoder(load_study(bundle.study)).identity == inspect_encoder(edited).identity
 
 
 def test_a_model_of_transformers_is_bundled_whole(
@@ -184,9 +182,9 @@ def test_a_model_of_transformers_is_bundled_whole(
     clip: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    asked = write_study(study.folder, images=image_folder, encoder={"kind": "transformers", "weights": str(clip)})
-    bundled = load_study(fetch_bundle(asked, tmp_path / "bundle").study)
-    expected = inspect_encoder(asked).identity
+    edited = write_study(study.folder, images=image_folder, encoder={"kind": "transformers", "weights": str(clip)})
+    bundled = load_study(write_bundle(edited, tmp_path / "bundle").study)
+    expected = inspect_encoder(edited).identity
     shutil.rmtree(clip)
     assert inspect_encoder(bundled).identity == expected
     assert ccassets.load_encoder(bundled, device="cpu").encode_texts(["cell"]).features.shape == (1, 24)
@@ -203,8 +201,8 @@ def test_a_table_is_bundled_with_its_images(study: Study, tmp_path: Path) -> Non
     save_image(tmp_path / "images" / "b.png", 2)
     save_image(tmp_path / "images" / "unused.png", 3)
     text = "path,label,split\nsmears/a.png,blood,train\nb.png,white,train\nunused.png,white,other\n"
-    asked = table_study(study, tmp_path / "cells.csv", text)
-    bundled = load_study(fetch_bundle(asked, tmp_path / "bundle").study)
+    edited = table_study(study, tmp_path / "cells.csv", text)
+    bundled = load_study(write_bundle(edited, tmp_path / "bundle").study)
     assert keys(bundled) == {"train": ["smears/a.png", "b.png"]}
     assert {name for name in files(tmp_path / "bundle") if name.startswith("data/")} == {
         "data/cells.csv",
@@ -219,10 +217,10 @@ def test_a_table_whose_paths_lead_elsewhere_is_refused_and_nothing_is_left(
 ) -> None:
     save_image(tmp_path / "images" / "a.png", 1)
     text = f"path,label,split\n{where.format(root=tmp_path)},blood,train\n"
-    asked = table_study(study, tmp_path / "cells.csv", text)
+    edited = table_study(study, tmp_path / "cells.csv", text)
     before = files(tmp_path)
     with pytest.raises(DatasetError):
-        fetch_bundle(asked, tmp_path / "bundle")
+        write_bundle(edited, tmp_path / "bundle")
     assert {name for name in files(tmp_path) - before if not name.startswith("home/")} == set()
 
 
@@ -233,7 +231,7 @@ def test_an_archive_of_medmnist_is_bundled_as_it_is(
     site.archive("bloodmnist")
     dataset = {"kind": "medmnist", "name": "bloodmnist", "size": 28, "root": str(site.root), "download": True}
     bundled = load_study(
-        fetch_bundle(edit_study(study, lambda a: a.update(dataset=dataset)), tmp_path / "bundle").study
+        write_bundle(edit_study(study, lambda a: a.update(dataset=dataset)), tmp_path / "bundle").study
     )
     shutil.rmtree(site.root)
     assert isinstance(bundled.dataset, MedmnistConfig)
@@ -243,7 +241,7 @@ def test_an_archive_of_medmnist_is_bundled_as_it_is(
 
 
 def test_the_demo_needs_nothing_but_its_study_file(tmp_path: Path) -> None:
-    bundle = fetch_bundle(load_study("demo"), tmp_path / "bundle")
+    bundle = write_bundle(load_study("demo"), tmp_path / "bundle")
     assert files(tmp_path / "bundle") == {"bundle.json", "demo/defs.yaml"}
     shipped = load_study("demo")
     bundled = load_study(bundle.study)
@@ -254,10 +252,10 @@ def test_a_folder_that_is_in_use_is_not_written_to(study: Study, tmp_path: Path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(StorageError, match="not empty"):
-        fetch_bundle(study, tmp_path / "mine")
+        write_bundle(study, tmp_path / "mine")
     assert files(tmp_path / "mine") == {"notes.txt"}
     (tmp_path / "new").mkdir()
-    assert fetch_bundle(study, tmp_path / "new").study.is_file()
+    assert write_bundle(study, tmp_path / "new").study.is_file()
 
 
 def test_what_cannot_be_had_is_named_and_nothing_is_left(study: Study, image_folder: Path, tmp_path: Path) -> None:
@@ -266,9 +264,9 @@ def test_what_cannot_be_had_is_named_and_nothing_is_left(study: Study, image_fol
     )
     before = files(tmp_path)
     with pytest.raises(EncoderError, match="only that knows which files it reads"):
-        fetch_bundle(own, tmp_path / "bundle")
+        write_bundle(own, tmp_path / "bundle")
     assert files(tmp_path) == before
     (image_folder / "val" / "notes.docx").touch()
     with pytest.raises(CcassetsError, match=r"notes\.docx"):
-        fetch_bundle(study, tmp_path / "bundle")
+        write_bundle(study, tmp_path / "bundle")
     assert files(tmp_path) == before | {"pictures/val/notes.docx"}

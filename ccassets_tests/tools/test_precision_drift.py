@@ -1,4 +1,4 @@
-"""Drift: what a lower precision costs and gains, told against float32 itself."""
+"""Precision drift: what lower precisions and compiling cost and gain, compared with float32."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from ccassets.errors import DatasetError, StudyError
 from ccassets.study.schema import Study
-from ccassets.tools.precision_drift import Distance, measure_drift
+from ccassets.tools.precision_drift import Distance, measure_precision_drift
 from ccassets_tests.encoders.conftest import needs_compiler
 from ccassets_tests.extraction.made_parts import COLOURS
 from ccassets_tests.made_studies import write_study
 
 
 def test_float32_does_not_differ_from_itself_and_lower_precisions_do_a_little(study: Study) -> None:
-    drifts = {drift.dtype: drift for drift in measure_drift(study, 7)}
+    drifts = {drift.dtype: drift for drift in measure_precision_drift(study, 7)}
 
     assert list(drifts) == ["float32", "tf32", "bfloat16", "float16"]
     assert {drift.images for drift in drifts.values()} == {7}
@@ -38,7 +38,7 @@ def test_float32_does_not_differ_from_itself_and_lower_precisions_do_a_little(st
 
 @needs_compiler
 def test_compiled_towers_are_compared_too(study: Study) -> None:
-    drifts = measure_drift(study, 4, precisions=["bfloat16"], compiled=True)
+    drifts = measure_precision_drift(study, 4, precisions=["bfloat16"], compiled=True)
 
     assert [(drift.dtype, drift.compiled) for drift in drifts] == [
         ("float32", False), ("bfloat16", False), ("float32", True), ("bfloat16", True)
@@ -61,11 +61,11 @@ def test_a_distance_is_that_of_the_vectors_taken_in() -> None:
     assert distance.largest_difference == 1.0
 
 
-def test_what_cannot_be_told_is_left_out(image_folder: Path, weights: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_left_out(image_folder: Path, weights: Path, tmp_path: Path) -> None:
     encoder = {"kind": "conceptclip", "weights": str(weights), "tokens": False}
-    silent = write_study(tmp_path / "silent", images=image_folder, encoder=encoder, vocabulary={})
+    wordless = write_study(tmp_path / "wordless", images=image_folder, encoder=encoder, vocabulary={})
 
-    [reference, lower] = measure_drift(silent, 1000, precisions=["bfloat16"])
+    [reference, lower] = measure_precision_drift(wordless, 1000, precisions=["bfloat16"])
 
     assert (reference.images, lower.tokens, lower.agreement, lower.accuracy) == (18, None, None, None)
 
@@ -74,10 +74,10 @@ def test_an_encoder_of_ones_own_and_a_study_without_images_are_refused(tmp_path:
     (tmp_path / "empty" / "train").mkdir(parents=True)
     empty = write_study(tmp_path / "none", images=tmp_path / "empty", encoder=weights, splits=["train"])
     with pytest.raises(DatasetError, match="has no images"):
-        measure_drift(empty)
+        measure_precision_drift(empty)
 
     own = {"kind": "python", "target": "colours:Colours"}
     custom = write_study(tmp_path / "own", images=tmp_path / "empty", encoder=own, splits=["train"], vocabulary={})
     (custom.folder / "colours.py").write_text(COLOURS)
-    with pytest.raises(StudyError, match="an encoder of its own"):
-        measure_drift(custom)
+    with pytest.raises(StudyError, match="an encoder of your own"):
+        measure_precision_drift(custom)
