@@ -5,6 +5,7 @@ CcassetsError
 ├── DatasetError
 │   └── AbsentDataError
 ├── EncoderError
+│   └── AbsentWeightsError
 ├── DatabaseError
 │   ├── ccassets.h5.MissingFileError    also a FileNotFoundError
 │   ├── ccassets.h5.ArgumentError       also a ValueError
@@ -25,6 +26,7 @@ from ccassets.findings import Finding
 
 __all__ = [
     "AbsentDataError",
+    "AbsentWeightsError",
     "AdoptionError",
     "AnalysisError",
     "BuildError",
@@ -63,6 +65,10 @@ class AbsentDataError(DatasetError):
 
 class EncoderError(CcassetsError):
     """Weights, tokenizer or device of an encoder are missing or do not fit."""
+
+
+class AbsentWeightsError(EncoderError):
+    """The folder that a study names for weights or tokenizer is not on this machine."""
 
 
 class DatabaseError(CcassetsError):

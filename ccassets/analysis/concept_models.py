@@ -179,6 +179,18 @@ class Predictions:
         np.add.at(sums, place, self.probabilities)
         return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows})
 
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping each: what is known of it, `predicted`, and `probabilities` by class; plain values for JSON."""
+        about = {name: values.tolist() for name, values in self.about.items()}
+        return [
+            {
+                **{name: values[number] for name, values in about.items()},
+                "predicted": predicted,
+                "probabilities": dict(zip(self.classes, shares, strict=True)),
+            }
+            for number, (predicted, shares) in enumerate(zip(self.predicted, self.probabilities.tolist(), strict=True))
+        ]
+
     def csv(self) -> str:
         """One line each: what is known of it, `predicted`, and the probability of every class as `p(<class>)`."""
         text = io.StringIO()

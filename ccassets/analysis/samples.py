@@ -111,6 +111,20 @@ def class_names(database: Database) -> tuple[str, ...]:
     return tuple(named or map(str, range(int(database.labels.max(initial=-1)) + 1)))
 
 
+def label_number(database: Database, name: str) -> int:
+    """The number of a label given by its class, its label word, or the number itself as a text.
+
+    Raises:
+        AnalysisError: The database has no such label.
+    """
+    for names in (class_names(database), database.attributes.get("label_texts") or ()):
+        if name in names:
+            return list(names).index(name)
+    if name.isdecimal():
+        return int(name)
+    raise AnalysisError(f"{database.path.name} has no label {name!r}; it has {list(class_names(database))}.")
+
+
 def database_concepts(database: Database) -> tuple[Concept, ...]:
     """The database's concepts in their order, with group, level and synonyms where it knows them."""
     told = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}

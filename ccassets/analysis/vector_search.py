@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.concept_models import encoder_identity
+from ccassets.analysis.samples import label_number
 from ccassets.analysis.scores import (
     FloatArray,
     cosines,
@@ -77,10 +78,10 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Which rows may be found: those of a split, of a label, of a group, or of all that are named."""
+    """The rows to search: those of a split, a label (number or name) and a group, each optional."""
 
     split: str | None = None
-    label: int | None = None
+    label: int | str | None = None
     group: str | None = None
 
     def mask(self, database: Database) -> npt.NDArray[np.bool_]:
@@ -90,11 +91,12 @@ class RowFilter:
             allowed[:] = False
             allowed[database.select(self.split).rows] = True
         if self.label is not None:
+            label = label_number(database, self.label) if isinstance(self.label, str) else self.label
             matrix = database.label_matrix
             known = np.unique(database.labels) if matrix is None else np.arange(matrix.shape[1])
-            if self.label not in known:
-                raise AnalysisError(f"{database.path.name} has no label {self.label}; it has {known.tolist()}.")
-            allowed &= database.labels == self.label if matrix is None else matrix[:, self.label] > 0
+            if label not in known:
+                raise AnalysisError(f"{database.path.name} has no label {label}; it has {known.tolist()}.")
+            allowed &= database.labels == label if matrix is None else matrix[:, label] > 0
         if self.group is not None:
             if database.groups is None or self.group not in database.groups:
                 known_groups = "no groups at all" if database.groups is None else "others"

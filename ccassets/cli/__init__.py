@@ -1,9 +1,10 @@
-"""The command line: the program `ccassets` with its commands, and how errors end it."""
+"""The command line: the program `ccassets`, its commands by help panel, and the exit codes of errors."""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,25 +13,35 @@ from ccassets import __version__
 from ccassets.cli.analysis_commands import apply, duplicates, search
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
 from ccassets.cli.file_commands import adopt, info, validate
-from ccassets.cli.study_commands import doctor, drift, fetch, new_study
-from ccassets.errors import AnalysisError, CcassetsError, DatabaseError, StudyError
+from ccassets.cli.study_commands import bundle, doctor, new_study, precision_drift
+from ccassets.errors import (
+    AbsentWeightsError,
+    AnalysisError,
+    CcassetsError,
+    DatabaseError,
+    DatasetError,
+    StudyError,
+)
 
 app = typer.Typer(
-    help="Medical images and concepts become one checked feature database.",
+    help="Build, check and analyse feature databases of medical images and concepts.",
+    epilog="Exit codes: 0 done, 1 findings or a failure, 2 wrong use or unreadable input.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 _PANELS = {
     "Build": (build, extract, prune, ui, studies),
-    "Study": (new_study, doctor, fetch, drift),
+    "Study": (new_study, doctor, bundle, precision_drift),
     "File": (info, validate, adopt),
     "Analyse": (search, duplicates, apply),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
+
+_INPUT_ERRORS = (StudyError, DatasetError, AbsentWeightsError, DatabaseError, AnalysisError)
+"""What the caller named, or what it refers to, is missing or cannot be read."""
 
 
 def _print_version(requested: bool) -> None:
@@ -41,7 +52,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -51,13 +62,27 @@ def global_options(
 
 
 def main() -> None:
-    """Run the command line; our own errors end in one clear message on stderr."""
+    """Run the command line; an error ends it with one message on stderr and an exit code.
+
+    Raises:
+        SystemExit: Always; code 0 when the command is done, 1 for findings or a failure, 2 for wrong use or input
+            that is missing or cannot be read.
+    """
     # Before torch is imported: threads that wait for each other would else take the cores from those that decode.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except CcassetsError as error:
-        if os.environ.get("CCASSETS_DEBUG"):
-            raise
-        typer.echo(f"ccassets: {error}", err=True)
-        sys.exit(2 if isinstance(error, (StudyError, DatabaseError, AnalysisError)) else 1)
+        unreadable = isinstance(error, _INPUT_ERRORS) and not error.transient
+        _exit_with_error(str(error), 2 if unreadable else 1)
+    except Exception as error:
+        message = f"Unexpected {type(error).__name__}: {error}\nThis is a defect; `ccassets --debug …` shows where."
+        _exit_with_error(message, 1)
+
+
+def _exit_with_error(message: str, code: int) -> None:
+    if os.environ.get("CCASSETS_DEBUG"):
+        traceback.print_exc()
+    else:
+        typer.echo(f"ccassets: {message}", err=True)
+    sys.exit(code)

@@ -3,115 +3,149 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccassets.cli.options import FileArgument, HomeOption, JsonOption
+from ccassets.cli.options import CsvOutputOption, FileArgument, HomeOption, JsonOption, SplitOption, StudyOption
+from ccassets.cli.terminal import counted, print_json, write_output
+
+if TYPE_CHECKING:
+    from ccassets.analysis.vector_search import Hit
 
 
 def search(
     file: FileArgument,
-    text: Annotated[list[str] | None, typer.Option("--text", help="A text, as it is; needs --study.")] = None,
-    concept: Annotated[list[str] | None, typer.Option("--concept", help="A concept of the file.")] = None,
-    row: Annotated[list[int] | None, typer.Option("--row", help="An image, by the number of its row.")] = None,
-    minus: Annotated[list[str] | None, typer.Option("--minus", help="A text to keep away from; needs --study.")] = None,
-    study: Annotated[str | None, typer.Option("--study", help="The study the file was built from.")] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Text to search for; needs --study.")] = None,
+    concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept of the file to search for.")] = None,
+    row: Annotated[list[int] | None, typer.Option("--row", help="Image to search for, by its row number.")] = None,
+    minus: Annotated[list[str] | None, typer.Option("--minus", help="Text to subtract; needs --study.")] = None,
+    study: StudyOption = None,
     patches: Annotated[bool, typer.Option("--patches", help="Search patches instead of whole images.")] = False,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
-    split: Annotated[str | None, typer.Option("--split", help="Only rows of this split.")] = None,
-    label: Annotated[int | None, typer.Option("--label", help="Only rows with this label.")] = None,
-    group: Annotated[str | None, typer.Option("--group", help="Only rows of this group.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the hits to this file too.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Copy the hits' images here; needs --study.")] = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of hits.")] = 10,
+    split: SplitOption = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Use only the rows with this label: its name or number.")
+    ] = None,
+    group: Annotated[str | None, typer.Option("--group", help="Use only the rows of this patient or slide.")] = None,
+    output: CsvOutputOption = None,
+    output_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-images",
+            file_okay=False,
+            help="Also copy the images of the hits into this folder; needs --study.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Find the images nearest to a text, a concept or an image; several together are a mixture."""
+    """Find the images that are nearest to a text, a concept, an image, or a mixture of these."""
+    from ccassets.analysis.samples import class_names
     from ccassets.analysis.vector_search import RowFilter, copy_images, write_csv
-    from ccassets.analysis.vector_search import search as find
+    from ccassets.analysis.vector_search import search as search_database
     from ccassets.database.reader import open_database
     from ccassets.encoders import load_encoder
     from ccassets.study.loading import load_study
 
     if not (text or concept or row):
-        raise typer.BadParameter("name what to search for: --text, --concept or --row")
-    if study is None and (text or minus or images):
-        raise typer.BadParameter("a text needs the encoder, and images need the data set: name --study")
+        raise typer.BadParameter("Give at least one of --text, --concept and --row.")
+    if study is None and (text or minus or output_images):
+        raise typer.BadParameter("--text, --minus and --output-images need --study.")
     loaded = load_study(study) if study else None
-    encoder = load_encoder(loaded) if loaded and (text or minus) else None
-    where = RowFilter(split, label, group)
     with open_database(file) as database:
-        hits = find(
+        hits = search_database(
             database,
             texts=text or (),
             concepts=concept or (),
             rows=row or (),
             minus=minus or (),
-            encoder=encoder,
+            encoder=load_encoder(loaded) if loaded and (text or minus) else None,
             patches=patches,
-            k=k,
-            where=where,
+            k=top,
+            where=RowFilter(split, label, group),
         )
-        if csv:
-            write_csv(hits, csv)
-        if images and loaded:
+        classes = class_names(database)
+        if output_images and loaded:
             from ccassets.analysis.image_source import image_reader
 
-            copy_images(hits, image_reader(loaded, database), images)
+            copy_images(hits, image_reader(loaded, database), output_images)
+    if output:
+        write_csv(hits, output)
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+        print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
-        patch = "" if hit.patch is None else f"  patch {hit.patch}"
-        typer.echo(f"{hit.score:7.4f}  row {hit.row}  {hit.split}  label {hit.label}  {hit.key or ''}{patch}".rstrip())
+        typer.echo(_hit_line(hit, classes))
 
 
 def duplicates(
     file: FileArgument,
-    similarity: Annotated[float, typer.Option("--similarity", help="Lowest cosine of a pair.")] = 0.99,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pairs at most.")] = 1000,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the pairs to this file too.")] = None,
+    similarity: Annotated[
+        float, typer.Option("--similarity", min=-1, max=1, help="Lowest cosine similarity of a pair.")
+    ] = 0.99,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of pairs to show, most similar first.")] = 1000,
+    output: CsvOutputOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find images that look alike and lie in different splits; exit 1 when there are any."""
+    """Find images in different splits that look alike; exit with 1 if there are any."""
     from ccassets.analysis.vector_search import Pair, near_duplicates, write_csv
     from ccassets.database.reader import open_database
 
     with open_database(file) as database:
-        found = near_duplicates(database, similarity, k)
-    if csv:
-        write_csv(found.pairs, csv, Pair)
+        result = near_duplicates(database, similarity, top)
+    if output:
+        write_csv(result.pairs, output, Pair)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        print_json(asdict(result))
     else:
-        for pair in found.pairs:
+        for pair in result.pairs:
             one = f"{pair.split} row {pair.row} {pair.key or ''}".rstrip()
             other = f"{pair.other_split} row {pair.other_row} {pair.other_key or ''}".rstrip()
             typer.echo(f"{pair.similarity:7.4f}  {one}  {other}")
-        typer.echo(f"{found.found} pairs of at least {similarity:g}, {len(found.pairs)} shown.", err=True)
-    if found.found:
+        pairs = counted(result.found, "pair")
+        typer.echo(f"{pairs} with a similarity of at least {similarity:g}, {len(result.pairs):,} shown.", err=True)
+    if result.found:
         raise typer.Exit(1)
 
 
 def apply(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A stored classifier, model.json.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Path of a stored classifier (model.json).")],
     file: FileArgument,
-    split: Annotated[str | None, typer.Option("--split", help="Only the rows of this split.")] = None,
-    by_group: Annotated[bool, typer.Option("--by-group", help="One line for each patient or slide.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", help="Write here instead of printing.")] = None,
+    split: SplitOption = None,
+    by_group: Annotated[bool, typer.Option("--by-group", help="Average the rows of each patient or slide.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Write to this file instead of stdout.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV.")] = False,
 ) -> None:
-    """Predict the class of every row of a file as CSV; a file of another encoder is refused."""
+    """Predict the class of every row with a stored classifier; write the predictions as CSV.
+
+    The file must have been made by the encoder that the classifier was fitted with.
+    """
     from ccassets.analysis.concept_models import apply_model, load_model
     from ccassets.database.reader import open_database
-    from ccassets.files import write_text
 
+    fitted = load_model(model)
     with open_database(file) as database:
-        predictions = apply_model(load_model(model), database, split)
-    text = (predictions.by_group() if by_group else predictions).csv()
+        predictions = apply_model(fitted, database, split)
+    if by_group:
+        predictions = predictions.by_group()
+    text = json.dumps(predictions.records(), indent=2, ensure_ascii=False) + "\n" if as_json else predictions.csv()
     if output is None:
         typer.echo(text, nl=False)
     else:
-        write_text(output, text)
+        write_output(output, text)
+
+
+def _hit_line(hit: Hit, classes: Sequence[str]) -> str:
+    label = "no label" if hit.label is None else f"label {hit.label}"
+    if hit.label is not None and 0 <= hit.label < len(classes) and classes[hit.label] != str(hit.label):
+        label += f" ({classes[hit.label]})"
+    parts = [f"{hit.score:7.4f}", f"row {hit.row}", hit.split, label, hit.key]
+    if hit.patch is not None:
+        parts.append(f"patch {hit.patch}")
+    return "  ".join(part for part in parts if part)

@@ -1,39 +1,54 @@
-"""The commands of a build: build, extract, prune, ui, studies."""
+"""The commands that build databases and look after them: build, extract, prune, ui, studies."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument
-from ccassets.cli.terminal import progress_bars
+from ccassets.cli.terminal import counted, print_json, progress_bars
 
 if TYPE_CHECKING:
+    from ccassets.extraction.plan import StudyPlan
     from ccassets.study.schema import Study
 
 
 def build(
     study: StudyArgument,
-    split: Annotated[list[str] | None, typer.Option("--split", help="Stop after the features of this split.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be encoded.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Encode everything again.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", help="Write the database here as well.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Stop after the features of this split; repeatable.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show what would be encoded, how many bytes, and how long.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore finished parts and encode everything again.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="Also write the database to this file.")
+    ] = None,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Materialize a study through Dagster; prints the database's path last."""
+    """Build a study's database through Dagster; the last line printed is its path."""
     from ccassets.study.loading import load_study
 
+    if output and (plan or split):
+        raise typer.BadParameter("--output needs a whole build: use it without --plan and --split.")
     loaded = load_study(study)
     if plan:
-        _print_plan(loaded, split, fresh)
+        _print_plan(_plan_build(loaded, split, fresh), as_json)
         return
     from ccassets.orchestration.build import run_build
 
     with progress_bars() as listener:
         result = run_build(loaded, splits=split, fresh=fresh, output=output, listener=listener)
+    if as_json:
+        database = None if result.path is None else str(result.path)
+        print_json({"database": database, "materialized": result.materialized, "notices": result.notices})
+        return
     for notice in result.notices:
         typer.echo(f"ccassets: {notice}", err=True)
     if not (result.materialized or result.notices):
@@ -44,24 +59,28 @@ def build(
 
 def extract(
     study: StudyArgument,
-    shards: Annotated[
-        str, typer.Option("--shards", metavar="I/N", help="This is job I of N jobs that share the work.")
-    ] = "1/1",
+    shards: Annotated[str, typer.Option("--shards", metavar="I/N", help="Run as job I of N that share the work.")] = (
+        "1/1"
+    ),
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Encode images without Dagster, as one job of an array; the next build takes up what all of them encoded."""
+    """Encode a study's images without Dagster, as one job of an array; the next build uses the result.
+
+    Run `ccassets build STUDY --plan` once before the jobs: it reads the images and the encoder.
+    """
     from ccassets.extraction import extract_shards
     from ccassets.extraction.runners import choose_runner
     from ccassets.progress import StageTimes
     from ccassets.study.loading import load_study
 
     number, _, count = shards.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise typer.BadParameter(f"two numbers such as 3/8 are expected; found {shards!r}", param_hint="--shards")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"expected I/N with 1 <= I <= N, such as 3/8; found {shards!r}", param_hint="--shards")
     loaded = load_study(study)
     times = StageTimes()
     with progress_bars() as listener:
-        done = extract_shards(
+        extraction = extract_shards(
             loaded,
             int(number),
             int(count),
@@ -69,78 +88,125 @@ def extract(
             progress=lambda done, total: listener("images encoded", done, total, str(times)),
             times=times,
         )
-    told = f"{done.encoded} images encoded in {done.shards} shards; {done.times}" if done.shards else "Nothing encoded."
-    typer.echo(told, err=True)
-    if done.left_to_others:
-        typer.echo(f"{done.left_to_others} shards were encoded elsewhere meanwhile, or still are.", err=True)
+    if as_json:
+        facts = {"images": extraction.encoded, "shards": extraction.shards}
+        print_json({**facts, "shards_left_to_others": extraction.left_to_others})
+        return
+    if extraction.shards:
+        images, encoded_shards = counted(extraction.encoded, "image"), counted(extraction.shards, "shard")
+        typer.echo(f"Encoded {images} in {encoded_shards}; {extraction.times}.", err=True)
+    else:
+        typer.echo("Nothing encoded.", err=True)
+    if extraction.left_to_others:
+        typer.echo(f"Other processes encoded {counted(extraction.left_to_others, 'shard')} or still do.", err=True)
 
 
 def prune(
     study: StudyArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Remove parts that no known study needs, and what dead processes left behind."""
-    from ccassets.extraction.pruning import prune as remove
+    """Remove parts that no study needs, and temporary files of dead processes."""
+    from ccassets.extraction.pruning import prune as prune_storage
     from ccassets.study.loading import load_study
 
-    found = remove(load_study(study), dry_run=dry_run)
-    for item in found:
-        typer.echo(f"{item.bytes:>15,} bytes  {item.path}  ({item.reason})")
-    verdict = "could be removed" if dry_run else "were removed"
-    typer.echo(f"{len(found)} files of {sum(item.bytes for item in found):,} bytes {verdict}.")
+    files = prune_storage(load_study(study), dry_run=dry_run)
+    size = sum(file.bytes for file in files)
+    if as_json:
+        print_json({"removed": not dry_run, "bytes": size, "files": [asdict(file) for file in files]})
+        return
+    for file in files:
+        typer.echo(f"{file.bytes:>15,} bytes  {file.path}  ({file.reason})")
+    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counted(len(files), 'file')} of {size:,} bytes.")
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on loopback; 0: any free one.")] = 3000,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")
+    ] = 3000,
     token: Annotated[
-        bool, typer.Option("--token", help="Ask every browser for a token: for a machine that others use, too.")
+        bool, typer.Option("--token", help="Require a token from every browser, on a machine with other users.")
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", metavar="NAME[:PORT]", help="Answer under this address, too: a proxy, a tunnel."),
+        typer.Option(
+            "--allow-host",
+            metavar="NAME[:PORT]",
+            help="Also answer under this address of a proxy or tunnel.",
+        ),
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Start the Dagster UI and daemon on this machine, until Ctrl-C."""
+    """Start the Dagster UI and its daemon on this machine; stop them with Ctrl-C."""
     from ccassets.orchestration.ui_server import serve_ui
 
     serve_ui(port, allowed_hosts=allow_host or (), with_token=token)
 
 
-def studies(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List the studies, with what is built, stale and failed."""
+def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """List the studies and count what is built, stale, failed and missing."""
     from ccassets.orchestration.component import definitions_of
     from ccassets.orchestration.status import status_of_studies
     from ccassets.study.loading import load_study, study_files
 
     loaded = [load_study(path) for path in study_files().values()]
-    states = status_of_studies(loaded, definitions_of(*loaded))
+    statuses = status_of_studies(loaded, definitions_of(*loaded))
     if as_json:
-        typer.echo(json.dumps(states, indent=2, ensure_ascii=False))
+        print_json(statuses)
         return
-    width = max((len(name) for name in states), default=0)
-    for name, state in states.items():
-        counts = ", ".join(f"{len(assets)} {word}" for word, assets in state.items() if assets)
+    width = max((len(name) for name in statuses), default=0)
+    for name, status in statuses.items():
+        counts = ", ".join(f"{len(assets)} {state}" for state, assets in status.items() if assets)
         typer.echo(f"{name:<{width}}  {counts}")
 
 
-def _print_plan(study: Study, splits: list[str] | None, fresh: bool) -> None:
+def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> StudyPlan:
+    """Read what a plan needs, the encoder's identity and every image, and plan."""
     from ccassets.extraction import identify_encoder, plan_study, read_images
     from ccassets.extraction.sources import fetched
     from ccassets.study.storage import Store
 
+    study.require_splits(splits or ())
     store = Store.of(study)
     identify_encoder(study, store=store)
     dataset = fetched(study, store)
     for split in study.splits:
         read_images(study, split, store=store, dataset=dataset)
-    plan = plan_study(study, splits, fresh=fresh)
+    return plan_study(study, splits, fresh=fresh)
+
+
+def _print_plan(plan: StudyPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(_plan_facts(plan))
+    else:
+        typer.echo("\n".join(_plan_lines(plan)))
+
+
+def _plan_facts(plan: StudyPlan) -> dict[str, Any]:
+    return {
+        "splits": [
+            {"split": part.split, "rows": part.rows, "to_encode": part.to_encode, "shards": len(part.shards)}
+            for part in plan.images
+        ],
+        "templates": list(plan.templates),
+        "part_bytes": plan.part_bytes,
+        "database_bytes": plan.database_bytes,
+        "seconds": plan.seconds,
+    }
+
+
+def _plan_lines(plan: StudyPlan) -> Iterator[str]:
     for part in plan.images:
-        typer.echo(f"{part.split}: {part.to_encode} of {part.rows} images to encode, in {len(part.shards)} shards")
-    typer.echo(f"templates to encode: {', '.join(plan.templates) or 'none'}")
-    typer.echo(f"parts to write: {plan.part_bytes / 1e9:.3f} GB; the database: {plan.database_bytes / 1e9:.3f} GB")
+        shards = counted(len(part.shards), "shard")
+        line = f"{part.split}: {part.to_encode} of {part.rows} images to encode, in {shards}"
+        copies = part.rows - part.held - part.to_encode
+        if copies:
+            line += f"; {copies} more with the pixels of another"
+        yield line
+    yield f"templates to encode: {', '.join(plan.templates) or 'none'}"
+    yield f"parts to write: {plan.part_bytes / 1e9:.3f} GB; database: {plan.database_bytes / 1e9:.3f} GB"
     if plan.seconds is not None:
-        typer.echo(f"time, at the speed of the last parts: {plan.seconds:.0f} s")
+        yield f"time at the speed of the last parts: {plan.seconds:.0f} s"
     elif plan.to_encode:
-        typer.echo("time: not known before the first shard of this encoder was encoded")
+        yield "time: unknown until a shard of this encoder is encoded"

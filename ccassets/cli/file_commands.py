@@ -1,15 +1,15 @@
-"""The commands for one file: info, validate, adopt."""
+"""The commands for one feature file: info, validate, adopt."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccassets.cli.options import FileArgument, HomeOption, JsonOption, StudyArgument
-from ccassets.cli.terminal import print_findings, progress_bars
+from ccassets.cli.options import FileArgument, HomeOption, JsonOption, StudyArgument, StudyOption
+from ccassets.cli.terminal import counted, print_findings, print_json, progress_bars
 from ccassets.errors import AdoptionError
 
 if TYPE_CHECKING:
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def info(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Say what is in a file, in one screen."""
+    """Show what a file contains, on one screen."""
     from ccassets.database.sandbox import summarize_in_sandbox
 
     facts = summarize_in_sandbox(file)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    typer.echo("\n".join(_info_lines(facts)))
+        print_json(facts)
+    else:
+        typer.echo("\n".join(_info_lines(facts)))
 
 
 def validate(
     file: FileArgument,
     as_json: JsonOption = False,
-    study: Annotated[str | None, typer.Option("--study", help="Compare the file with this study.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Recompute every digest.")] = False,
+    study: StudyOption = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also recompute every digest.")] = False,
 ) -> None:
-    """Check every invariant of a file; exit 1 when there is an error."""
+    """Check a file against every rule of the format, and of a study if given; exit with 1 if there is an error."""
     from ccassets.database.validation import validate_database
     from ccassets.findings import has_errors
     from ccassets.pages.report_page import findings_as_json
@@ -41,7 +41,7 @@ def validate(
 
     findings = validate_database(file, study=load_study(study) if study else None, deep=deep, sandbox=True)
     if as_json:
-        typer.echo(json.dumps(findings_as_json(findings), indent=2, ensure_ascii=False))
+        print_json(findings_as_json(findings))
     else:
         print_findings(file, findings)
     if has_errors(findings):
@@ -49,29 +49,43 @@ def validate(
 
 
 def adopt(
-    file: FileArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Path of the feature file; it is never changed.")],
     study: StudyArgument,
-    repair: Annotated[bool, typer.Option("--repair", help="Keep what is provably right, name the rest.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Import the rows and templates that are provably right; list the others.")
+    ] = False,
+    as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Take a file that is there already as a study's extraction; the file is never changed."""
+    """Import an existing feature file into a study; exit with 1 if it does not fit.
+
+    The next build encodes what was not imported.
+    """
     from ccassets.database.sandbox import require_readable
-    from ccassets.extraction.adoption import adopt as take
+    from ccassets.extraction.adoption import adopt as adopt_file
+    from ccassets.pages.report_page import findings_as_json
     from ccassets.study.loading import load_study
 
     loaded = load_study(study)
     require_readable(file)
     try:
         with progress_bars() as listener:
-            adoption = take(
-                file, loaded, repair=repair, progress=lambda done, total: listener("rows taken over", done, total)
+            adoption = adopt_file(
+                file, loaded, repair=repair, progress=lambda done, total: listener("rows imported", done, total)
             )
     except AdoptionError as error:
-        print_findings(file, error.findings)
+        if as_json:
+            print_json({"adopted": False, "findings": findings_as_json(error.findings)["findings"]})
+        else:
+            print_findings(file, error.findings)
         typer.echo(f"ccassets: {error.message}", err=True)
         raise typer.Exit(1) from None
-    print_findings(file, adoption.findings)
-    typer.echo("\n".join(_adoption_lines(adoption)))
+    if as_json:
+        findings = findings_as_json(adoption.findings)["findings"]
+        print_json({"adopted": True, **_adoption_facts(adoption), "findings": findings})
+    else:
+        print_findings(file, adoption.findings)
+        typer.echo("\n".join(_adoption_lines(adoption)))
 
 
 def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -80,9 +94,9 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  images     {facts['rows']:,} of D = {facts['dim']}{tokens}"
     yield f"  splits     {', '.join(f'{name} {rows:,}' for name, rows in facts['splits'].items()) or 'none'}"
     if facts["limit"]:
-        yield f"  limit      only {facts['limit']} rows of each split were taken"
+        yield f"  limit      at most {facts['limit']} rows of each split"
     for name, template in facts["templates"].items():
-        yield f"  template   {name}: {template['prompts']} prompts, such as “{template['first']}”"
+        yield f"  template   {name}: {counted(template['prompts'], 'prompt')}, such as “{template['first']}”"
     if facts["logit_multiplier"] is not None:
         yield f"  scores     cosine x {facts['logit_multiplier']:.4g}"
     dataset = facts["dataset"]
@@ -92,16 +106,37 @@ def _info_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"  digest     {facts['digest'] or 'not recorded'}"
 
 
+def _adoption_facts(adoption: Adoption) -> dict[str, Any]:
+    splits = [
+        {
+            "split": split.split,
+            "rows": split.rows,
+            "imported": split.taken,
+            "missing": split.missing.tolist(),
+            "missing_keys": list(split.missing_keys),
+        }
+        for split in adoption.splits
+    ]
+    return {
+        "matched_by": adoption.matched_by,
+        "splits": splits,
+        "templates": list(adoption.templates),
+        "missing_templates": list(adoption.missing_templates),
+        "sha256": adoption.sha256,
+    }
+
+
 def _adoption_lines(adoption: Adoption) -> Iterator[str]:
     from ccassets.database.validation.finding_collector import rows_text
 
     rows = sum(split.taken for split in adoption.splits)
-    yield f"taken over: {rows} rows, told by {adoption.matched_by}, and {len(adoption.templates)} templates"
+    templates = counted(len(adoption.templates), "template")
+    yield f"imported: {counted(rows, 'row')} (matched by {adoption.matched_by}) and {templates}"
     for split in adoption.splits:
-        line = f"  {split.split}: {split.taken} of {split.rows} rows taken over"
+        line = f"  {split.split}: {split.taken} of {split.rows} rows imported"
         held = split.rows - split.taken - len(split.missing)
         if held:
-            line += f", {held} need no other features than parts hold already"
+            line += f", {held} available from other parts"
         if len(split.missing):
             keys = f"{split.missing_keys[0]} … {split.missing_keys[-1]}"
             line += f"; the next build encodes {rows_text(split.missing)} ({len(split.missing)} images: {keys})"

@@ -1,8 +1,7 @@
-"""The commands that prepare a study: new-study, doctor, fetch, drift."""
+"""The commands that prepare and examine a study: new-study, doctor, bundle, precision-drift."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,121 +11,165 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccassets.cli.options import HomeOption, JsonOption, StudyArgument
-from ccassets.cli.terminal import progress_bars
+from ccassets.cli.options import HomeOption, JsonOption, StudyArgument, complete_study
+from ccassets.cli.terminal import counted, print_json, progress_bars
 
 if TYPE_CHECKING:
     from ccassets.tools.doctor import Diagnosis
-    from ccassets.tools.precision_drift import Drift
+    from ccassets.tools.precision_drift import PrecisionDrift
+
+
+def _require_empty(folder: Path) -> Path:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise typer.BadParameter(f"{folder} is not empty; name a new folder.")
+    return folder
 
 
 def new_study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits and _.")],
-    folder: Annotated[Path | None, typer.Option("--folder", help="Images in <split>/<class>/ or <class>/.")] = None,
-    medmnist: Annotated[str | None, typer.Option("--medmnist", help="A 2D set of MedMNIST: bloodmnist, …")] = None,
-    into: Annotated[
-        Path | None, typer.Option("--into", help="Folder of studies.", show_default="CCASSETS_STUDIES, else ./studies")
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study: letters, digits and _.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", metavar="DIRECTORY", help="Images in <split>/<class>/, in <class>/, or side by side."),
     ] = None,
+    medmnist: Annotated[
+        str | None, typer.Option("--medmnist", metavar="SET", help="A 2D set of MedMNIST, such as bloodmnist.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            file_okay=False,
+            help="Folder of studies; the study file is written to NAME/defs.yaml in it.",
+            show_default="CCASSETS_STUDIES, else ./studies",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a study file for your own images, with what was found in them."""
-    from ccassets.tools.new_study import new_folder_study, new_medmnist_study
+    """Write the study file for a folder of your images, or for a set of MedMNIST."""
+    from ccassets.tools.new_study import write_folder_study, write_medmnist_study
 
-    if (folder is None) == (medmnist is None):
-        raise typer.BadParameter("name the images: either --folder or --medmnist")
-    studies_folder = os.environ.get("CCASSETS_STUDIES")
-    target = into or Path(studies_folder or "studies")
-    if folder is not None:
-        new = new_folder_study(name, folder, target)
+    studies = output or Path(os.environ.get("CCASSETS_STUDIES") or "studies")
+    if folder is not None and medmnist is None:
+        study = write_folder_study(name, folder, studies)
+    elif medmnist is not None and folder is None:
+        study = write_medmnist_study(name, medmnist, studies)
     else:
-        new = new_medmnist_study(name, medmnist or "", target)
-    shown = os.path.relpath(new.path)
-    typer.echo(f"{shown}: {new.found}")
-    for line in new.splits:
+        raise typer.BadParameter("Give the images: either --folder or --medmnist.")
+    if as_json:
+        print_json({"study": str(study.path), "summary": study.summary, "splits": list(study.splits)})
+        return
+    path = os.path.relpath(study.path)
+    typer.echo(f"{path}: {study.summary}")
+    for line in study.splits:
         typer.echo(f"  {line}")
-    typer.echo("Read it and correct its words, then:")
-    typer.echo(f"  ccassets doctor {shown}")
-    typer.echo(f"  ccassets build {shown}")
+    typer.echo("Check its words, then run:")
+    typer.echo(f"  ccassets doctor {path}")
+    typer.echo(f"  ccassets build {path}")
 
 
 def doctor(
-    study: Annotated[str | None, typer.Argument(metavar="STUDY", help="Look at what this study needs, too.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            autocompletion=complete_study,
+            help="Study whose data, weights and disk are checked too: its name, or path to its defs.yaml.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Say what would stop a build, and what to do about it; exit 1 when something does."""
+    """Check whether this machine can build, and say what to do; exit with 1 if it cannot."""
     from ccassets.orchestration.dagster_diagnoses import diagnose_home, diagnose_records
     from ccassets.study.loading import load_study
     from ccassets.tools.doctor import diagnose
 
-    lines = diagnose(
+    diagnoses = diagnose(
         load_study(study) if study else None, diagnose_home=diagnose_home, diagnose_records=diagnose_records
     )
-    ok = all(line.level != "problem" for line in lines)
+    ok = all(diagnosis.level != "problem" for diagnosis in diagnoses)
     if as_json:
-        content = {"ok": ok, "lines": [asdict(line) for line in lines]}
-        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json({"ok": ok, "lines": [asdict(diagnosis) for diagnosis in diagnoses]})
     else:
-        _print_diagnoses(lines)
+        _print_diagnoses(diagnoses)
     if not ok:
         raise typer.Exit(1)
 
 
-def fetch(
+def bundle(
     study: StudyArgument,
-    to: Annotated[Path, typer.Option("--to", help="A new folder for the bundle.")],
-    home: HomeOption = None,
-) -> None:
-    """Gather weights, tokenizer and data of a study in one folder, for a machine without a network."""
-    from ccassets.study.loading import load_study
-    from ccassets.tools.offline_bundle import fetch_bundle
-
-    loaded = load_study(study)
-    with progress_bars() as listener:
-        bundle = fetch_bundle(loaded, to, progress=lambda done, total: listener("copy (bytes)", done, total))
-    typer.echo(f"{bundle.files} files of {bundle.bytes:,} bytes; `ccassets build` takes the study there:", err=True)
-    typer.echo(bundle.study)
-
-
-def drift(
-    study: StudyArgument,
-    images: Annotated[int, typer.Option("--images", min=1, help="How many, evenly spaced over the data set.")] = 64,
-    compiled: Annotated[bool, typer.Option("--compiled", help="Each precision also compiled by torch.")] = False,
-    device: Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu, …; by default a GPU.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", file_okay=False, callback=_require_empty, help="New folder for the bundle."),
+    ],
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Compare lower precisions of an encoder with float32 on a study's images, and their speeds; stores nothing."""
+    """Copy a study with its weights, tokenizer and data into one folder, for a machine without network.
+
+    Prints the path of the study file in the bundle, which `ccassets build` takes on that machine.
+    """
     from ccassets.study.loading import load_study
-    from ccassets.tools.precision_drift import measure_drift
+    from ccassets.tools.offline_bundle import write_bundle
 
     loaded = load_study(study)
     with progress_bars() as listener:
-        drifts = measure_drift(
+        written = write_bundle(loaded, output, progress=lambda done, total: listener("bytes copied", done, total))
+    if as_json:
+        print_json({"study": str(written.study), "files": written.files, "bytes": written.bytes})
+        return
+    typer.echo(f"Copied {counted(written.files, 'file')} of {written.bytes:,} bytes.", err=True)
+    typer.echo(written.study)
+
+
+def precision_drift(
+    study: StudyArgument,
+    image_count: Annotated[
+        int, typer.Option("--image-count", min=1, help="Number of images, evenly spaced over the data set.")
+    ] = 64,
+    compiled: Annotated[bool, typer.Option("--compiled", help="Also measure each precision compiled by torch.")] = (
+        False
+    ),
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="a GPU, else cpu")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Measure how far lower precisions move the features of a study's images from float32, and their speed."""
+    from ccassets.study.loading import load_study
+    from ccassets.tools.precision_drift import measure_precision_drift
+
+    loaded = load_study(study)
+    with progress_bars() as listener:
+        drifts = measure_precision_drift(
             loaded,
-            images,
+            image_count,
             compiled=compiled,
             device=device,
-            progress=lambda done, total: listener("images compared", done, total),
+            progress=lambda done, total: listener("images encoded", done, total),
         )
     if as_json:
-        typer.echo(json.dumps([drift.facts() for drift in drifts], indent=2))
-        return
-    typer.echo("\n".join(_drift_lines(drifts)))
+        print_json([drift.facts() for drift in drifts])
+    else:
+        typer.echo("\n".join(_drift_lines(drifts)))
 
 
-def _print_diagnoses(lines: list[Diagnosis]) -> None:
+def _print_diagnoses(diagnoses: Sequence[Diagnosis]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True)
     styles = {"ok": "green", "warning": "yellow", "problem": "red"}
-    for line in lines:
-        console.print(Text(f"{line.level:<8}", styles[line.level]), Text(f"{line.what}: {line.message}"))
-        if line.advice:
-            console.print(Text(indent(line.advice, " " * 9)))
+    for diagnosis in diagnoses:
+        level = Text(f"{diagnosis.level:<8}", styles[diagnosis.level])
+        console.print(level, Text(f"{diagnosis.what}: {diagnosis.message}"))
+        if diagnosis.advice:
+            console.print(Text(indent(diagnosis.advice, " " * 9)))
 
 
-def _drift_lines(drifts: Sequence[Drift]) -> Iterator[str]:
+def _drift_lines(drifts: Sequence[PrecisionDrift]) -> Iterator[str]:
     yield f"{'':<18} {'images/s':>9} {'features':>9} {'patches':>9} {'farthest':>9} {'same label':>11} {'accuracy':>9}"
     for drift in drifts:
         facts = drift.facts()
@@ -139,4 +182,5 @@ def _drift_lines(drifts: Sequence[Drift]) -> Iterator[str]:
             f"{name:<18} {drift.images_per_second:>9.2f} {facts['features']['mean_cosine']:>9.6f} {cosine:>9} "
             f"{largest:>9} {same:>11} {right:>9}"
         )
-    yield f"{drifts[0].images} images; mean cosines to float32, and the largest difference of a number in a patch."
+    yield f"{drifts[0].images} images; features and patches: mean cosine to float32; farthest: largest difference of"
+    yield "a number in a patch; same label: images whose nearest label word is that of float32."

@@ -1,17 +1,38 @@
-"""Output of the commands: progress bars, findings and JSON."""
+"""What the commands write: progress bars and findings in the terminal, JSON, text files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from ccassets.findings import Finding
 
 
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a text file whole; raise `StorageError` when the disk refuses it."""
+    from ccassets.files import storage_error, write_text
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
 def print_findings(file: Path, findings: Sequence[Finding]) -> None:
+    """Print one line for each finding on a file, and a last one with the verdict."""
     from rich.console import Console
     from rich.text import Text
 
@@ -20,13 +41,19 @@ def print_findings(file: Path, findings: Sequence[Finding]) -> None:
         style = "red" if finding.severity == "error" else "yellow"
         console.print(Text(f"{finding.severity} {finding.check}", style), Text(f"{finding.message} [{finding.where}]"))
     errors = sum(finding.severity == "error" for finding in findings)
-    verdict = "valid" if not errors else "not valid"
-    console.print(Text(f"{file.name} is {verdict}: {errors} errors, {len(findings) - errors} warnings."))
+    verdict = "not valid" if errors else "valid"
+    counts = f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}"
+    console.print(Text(f"{file.name} is {verdict}: {counts}."))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun in singular or plural."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @contextmanager
-def progress_bars() -> Iterator[Any]:
-    """A listener that draws a bar for everything that is counted, on stderr."""
+def progress_bars() -> Iterator[Callable[..., None]]:
+    """Give a function `(task, done, total, note="")` that draws one progress bar for each task on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -38,16 +65,16 @@ def progress_bars() -> Iterator[Any]:
         TextColumn("{task.fields[note]}"),
     )
     progress = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, Any] = {}
+    task_ids: dict[str, TaskID] = {}
 
-    def listen(what: str, done: int, total: int, note: str = "") -> None:
-        if what not in tasks:
-            progress.start()  # Not before there is something to show: an error is the first line then.
-            tasks[what] = progress.add_task(what, total=total, note=note)
-        progress.update(tasks[what], completed=done, total=total, note=note)
+    def update(task: str, done: int, total: int, note: str = "") -> None:
+        if task not in task_ids:
+            progress.start()  # Not before the first task, so that an early error is the first line.
+            task_ids[task] = progress.add_task(task, total=total, note=note)
+        progress.update(task_ids[task], completed=done, total=total, note=note)
 
     try:
-        yield listen
+        yield update
     finally:
-        if tasks:
+        if task_ids:
             progress.stop()

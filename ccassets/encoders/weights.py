@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccassets.errors import EncoderError
+from ccassets.errors import AbsentWeightsError, EncoderError
 from ccassets.study.schema import Study
 
 INDEX = "model.safetensors.index.json"
@@ -41,9 +41,9 @@ def find_folder(reference: str, study: Study) -> ModelFolder | None:
     if folder.is_dir():
         return ModelFolder(folder, folder.name)
     if folder.exists():
-        raise EncoderError(f"{reference} is a file; name the folder that holds it and the tokenizer.")
+        raise AbsentWeightsError(f"{reference} is a file; name the folder that holds it and the tokenizer.")
     if reference.startswith((".", "/", "~")) or "\\" in reference or reference.count("/") > 1:
-        raise EncoderError(f"There is no folder {folder} (the study says {reference!r}).")
+        raise AbsentWeightsError(f"There is no folder {folder} (the study says {reference!r}).")
     return None
 
 

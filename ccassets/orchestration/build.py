@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from ccassets.errors import BuildError
 from ccassets.extraction import assemble_database
 from ccassets.orchestration.builder import Build, BuildResult
 from ccassets.orchestration.component import definitions_of
@@ -62,9 +61,7 @@ def run_build(
 ) -> BuildResult:
     """`build` that also says what was materialized, and gives its notices instead of warning."""
     study = study if isinstance(study, Study) else load_study(study)
-    unknown = [split for split in splits or () if split not in study.splits]
-    if unknown:
-        raise BuildError(f"{study.name} has no split {unknown[0]!r}; it has {', '.join(study.splits)}.")
+    study.require_splits(splits or ())
     store = Store.of(study)
     repository = definitions_of(study).get_repository_def()
     token = progress_listener.set(listener)

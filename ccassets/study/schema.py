@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -402,6 +402,12 @@ class Study(StudyConfig):
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in the order of the database's rows."""
         return self.dataset.splits
+
+    def require_splits(self, names: Iterable[str]) -> None:
+        """Raise `StudyError` when the study has no split of one of these names."""
+        unknown = [name for name in names if name not in self.splits]
+        if unknown:
+            raise StudyError(f"{self.name} has no split {unknown[0]!r}; it has {', '.join(self.splits)}.")
 
     @property
     def database_file(self) -> str:

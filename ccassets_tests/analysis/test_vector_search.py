@@ -370,7 +370,7 @@ def test_search_prints_hits_or_json(database: Database, run: Run, tmp_path: Path
     hits = s.search(database, concepts=["granules"], k=3, where=s.RowFilter(split="test"))
     assert code == 0
     assert json.loads(out) == [vars(hit) for hit in hits]
-    code, out, _ = run("search", database.path, "--row", 4, "-k", 2, "--csv", tmp_path / "hits.csv")
+    code, out, _ = run("search", database.path, "--row", 4, "-k", 2, "--output", tmp_path / "hits.csv")
     assert code == 0
     assert [line.split()[2] for line in out.splitlines()] == [str(h.row) for h in s.search(database, rows=[4], k=2)]
     assert len((tmp_path / "hits.csv").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints where, and the number it ends with."""
+"""The commands in use: what each prints, on which stream, and its exit code."""
 
 from __future__ import annotations
 
@@ -8,57 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
-import typer.main
 
 import ccassets
-from ccassets.cli import app, main
 from ccassets.study.schema import Study
+from ccassets_tests.cli.command_line import COMMANDS, Result, run, run_in_process
 from ccassets_tests.made_studies import DATA, edit_study, save_golden_weights, save_images, write_study
 
-COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-OF_A_STUDY = ["build", "doctor", "extract", "fetch", "prune"]
-OF_A_FILE = ["info", "validate", "duplicates"]
 TOKEN = "hf_marker0that0must0be0nowhere"
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Result:
-    """Run a command in this process."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name in ("CCASSETS_DEBUG", "CCASSETS_HOME"):  # What options set ends with the command.
-            patch.setenv(name, os.environ.get(name, ""))
-        patch.setenv("COLUMNS", "200")
-        patch.setattr(sys, "argv", ["ccassets", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as end:
-            return Result(int(end.code or 0), out.getvalue(), err.getvalue())
-    return Result(0, out.getvalue(), err.getvalue())
-
-
-def run_apart(*arguments: object, **environment: str) -> Result:
-    """Run a command in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "ccassets.cli", *map(str, arguments)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Result(result.returncode, result.stdout, result.stderr)
 
 
 @dataclass(frozen=True)
@@ -79,8 +39,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Built:
     weights = save_golden_weights(root / "weights")
     study = write_study(root / "studies" / "cells", images=root / "pictures", encoder=weights)
     environment = {"CCASSETS_HOME": str(root / "home"), "HF_TOKEN": TOKEN}
-    plan = run_apart("build", study.folder, "--plan", **environment)
-    first = run_apart("build", study.folder, **environment)
+    plan = run_in_process("build", study.folder, "--plan", **environment)
+    first = run_in_process("build", study.folder, **environment)
     return Built(root, study, root / "home" / "storage" / "cells" / "conceptclip_features.h5", plan, first)
 
 
@@ -126,10 +86,14 @@ def test_help_and_version_load_no_heavy_library() -> None:
     [
         (["new-study", "mine"], "either --folder or --medmnist"),
         (["new-study", "mine", "--folder", "a", "--medmnist", "b"], "either --folder or --medmnist"),
-        (["search", "a.h5"], "--text, --concept or --row"),
-        (["search", "a.h5", "--text", "a cell"], "name --study"),
-        (["fetch", "demo"], "Missing option '--to'"),
-        (["extract", "demo", "--shards", "3"], "two numbers such as 3/8"),
+        (["search", "a.h5"], "--text, --concept and --row"),
+        (["search", "a.h5", "--text", "a cell"], "need --study"),
+        (["search", "a.h5", "--row", "1", "--output-images", "hits"], "need --study"),
+        (["bundle", "demo"], "Missing option '--output'"),
+        (["build", "demo", "--plan", "--output", "copy.h5"], "--output needs a whole build"),
+        (["build", "demo", "--split", "train", "--output", "copy.h5"], "--output needs a whole build"),
+        (["extract", "demo", "--shards", "3"], "such as 3/8; found '3'"),
+        (["extract", "demo", "--shards", "4/3"], "such as 3/8; found '4/3'"),
     ],
 )
 def test_options_that_do_not_go_together_are_explained(arguments: list[str], said: str) -> None:
@@ -138,37 +102,7 @@ def test_options_that_do_not_go_together_are_explained(arguments: list[str], sai
     assert said in result.err
 
 
-# --- what cannot be read -----------------------------------------------------------------------------
-
-
-def make_unreadable(folder: Path) -> dict[str, Path]:
-    """Things that are no feature database."""
-    (folder / "text.h5").write_text("no HDF5 file")
-    (folder / "empty.h5").touch()
-    whole = (DATA / "legacy" / "legacy_good.h5").read_bytes()
-    (folder / "cut.h5").write_bytes(whole[: len(whole) // 2])
-    names = ("nowhere.h5", "text.h5", "empty.h5", "cut.h5")
-    return {**{name: folder / name for name in names}, "a folder": folder}
-
-
-@pytest.mark.parametrize("command", OF_A_FILE)
-@pytest.mark.parametrize("what", ["nowhere.h5", "text.h5", "empty.h5", "cut.h5", "a folder"])
-def test_an_unreadable_file_is_one_clear_sentence(tmp_path: Path, command: str, what: str) -> None:
-    path = make_unreadable(tmp_path)[what]
-    result = run(command, path)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("ccassets: ")
-    assert path.name in result.err
-    assert len(result.err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("command", OF_A_STUDY)
-def test_an_unknown_study_is_answered_with_those_there_are(tmp_path: Path, command: str) -> None:
-    extra = ["--to", tmp_path / "bundle"] if command == "fetch" else []
-    result = run(command, "nothing", *extra)
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("ccassets: There is no study 'nothing'. Known studies: bloodmnist")
-    assert len(result.err.splitlines()) == 1
+# --- errors -------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_key_in_a_study_is_named_with_file_and_line(study: Study) -> None:
@@ -182,10 +116,10 @@ def test_a_wrong_key_in_a_study_is_named_with_file_and_line(study: Study) -> Non
 
 
 def test_a_traceback_is_shown_on_demand_only(tmp_path: Path) -> None:
-    plain = run_apart("info", tmp_path / "nowhere.h5")
-    debug = run_apart("--debug", "info", tmp_path / "nowhere.h5")
+    plain = run_in_process("info", tmp_path / "nowhere.h5")
+    debug = run_in_process("--debug", "info", tmp_path / "nowhere.h5")
     assert (plain.code, "Traceback" in plain.err) == (2, False)
-    assert (debug.code, "Traceback" in debug.err) == (1, True)
+    assert (debug.code, "Traceback" in debug.err) == (2, True)
     assert "nowhere.h5" in debug.err
 
 
@@ -214,7 +148,7 @@ def test_a_build_can_leave_a_copy_and_stop_after_a_split(built: Built, tmp_path:
     assert ccassets.validate_database(tmp_path / "copy.h5", study=built.study, deep=True) == []
     assert run("build", built.study.folder, "--split", "val").out == ""
     wrong = run("build", built.study.folder, "--split", "dev")
-    assert (wrong.code, wrong.out) == (1, "")
+    assert (wrong.code, wrong.out) == (2, "")
     assert "no split 'dev'" in wrong.err
 
 
@@ -253,16 +187,16 @@ def test_studies_are_listed_one_a_line(built: Built, monkeypatch: pytest.MonkeyP
     assert set(json.loads(run("studies", "--json").out)["cells"]) >= {"built", "stale", "failed", "missing"}
 
 
-def test_doctor_prune_and_fetch_end_well_for_a_study_that_is_well(built: Built, tmp_path: Path) -> None:
-    looked = run("doctor", built.study.folder)
-    assert looked.code == 0
-    assert "problem" not in looked.out
+def test_doctor_prune_and_bundle_end_well_for_a_built_study(built: Built, tmp_path: Path) -> None:
+    diagnosed = run("doctor", built.study.folder)
+    assert diagnosed.code == 0
+    assert "problem" not in diagnosed.out
     assert json.loads(run("doctor", built.study.folder, "--json").out)["ok"] is True
     pruned = run("prune", built.study.folder, "--dry-run")
-    assert (pruned.code, pruned.out) == (0, "0 files of 0 bytes could be removed.\n")
+    assert (pruned.code, pruned.out) == (0, "Would remove 0 files of 0 bytes.\n")
     assert built.database.is_file()
-    fetched = run("fetch", built.study.folder, "--to", tmp_path / "bundle")
-    assert fetched.out == f"{tmp_path / 'bundle' / 'cells' / 'defs.yaml'}\n"
+    bundled = run("bundle", built.study.folder, "--output", tmp_path / "bundle")
+    assert bundled.out == f"{tmp_path / 'bundle' / 'cells' / 'defs.yaml'}\n"
 
 
 def test_doctor_ends_with_1_when_a_build_cannot_start(study: Study, weights: Path) -> None:
@@ -282,11 +216,11 @@ def test_a_new_study_says_what_it_found_and_what_to_do_next(
     assert result.out.splitlines()[-1] == "  ccassets build studies/mine/defs.yaml"
     again = run("new-study", "mine", "--folder", "pictures")
     assert again.code == 2
-    assert "there already" in again.err
+    assert "exists and was not changed" in again.err
     monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "others"))
     assert run("new-study", "blood", "--medmnist", "bloodmnist").code == 0
     assert (tmp_path / "others" / "blood" / "defs.yaml").is_file()
-    assert run("new-study", "blood", "--medmnist", "bloodmnist", "--into", tmp_path).code == 0
+    assert run("new-study", "blood", "--medmnist", "bloodmnist", "--output", tmp_path).code == 0
     assert (tmp_path / "blood" / "defs.yaml").is_file()
 
 
@@ -302,10 +236,10 @@ def test_the_home_is_the_option_else_ours_else_dagsters_else_here(
 
     def used(*option: object) -> set[str]:
         assert run("build", study.folder, "--plan", *option).code == 0
-        found = {path.name for path in tmp_path.iterdir() if (path / "storage").is_dir()}
-        for name in found:
+        homes = {path.name for path in tmp_path.iterdir() if (path / "storage").is_dir()}
+        for name in homes:
             shutil.rmtree(tmp_path / name)
-        return found
+        return homes
 
     assert used("--home", "option") == {"option"}
     monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "ours"))
@@ -348,7 +282,7 @@ def test_the_token_is_nowhere_after_a_good_build(built: Built) -> None:
 def test_the_token_is_nowhere_after_a_failed_build_and_a_failed_run(study: Study, tmp_path: Path) -> None:
     edit_study(study, lambda a: a["encoder"].update(weights="nobody/nothing"))
     hub = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    result = run_apart("build", study.folder, **hub)
+    result = run_in_process("build", study.folder, **hub)
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("ccassets: nobody/nothing at 'main' is not in the local cache")
     assert "http://127.0.0.1:9 cannot be reached" in result.err
