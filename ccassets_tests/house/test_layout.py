@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,3 +40,18 @@ def test_a_name_in_two_folders_is_found(tmp_path: Path) -> None:
         tmp_path / name for name in ("a/digests.py", "b/digests.py", "a/__init__.py", "b/__init__.py", "b/rows.py")
     ]
     assert repeated_names(files) == {"digests": files[:2]}
+
+
+def test_contributing_names_files_that_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./]+(?:/|\.(?:py|md|cfg|toml)))`", page)
+    missing = [name for name in named if not any((root / name).exists() for root in (PACKAGE, ROOT))]
+    assert len(named) > 20
+    assert missing == []
+
+
+def test_contributing_has_a_place_for_every_entry_of_the_package() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| entry of") : page.index("Each module's first line")]
+    entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__") and path.name != "py.typed"}
+    assert {name for name in entries if not re.search(rf"`{name.removesuffix('.py')}[./`]", table)} == set()
