@@ -13,8 +13,8 @@ from benchmarks.contest import Contest, Contestant
 from benchmarks.material import material
 from benchmarks.sizes import Size
 from benchmarks.stand_in import random_float16
-from ccassets.analysis.scores import local_features, zero_shot
-from ccassets.analysis.vector_search import nearest_images
+from ccassets.analysis import nearest_images, zero_shot
+from ccassets.analysis.scores import local_features
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import IMAGE_FEATURES
 from ccassets.database.reader import open_database

@@ -1,9 +1,8 @@
-"""The concept bottleneck of a study: a classifier on its concepts, and all that has to stand beside its accuracy."""
+"""The concept bottleneck of a study: a classifier on its concepts, with its controls, sparsity and interventions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ccassets.analysis.calibration import fit_temperature
@@ -20,16 +19,16 @@ from ccassets.analysis.concept_annotations import ConceptAnnotations, read_conce
 from ccassets.analysis.concept_models import make_concept_model, save_model
 from ccassets.analysis.controls import Controls, accuracy_by_level, run_controls
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, leakage
+from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, measure_leakage
 from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.results import (
     RESULT_FILES,
     TEST,
     VAL,
-    Result,
+    AnalysisResult,
     headline_metrics,
     held_out_splits,
-    measured,
+    measure_predictions,
     write_result,
 )
 from ccassets.analysis.samples import Samples, concept_samples, database_concepts
@@ -42,11 +41,18 @@ MODEL = "model.json"
 HOLDOUT_LOG = "looks.jsonl"
 
 
-def write_bottleneck(study: Study, store: Store) -> Result:
-    """Fit on `train`, choose on `val`, measure; writes `concept_bottleneck.json` and `model.json`.
+def write_bottleneck(study: Study, store: Store) -> AnalysisResult:
+    """Fit the concept bottleneck of a study and write `concept_bottleneck.json` and `model.json`.
 
-    Controls, levels and interventions are measured on `test`, on `val` where there is no test. Every access to
-    `test` becomes a line of `looks.jsonl`, which is only ever added to.
+    It is fitted on `train` and chosen on `val`. Controls, levels and interventions are measured on `test`, on `val`
+    where there is no test. Every access to `test` becomes a line of `looks.jsonl`, which only grows.
+
+    Args:
+        study: The study.
+        store: Its store, with the database.
+
+    Returns:
+        The result; a database that does not allow the measurement has its `unavailable_reason`.
     """
     with open_database(store.database) as database:
         return write_result(
@@ -60,16 +66,16 @@ def count_test_accesses(store: Store) -> int:
 
 
 def bottleneck_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers whose history is worth a curve: those of every split, of the sparse path and of the controls."""
-    if "obstacle" in content:
+    """The metrics whose history the UI plots: those of every split, of the sparse path and of the controls."""
+    if "splits" not in content:
         return {}
-    found = headline_metrics(content)
+    metrics = headline_metrics(content)
     for split, sparse in content["sparse"].items():
-        found |= {f"{split}_{name}": sparse[name] for name in ("anec_5", "anec_avg") if sparse[name] is not None}
+        metrics |= {f"{split}_{name}": sparse[name] for name in ("anec_5", "anec_avg") if sparse[name] is not None}
     for control in content["controls"]["controls"]:
-        found[f"control_{control['name'].replace(' ', '_').replace('-', '_')}"] = control["accuracy"]["value"]
-    found["price_of_interpretability"] = content["controls"]["price"]["accuracy"]["value"]
-    return found
+        metrics[f"control_{control['name'].replace(' ', '_').replace('-', '_')}"] = control["accuracy"]["value"]
+    metrics["price_of_interpretability"] = content["controls"]["price"]["accuracy"]["value"]
+    return metrics
 
 
 def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
@@ -81,13 +87,13 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         raise AnalysisError(f"{database.path.name} has no rows of the split val, which a classifier is chosen on.")
     last = names[-1]
     classifier = fit_logistic(samples)
-    found = {name: evaluate_on_holdout(classifier, samples, name, log, "accuracy") for name in names}
+    probabilities = {name: evaluate_on_holdout(classifier, samples, name, log, "accuracy") for name in names}
     rows = {name: samples.of(name) for name in names}
-    temperature = fit_temperature(rows[VAL].labels, found[VAL])
+    temperature = fit_temperature(rows[VAL].labels, probabilities[VAL])
     save_model(make_concept_model(classifier, database), store.analysis / MODEL)
     path = sparse_path(samples)
     tree = fit_tree(samples)
-    truth = read_concept_annotations(study, database)
+    annotations = read_concept_annotations(study, database)
     return {
         "classes": samples.classes,
         "concepts": samples.columns,
@@ -95,7 +101,10 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         "chosen": classifier.chosen,
         "nec": classifier.nec,
         "temperature": temperature,
-        "splits": {name: measured(rows[name].labels, found[name], rows[name].groups, temperature) for name in names},
+        "splits": {
+            name: measure_predictions(rows[name].labels, probabilities[name], rows[name].groups, temperature)
+            for name in names
+        },
         "sparse": {name: _sparse(path, samples, name, log) for name in names},
         "tree": {
             "text": tree.text(),
@@ -107,18 +116,21 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
             {"level": level.level, "concepts": level.concepts, "accuracy": level.accuracy}
             for level in accuracy_by_level(samples, concepts, split=last, log=log)
         ],
-        "truth": None if truth is None else _with_truth(classifier, samples, truth, concepts, last, log),
+        "truth": None
+        if annotations is None
+        else _against_annotations(classifier, samples, annotations, concepts, last, log),
     }
 
 
 def _accuracy(classifier: Classifier, samples: Samples, split: str, log: HoldoutLog) -> Estimate:
-    held = samples.of(split)
-    return accuracy(held.labels, evaluate_on_holdout(classifier, samples, split, log, "accuracy"), held.groups)
+    held_out = samples.of(split)
+    probabilities = evaluate_on_holdout(classifier, samples, split, log, "accuracy")
+    return accuracy(held_out.labels, probabilities, held_out.groups)
 
 
 def _sparse(path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog) -> dict[str, Any]:
-    found = accuracy_against_nec(path, samples, split, log)
-    return {"points": found.points, "anec_5": found.anec_5, "anec_avg": found.anec_avg}
+    sparse = accuracy_against_nec(path, samples, split, log)
+    return {"points": sparse.points, "anec_5": sparse.anec_5, "anec_avg": sparse.anec_avg}
 
 
 def _controls(controls: Controls) -> dict[str, Any]:
@@ -139,21 +151,33 @@ def _controls(controls: Controls) -> dict[str, Any]:
     }
 
 
-def _with_truth(
+def _against_annotations(
     classifier: LinearClassifier,
     samples: Samples,
-    truth: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     concepts: Sequence[Concept],
     split: str,
     log: HoldoutLog,
 ) -> dict[str, Any]:
-    """What only the truth of concepts can tell: accuracy after corrections, and what scores leak besides."""
+    """What only annotated concepts allow: accuracy after corrections, and what scores leak besides."""
     curves = [
-        intervention_curve(classifier, samples, truth, concept_groups(concepts), order=order, split=split, log=log)
+        intervention_curve(
+            classifier, samples, annotations, concept_groups(concepts), order=order, split=split, log=log
+        )
         for order in ORDERS
     ]
+    return {"split": split, "interventions": curves, "leakage": _leakage(samples, annotations, split, log)}
+
+
+def _leakage(samples: Samples, annotations: ConceptAnnotations, split: str, log: HoldoutLog) -> dict[str, Any]:
     try:
-        leaked = {**asdict(found := leakage(samples, truth, split=split, log=log)), "information": found.information}
+        leakage = measure_leakage(samples, annotations, split=split, log=log)
     except AnalysisError as error:
-        leaked = {"obstacle": str(error)}
-    return {"split": split, "interventions": curves, "leakage": leaked}
+        return {"obstacle": str(error)}
+    return {
+        "given_truth": leakage.given_annotations,
+        "given_both": leakage.given_both,
+        "concepts": leakage.concepts,
+        "rows": leakage.rows,
+        "information": leakage.information,
+    }

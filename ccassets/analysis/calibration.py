@@ -1,7 +1,4 @@
-"""Calibration: whether probabilities mean what they say, and the temperature that mends them.
-
-`labels` are (n,) class numbers, `probabilities` (n, C) with rows that sum to 1.
-"""
+"""Calibration of probabilities: log loss, Brier score, calibration error, and the temperature that corrects them."""
 
 from __future__ import annotations
 
@@ -18,12 +15,18 @@ Array = npt.NDArray[Any]
 
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
-"""Between these the temperature is looked for; one at an end says that no temperature helps."""
+"""Range of the fitted temperature; one at an end says that no temperature helps."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Log loss in nats, Brier score (0 to 2), and expected calibration error of the top label (0 to 1)."""
+    """How well probabilities are calibrated.
+
+    Attributes:
+        log_loss: Mean of −ln of the label's probability, in nats.
+        brier: Multiclass Brier score, 0 to 2.
+        ece: Expected calibration error of the top label, 0 to 1.
+    """
 
     log_loss: float
     brier: float
@@ -32,9 +35,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The reliability diagram's bins of top-label probability: (bins,) rows, mean probability, share that is right.
+    """A reliability diagram: bins of top-label probability, each array (bins,).
 
-    Bin b holds probabilities above b / bins, up to (b + 1) / bins; an empty one has nan for both means.
+    Bin b holds probabilities above b / bins, up to (b + 1) / bins.
+
+    Attributes:
+        count: Rows of the bin.
+        confidence: Mean probability; nan in an empty bin.
+        accuracy: Share of correct rows; nan in an empty bin.
     """
 
     count: npt.NDArray[np.int64]
@@ -43,60 +51,125 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """The mean over rows of |confidence − accuracy| of their bins (Guo et al. 2017)."""
+        """Mean over rows of |confidence − accuracy| of their bin (Guo et al. 2017, arXiv 1706.04599)."""
         filled = self.count > 0
         gaps = np.abs(self.confidence - self.accuracy)[filled]
         return float((gaps * self.count[filled]).sum() / self.count.sum())
 
 
-def calibration(labels: Array, probabilities: Array) -> Calibration:
-    """All three numbers. Raises `AnalysisError` for rows without a label or that do not sum to 1."""
+def measure_calibration(labels: Array, probabilities: Array) -> Calibration:
+    """Measure log loss, Brier score and calibration error.
+
+    Args:
+        labels: (n,) class numbers.
+        probabilities: (n, C), rows sum to 1.
+
+    Returns:
+        The three numbers.
+
+    Raises:
+        AnalysisError: Rows have no label, or do not sum to 1.
+    """
     return Calibration(
-        log_loss(labels, probabilities), brier(labels, probabilities), reliability(labels, probabilities).ece
+        log_loss(labels, probabilities),
+        brier_score(labels, probabilities),
+        reliability_diagram(labels, probabilities).ece,
     )
 
 
 def log_loss(labels: Array, probabilities: Array) -> float:
-    """The mean of −log of the label's probability, in nats; a probability of 0 counts as the smallest of float32."""
-    _require(labels, probabilities)
+    """Compute the mean of −ln of the label's probability; a probability of 0 counts as float32's smallest.
+
+    Args:
+        labels: (n,) class numbers.
+        probabilities: (n, C), rows sum to 1.
+
+    Returns:
+        The loss in nats.
+
+    Raises:
+        AnalysisError: Rows have no label, or do not sum to 1.
+    """
+    _require_probabilities(labels, probabilities)
     return -float(_logarithms(probabilities)[np.arange(len(labels)), labels].mean())
 
 
-def brier(labels: Array, probabilities: Array) -> float:
-    """The multiclass Brier score: the mean over rows of Σ over classes (probability − truth)², from 0 to 2."""
-    _require(labels, probabilities)
-    truth = labels[:, None] == np.arange(probabilities.shape[1])
-    return float(((probabilities.astype(np.float64) - truth) ** 2).sum(axis=1).mean())
+def brier_score(labels: Array, probabilities: Array) -> float:
+    """Compute the multiclass Brier score: the mean over rows of Σ over classes (probability − label)².
+
+    Args:
+        labels: (n,) class numbers.
+        probabilities: (n, C), rows sum to 1.
+
+    Returns:
+        The score, 0 to 2.
+
+    Raises:
+        AnalysisError: Rows have no label, or do not sum to 1.
+    """
+    _require_probabilities(labels, probabilities)
+    one_hot = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(((probabilities.astype(np.float64) - one_hot) ** 2).sum(axis=1).mean())
 
 
-def reliability(labels: Array, probabilities: Array, bins: int = BINS) -> Reliability:
-    """Rows binned by the probability of their top label, in bins of equal width."""
-    _require(labels, probabilities)
+def reliability_diagram(labels: Array, probabilities: Array, bins: int = BINS) -> Reliability:
+    """Bin rows by the probability of their top label, in bins of equal width.
+
+    Args:
+        labels: (n,) class numbers.
+        probabilities: (n, C), rows sum to 1.
+        bins: Number of bins.
+
+    Returns:
+        Count, mean probability and accuracy of every bin.
+
+    Raises:
+        AnalysisError: Rows have no label, or do not sum to 1.
+    """
+    _require_probabilities(labels, probabilities)
     top = probabilities.max(axis=1).astype(np.float64)
-    place = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), top, side="left") - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    right = np.bincount(place, probabilities.argmax(axis=1) == labels, bins)
+    bin_of_row = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), top, side="left") - 1, 0, bins - 1)
+    count = np.bincount(bin_of_row, minlength=bins)
+    correct = np.bincount(bin_of_row, probabilities.argmax(axis=1) == labels, bins)
     with np.errstate(invalid="ignore"):
-        return Reliability(count, np.bincount(place, top, bins) / count, right / count)
+        return Reliability(count, np.bincount(bin_of_row, top, bins) / count, correct / count)
 
 
 def fit_temperature(labels: Array, probabilities: Array) -> float:
-    """The temperature T that makes `with_temperature(probabilities, T)` fit the labels best (log loss): fit it on val.
+    """Fit the temperature whose `apply_temperature` has the lowest log loss; fit it on val.
 
-    Above 1 the probabilities were too sure of themselves. Source: Guo et al. 2017.
+    Source: Guo et al. 2017, arXiv 1706.04599.
+
+    Args:
+        labels: (n,) class numbers.
+        probabilities: (n, C), rows sum to 1.
+
+    Returns:
+        The temperature, 0.01 to 100; above 1 the probabilities were too confident.
+
+    Raises:
+        AnalysisError: Rows have no label, or do not sum to 1.
     """
     from scipy.optimize import minimize_scalar
 
-    _require(labels, probabilities)
+    _require_probabilities(labels, probabilities)
     bounds = tuple(np.log(TEMPERATURES).tolist())
-    found = minimize_scalar(
-        lambda log_t: log_loss(labels, with_temperature(probabilities, float(np.exp(log_t)))), bounds=bounds
+    optimum = minimize_scalar(
+        lambda log_t: log_loss(labels, apply_temperature(probabilities, float(np.exp(log_t)))), bounds=bounds
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
-def with_temperature(probabilities: Array, temperature: float) -> npt.NDArray[np.float64]:
-    """softmax(log(probabilities) / temperature); the order of classes in a row stays."""
+def apply_temperature(probabilities: Array, temperature: float) -> npt.NDArray[np.float64]:
+    """Compute softmax(ln(probabilities) / temperature); the order of classes in a row stays.
+
+    Args:
+        probabilities: (n, C), rows sum to 1.
+        temperature: The temperature (`fit_temperature`).
+
+    Returns:
+        (n, C) float64, rows sum to 1.
+    """
     from scipy.special import softmax
 
     return np.asarray(softmax(_logarithms(probabilities) / temperature, axis=1))
@@ -106,11 +179,11 @@ def _logarithms(probabilities: Array) -> npt.NDArray[np.float64]:
     return np.asarray(np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)))
 
 
-def _require(labels: Array, probabilities: Array) -> None:
+def _require_probabilities(labels: Array, probabilities: Array) -> None:
     require_labels(labels, probabilities)
     sums = probabilities.sum(axis=1)
     if labels.ndim != 1 or probabilities.min() < 0 or not np.allclose(sums, 1, atol=1e-3):
         raise AnalysisError(
-            "Probabilities of classes that exclude each other were expected, with rows that sum to 1; found rows that "
-            f"sum to {sums.min():.4g} … {sums.max():.4g}. Cosines and multi-label scores have no calibration here."
+            "Expected probabilities of classes that exclude each other, in rows that sum to 1; found rows that sum to "
+            f"{sums.min():.4g} … {sums.max():.4g}. Cosines and multi-label scores have no calibration here."
         )

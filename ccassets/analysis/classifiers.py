@@ -1,8 +1,8 @@
-"""Classifiers one can read: logistic regression, its sparse path, and a decision tree, on standardised columns.
+"""Classifiers a person can read: logistic regression, its sparse path, and a decision tree, on standardised columns.
 
-Everything is fitted on `train` and chosen on `val`; `evaluate_on_holdout` is the only way to any other
-split, and it records the access.
-A fitted classifier is plain arrays: it predicts with numpy alone and is stored as JSON (`models`).
+Everything is fitted on `train` and chosen on `val`; `evaluate_on_holdout` is the only way to any other split, and it
+records the access. A fitted classifier is plain arrays: it predicts with numpy alone and is stored as JSON
+(`concept_models`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ccassets.errors import AnalysisError
 FloatArray = npt.NDArray[np.float64]
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))
-"""Values of C, the inverse strength of the L2 penalty, that are tried on val."""
+"""Values of C, the inverse strength of the L2 penalty, to choose from."""
 
 LEAVES = (4, 8, 16, 32, 64)
-"""Numbers of leaves that are tried on val."""
+"""Numbers of leaves to choose from."""
 
 NEC_LEVELS = (5, 10, 15, 20, 25, 30)
-"""Numbers of effective concepts that ANEC-avg is the mean over (VLG-CBM, arXiv 2408.01432)."""
+"""Numbers of effective concepts that ANEC-avg averages over (VLG-CBM, arXiv 2408.01432)."""
 
 EFFECTIVE = 1e-5
 """A weight counts as effective above this (VLG-CBM)."""
@@ -41,8 +41,8 @@ MIXING = 0.99
 """Share of the L1 norm in the sparse path's penalty (VLG-CBM)."""
 
 _FOLDS = 5
-_FEW = 1 << 22
-"""Below this many numbers threads cost a logistic regression more than they bring, ten times more on taken cores."""
+_MOST_SINGLE_THREADED = 1 << 22
+"""Below this many numbers threads slow a logistic regression down, tenfold on busy cores."""
 _DENSE: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000, "tol": 1e-6}
 _PATH_RATIO = 2.0**-0.1
 _PATH_STEPS = 150
@@ -52,8 +52,14 @@ _PATH_STEPS = 150
 class LinearClassifier:
     """Softmax regression on K standardised columns.
 
-    `mean` and `scale` (K,) are those of the rows it was fitted on, `weights` (C, K) belong to standardised values,
-    `intercept` is (C,). `chosen` tells the hyper-parameters, how they were chosen, and on which splits it was fitted.
+    Attributes:
+        columns: Names of the columns.
+        classes: Names of the C classes.
+        mean: (K,), mean of the rows it was fitted on.
+        scale: (K,), their standard deviation.
+        weights: (C, K), for standardised values.
+        intercept: (C,).
+        chosen: Hyper-parameters, how they were chosen, and the splits it was fitted on.
     """
 
     columns: tuple[str, ...]
@@ -65,36 +71,36 @@ class LinearClassifier:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, K): how many of train's standard deviations above train's mean."""
+        """Standardise values, (n, K): standard deviations of train above the mean of train."""
         return (np.asarray(features, np.float64) - self.mean) / self.scale
 
     def logits(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, C)."""
+        """Compute logits, (n, C)."""
         logits: FloatArray = self.standardise(features) @ self.weights.T + self.intercept
         return logits
 
     def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, C), rows sum to 1."""
+        """Predict probabilities, (n, C), rows sum to 1."""
         logits = self.logits(features)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
         return shares
 
     def contributions(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, C, K): weight times standardised value; with the intercept they add up to the logits."""
+        """Compute weight times standardised value, (n, C, K); with the intercept they add up to the logits."""
         return self.standardise(features)[:, None, :] * self.weights
 
     def strongest(self, count: int = 8) -> dict[str, dict[str, list[tuple[str, float]]]]:
-        """By class: the columns with the largest positive and negative weights, strongest first."""
-        found = {}
+        """List by class the columns with the largest positive and negative weights, strongest first."""
+        strongest = {}
         for name, weights in zip(self.classes, self.weights, strict=True):
             order = np.argsort(-weights, kind="stable")
-            pairs = [(self.columns[place], float(weights[place])) for place in order]
-            found[name] = {
+            pairs = [(self.columns[column], float(weights[column])) for column in order]
+            strongest[name] = {
                 "positive": [pair for pair in pairs[:count] if pair[1] > 0],
                 "negative": [pair for pair in pairs[::-1][:count] if pair[1] < 0],
             }
-        return found
+        return strongest
 
     @property
     def nec(self) -> float:
@@ -106,9 +112,20 @@ class LinearClassifier:
 class TreeClassifier:
     """A decision tree on K standardised columns.
 
-    Node i asks whether the standardised column `column[i]` is at most `threshold[i]`; the answer yes leads to node
-    `left[i]`, no to `right[i]`. A leaf has -1 in all of the three. `shares` (nodes, C) are the classes' shares among
-    the rows that it was fitted on.
+    Node i tests whether the standardised column `column[i]` is at most `threshold[i]`; yes leads to node `left[i]`,
+    no to `right[i]`. A leaf has -1 in all of the three.
+
+    Attributes:
+        columns: Names of the columns.
+        classes: Names of the C classes.
+        mean: (K,), mean of the rows it was fitted on.
+        scale: (K,), their standard deviation.
+        column: (nodes,), the column that is tested.
+        threshold: (nodes,), in standard deviations.
+        left: (nodes,), the node for yes.
+        right: (nodes,), the node for no.
+        shares: (nodes, C), shares of the classes among the rows it was fitted on.
+        chosen: Hyper-parameters, how they were chosen, and the splits it was fitted on.
     """
 
     columns: tuple[str, ...]
@@ -123,27 +140,27 @@ class TreeClassifier:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, K): how many of train's standard deviations above train's mean."""
+        """Standardise values, (n, K): standard deviations of train above the mean of train."""
         return (np.asarray(features, np.float64) - self.mean) / self.scale
 
     def leaves(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
-        """(n,): the leaf that every row ends in."""
+        """Find the leaf of every row, (n,)."""
         # The tree was grown on float32 values; a threshold must meet the same ones.
         values = self.standardise(features).astype(np.float32)
         rows = np.arange(len(values))
         node = np.zeros(len(values), np.int64)
         while np.any(inside := self.column[node] >= 0):
-            asked = node[inside]
-            yes = values[rows[inside], self.column[asked]] <= self.threshold[asked]
-            node[inside] = np.where(yes, self.left[asked], self.right[asked])
+            tested = node[inside]
+            is_below = values[rows[inside], self.column[tested]] <= self.threshold[tested]
+            node[inside] = np.where(is_below, self.left[tested], self.right[tested])
         return node
 
     def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """(n, C), rows sum to 1: the shares of the leaf."""
+        """Predict probabilities, (n, C), rows sum to 1: the shares of the leaf."""
         return self.shares[self.leaves(features)]
 
     def text(self) -> str:
-        """The tree to read, a question or an answer a line; thresholds are in train's standard deviations."""
+        """Format the tree as text, a test or a class a line; thresholds are in train's standard deviations."""
         return "\n".join(self._lines(0, ""))
 
     def _lines(self, node: int, indent: str) -> Iterator[str]:
@@ -162,7 +179,7 @@ Classifier = LinearClassifier | TreeClassifier
 
 
 def classifier_digest(classifier: Classifier) -> str:
-    """16 hex digits that tell one fitted classifier from another: SHA-256 of its kind, names and arrays."""
+    """Identify a fitted classifier by 16 hex digits: SHA-256 of its names and arrays."""
     digest = hashlib.sha256()
     for name, value in vars(classifier).items():
         if name == "chosen":
@@ -174,11 +191,26 @@ def classifier_digest(classifier: Classifier) -> str:
 
 
 def evaluate_on_holdout(classifier: Classifier, samples: Samples, split: str, log: HoldoutLog, what: str) -> FloatArray:
-    """Probabilities (n, C) of the rows of a held-out split, in their order; the access is recorded first."""
-    rows = samples.of(split)
-    _require_columns(classifier, rows)
-    log.record(what, model=classifier_digest(classifier), split=split, rows=len(rows))
-    return classifier.probabilities(rows.features)
+    """Predict the rows of a held-out split; the access is recorded first.
+
+    Args:
+        classifier: The classifier.
+        samples: The rows.
+        split: The held-out split.
+        log: Records the access.
+        what: What is computed, for the log.
+
+    Returns:
+        Probabilities, (n, C), in the order of the rows.
+
+    Raises:
+        AnalysisError: The split has no rows, or the columns or classes are not the classifier's.
+        StorageError: The access cannot be recorded.
+    """
+    held_out = samples.of(split)
+    _require_columns(classifier, held_out)
+    log.record(what, model=classifier_digest(classifier), split=split, rows=len(held_out))
+    return classifier.probabilities(held_out.features)
 
 
 # --- logistic regression -----------------------------------------------------------------------------
@@ -192,19 +224,29 @@ def fit_logistic(
     refit: bool = False,
     strengths: Sequence[float] = STRENGTHS,
 ) -> LinearClassifier:
-    """L2-regularised multinomial logistic regression; the strength with the lowest log loss on `val` is chosen.
+    """Fit a multinomial logistic regression with an L2 penalty; the strength with the lowest log loss is chosen.
 
-    Without `val` it is chosen by five folds of `train`, which keep groups together. `refit` fits once more on train
-    and val, with the strength that was chosen; published results often do so.
+    Args:
+        samples: The rows.
+        train: The split to fit on.
+        val: The split to choose on; None chooses by five folds of `train`, which keep groups together.
+        refit: Fit once more on train and val with the chosen strength, as published results often do.
+        strengths: Values of C to choose from.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        AnalysisError: A split has no rows, or a class has none in `train`.
     """
     trials = _trials(samples, train, val)
-    losses = np.mean([_losses(fitted, held, strengths) for fitted, held in trials], axis=0)
-    best = float(strengths[int(np.argmin(losses))])
+    log_losses = np.mean([_log_losses(fitted, held_out, strengths) for fitted, held_out in trials], axis=0)
+    best = float(strengths[int(np.argmin(log_losses))])
     fitted_on = _fitted_on(train, val, refit)
     chosen = {
         "C": best,
         "chosen_on": _chosen_on(train, val),
-        "log_loss": {f"{strength:g}": float(loss) for strength, loss in zip(strengths, losses, strict=True)},
+        "log_loss": {f"{strength:g}": float(loss) for strength, loss in zip(strengths, log_losses, strict=True)},
         "fitted_on": list(fitted_on),
     }
     classifier = fit_logistic_with(samples.of(*fitted_on), best)
@@ -212,14 +254,14 @@ def fit_logistic(
 
 
 def fit_logistic_with(samples: Samples, strength: float) -> LinearClassifier:
-    """L2-regularised multinomial logistic regression on all of these rows, with C = `strength`."""
+    """Fit a multinomial logistic regression with an L2 penalty of C = `strength` on all of these rows."""
     (classifier,) = _linear_path(samples, [strength], **_DENSE)
     return classifier
 
 
-def _losses(fitted: Samples, held: Samples, strengths: Sequence[float]) -> list[float]:
+def _log_losses(fitted: Samples, held_out: Samples, strengths: Sequence[float]) -> list[float]:
     return [
-        log_loss(held.labels, classifier.probabilities(held.features))
+        log_loss(held_out.labels, classifier.probabilities(held_out.features))
         for classifier in _linear_path(fitted, strengths, **_DENSE)
     ]
 
@@ -230,19 +272,19 @@ def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import ThreadpoolController
 
-    mean, scale = _standard(samples)
+    mean, scale = _mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
     model = LogisticRegression(warm_start=True, **options)
     threads = ThreadpoolController()
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < _FEW else None):
-            # Told in `chosen` instead, where it stays with the result.
+        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < _MOST_SINGLE_THREADED else None):
+            # `chosen` says so instead, where it stays with the result.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardised, samples.labels)
         weights, intercept = model.coef_, model.intercept_
         if len(weights) == 1:
-            # Two classes come as one logit; half of it for one and half against the other is the same softmax.
+            # scikit-learn gives one logit for two classes; half of it for each is the same softmax.
             weights, intercept = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
         yield LinearClassifier(
             columns=samples.columns,
@@ -261,15 +303,27 @@ def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -
 def sparse_path(
     samples: Samples, *, train: str = "train", most: float = max(NEC_LEVELS), seed: int = 0
 ) -> list[LinearClassifier]:
-    """Logistic regressions from no concept to `most` effective concepts a class, by an elastic net of mixing 0.99.
+    """Fit logistic regressions from no concept to `most` effective concepts a class, by an elastic net of mixing 0.99.
 
     The penalty falls by a tenth of an octave a step from where the first weight appears, as in VLG-CBM
-    (arXiv 2408.01432); the last point is the first with `most` effective concepts, or the end of the path.
+    (arXiv 2408.01432).
+
+    Args:
+        samples: The rows.
+        train: The split to fit on.
+        most: Effective concepts of the last point, if the path reaches as many.
+        seed: Seed of the solver.
+
+    Returns:
+        The points of the path, the sparsest first.
+
+    Raises:
+        AnalysisError: The split has no rows, or a class has none in it.
     """
     fitted = samples.of(train)
     most = min(most, len(fitted.columns))
     options: dict[str, Any] = {"solver": "saga", "l1_ratio": MIXING, "max_iter": 200, "tol": 1e-3, "random_state": seed}
-    if not _ratio_decides():
+    if not _penalty_follows_ratio():
         options["penalty"] = "elasticnet"
     path = []
     for classifier in _linear_path(fitted, _path_strengths(fitted), **options):
@@ -281,7 +335,7 @@ def sparse_path(
 
 def _path_strengths(samples: Samples) -> list[float]:
     """C of every point; at the first, the penalty is as large as the steepest slope of the loss at zero weights."""
-    mean, scale = _standard(samples)
+    mean, scale = _mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
     indicators = np.eye(len(samples.classes))[samples.labels]
     slope = np.abs(standardised.T @ (indicators - indicators.mean(axis=0))).max()
@@ -289,7 +343,7 @@ def _path_strengths(samples: Samples) -> list[float]:
     return [float(first / _PATH_RATIO**step) for step in range(_PATH_STEPS)]
 
 
-def _ratio_decides() -> bool:
+def _penalty_follows_ratio() -> bool:
     """Whether this scikit-learn takes the kind of penalty from `l1_ratio` alone, as it does from 1.8 on."""
     import sklearn
 
@@ -298,7 +352,7 @@ def _ratio_decides() -> bool:
 
 
 def truncate_to_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
-    """The first point of the path with at least `nec` effective concepts, cut to the `nec` × C largest weights.
+    """Truncate the first point of a path with at least `nec` effective concepts to its `nec` × C largest weights.
 
     The last point where none has so many (VLG-CBM's rule).
     """
@@ -312,7 +366,13 @@ def truncate_to_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClass
 
 @dataclass(frozen=True)
 class SparsePoint:
-    """Accuracy with `level` effective concepts allowed a class, of which `nec` were used."""
+    """Accuracy at a number of effective concepts.
+
+    Attributes:
+        level: Effective concepts allowed a class.
+        nec: Effective concepts used a class.
+        accuracy: Accuracy on the held-out split.
+    """
 
     level: int
     nec: float
@@ -321,7 +381,11 @@ class SparsePoint:
 
 @dataclass(frozen=True)
 class SparseAccuracy:
-    """Accuracy against NEC. Levels above the number of concepts cannot be reached and are left out."""
+    """Accuracy against the number of effective concepts (NEC).
+
+    Attributes:
+        points: One point a level; levels above the number of concepts cannot be reached and are left out.
+    """
 
     points: tuple[SparsePoint, ...]
 
@@ -339,15 +403,28 @@ class SparseAccuracy:
 def accuracy_against_nec(
     path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog
 ) -> SparseAccuracy:
-    """Accuracy on a held-out split at every level of NEC; each level is an access."""
-    held = samples.of(split)
+    """Measure accuracy on a held-out split at 5, 10, …, 30 effective concepts a class.
+
+    Args:
+        path: A sparse path (`sparse_path`).
+        samples: The rows.
+        split: The held-out split.
+        log: Records an access for every level.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        AnalysisError: The split has no rows, or the columns are not those of the path.
+    """
+    held_out = samples.of(split)
     points = []
     for level in NEC_LEVELS:
         if level > len(path[0].columns):
             break
         classifier = truncate_to_nec(path, level)
         probabilities = evaluate_on_holdout(classifier, samples, split, log, f"accuracy at NEC {level}")
-        points.append(SparsePoint(level, classifier.nec, accuracy(held.labels, probabilities, held.groups)))
+        points.append(SparsePoint(level, classifier.nec, accuracy(held_out.labels, probabilities, held_out.groups)))
     return SparseAccuracy(tuple(points))
 
 
@@ -362,20 +439,31 @@ def fit_tree(
     refit: bool = False,
     leaves: Sequence[int] = LEAVES,
 ) -> TreeClassifier:
-    """A decision tree; the number of leaves with the highest balanced accuracy on `val` is chosen, the fewer on a tie.
+    """Fit a decision tree; the number of leaves with the highest balanced accuracy is chosen, the fewer on a tie.
 
-    Without `val` and with `refit` as in `fit_logistic`.
+    Args:
+        samples: The rows.
+        train: The split to fit on.
+        val: The split to choose on; None chooses by five folds of `train`, which keep groups together.
+        refit: Fit once more on train and val with the chosen number of leaves.
+        leaves: Numbers of leaves to choose from.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        AnalysisError: A split has no rows, or a class has none in `train`.
     """
     from sklearn.metrics import balanced_accuracy_score
 
     trials = _trials(samples, train, val)
     scores = []
     for count in leaves:
-        found = []
-        for fitted, held in trials:
-            predicted = _grow(fitted, count).probabilities(held.features).argmax(axis=1)
-            found.append(balanced_accuracy_score(held.labels, predicted))
-        scores.append(float(np.mean(found)))
+        trial_scores = []
+        for fitted, held_out in trials:
+            predicted = _fit_tree_with(fitted, count).probabilities(held_out.features).argmax(axis=1)
+            trial_scores.append(balanced_accuracy_score(held_out.labels, predicted))
+        scores.append(float(np.mean(trial_scores)))
     best = int(leaves[int(np.argmax(scores))])
     fitted_on = _fitted_on(train, val, refit)
     chosen = {
@@ -384,13 +472,13 @@ def fit_tree(
         "balanced_accuracy": {str(count): score for count, score in zip(leaves, scores, strict=True)},
         "fitted_on": list(fitted_on),
     }
-    return replace(_grow(samples.of(*fitted_on), best), chosen=chosen)
+    return replace(_fit_tree_with(samples.of(*fitted_on), best), chosen=chosen)
 
 
-def _grow(samples: Samples, leaves: int) -> TreeClassifier:
+def _fit_tree_with(samples: Samples, leaves: int) -> TreeClassifier:
     from sklearn.tree import DecisionTreeClassifier
 
-    mean, scale = _standard(samples)
+    mean, scale = _mean_and_scale(samples)
     model = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
     tree = model.fit((samples.features - mean) / scale, samples.labels).tree_
     leaf = tree.children_left < 0
@@ -408,10 +496,10 @@ def _grow(samples: Samples, leaves: int) -> TreeClassifier:
     )
 
 
-# --- what both share ---------------------------------------------------------------------------------
+# --- shared by both ---------------------------------------------------------------------------------
 
 
-def _standard(samples: Samples) -> tuple[FloatArray, FloatArray]:
+def _mean_and_scale(samples: Samples) -> tuple[FloatArray, FloatArray]:
     """Mean and standard deviation of every column; 1 where a column is constant."""
     missing = np.flatnonzero(np.bincount(samples.labels, minlength=len(samples.classes)) == 0)
     if len(missing):
@@ -425,7 +513,7 @@ def _standard(samples: Samples) -> tuple[FloatArray, FloatArray]:
 
 
 def _trials(samples: Samples, train: str, val: str | None) -> list[tuple[Samples, Samples]]:
-    """What to fit on and what to choose by: train and val, or folds of train."""
+    """Pairs of samples to fit on and to choose on: train and val, or folds of train."""
     fitted = samples.of(train)
     if val is not None:
         return [(fitted, samples.of(val))]

@@ -1,9 +1,9 @@
-"""Concept truth: what is known to be in the images, for the data sets that know it. Scores are nowhere in here."""
+"""Concept annotations: which images show which concepts, as the data set knows it. Scores play no part in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,53 +14,59 @@ from ccassets.errors import AnalysisError, DatasetError
 from ccassets.study.schema import PhantomDatasetConfig, Study, TableConfig
 
 ConceptAnnotations = npt.NDArray[np.float32]
-"""(N, K): 1 where the concept is there, 0 where it is not, nan where nothing is known."""
+"""(N, K): 1 where the image shows the concept, 0 where it does not, nan where nothing is known."""
+
+RowAnnotations = Callable[[str, str], dict[str, bool]]
+"""From split and key of a row to what is known of it, by concept word."""
 
 
 def read_concept_annotations(study: Study, database: Database) -> ConceptAnnotations | None:
-    """The truth of the study's concepts for every row, (N, K) in the order of the concepts; 1, 0, or nan for unknown.
+    """Read which images of a database show which concepts.
 
     Phantom images know every concept that they are drawn by; a table those that `dataset.columns.concepts` names.
-    None where the data set knows no concept.
+
+    Args:
+        study: The study that the database was built from.
+        database: The database.
+
+    Returns:
+        (N, K) float32 in the order of the study's concepts: 1, 0, or nan where nothing is known. None where the data
+        set knows no concept.
+
+    Raises:
+        AnalysisError: `dataset.columns.concepts` names an unknown concept, or a value that no row has.
+        DatasetError: The table cannot be read.
     """
     if database.keys is None:
         return None
     dataset = study.dataset
     words = [concept.word for concept in study.vocabulary.concepts.words]
     if isinstance(dataset, PhantomDatasetConfig):
-        return _gathered(words, database, _phantom_truth(dataset))
+        return _collect(words, database, _phantom_annotations(dataset))
     if isinstance(dataset, TableConfig) and dataset.columns.concepts:
-        return _gathered(words, database, _table_truth(study, dataset))
+        return _collect(words, database, _table_annotations(study, dataset))
     return None
 
 
-Source = Callable[[str, str], dict[str, bool]]
-"""From split and key of a row to what is known of it, by concept word."""
-
-
-def _gathered(words: list[str], database: Database, source: Source) -> ConceptAnnotations:
+def _collect(words: list[str], database: Database, annotations_of: RowAnnotations) -> ConceptAnnotations:
     assert database.keys is not None
-    truth = np.full((len(database), len(words)), np.nan, np.float32)
-    place = {word: column for column, word in enumerate(words)}
+    annotations = np.full((len(database), len(words)), np.nan, np.float32)
+    column_of = {word: column for column, word in enumerate(words)}
     for row, (split, key) in enumerate(zip(database.split, database.keys, strict=True)):
-        for word, there in source(split, key).items():
-            if word in place:
-                truth[row, place[word]] = there
-    return truth
+        for word, present in annotations_of(split, key).items():
+            if word in column_of:
+                annotations[row, column_of[word]] = present
+    return annotations
 
 
-def _phantom_truth(config: PhantomDatasetConfig) -> Source:
+def _phantom_annotations(config: PhantomDatasetConfig) -> RowAnnotations:
     from ccassets.datasets.phantom import PhantomDataset
 
     dataset = PhantomDataset(config)
-
-    def source(split: str, key: str) -> dict[str, bool]:
-        return dataset.annotations(split, int(key.rpartition("/")[2])).concepts
-
-    return source
+    return lambda split, key: dataset.annotations(split, int(key.rpartition("/")[2])).concepts
 
 
-def _table_truth(study: Study, config: TableConfig) -> Source:
+def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
     columns = config.columns
     unknown = sorted(set(columns.concepts) - {concept.word for concept in study.vocabulary.concepts.words})
     if unknown:
@@ -68,12 +74,12 @@ def _table_truth(study: Study, config: TableConfig) -> Source:
             f"dataset.columns.concepts names {unknown}, which are not among the concepts of the study {study.name!r}. "
             "Write the words as they stand in vocabulary.concepts."
         )
-    wanted = {
+    rules_of = {
         word: {column: {values} if isinstance(values, str) else set(values) for column, values in rules.items()}
         for word, rules in columns.concepts.items()
     }
     rows = _table_rows(study, config)
-    for word, rules in wanted.items():
+    for word, rules in rules_of.items():
         for column, values in rules.items():
             absent = values - {row[column] for row in rows}
             if absent:
@@ -84,29 +90,29 @@ def _table_truth(study: Study, config: TableConfig) -> Source:
     root = study.resolve(config.root) if config.root else study.resolve(config.file).parent
     by_key = {(row[columns.split], _key(row[columns.path], root)): row for row in rows}
 
-    def source(split: str, key: str) -> dict[str, bool]:
+    def annotations_of(split: str, key: str) -> dict[str, bool]:
         row = by_key.get((split, key))
         if row is None:
             return {}
         return {
             word: all(row[column] in values for column, values in rules.items())
-            for word, rules in wanted.items()
+            for word, rules in rules_of.items()
             # An empty cell is not an answer.
             if all(row[column] for column in rules)
         }
 
-    return source
+    return annotations_of
 
 
 def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
-    """The rows of the table as text, with the columns that are needed."""
+    """The rows of the table as text, with the columns that the annotations need."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
     file = study.resolve(config.file)
-    named = [column for rules in config.columns.concepts.values() for column in rules]
-    names = list(dict.fromkeys([config.columns.path, config.columns.split, *named]))
+    concept_columns = [column for rules in config.columns.concepts.values() for column in rules]
+    names = list(dict.fromkeys([config.columns.path, config.columns.split, *concept_columns]))
     try:
         if file.suffix.lower() == ".parquet":
             table = pq.read_table(file, columns=names)
@@ -122,7 +128,7 @@ def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _key(path: str, root: Any) -> str:
+def _key(path: str, root: Path) -> str:
     """The key that the data set gives the image of that path."""
     pure = PurePosixPath(path)
     return str(pure.relative_to(root) if pure.is_absolute() else pure)

@@ -1,4 +1,4 @@
-"""Fitted classifiers as JSON files, and what they say about another database of the same encoder."""
+"""Fitted classifiers as JSON files, and their predictions for another database of the same encoder."""
 
 from __future__ import annotations
 
@@ -61,11 +61,15 @@ class _File(_Section):
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A fitted classifier with what it takes to apply it to another database.
+class ConceptModel:
+    """A fitted classifier with what is needed to apply it to another database.
 
-    Its columns are the scores of `concepts` by the encoder of that identity, each the cosine with the mean over
-    `prompt_templates` and synonyms. `libraries` are the versions that it was fitted with.
+    Attributes:
+        classifier: The classifier, on the scores of `concepts`.
+        encoder_identity: Identity of the encoder whose features it was fitted on.
+        concepts: Its concepts, each scored by the cosine with the mean over `prompt_templates` and synonyms.
+        prompt_templates: The templates of the concepts' prompts.
+        libraries: Versions of the libraries that it was fitted with.
     """
 
     classifier: Classifier
@@ -75,9 +79,20 @@ class Model:
     libraries: Mapping[str, str]
 
 
-def make_concept_model(classifier: Classifier, database: Database) -> Model:
-    """The classifier with the identity and the vocabulary of the database whose concept scores it was fitted on."""
-    return Model(
+def make_concept_model(classifier: Classifier, database: Database) -> ConceptModel:
+    """Add to a classifier the encoder and the vocabulary that it was fitted with.
+
+    Args:
+        classifier: A classifier on concept scores.
+        database: The database whose scores it was fitted on.
+
+    Returns:
+        The model.
+
+    Raises:
+        AnalysisError: The database does not say which encoder made it, or has not the classifier's concepts.
+    """
+    return ConceptModel(
         classifier=classifier,
         encoder_identity=encoder_identity(database),
         concepts=_concepts(database, classifier.columns),
@@ -86,8 +101,13 @@ def make_concept_model(classifier: Classifier, database: Database) -> Model:
     )
 
 
-def save_model(model: Model, path: Path) -> None:
-    """Write the model as JSON; nothing in it can run code. Numbers are read back bit by bit."""
+def save_model(model: ConceptModel, path: Path) -> None:
+    """Write a model as JSON: nothing in it can run code, and numbers are read back bit by bit.
+
+    Args:
+        model: The model.
+        path: The file.
+    """
     classifier = model.classifier
     arrays = {name: value.tolist() for name, value in vars(classifier).items() if isinstance(value, np.ndarray)}
     file = _File(
@@ -102,30 +122,40 @@ def save_model(model: Model, path: Path) -> None:
     write_text(path, file.model_dump_json(indent=1) + "\n")
 
 
-def load_model(path: Path) -> Model:
-    """Read a model; raises `AnalysisError` when the file is not one, or its parts do not fit together."""
+def load_model(path: Path) -> ConceptModel:
+    """Read a model that `save_model` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The model.
+
+    Raises:
+        AnalysisError: The file is not a model, or its parts do not fit together.
+    """
     try:
         file = _File.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise AnalysisError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "the file"
-        raise AnalysisError(f"{path} is not a classifier that `save_model` wrote: {where}: {problem['msg']}") from error
+        field = ".".join(map(str, problem["loc"])) or "the file"
+        raise AnalysisError(f"{path} is not a classifier that `save_model` wrote: {field}: {problem['msg']}") from error
     columns = tuple(concept.word for concept in file.concepts)
     kind = LinearClassifier if isinstance(file.classifier, _Linear) else TreeClassifier
     fields = file.classifier.model_dump(exclude={"kind"})
     try:
         arrays = {name: np.array(values) for name, values in fields.items()}
     except ValueError as error:
-        raise AnalysisError(f"{path}: rows of equal length were expected ({error})") from error
+        raise AnalysisError(f"{path}: expected rows of equal length ({error})") from error
     classifier = kind(columns=columns, classes=file.classes, chosen=file.chosen, **arrays)
     if not _fits(classifier):
         raise AnalysisError(
             f"{path}: {len(columns)} concepts and {len(file.classes)} classes do not fit the classifier's numbers. "
             "The file was changed since it was written."
         )
-    return Model(classifier, file.encoder_identity, file.concepts, file.prompt_templates, file.libraries)
+    return ConceptModel(classifier, file.encoder_identity, file.concepts, file.prompt_templates, file.libraries)
 
 
 def _fits(classifier: Classifier) -> bool:
@@ -149,15 +179,18 @@ def _fits(classifier: Classifier) -> bool:
     )
 
 
-# --- applying it -------------------------------------------------------------------------------------
+# --- predictions -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of n rows, or of n groups of rows.
+    """The predictions of a model for n rows, or for n groups of rows.
 
-    `probabilities` (n, C). `about` holds what is known of each, by column name: id, key, split, group; for groups
-    the group and its number of rows.
+    Attributes:
+        classes: The C classes.
+        probabilities: (n, C).
+        about: What is known of each row, by column name: id, key, split, group; of groups the group and its number
+            of rows.
     """
 
     classes: tuple[str, ...]
@@ -167,16 +200,16 @@ class Predictions:
     @property
     def predicted(self) -> list[str]:
         """The most probable class of each."""
-        return [self.classes[place] for place in self.probabilities.argmax(axis=1)]
+        return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
 
     def by_group(self) -> Predictions:
-        """The same by group: the mean of its rows' probabilities. Raises `AnalysisError` where there are no groups."""
+        """Average the probabilities of every group; raises `AnalysisError` where there are no groups."""
         groups = self.about.get("group")
         if groups is None:
             raise AnalysisError("The database has no groups: its data set named no patient or slide.")
-        names, place, rows = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
+        names, group_of_row, rows = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
         sums = np.zeros((len(names), len(self.classes)))
-        np.add.at(sums, place, self.probabilities)
+        np.add.at(sums, group_of_row, self.probabilities)
         return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows})
 
     def records(self) -> list[dict[str, Any]]:
@@ -192,7 +225,7 @@ class Predictions:
         ]
 
     def csv(self) -> str:
-        """One line each: what is known of it, `predicted`, and the probability of every class as `p(<class>)`."""
+        """Format as CSV: what is known of each row, `predicted`, and the probability of every class as `p(<class>)`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self.about, "predicted", *(f"p({name})" for name in self.classes)])
@@ -201,11 +234,20 @@ class Predictions:
         return text.getvalue()
 
 
-def apply_model(model: Model, database: Database, split: str | None = None) -> Predictions:
-    """What the model says of every row of the database, or of a split.
+def apply_model(model: ConceptModel, database: Database, split: str | None = None) -> Predictions:
+    """Predict the class of every row of a database.
 
-    Raises `AnalysisError` when the database was made by another encoder, or lacks concepts or prompt templates that
-    the model was fitted on: its scores would mean something else.
+    Args:
+        model: The model.
+        database: A database of the model's encoder.
+        split: Predict the rows of this split alone.
+
+    Returns:
+        The predictions, in file order.
+
+    Raises:
+        AnalysisError: The database was made by another encoder, or lacks a concept or a prompt template that the
+            model was fitted on: its scores would mean something else.
     """
     scores = image_cosines(database, _concept_vectors(model, database), split=split)
     chosen = database.select(split)
@@ -215,7 +257,7 @@ def apply_model(model: Model, database: Database, split: str | None = None) -> P
 
 
 def encoder_identity(database: Database) -> str:
-    """The identity of the encoder that made the features; raises `AnalysisError` where the file does not say."""
+    """Read the identity of the encoder that made a database; raises `AnalysisError` where the file does not say."""
     identity = ((database.provenance or {}).get("encoder") or {}).get("identity")
     if not identity:
         raise AnalysisError(
@@ -225,20 +267,20 @@ def encoder_identity(database: Database) -> str:
     return str(identity)
 
 
-def _concept_vectors(model: Model, database: Database) -> npt.NDArray[np.float32]:
+def _concept_vectors(model: ConceptModel, database: Database) -> npt.NDArray[np.float32]:
     """(K, D): the database's vectors of the model's concepts, over the model's templates."""
-    found = encoder_identity(database)
-    if found != model.encoder_identity:
+    identity = encoder_identity(database)
+    if identity != model.encoder_identity:
         raise AnalysisError(
-            f"{database.path.name} was made by the encoder {found}, the model was fitted on features of the encoder "
+            f"{database.path.name} was made by the encoder {identity}, the model was fitted on features of the encoder "
             f"{model.encoder_identity}. Scores of two encoders cannot be compared; extract the images with the model's."
         )
     words = [concept.word for concept in model.concepts]
-    for wanted, there in zip(model.concepts, _concepts(database, words), strict=True):
-        if set(wanted.synonyms) != set(there.synonyms):
+    for expected, concept in zip(model.concepts, _concepts(database, words), strict=True):
+        if set(expected.synonyms) != set(concept.synonyms):
             raise AnalysisError(
-                f"The concept {wanted.word!r} has the synonyms {list(wanted.synonyms)} in the model and "
-                f"{list(there.synonyms)} in {database.path.name}. Give the study the model's synonyms and build it."
+                f"The concept {expected.word!r} has the synonyms {list(expected.synonyms)} in the model and "
+                f"{list(concept.synonyms)} in {database.path.name}. Give the study the model's synonyms and build it."
             )
     stored = list(database.attributes.get("prompt_temp_for_concepts") or ())
     missing = [template for template in model.prompt_templates if template not in stored]

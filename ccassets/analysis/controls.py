@@ -1,4 +1,4 @@
-"""Controls: what an accuracy on concepts has to be held against before it says anything about concepts.
+"""Controls of a concept classifier: the same classifier on other columns, compared on the same images.
 
 Cosine concept scores are a linear map of the features. A linear classifier on K of them is a linear probe of rank K,
 and may do well whatever the concepts mean.
@@ -25,7 +25,7 @@ from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
 
 OFF_DOMAIN = "off_domain"
-"""The custom template whose prompts have nothing to do with the images."""
+"""Id of the custom template whose prompts have nothing to do with the images."""
 
 Array = npt.NDArray[Any]
 Fit = Callable[[Samples], Classifier]
@@ -36,10 +36,12 @@ Fit = Callable[[Samples], Classifier]
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of the first minus accuracy of the second on the same images.
+    """The accuracy of a first classifier minus that of a second on the same images.
 
-    `mcnemar` is the p-value of the exact McNemar test; None where groups are known, which it cannot respect, or where
-    one side is a mean over seeds.
+    Attributes:
+        accuracy: The difference with its interval.
+        mcnemar: P-value of the exact McNemar test; None where groups are known, which it cannot respect, or where one
+            side is a mean over seeds.
     """
 
     accuracy: Estimate
@@ -47,7 +49,7 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval leaves out zero, else 0: no difference can be seen."""
+        """1 or -1 where the interval excludes zero, else 0."""
         return int(self.accuracy.low > 0) - int(self.accuracy.high < 0)
 
     @property
@@ -58,10 +60,10 @@ class Difference:
 
 
 def paired_difference(first: Array, second: Array, groups: npt.NDArray[np.object_] | None = None) -> Difference:
-    """The difference of two accuracies on the same n images, by a paired bootstrap.
+    """Compare two accuracies on the same n images by a paired bootstrap.
 
-    `first` and `second` (n,) say how often each image was right: bool, or a share over seeds. Where `groups` (n,) are
-    known, whole groups are resampled.
+    `first` and `second` (n,) say whether each image is predicted correctly: bool, or a share over seeds. Where
+    `groups` (n,) are known, whole groups are resampled.
     """
     from scipy.stats import binomtest
 
@@ -81,24 +83,24 @@ def _mean(values: Array, groups: npt.NDArray[np.object_] | None) -> Estimate:
 
 
 def class_name_concepts(concepts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
-    """The concepts that contain a class name, and how: as a `word`, or as the `stem` of another word.
+    """Find the concepts that contain a class name, and how: as a `word`, or as the `stem` of another word.
 
-    "Giant platelets" holds the class platelet as a word (a plural is the same word), "Basophilic granules" the class
-    basophil as a stem. A name of several words counts as a whole, and by those of its words of at least five letters
-    that belong to no other class.
+    "Giant platelets" contains the class platelet as a word (a plural is the same word), "Basophilic granules" the
+    class basophil as a stem. A name of several words counts as a whole, and by those of its words of at least five
+    letters that belong to no other class.
     """
     names = [_words(name) for name in classes]
     owners = Counter(word for name in names for word in set(name))
     patterns = {tuple(name) for name in names if name}
     patterns |= {(word,) for name in names for word in name if len(word) >= 5 and owners[word] == 1}
-    found = {}
+    occurrences = {}
     for concept in concepts:
         words = _words(concept)
-        if any(_stands_in(words, pattern, str.__eq__) for pattern in patterns):
-            found[concept] = "word"
-        elif any(_stands_in(words, pattern, str.startswith) for pattern in patterns):
-            found[concept] = "stem"
-    return found
+        if any(_contains(words, pattern, str.__eq__) for pattern in patterns):
+            occurrences[concept] = "word"
+        elif any(_contains(words, pattern, str.startswith) for pattern in patterns):
+            occurrences[concept] = "stem"
+    return occurrences
 
 
 def _words(text: str) -> list[str]:
@@ -106,9 +108,9 @@ def _words(text: str) -> list[str]:
     return [word[:-1] if word.endswith("s") and len(word) > 3 else word for word in re.findall(r"\w+", text.casefold())]
 
 
-def _stands_in(words: Sequence[str], pattern: Sequence[str], same: Callable[[str, str], bool]) -> bool:
+def _contains(words: Sequence[str], pattern: Sequence[str], same: Callable[[str, str], bool]) -> bool:
     starts = range(len(words) - len(pattern) + 1)
-    return any(all(same(words[start + place], part) for place, part in enumerate(pattern)) for start in starts)
+    return any(all(same(words[start + offset], part) for offset, part in enumerate(pattern)) for start in starts)
 
 
 # --- controls ----------------------------------------------------------------------------------------
@@ -118,8 +120,12 @@ def _stands_in(words: Sequence[str], pattern: Sequence[str], same: Callable[[str
 class Control:
     """The same classifier on other columns, measured on the same images.
 
-    `columns` is their number; `probabilities` holds (n, C) for every seed, and `accuracy` is the mean over seeds.
-    `difference` is the accuracy of the concepts minus that of the control.
+    Attributes:
+        name: Name of the control.
+        columns: Number of columns.
+        probabilities: (n, C) for every seed.
+        accuracy: Mean over seeds.
+        difference: Accuracy of the concepts minus that of the control.
     """
 
     name: str
@@ -131,20 +137,24 @@ class Control:
     @property
     def verdict(self) -> str:
         """The difference as a sentence."""
-        words = {
+        sentences = {
             1: "The concepts are better than this control",
             -1: "The concepts are worse than this control",
             0: "The concepts cannot be told from this control",
         }
-        return f"{words[self.difference.sign]}: {self.difference.points}."
+        return f"{sentences[self.difference.sign]}: {self.difference.points}."
 
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """What stands beside the accuracy of a classifier on K concepts.
+    """The controls of a classifier on K concepts; `controls[name]` is one of them.
 
-    `class_names` tells which concepts contain a class name, and how. `missing` says which controls could not be had,
-    and why. `price` is the price of interpretability: the accuracy of the linear probe minus that of the concepts.
+    Attributes:
+        accuracy: Accuracy of the concepts.
+        controls: The controls.
+        price: The price of interpretability: accuracy of the linear probe minus that of the concepts.
+        class_names: The concepts that contain a class name, and how: as a word or a stem.
+        missing: The controls that are not available, and why.
     """
 
     accuracy: Estimate
@@ -167,63 +177,78 @@ def run_controls(
     fit: Fit = fit_logistic,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Controls:
-    """The controls of a classifier that `fit` made on the concept scores `samples` of the whole database.
+    """Fit and measure the controls of a classifier on concept scores.
 
     `linear probe`: all D image features. `random directions`: as many random unit vectors as there are concepts, for
     every seed. `off-domain phrases`: as many prompts of the template `off_domain`, another choice for every seed
-    where there are more. `without class names`: the concepts that contain none. Every access to `split` is logged.
+    where there are more. `without class names`: the concepts that contain none.
+
+    Args:
+        database: The database.
+        samples: The concept scores of the whole database.
+        classifier: The classifier that `fit` made of them.
+        split: The held-out split.
+        log: Records every access to `split`.
+        fit: Fits a classifier on samples.
+        seeds: Seeds of the random choices.
+
+    Returns:
+        The controls.
+
+    Raises:
+        AnalysisError: `samples` are not the rows of the database.
     """
     if len(samples) != len(database):
-        raise AnalysisError(f"The {len(database)} rows of {database.path.name} were expected; found {len(samples)}.")
+        raise AnalysisError(f"Expected the {len(database)} rows of {database.path.name}, found {len(samples)}.")
     count = len(samples.columns)
-    held = samples.of(split)
+    held_out = samples.of(split)
     probabilities = evaluate_on_holdout(classifier, samples, split, log, "accuracy")
-    right = _right(probabilities, held)
-    named = class_name_concepts(samples.columns, samples.classes)
+    correct = _correct(probabilities, held_out)
+    with_class_name = class_name_concepts(samples.columns, samples.classes)
     missing: dict[str, str] = {}
-    described: dict[str, list[Samples]] = {
+    variants_of: dict[str, list[Samples]] = {
         "linear probe": [feature_samples(database)],
         "random directions": [_random_directions(database, samples, count, seed) for seed in seeds],
     }
     try:
-        described["off-domain phrases"] = _off_domain(database, samples, count, seeds)
+        variants_of["off-domain phrases"] = _off_domain(database, samples, count, seeds)
     except AnalysisError as error:
         missing["off-domain phrases"] = str(error)
-    rest = [name for name in samples.columns if name not in named]
-    if named and rest:
-        described["without class names"] = [samples.select(rest)]
+    rest = [name for name in samples.columns if name not in with_class_name]
+    if with_class_name and rest:
+        variants_of["without class names"] = [samples.select(rest)]
     else:
         missing["without class names"] = (
-            "Every concept contains a class name." if named else "No concept contains a class name."
+            "Every concept contains a class name." if with_class_name else "No concept contains a class name."
         )
     controls = []
-    rights = {}
-    for name, variants in described.items():
-        found = tuple(
+    correct_of = {}
+    for name, variants in variants_of.items():
+        variant_probabilities = tuple(
             evaluate_on_holdout(fit(variant), variant, split, log, f"control: {name}") for variant in variants
         )
-        rights[name] = np.mean([_right(shares, held) for shares in found], axis=0)
+        correct_of[name] = np.mean([_correct(shares, held_out) for shares in variant_probabilities], axis=0)
         controls.append(
             Control(
                 name=name,
                 columns=len(variants[0].columns),
-                probabilities=found,
-                accuracy=_mean(rights[name], held.groups),
-                difference=paired_difference(right, rights[name], held.groups),
+                probabilities=variant_probabilities,
+                accuracy=_mean(correct_of[name], held_out.groups),
+                difference=paired_difference(correct, correct_of[name], held_out.groups),
             )
         )
     return Controls(
-        accuracy=accuracy(held.labels, probabilities, held.groups),
+        accuracy=accuracy(held_out.labels, probabilities, held_out.groups),
         controls=tuple(controls),
-        price=paired_difference(rights["linear probe"], right, held.groups),
-        class_names=named,
+        price=paired_difference(correct_of["linear probe"], correct, held_out.groups),
+        class_names=with_class_name,
         missing=missing,
     )
 
 
-def _right(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]:
-    right: npt.NDArray[np.bool_] = probabilities.argmax(axis=1) == samples.labels
-    return right
+def _correct(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]:
+    correct: npt.NDArray[np.bool_] = probabilities.argmax(axis=1) == samples.labels
+    return correct
 
 
 def _random_directions(database: Database, samples: Samples, count: int, seed: int) -> Samples:
@@ -232,7 +257,7 @@ def _random_directions(database: Database, samples: Samples, count: int, seed: i
 
 
 def _off_domain(database: Database, samples: Samples, count: int, seeds: Sequence[int]) -> list[Samples]:
-    """The scores of as many phrases as there are concepts; one choice where there are no more."""
+    """Scores of as many off-domain phrases as there are concepts; one choice where there are no more."""
     template = database.templates.get(OFF_DOMAIN)
     if template is None:
         raise AnalysisError(
@@ -257,7 +282,15 @@ def _off_domain(database: Database, samples: Samples, count: int, seeds: Sequenc
 
 @dataclass(frozen=True, eq=False)
 class LevelAccuracy:
-    """The classifier on the concepts up to a level: how many they are, and (n, C) probabilities on the split."""
+    """A classifier on the concepts up to a level.
+
+    Attributes:
+        level: The level.
+        concepts: Number of concepts.
+        classifier: The classifier.
+        probabilities: (n, C) on the held-out split.
+        accuracy: Accuracy on it.
+    """
 
     level: int
     concepts: int
@@ -269,11 +302,19 @@ class LevelAccuracy:
 def accuracy_by_level(
     samples: Samples, concepts: Sequence[Concept], *, split: str, log: HoldoutLog, fit: Fit = fit_logistic
 ) -> list[LevelAccuracy]:
-    """Accuracy against the number of concepts: the classifier fitted anew on the concepts up to each level.
+    """Measure accuracy against the number of concepts: the classifier fitted anew on the concepts up to each level.
 
-    Concepts without a level belong to none; without any level the list is empty. See `database_concepts`.
+    Args:
+        samples: The concept scores of a database.
+        concepts: Its concepts (`database_concepts`); one without a level is in no level.
+        split: The held-out split.
+        log: Records every access to `split`.
+        fit: Fits a classifier on samples.
+
+    Returns:
+        One accuracy a level, the lowest first; [] where no concept has a level.
     """
-    found = []
+    accuracies = []
     for level in sorted({concept.level for concept in concepts if concept.level is not None}):
         words = [concept.word for concept in concepts if concept.level is not None and concept.level <= level]
         chosen = samples.select(words)
@@ -281,7 +322,7 @@ def accuracy_by_level(
         probabilities = evaluate_on_holdout(
             classifier, chosen, split, log, f"accuracy of the concepts up to level {level}"
         )
-        held = chosen.of(split)
-        estimate = accuracy(held.labels, probabilities, held.groups)
-        found.append(LevelAccuracy(level, len(words), classifier, probabilities, estimate))
-    return found
+        held_out = chosen.of(split)
+        estimate = accuracy(held_out.labels, probabilities, held_out.groups)
+        accuracies.append(LevelAccuracy(level, len(words), classifier, probabilities, estimate))
+    return accuracies

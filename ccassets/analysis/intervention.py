@@ -1,6 +1,6 @@
-"""What a classifier says when concepts are changed: set by hand (what-if), or corrected to the truth (intervention).
+"""Interventions on concepts: what a classifier predicts when scores are set by hand or corrected to annotations.
 
-Also how well a concept's score tells its truth. Without truth there is only the what-if.
+Also how well scores tell annotated concepts apart, and what they leak besides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
 
 PERCENTILES = (5.0, 95.0)
-"""A concept that is not there is set to the first percentile of train's scores, one that is there to the second."""
+"""An absent concept is set to the first percentile of train's scores, a present one to the second."""
 
 Order = Literal["random", "uncertainty"]
 ORDERS: tuple[Order, ...] = ("random", "uncertainty")
@@ -29,35 +29,49 @@ ORDERS: tuple[Order, ...] = ("random", "uncertainty")
 
 @dataclass(frozen=True, eq=False)
 class Extremes:
-    """What "not there" and "there" are as scores: `low` and `high` (K,), percentiles of train."""
+    """The scores of absent (`low`) and present (`high`) concepts, (K,) each: percentiles of train."""
 
     low: FloatArray
     high: FloatArray
 
 
 def extremes(samples: Samples, train: str = "train") -> Extremes:
-    """The 5th and 95th percentile of every column of train."""
+    """Compute the 5th and 95th percentile of every column of train."""
     low, high = np.percentile(np.asarray(samples.of(train).features, np.float64), PERCENTILES, axis=0)
     return Extremes(low, high)
 
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The probabilities of the classes before and after, by class name."""
+    """What a change of scores does to the probabilities of the classes.
+
+    Attributes:
+        before: Probabilities before the change, by class name.
+        after: Probabilities after it.
+    """
 
     before: dict[str, float]
     after: dict[str, float]
 
     @property
     def predicted(self) -> tuple[str, str]:
-        """The class before and after."""
+        """The most probable class before and after."""
         return max(self.before, key=self.before.__getitem__), max(self.after, key=self.after.__getitem__)
 
 
 def what_if(classifier: Classifier, scores: npt.NDArray[np.floating[Any]], changes: Mapping[str, float]) -> WhatIf:
-    """How one image's probabilities change when the scores of some concepts are set to other values.
+    """Predict one image again with the scores of some concepts set to other values.
 
-    `scores` (K,) are the image's own, in the order of the classifier's columns.
+    Args:
+        classifier: The classifier.
+        scores: (K,), the image's own scores in the order of the classifier's columns.
+        changes: New scores, by column name.
+
+    Returns:
+        The probabilities before and after.
+
+    Raises:
+        AnalysisError: The classifier has no such column.
     """
     unknown = [name for name in changes if name not in classifier.columns]
     if unknown:
@@ -77,7 +91,13 @@ def what_if(classifier: Classifier, scores: npt.NDArray[np.floating[Any]], chang
 
 @dataclass(frozen=True)
 class InterventionCurve:
-    """Accuracy after 0, 1, … groups of concepts were corrected; in random order the mean over the repeats."""
+    """Accuracy after 0, 1, … groups of concepts are corrected; in random order the mean over the repeats.
+
+    Attributes:
+        order: The order of correction.
+        groups: The groups of concepts.
+        accuracy: One value more than there are groups, the first without any correction.
+    """
 
     order: Order
     groups: tuple[str, ...]
@@ -85,14 +105,21 @@ class InterventionCurve:
 
 
 def concept_groups(concepts: Sequence[Concept]) -> list[str]:
-    """The group of every concept; one without a group is a group of its own."""
+    """Name the group of every concept.
+
+    Args:
+        concepts: The concepts.
+
+    Returns:
+        One name a concept; a concept without a group is a group of its own.
+    """
     return [concept.group or concept.word for concept in concepts]
 
 
 def intervention_curve(
     classifier: Classifier,
     samples: Samples,
-    truth: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     groups: Sequence[str],
     *,
     order: Order,
@@ -102,22 +129,38 @@ def intervention_curve(
     repeats: int = 5,
     seed: int = 0,
 ) -> InterventionCurve:
-    """Accuracy on a split when the concepts are set to the truth, one group after another, image by image.
+    """Measure accuracy on a split while concepts are corrected to their annotations, one group after another.
 
-    `truth` (N, K) belongs to the rows and columns of `samples`; where it is nan the score stays. `groups` (K,) names
-    the group of every concept (see `concept_groups`). A concept that is there is set to the 95th percentile of
-    train's scores, one that is not to the 5th (Koh et al., 2020, arXiv 2007.04612). `uncertainty` corrects the group
-    first whose scores lie closest to the middle between the two; `random` draws an order for every image, `repeats`
-    times.
+    A present concept is set to the 95th percentile of train's scores, an absent one to the 5th (Koh et al. 2020,
+    arXiv 2007.04612).
+
+    Args:
+        classifier: The classifier.
+        samples: The rows, described by concept scores.
+        annotations: (N, K) for the rows and columns of `samples`; where it is nan the score stays.
+        groups: (K,), the group of every concept (`concept_groups`).
+        order: "uncertainty" corrects the group first whose scores are closest to the middle of the two percentiles;
+            "random" draws an order for every image.
+        split: The held-out split.
+        log: Records the access.
+        train: The split whose percentiles are used.
+        repeats: Number of random orders.
+        seed: Seed of the random orders.
+
+    Returns:
+        The curve.
+
+    Raises:
+        AnalysisError: `annotations` or `groups` do not fit the samples.
     """
-    if truth.shape != samples.features.shape or len(groups) != len(samples.columns):
+    if annotations.shape != samples.features.shape or len(groups) != len(samples.columns):
         raise AnalysisError(
-            f"Annotations of shape {samples.features.shape} and {len(samples.columns)} groups were expected; found "
-            f"{truth.shape} and {len(groups)}."
+            f"Expected annotations of shape {samples.features.shape} and {len(samples.columns)} groups, found "
+            f"{annotations.shape} and {len(groups)}."
         )
     ends = extremes(samples, train)
     chosen = np.flatnonzero(samples.split == split)
-    rows, known = samples.of(split), truth[chosen]
+    rows, known = samples.of(split), annotations[chosen]
     log.record(f"intervention curve, {order}", model=classifier_digest(classifier), split=split, rows=len(rows))
     names = tuple(dict.fromkeys(groups))
     member = np.array([[group == name for group in groups] for name in names])
@@ -134,15 +177,15 @@ def intervention_curve(
 
 
 def _uncertainty(scores: FloatArray, ends: Extremes, member: npt.NDArray[np.bool_]) -> FloatArray:
-    """(n, groups): 1 where every score lies midway between "there" and "not there", 0 where none lies between."""
+    """(n, groups): 1 where every score is midway between the two percentiles, 0 where none is between them."""
     position = (scores - ends.low) / np.maximum(ends.high - ends.low, np.finfo(float).tiny)
-    doubt = 1 - np.abs(2 * np.clip(position, 0, 1) - 1)
-    mean: FloatArray = doubt @ member.T / member.sum(axis=1)
+    uncertainty = 1 - np.abs(2 * np.clip(position, 0, 1) - 1)
+    mean: FloatArray = uncertainty @ member.T / member.sum(axis=1)
     return mean
 
 
 def _ranks(urgency: FloatArray) -> npt.NDArray[np.intp]:
-    """(n, groups): when each group's turn comes; the largest first."""
+    """(n, groups): the position of each group in its row's order, the most urgent first."""
     return np.argsort(np.argsort(-urgency, axis=1, kind="stable"), axis=1, kind="stable")
 
 
@@ -154,24 +197,28 @@ def _accuracies(
     member: npt.NDArray[np.bool_],
     labels: npt.NDArray[np.int64],
 ) -> list[float]:
-    found = []
+    accuracies = []
     for count in range(len(member) + 1):
         done = (rank < count) @ member
         predicted = classifier.probabilities(np.where(done, corrected, scores)).argmax(axis=1)
-        found.append(float(np.mean(predicted == labels)))
-    return found
+        accuracies.append(float(np.mean(predicted == labels)))
+    return accuracies
 
 
-# --- do the scores mean their words? -----------------------------------------------------------------
+# --- scores against annotations -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ConceptAuroc:
-    """How well one concept's score tells where it is there.
+    """How well the score of one concept tells images that show it from images that do not.
 
-    `overall` compares any image that shows it with any that does not; `within` compares only images of the same
-    class, so that knowing the class alone gives 0.5. `true` and `false` count the images, `pairs_within` the pairs of
-    the second. nan where there is nothing to compare.
+    Attributes:
+        concept: The concept.
+        true: Images that show it.
+        false: Images that do not.
+        overall: AUROC over all pairs of images; nan where there are none.
+        within: AUROC over pairs of the same class, so that a score which knows the class alone has 0.5.
+        pairs_within: Number of these pairs.
     """
 
     concept: str
@@ -182,32 +229,39 @@ class ConceptAuroc:
     pairs_within: int
 
 
-def concept_auroc(samples: Samples, truth: ConceptAnnotations) -> list[ConceptAuroc]:
-    """AUROC of every concept overall and within classes; rows whose truth is nan do not count for a concept.
+def concept_auroc(samples: Samples, annotations: ConceptAnnotations) -> list[ConceptAuroc]:
+    """Measure the AUROC of every concept, overall and within classes.
 
-    `truth` (N, K) belongs to the rows and columns of `samples`. Within classes it is the share of same-class pairs that
-    are in order: the classes' AUROCs, weighted by their numbers of pairs.
+    Within classes it is the share of same-class pairs that are in order: the classes' AUROCs, weighted by their
+    numbers of pairs.
+
+    Args:
+        samples: The rows, described by concept scores.
+        annotations: (N, K) for the rows and columns of `samples`; rows with nan do not count for a concept.
+
+    Returns:
+        One measure a concept.
     """
-    found = []
+    measures = []
     for column, concept in enumerate(samples.columns):
-        known = np.flatnonzero(~np.isnan(truth[:, column]))
-        scores, there = samples.features[known, column], truth[known, column] > 0.5
+        known = np.flatnonzero(~np.isnan(annotations[:, column]))
+        scores, present = samples.features[known, column], annotations[known, column] > 0.5
         labels, groups = samples.labels[known], None if samples.groups is None else samples.groups[known]
         members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        pairs = [int(there[member].sum() * (~there[member]).sum()) for member in members]
-        found.append(
+        pairs = [int(present[member].sum() * (~present[member]).sum()) for member in members]
+        measures.append(
             ConceptAuroc(
                 concept=concept,
-                true=int(there.sum()),
-                false=int((~there).sum()),
-                overall=_estimate(auroc(scores, there), there, groups),
+                true=int(present.sum()),
+                false=int((~present).sum()),
+                overall=_estimate(auroc(scores, present), present, groups),
                 within=_estimate(
-                    _within(scores, there, [m for m, n in zip(members, pairs, strict=True) if n]), there, groups
+                    _within(scores, present, [m for m, n in zip(members, pairs, strict=True) if n]), present, groups
                 ),
                 pairs_within=sum(pairs),
             )
         )
-    return found
+    return measures
 
 
 def _estimate(statistic: Statistic, rows: npt.NDArray[Any], groups: npt.NDArray[np.object_] | None) -> Estimate:
@@ -217,73 +271,90 @@ def _estimate(statistic: Statistic, rows: npt.NDArray[Any], groups: npt.NDArray[
 
 
 def _within(
-    scores: npt.NDArray[Any], there: npt.NDArray[np.bool_], members: Sequence[npt.NDArray[np.intp]]
+    scores: npt.NDArray[Any], present: npt.NDArray[np.bool_], members: Sequence[npt.NDArray[np.intp]]
 ) -> Statistic:
     """The AUROC of pairs of one class: the mean over classes, each with the number of its pairs."""
-    parts = [(member, auroc(scores[member], there[member])) for member in members]
+    parts = [(member, auroc(scores[member], present[member])) for member in members]
 
     def statistic(weights: FloatArray) -> FloatArray:
-        right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for member, part in parts:
             own = weights[:, member]
-            count = (own @ there[member]) * (own @ ~there[member])
-            right += np.where(count > 0, count * part(own), 0)
+            count = (own @ present[member]) * (own @ ~present[member])
+            ordered += np.where(count > 0, count * part(own), 0)
             pairs += count
-        return np.asarray(np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
+        return np.asarray(np.divide(ordered, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
 
     return statistic
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Log losses, in bits, of two classifiers on a held-out split: given the true concepts, and given the scores too.
+    """What scores tell about the class beyond the concepts that they are named after.
 
-    `information` is their difference, I(y; scores | concepts): what the scores tell about the class beyond the
-    concepts that they are named after. Near 0 there is none; a negative value is noise of the estimate.
+    Attributes:
+        given_annotations: Log loss in bits of a classifier on the annotations.
+        given_both: Log loss in bits of a classifier on annotations and scores.
+        concepts: Number of annotated concepts.
+        rows: Rows of the split.
     """
 
-    given_truth: float
+    given_annotations: float
     given_both: float
     concepts: int
     rows: int
 
     @property
     def information(self) -> float:
-        return self.given_truth - self.given_both
+        """I(y; scores | concepts) in bits, the difference of the losses; a negative value is noise of the estimate."""
+        return self.given_annotations - self.given_both
 
 
-def leakage(
+def measure_leakage(
     samples: Samples,
-    truth: ConceptAnnotations,
+    annotations: ConceptAnnotations,
     *,
     split: str,
     log: HoldoutLog,
     train: str = "train",
     val: str | None = "val",
 ) -> Leakage:
-    """How much the scores leak about the class beyond the truth of their concepts (arXiv 2504.09459).
+    """Measure how much scores leak about the class beyond their concepts (arXiv 2504.09459).
 
-    I(y; scores | concepts) = H(y | concepts) - H(y | scores, concepts), each by the log loss of a logistic regression
-    that is fitted on `train` and chosen on `val`. Only concepts and rows whose truth is known count. Raises
-    `AnalysisError` where there are none.
+    I(y; scores | concepts) = H(y | concepts) - H(y | scores, concepts), each by the log loss of a logistic
+    regression.
+
+    Args:
+        samples: The rows, described by concept scores.
+        annotations: (N, K) for the rows and columns of `samples`; only annotated concepts and rows count.
+        split: The held-out split.
+        log: Records the accesses.
+        train: The split to fit on.
+        val: The split to choose on; None chooses by folds of `train`.
+
+    Returns:
+        The losses.
+
+    Raises:
+        AnalysisError: No concept is annotated for any row.
     """
-    known = np.flatnonzero(~np.isnan(truth).all(axis=0))
-    rows = np.flatnonzero(~np.isnan(truth[:, known]).any(axis=1))
+    known = np.flatnonzero(~np.isnan(annotations).all(axis=0))
+    rows = np.flatnonzero(~np.isnan(annotations[:, known]).any(axis=1))
     if not len(known) or not len(rows):
-        raise AnalysisError("The truth of no concept is known for any row, so leakage cannot be measured.")
-    columns = [samples.columns[place] for place in known]
+        raise AnalysisError("No concept is annotated for any row, so leakage cannot be measured.")
+    columns = [samples.columns[column] for column in known]
     chosen = samples.select(columns).take(rows)
-    shown = truth[rows][:, known]
-    named = [f"{name} (truth)" for name in columns]
-    losses = []
+    annotated = annotations[rows][:, known]
+    names = [f"{name} (truth)" for name in columns]
+    log_losses = []
     for described, what in (
-        (chosen.with_features(shown, named), "log loss given the true concepts"),
+        (chosen.with_features(annotated, names), "log loss given the true concepts"),
         (
-            chosen.with_features(np.concatenate([chosen.features, shown], axis=1), columns + named),
+            chosen.with_features(np.concatenate([chosen.features, annotated], axis=1), columns + names),
             "log loss given scores and true concepts",
         ),
     ):
         probabilities = evaluate_on_holdout(fit_logistic(described, train=train, val=val), described, split, log, what)
         labels = described.of(split).labels
-        losses.append(float(-np.mean(np.log2(probabilities[np.arange(len(labels)), labels]))))
-    return Leakage(losses[0], losses[1], len(columns), int(np.sum(chosen.split == split)))
+        log_losses.append(float(-np.mean(np.log2(probabilities[np.arange(len(labels)), labels]))))
+    return Leakage(log_losses[0], log_losses[1], len(columns), int(np.sum(chosen.split == split)))

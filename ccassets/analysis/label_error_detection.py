@@ -1,9 +1,7 @@
-"""Suspect labels: rows that a classifier which never saw them would label otherwise, the least believed first."""
+"""Label errors: rows that a classifier fitted without them would label otherwise, the least believed first."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -13,16 +11,24 @@ import numpy as np
 from PIL import Image
 
 from ccassets.analysis.classifiers import FloatArray, fit_logistic_with
-from ccassets.analysis.samples import Samples, folds
-from ccassets.files import write_text
+from ccassets.analysis.row_files import save_images, write_csv
+from ccassets.analysis.samples import Samples, concept_samples, folds
+from ccassets.database.reader import Database
 
 
 @dataclass(frozen=True)
 class LabelError:
     """A row whose label is in doubt.
 
-    `confidence` is the out-of-fold probability of the label that the row has, `predicted_confidence` that of the
-    class that is predicted instead.
+    Attributes:
+        id: The row's own number.
+        key: Where the row came from; "" where that is not known.
+        split: Its split.
+        group: Its patient or slide; "" where none is known.
+        label: The class that it is labelled with.
+        predicted: The class that is predicted out of fold.
+        confidence: Out-of-fold probability of `label`.
+        predicted_confidence: Out-of-fold probability of `predicted`.
     """
 
     id: int
@@ -35,25 +41,41 @@ class LabelError:
     predicted_confidence: float
 
 
-def out_of_fold_probabilities(samples: Samples, *, count: int = 5, strength: float = 1.0, seed: int = 0) -> FloatArray:
-    """(N, C): every row's probabilities by a logistic regression that was fitted without its fold and its group."""
-    probabilities = np.empty((len(samples), len(samples.classes)))
-    for fitted, left_out in folds(samples, count, seed):
-        classifier = fit_logistic_with(samples.take(fitted), strength)
-        probabilities[left_out] = classifier.probabilities(samples.features[left_out])
-    return probabilities
+def label_errors(database: Database) -> list[LabelError]:
+    """List the rows of a database whose label is in doubt, judged by their concept scores (`find_label_errors`).
+
+    Args:
+        database: A database with one label a row.
+
+    Returns:
+        The rows, the least believed label first.
+
+    Raises:
+        AnalysisError: Rows have no label, or several; or a class has too few rows.
+    """
+    return find_label_errors(concept_samples(database))
 
 
 def find_label_errors(samples: Samples, probabilities: FloatArray | None = None) -> list[LabelError]:
-    """Every row whose label is not the most probable class out of fold, by self-confidence, the lowest first.
+    """List the rows whose label is not the most probable class out of fold, by self-confidence, the lowest first.
 
-    Self-confidence is the probability of the label that the row has (Northcutt et al., 2021, arXiv 1911.00068).
-    `probabilities` (N, C) default to `out_of_fold_probabilities`. A label in doubt may be wrong, and so may the
-    classifier: look at the picture.
+    Self-confidence is the probability of the label that the row has (Northcutt et al. 2021, arXiv 1911.00068). A
+    label in doubt may be right all the same: check the image.
+
+    Args:
+        samples: The labelled rows.
+        probabilities: (N, C), each row by a classifier that was not fitted on it; by default
+            `out_of_fold_probabilities`.
+
+    Returns:
+        The rows, the least believed label first.
+
+    Raises:
+        AnalysisError: A class has fewer rows, or the data fewer groups, than there are folds.
     """
     if probabilities is None:
         probabilities = out_of_fold_probabilities(samples)
-    own = probabilities[np.arange(len(samples)), samples.labels]
+    confidence = probabilities[np.arange(len(samples)), samples.labels]
     predicted = probabilities.argmax(axis=1)
     doubtful = np.flatnonzero(predicted != samples.labels)
     return [
@@ -64,31 +86,51 @@ def find_label_errors(samples: Samples, probabilities: FloatArray | None = None)
             group="" if samples.groups is None else str(samples.groups[row]),
             label=samples.classes[samples.labels[row]],
             predicted=samples.classes[predicted[row]],
-            confidence=float(own[row]),
+            confidence=float(confidence[row]),
             predicted_confidence=float(probabilities[row, predicted[row]]),
         )
-        for row in doubtful[np.argsort(own[doubtful], kind="stable")]
+        for row in doubtful[np.argsort(confidence[doubtful], kind="stable")]
     ]
 
 
-def write_label_errors(suspects: Sequence[LabelError], path: Path) -> None:
-    """The list as CSV, with `rank` from 1."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", *(field.name for field in fields(LabelError))])
-    writer.writerows([rank, *astuple(suspect)] for rank, suspect in enumerate(suspects, start=1))
-    write_text(path, text.getvalue())
+def out_of_fold_probabilities(samples: Samples, *, count: int = 5, strength: float = 1.0, seed: int = 0) -> FloatArray:
+    """Predict every row (N, C) by a logistic regression that was fitted without its fold and its group."""
+    probabilities = np.empty((len(samples), len(samples.classes)))
+    for fitted, left_out in folds(samples, count, seed):
+        classifier = fit_logistic_with(samples.take(fitted), strength)
+        probabilities[left_out] = classifier.probabilities(samples.features[left_out])
+    return probabilities
 
 
-def save_images(
-    suspects: Sequence[LabelError], picture: Callable[[LabelError], Image.Image], folder: Path
+def write_label_errors(errors: Sequence[LabelError], path: Path) -> None:
+    """Write label errors as CSV, with `rank` from 1 before their attributes.
+
+    Args:
+        errors: The rows, in the order of their ranks.
+        path: The file.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    columns = ["rank", *(field.name for field in fields(LabelError))]
+    write_csv(path, columns, ([rank, *astuple(error)] for rank, error in enumerate(errors, start=1)))
+
+
+def save_label_error_images(
+    errors: Sequence[LabelError], read_image: Callable[[LabelError], Image.Image], folder: Path
 ) -> list[Path]:
-    """Save every suspect's picture as `<rank>_<label>_as_<predicted>.png`; `picture` gives it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = []
-    for rank, suspect in enumerate(suspects, start=1):
-        name = f"{rank:04d}_{suspect.label}_as_{suspect.predicted}"
-        path = folder / f"{quote(name, safe=' ')}.png"
-        picture(suspect).save(path)
-        saved.append(path)
-    return saved
+    """Save the image of every label error as `<rank>_<label>_as_<predicted>.png`.
+
+    Args:
+        errors: The rows, in the order of their ranks.
+        read_image: Returns the image of a row.
+        folder: The folder, made where it is missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    names = [quote(f"{error.label}_as_{error.predicted}", safe=" ") for error in errors]
+    return save_images(zip(names, map(read_image, errors), strict=True), folder)

@@ -1,4 +1,4 @@
-"""Localisation: whether the maps of concepts are high where the concepts are, for images whose parts are known."""
+"""Localisation of concepts: whether their maps are high where the concepts are, for images with known parts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Localisation:
-    """How well the maps of one part's concepts keep to that part, over `images` images that show the part.
+    """How well the maps of one part's concepts keep to that part.
 
-    `inside` is the share of images in whose part the concepts of the part have a higher mean than those of other
-    parts, `outside` the share of images in the rest of which they have a lower one, `both` the share in which both is
-    so; over the `compared` images that show concepts of both. Over `maps` maps: `pointing` is how often the highest
-    patch lies in the part, `mass` the part's share of what a map has above its own mean, and `area` what these two
-    would be by chance.
+    Attributes:
+        images: Images that show the part.
+        compared: Those of them that show concepts of the part and of other parts.
+        maps: Maps of the part's concepts in `images`.
+        inside: Share of `compared` in whose part the part's concepts have a higher mean than those of other parts.
+        outside: Share of `compared` in the rest of which they have a lower mean.
+        both: Share of `compared` in which both is so.
+        pointing: Share of `maps` whose highest patch is in the part (the pointing game).
+        mass: Mean share of the part in what a map has above its own mean.
+        area: What `pointing` and `mass` would be by chance.
     """
 
     images: int
@@ -39,35 +44,47 @@ class Localisation:
     area: float
 
 
-def localisation(maps: FloatArray, there: Mask, parts: Sequence[str], part: str, mask: Mask) -> Localisation:
-    """Measure the maps (n, K, T) of the concepts that are `there` (n, K) against the patches `mask` (n, T) of a part.
+def measure_localisation(maps: FloatArray, present: Mask, parts: Sequence[str], part: str, mask: Mask) -> Localisation:
+    """Measure maps of concepts against the patches of a part.
 
-    `parts` (K,) names the part of the picture that each concept is about; "" belongs to none. A map that is high
-    anywhere in the foreground passes a mere inside-against-outside test; it does not pass against another part's
-    concepts. Raises `AnalysisError` when no image shows a concept of the part.
+    A map that is high anywhere in the foreground passes a mere inside-against-outside test; it does not pass against
+    the concepts of another part.
+
+    Args:
+        maps: (n, K, T), the map of every concept.
+        present: (n, K), whether the image shows the concept.
+        parts: (K,), the part of the image that each concept is about; "" for none.
+        part: The part to measure.
+        mask: (n, T), the patches of that part.
+
+    Returns:
+        The measures; nan where there is nothing to compare.
+
+    Raises:
+        AnalysisError: No image shows a concept of the part.
     """
     own = np.array([name == part for name in parts])
     other = np.array([name not in ("", part) for name in parts])
-    keeps, pointing, mass, area = [], [], [], []
-    shown = np.flatnonzero(mask.any(axis=1) & (there & own).any(axis=1))
-    for scores, present, inner in zip(maps[shown], there[shown], mask[shown], strict=True):
-        ours, theirs = scores[present & own], scores[present & other]
-        if len(theirs) and not inner.all():
-            lead = ours.mean(axis=0) - theirs.mean(axis=0)
-            keeps.append((lead[inner].mean() > 0, lead[~inner].mean() < 0))
-        above = np.maximum(ours - ours.mean(axis=1, keepdims=True), 0)
-        pointing += inner[ours.argmax(axis=1)].tolist()
+    leads, pointing, mass, area = [], [], [], []
+    shown = np.flatnonzero(mask.any(axis=1) & (present & own).any(axis=1))
+    for scores, concepts, inner in zip(maps[shown], present[shown], mask[shown], strict=True):
+        own_maps, other_maps = scores[concepts & own], scores[concepts & other]
+        if len(other_maps) and not inner.all():
+            lead = own_maps.mean(axis=0) - other_maps.mean(axis=0)
+            leads.append((lead[inner].mean() > 0, lead[~inner].mean() < 0))
+        above = np.maximum(own_maps - own_maps.mean(axis=1, keepdims=True), 0)
+        pointing += inner[own_maps.argmax(axis=1)].tolist()
         mass += (above[:, inner].sum(axis=1) / np.maximum(above.sum(axis=1), np.finfo(np.float32).tiny)).tolist()
-        area += [inner.mean()] * len(ours)
+        area += [inner.mean()] * len(own_maps)
     if not len(shown):
         raise AnalysisError(f"No image shows a concept of the part {part!r}.")
     return Localisation(
         images=len(shown),
-        compared=len(keeps),
+        compared=len(leads),
         maps=len(pointing),
-        inside=_mean([inside for inside, _ in keeps]),
-        outside=_mean([outside for _, outside in keeps]),
-        both=_mean([inside and outside for inside, outside in keeps]),
+        inside=_mean([inside for inside, _ in leads]),
+        outside=_mean([outside for _, outside in leads]),
+        both=_mean([inside and outside for inside, outside in leads]),
         pointing=_mean(pointing),
         mass=_mean(mass),
         area=_mean(area),
@@ -75,14 +92,31 @@ def localisation(maps: FloatArray, there: Mask, parts: Sequence[str], part: str,
 
 
 def patch_mask(mask: Mask, side: int, share: float = 0.5) -> Mask:
-    """The patches (side²,) of which more than `share` is covered by a mask (H, W), row by row from the top left."""
+    """Find the patches that a mask covers.
+
+    Args:
+        mask: (H, W), the pixels of a part.
+        side: Patches of a row and of a column.
+        share: The part of a patch that has to be covered at least.
+
+    Returns:
+        (side²,), row by row from the top left.
+    """
     covered = Image.fromarray(mask.astype(np.float32)).resize((side, side), Image.Resampling.BOX)
     return np.asarray(np.asarray(covered) > share).reshape(-1)
 
 
-def permuted(maps: FloatArray, parts: Sequence[str]) -> FloatArray:
-    """The same maps, each taken for a concept of another part: what must fail where localisation is no accident."""
-    known = [place for place in np.argsort(parts, kind="stable").tolist() if parts[place]]
+def exchange_maps(maps: FloatArray, parts: Sequence[str]) -> FloatArray:
+    """Exchange maps between parts: a control, on which `measure_localisation` has to fail.
+
+    Args:
+        maps: (n, K, T), the map of every concept.
+        parts: (K,), the part that each concept is about; "" for none.
+
+    Returns:
+        (n, K, T), each concept with the map of a concept of another part.
+    """
+    known = [column for column in np.argsort(parts, kind="stable").tolist() if parts[column]]
     shift = max(Counter(part for part in parts if part).values(), default=0)
     order = np.arange(len(parts))
     order[known] = np.roll(known, -shift)

@@ -1,4 +1,4 @@
-"""Results: which analyses a study has, and what each of them leaves behind as a JSON file."""
+"""Results of analyses: which ones a study has, what they measure of predictions, and the JSON files they write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ccassets.analysis.calibration import calibration, reliability, with_temperature
+from ccassets.analysis.calibration import apply_temperature, measure_calibration, reliability_diagram
 from ccassets.analysis.metrics import Array, Groups, evaluate
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
@@ -25,71 +25,82 @@ RESULT_FILES = {
     "concept_bottleneck": "concept_bottleneck.json",
     "concept_atlas": "concept_atlas.html",
 }
-"""The analyses of a study, each after those it reads, and the files they leave in `Store.analysis`."""
+"""The analyses of a study, each after those it reads, and the files they write to `Store.analysis`."""
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
+_UNAVAILABLE = "obstacle"
+"""Key of a result file that says why the analysis is unavailable."""
+
 
 def available_analyses(study: Study) -> list[str]:
-    """The analyses of a study, each after those it reads."""
-    left_out = unavailable_analyses(study)
-    return [name for name in RESULT_FILES if name not in left_out]
+    """List the analyses of a study, each after those it reads."""
+    unavailable = unavailable_analyses(study)
+    return [name for name in RESULT_FILES if name not in unavailable]
 
 
 def unavailable_analyses(study: Study) -> dict[str, str]:
-    """Why an analysis is no part of the study, as far as the study itself can tell; {} where nothing is in the way."""
+    """Say by name why an analysis is no part of a study, as far as the study itself can tell."""
     vocabulary = study.vocabulary
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     if not (vocabulary.concepts.words and vocabulary.concepts.templates):
         sentence = "The study has no concept words with templates to put them into (vocabulary.concepts)."
-        found |= dict.fromkeys(("concept_scores", "concept_bottleneck", "concept_atlas"), sentence)
+        reasons |= dict.fromkeys(("concept_scores", "concept_bottleneck", "concept_atlas"), sentence)
     elif missing := {TRAIN, VAL} - set(study.splits):
-        lacking = " and no ".join(sorted(missing))
-        found["concept_bottleneck"] = f"A classifier is fitted on train and chosen on val; the study has no {lacking}."
+        names = " and no ".join(sorted(missing))
+        reasons["concept_bottleneck"] = f"A classifier is fitted on train and chosen on val; the study has no {names}."
     if not (vocabulary.labels.words and vocabulary.labels.templates):
-        found["zero_shot"] = "The study has no label words with templates to put them into (vocabulary.labels)."
-    return found
+        reasons["zero_shot"] = "The study has no label words with templates to put them into (vocabulary.labels)."
+    return reasons
 
 
 def held_out_splits(database: Database) -> list[str]:
-    """`val` and `test`, those of them that have rows."""
+    """List those of `val` and `test` that have rows."""
     return [name for name in (VAL, TEST) if name in database.splits and len(database.select(name))]
 
 
-# --- what is measured --------------------------------------------------------------------------------
+# --- measures ----------------------------------------------------------------------------------------
 
 
-def measured(labels: Array, probabilities: Array, groups: Groups, temperature: float | None) -> dict[str, Any]:
-    """Every metric with its interval; where classes exclude each other also calibration, as it is and mended."""
-    found = asdict(evaluate(labels, probabilities, groups))
+def measure_predictions(
+    labels: Array, probabilities: Array, groups: Groups, temperature: float | None
+) -> dict[str, Any]:
+    """Measure probabilities (n, C): every metric with its interval, and where labels are one a row calibration.
+
+    With a `temperature` calibration is measured a second time, after applying it.
+    """
+    measures = asdict(evaluate(labels, probabilities, groups))
     if labels.ndim == 1:
-        found["calibration"] = asdict(calibration(labels, probabilities))
-        found["reliability"] = asdict(reliability(labels, probabilities))
+        measures["calibration"] = asdict(measure_calibration(labels, probabilities))
+        measures["reliability"] = asdict(reliability_diagram(labels, probabilities))
         if temperature is not None:
-            found["calibrated"] = asdict(calibration(labels, with_temperature(probabilities, temperature)))
-    return found
+            calibrated = apply_temperature(probabilities, temperature)
+            measures["calibrated"] = asdict(measure_calibration(labels, calibrated))
+    return measures
 
 
 def headline_metrics(content: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers whose history is worth a curve: `val_accuracy`, `val_accuracy_low`, …, of every split."""
-    numbers = {}
-    for split, found in content.get("splits", {}).items():
+    """The metrics whose history the UI plots: `val_accuracy`, `val_accuracy_low`, …, of every split of a result."""
+    metrics = {}
+    for split, measures in content.get("splits", {}).items():
         for name in ("accuracy", "auc", "balanced_accuracy"):
-            for part, value in (found[name] or {}).items():
+            for part, value in (measures[name] or {}).items():
                 if isinstance(value, float):
-                    numbers[f"{split}_{name}" if part == "value" else f"{split}_{name}_{part}"] = value
-    return numbers
+                    metrics[f"{split}_{name}" if part == "value" else f"{split}_{name}_{part}"] = value
+    return metrics
 
 
 # --- files -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an analysis found, as it stands in its file; `digest` changes when what was found does.
+class AnalysisResult:
+    """The result of an analysis, as it stands in its file.
 
-    `content` tells in `database` the digest of the database that was analysed, and has nothing but an `obstacle`
-    besides, a sentence, where that does not allow the analysis.
+    Attributes:
+        path: The file.
+        content: JSON types; `database` is the digest of the database that was analysed.
+        digest: Changes when the result does, and not with the database alone.
     """
 
     path: Path
@@ -99,26 +110,31 @@ class Result:
     @property
     def unavailable_reason(self) -> str | None:
         """Why the database does not allow the analysis, a sentence; None where it was made."""
-        return self.content.get("obstacle")
+        return self.content.get(_UNAVAILABLE)
 
 
-def write_result(path: Path, database: Database, compute: Callable[[], Mapping[str, Any]]) -> Result:
-    """Compute, and write what was found; an `AnalysisError` becomes the obstacle.
+def result_content(database: Database, measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert measures to JSON types, with the digest of the database that they are of."""
+    return {"database": summarize(database)["digest"], **_as_json(measures)}
+
+
+def write_result(path: Path, database: Database, measure: Callable[[], Mapping[str, Any]]) -> AnalysisResult:
+    """Write what `measure` returns; where it raises `AnalysisError`, write why the analysis is unavailable.
 
     A database without labels is no failure of a build: its features are finished, this analysis does not apply.
     """
     try:
-        found = compute()
+        content = result_content(database, measure())
     except AnalysisError as error:
-        found = {"obstacle": str(error)}
-    text = json.dumps(_plain(found), ensure_ascii=False, allow_nan=False)
-    content = {"database": summarize(database)["digest"], **json.loads(text)}
+        content = result_content(database, {_UNAVAILABLE: str(error)})
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return Result(path, content, hashlib.sha256(text.encode("utf-8")).hexdigest())
+    measures = {name: value for name, value in content.items() if name != "database"}
+    text = json.dumps(measures, ensure_ascii=False, allow_nan=False)
+    return AnalysisResult(path, content, hashlib.sha256(text.encode("utf-8")).hexdigest())
 
 
 def read_result(path: Path, database: Database) -> Mapping[str, Any]:
-    """What an analysis left behind; raises `AnalysisError` when it is not of this database, or not there."""
+    """Read the result of an analysis; raises `AnalysisError` when there is none, or one of another database."""
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -128,14 +144,14 @@ def read_result(path: Path, database: Database) -> Mapping[str, Any]:
     return content
 
 
-def _plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite is null."""
+def _as_json(value: Any) -> Any:
+    """Convert to JSON's own types; a number that is not finite becomes null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(part) for name, part in vars(value).items()}
+        return {name: _as_json(part) for name, part in vars(value).items()}
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): _as_json(part) for name, part in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(part) for part in value]
+        return [_as_json(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

@@ -1,4 +1,4 @@
-"""Retrieval: whether the images that score highest on a concept are those that show it."""
+"""Retrieval of concepts: whether the images that score highest on a concept are those that show it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import numpy as np
 from ccassets.analysis.concept_annotations import ConceptAnnotations
 from ccassets.analysis.scores import FloatArray
 
-FIRST = 20
+TOP_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well a concept's score finds the images that show it, among the `images` whose truth is known.
+    """How well the score of a concept retrieves the images that show it; a random score has `base_rate` for both.
 
-    `precision` is the share of them among the 20 highest scores (all, where there are fewer), `average_precision` the
-    mean of the precision at each of them; a score that knows nothing has `base_rate` for both. nan without any image.
+    Attributes:
+        concept: The concept.
+        images: Images whose annotation is known.
+        base_rate: Share of these that show the concept; nan without any.
+        precision: Share of the 20 highest scores that show it; nan without any.
+        average_precision: Mean of the precision at each image that shows it; nan where none does.
     """
 
     concept: str
@@ -28,22 +32,31 @@ class Retrieval:
     average_precision: float
 
 
-def retrieval(scores: FloatArray, truth: ConceptAnnotations, concepts: Sequence[str]) -> list[Retrieval]:
-    """Every concept's, from scores and truth (N, K)."""
+def measure_retrieval(scores: FloatArray, annotations: ConceptAnnotations, concepts: Sequence[str]) -> list[Retrieval]:
+    """Measure how well scores retrieve the images that show each concept.
+
+    Args:
+        scores: (N, K).
+        annotations: (N, K): 1, 0, or nan where nothing is known.
+        concepts: The K concepts.
+
+    Returns:
+        One measure a concept.
+    """
     from sklearn.metrics import average_precision_score
 
-    found = []
+    retrievals = []
     for column, concept in enumerate(concepts):
-        known = ~np.isnan(truth[:, column])
-        values, there = scores[known, column], truth[known, column] > 0.5
-        first = there[np.argsort(-values, kind="stable")[:FIRST]]
-        found.append(
+        known = ~np.isnan(annotations[:, column])
+        values, present = scores[known, column], annotations[known, column] > 0.5
+        top = present[np.argsort(-values, kind="stable")[:TOP_IMAGES]]
+        retrievals.append(
             Retrieval(
                 concept=concept,
-                images=len(there),
-                base_rate=float(there.mean()) if len(there) else np.nan,
-                precision=float(first.mean()) if len(first) else np.nan,
-                average_precision=float(average_precision_score(there, values)) if there.any() else np.nan,
+                images=len(present),
+                base_rate=float(present.mean()) if len(present) else np.nan,
+                precision=float(top.mean()) if len(top) else np.nan,
+                average_precision=float(average_precision_score(present, values)) if present.any() else np.nan,
             )
         )
-    return found
+    return retrievals

@@ -1,4 +1,4 @@
-"""Samples: the labelled rows that classifiers learn from and are measured on, and the folds they are cut into."""
+"""Samples: the labelled rows that classifiers are fitted and measured on, and the folds they are divided into."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from ccassets.study.schema import Concept
 
 @dataclass(frozen=True)
 class Samples:
-    """N labelled rows.
+    """N labelled rows, each described by K columns.
 
-    `features` (N, K) float: concept scores, or any other columns, named by `columns`. `labels` (N,) int64 are places
-    in `classes`. `split` and, where patients or slides are known, `groups` are (N,) str. `ids` (N,) int64 are the
-    rows' own numbers, `keys` (N,) str say where they came from. Raises `AnalysisError` where these do not fit.
+    Attributes:
+        features: (N, K) float: concept scores, or any other columns.
+        columns: Names of the columns.
+        labels: (N,) int64 indices into `classes`.
+        split: (N,) str.
+        classes: Names of the classes.
+        ids: (N,) int64, the rows' own numbers.
+        groups: (N,) str, the patient or slide; None where none are known.
+        keys: (N,) str, where the rows came from; None where that is not known.
+
+    Raises:
+        AnalysisError: The parts do not fit together, or a row has no label.
     """
 
     features: npt.NDArray[np.floating[Any]]
@@ -44,7 +53,7 @@ class Samples:
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
             raise AnalysisError(
-                f"Labels from 0 to {len(self.classes) - 1} were expected ({len(self.classes)} classes); row "
+                f"Expected labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes); row "
                 f"{self.ids[wrong[0]]} has {self.labels[wrong[0]]} ({len(wrong)} such rows). A classifier needs a "
                 "label for every row."
             )
@@ -53,7 +62,7 @@ class Samples:
         return len(self.labels)
 
     def of(self, *splits: str) -> Samples:
-        """The rows of these splits; raises `AnalysisError` where one has none."""
+        """Take the rows of these splits; raises `AnalysisError` where one has none."""
         for split in splits:
             if not np.any(self.split == split):
                 known = sorted(set(self.split.tolist()))
@@ -61,7 +70,7 @@ class Samples:
         return self.take(np.flatnonzero(np.isin(self.split, splits)))
 
     def take(self, rows: npt.NDArray[Any]) -> Samples:
-        """These rows, by number or by mask."""
+        """Take these rows, by number or by mask."""
         return replace(
             self,
             features=self.features[rows],
@@ -73,42 +82,61 @@ class Samples:
         )
 
     def select(self, columns: Sequence[str]) -> Samples:
-        """The same rows with these columns only, in this order."""
+        """Describe the same rows by these columns alone, in this order."""
         unknown = [name for name in columns if name not in self.columns]
         if unknown:
             raise AnalysisError(f"There are no columns {unknown}; there are {list(self.columns)}.")
-        places = [self.columns.index(name) for name in columns]
-        return replace(self, features=self.features[:, places], columns=tuple(columns))
+        indices = [self.columns.index(name) for name in columns]
+        return replace(self, features=self.features[:, indices], columns=tuple(columns))
 
     def with_features(self, features: npt.NDArray[np.floating[Any]], columns: Sequence[str]) -> Samples:
-        """The same rows described by other columns."""
+        """Describe the same rows by other columns."""
         return replace(self, features=features, columns=tuple(columns))
 
 
 def concept_samples(database: Database, words: Sequence[str] | None = None) -> Samples:
-    """Every row of a database described by its cosine concept scores; `words` are by default all its concepts.
+    """Describe every row of a database by its cosine concept scores.
 
-    Raises `AnalysisError` where rows have no label, or several.
+    Args:
+        database: A database with one label a row.
+        words: Concepts; by default all, in their order.
+
+    Returns:
+        The samples, `features` (N, K) float32.
+
+    Raises:
+        AnalysisError: Rows have no label, or several.
+        DatabaseError: The database has no such concept.
     """
     names = [concept.word for concept in database_concepts(database)] if words is None else list(words)
-    return _described(database, concept_scores(database, names), names)
+    return _samples(database, concept_scores(database, names), names)
 
 
 def feature_samples(database: Database) -> Samples:
-    """Every row of a database described by its image features, (N, D) float32."""
+    """Describe every row of a database by its image features.
+
+    Args:
+        database: A database with one label a row.
+
+    Returns:
+        The samples, `features` (N, D) float32.
+
+    Raises:
+        AnalysisError: Rows have no label, or several.
+    """
     features = np.asarray(database.image_features, np.float32)
-    return _described(database, features, [f"f{number}" for number in range(database.dim)])
+    return _samples(database, features, [f"f{number}" for number in range(database.dim)])
 
 
 def is_labelled(database: Database) -> bool:
-    """Whether the labels in the file mean anything: a data set without labels has zeros there."""
+    """Tell whether the stored labels mean anything: a data set without labels has zeros there."""
     return bool(((database.provenance or {}).get("dataset") or {}).get("labels") != "none")
 
 
 def class_names(database: Database) -> tuple[str, ...]:
-    """What the labels are called: the data set's classes, else the label words, else the numbers."""
-    named = database.attributes.get("label_classes") or database.attributes.get("label_texts")
-    return tuple(named or map(str, range(int(database.labels.max(initial=-1)) + 1)))
+    """Name the labels: by the data set's classes, else by the label words, else by their numbers."""
+    names = database.attributes.get("label_classes") or database.attributes.get("label_texts")
+    return tuple(names or map(str, range(int(database.labels.max(initial=-1)) + 1)))
 
 
 def label_number(database: Database, name: str) -> int:
@@ -126,15 +154,22 @@ def label_number(database: Database, name: str) -> int:
 
 
 def database_concepts(database: Database) -> tuple[Concept, ...]:
-    """The database's concepts in their order, with group, level and synonyms where it knows them."""
-    told = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}
+    """List the concepts of a database.
+
+    Args:
+        database: The database.
+
+    Returns:
+        The concepts in their order, with group, level and synonyms where the file knows them.
+    """
+    stored = {concept["word"]: concept for concept in database.attributes.get("concepts") or ()}
     return tuple(
-        Concept.model_validate(told.get(word) or {"word": word, "synonyms": texts[1:]})
+        Concept.model_validate(stored.get(word) or {"word": word, "synonyms": texts[1:]})
         for word, texts in database.concepts.items()
     )
 
 
-def _described(database: Database, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
+def _samples(database: Database, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
     if not is_labelled(database):
         raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
     if database.label_matrix is not None:
@@ -152,9 +187,10 @@ def _described(database: Database, features: npt.NDArray[np.float32], columns: S
 
 
 def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-    """Rows to fit on and rows left out, `count` times; classes are spread evenly, and no group is on both sides.
+    """Divide rows into rows to fit on and rows left out, `count` times.
 
-    Raises `AnalysisError` where a class has fewer rows, or the data fewer groups, than there are folds.
+    Classes are spread evenly, and no group is on both sides. Raises `AnalysisError` where a class has fewer rows, or
+    the data fewer groups, than there are folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -165,8 +201,8 @@ def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray
     if samples.groups is None:
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         return list(splitter.split(samples.features, samples.labels))
-    known = len(set(samples.groups.tolist()))
-    if known < count:
-        raise AnalysisError(f"{count} folds need {count} groups; found {known}.")
+    groups = len(set(samples.groups.tolist()))
+    if groups < count:
+        raise AnalysisError(f"{count} folds need {count} groups; found {groups}.")
     grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     return list(grouped.split(samples.features, samples.labels, samples.groups))

@@ -1,9 +1,7 @@
-"""Search: which rows or patches are nearest to a text, a concept, an image, or a mixture of them. Exact, in blocks."""
+"""Exact search for the images or patches nearest to a text, a concept, an image or a mixture, and near-duplicates."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.concept_models import encoder_identity
+from ccassets.analysis.row_files import save_images, write_csv
 from ccassets.analysis.samples import label_number
 from ccassets.analysis.scores import (
     FloatArray,
@@ -26,7 +25,6 @@ from ccassets.analysis.scores import (
 from ccassets.database.hdf5 import Array, iter_blocks
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.files import storage_errors, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,9 +37,16 @@ _PAIR_ROWS = 2048
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that was found. `score` is a cosine, or for a mixture the cosine with its vector; `patch` the best patch.
+    """A row that a search returns; `key`, `label` and `group` are None where the file knows none.
 
-    Patches count row-major from the top left. `key`, `label` and `group` are None where the file knows none.
+    Attributes:
+        row: Number of the row in the file.
+        key: Where the image came from.
+        split: Its split.
+        label: Number of its class.
+        group: Its patient or slide.
+        score: Cosine with the query; for a mixture, with the sum of its vectors.
+        patch: Number of the best patch, row by row from the top left; None for a search of whole images.
     """
 
     row: int
@@ -54,8 +59,20 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two rows of different splits that look alike; `similarity` is the cosine of their image features."""
+class ImagePair:
+    """Two similar rows of different splits; `key` and `label` are None where the file knows none.
+
+    Attributes:
+        similarity: Cosine of their image features.
+        row: Number of the first row in the file.
+        key: Where its image came from.
+        split: Its split.
+        label: Number of its class.
+        other_row: Number of the second row.
+        other_key: Where its image came from.
+        other_split: Its split.
+        other_label: Number of its class.
+    """
 
     similarity: float
     row: int
@@ -70,22 +87,36 @@ class Pair:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """The most similar pairs, best first, and how many there are above the similarity in all."""
+    """Similar images of different splits.
 
-    pairs: tuple[Pair, ...]
-    found: int
+    Attributes:
+        pairs: The most similar pairs, most similar first.
+        count: Number of pairs of at least the similarity, those that were not kept included.
+    """
+
+    pairs: tuple[ImagePair, ...]
+    count: int
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows to search: those of a split, a label (number or name) and a group, each optional."""
+    """The rows that a search may return: those that meet every condition.
+
+    Attributes:
+        split: Rows of this split.
+        label: Rows of this class, by number or name.
+        group: Rows of this patient or slide.
+    """
 
     split: str | None = None
     label: int | str | None = None
     group: str | None = None
 
     def mask(self, database: Database) -> npt.NDArray[np.bool_]:
-        """(N,) bool. Raises `DatabaseError` for a split, and `AnalysisError` for a label or group that is not there."""
+        """Select rows: (N,) bool.
+
+        Raises `DatabaseError` for a missing split, and `AnalysisError` for a missing label or group.
+        """
         allowed = np.ones(len(database), np.bool_)
         if self.split is not None:
             allowed[:] = False
@@ -105,7 +136,7 @@ class RowFilter:
         return allowed
 
 
-EVERYWHERE = RowFilter()
+EVERY_ROW = RowFilter()
 
 
 def search(
@@ -118,32 +149,48 @@ def search(
     encoder: Encoder | None = None,
     patches: bool = False,
     k: int = 10,
-    where: RowFilter = EVERYWHERE,
+    where: RowFilter = EVERY_ROW,
 ) -> list[Hit]:
-    """The k rows whose image is nearest to what is named, best first; the rows named are not among them.
+    """Find the k rows whose image is nearest to a query.
 
-    One text, stored concept or row is compared by cosine. Several are a mixture: the sum of their unit vectors, minus
-    those of the texts in `minus`. Texts are compared as they are written and need the `encoder` that made the file.
-    With `patches`, texts and concepts are compared with every patch instead, by the mean of their own token features,
-    and each hit tells its best patch. Raises `DatabaseError` or `AnalysisError` for what the file does not have.
+    A query of several texts, concepts and rows is a mixture: the sum of their unit vectors, minus those of the texts
+    in `minus`.
+
+    Args:
+        database: The database.
+        texts: Texts, compared as they are written.
+        concepts: Concepts of the file, each the mean over its templates and synonyms.
+        rows: Numbers of rows; they are not among the hits.
+        minus: Texts whose vectors are subtracted.
+        encoder: The encoder that made the file, which texts need.
+        patches: Compare texts and concepts with every patch, by the mean of their own token features.
+        k: Number of hits.
+        where: Rows that may be hits.
+
+    Returns:
+        The hits, best first; among equals the first row of the file.
+
+    Raises:
+        DatabaseError: The file lacks a concept, a row, a split or token features.
+        AnalysisError: The query is empty or cannot be compared, or no row has the label or group.
     """
     if patches and rows:
         raise AnalysisError("Rows are compared as whole images: search patches by a text or a concept.")
-    named = database.select(rows=np.array(rows, np.int64))
-    plus = [normalise(named.image_features)] if rows else []
+    selection = database.select(rows=np.array(rows, np.int64))
+    vectors = [normalise(selection.image_features)] if rows else []
     if concepts:
-        plus.append(local_features(database, concepts) if patches else database.concept_features(concepts))
+        vectors.append(local_features(database, concepts) if patches else database.concept_features(concepts))
     if texts:
-        plus.append(text_vectors(database, encoder, texts, patches=patches))
-    if not plus:
-        raise AnalysisError("Nothing to search for was named: give a text, a concept or a row.")
-    vector = np.concatenate(plus).sum(axis=0)
+        vectors.append(text_vectors(database, encoder, texts, patches=patches))
+    if not vectors:
+        raise AnalysisError("Nothing to search for: give a text, a concept or a row.")
+    vector = np.concatenate(vectors).sum(axis=0)
     if minus:
         vector -= text_vectors(database, encoder, minus, patches=patches).sum(axis=0)
     if np.linalg.norm(vector) < 1e-3:
-        raise AnalysisError("What was named and what is to be taken away are the same: nothing is left to search for.")
+        raise AnalysisError("The query and what is subtracted from it are the same: nothing is left to search for.")
     allowed = where.mask(database)
-    allowed[named.rows] = False
+    allowed[selection.rows] = False
     nearest = nearest_patches if patches else nearest_images
     return nearest(database, normalise(vector), k, allowed)
 
@@ -151,7 +198,20 @@ def search(
 def nearest_images(
     database: Database, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> list[Hit]:
-    """The k images with the highest cosine to a unit vector (D,), of the `allowed` rows (N,); equals by row number."""
+    """Find the k images with the highest cosine to a vector.
+
+    Args:
+        database: The database.
+        vector: (D,), unit length.
+        k: Number of hits.
+        allowed: (N,), the rows that may be hits; by default all.
+
+    Returns:
+        The hits, best first; among equals the first row of the file.
+
+    Raises:
+        AnalysisError: `k` is less than 1.
+    """
     best = _Best(k)
     for rows, features in _blocks(database, database.image_features, allowed):
         best.add(rows, cosines(features, vector[None])[:, 0])
@@ -161,7 +221,20 @@ def nearest_images(
 def nearest_patches(
     database: Database, vector: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
 ) -> list[Hit]:
-    """The k images whose best patch has the highest cosine to a unit vector (D,), and which patch that is."""
+    """Find the k images whose best patch has the highest cosine to a vector.
+
+    Args:
+        database: A database with token features.
+        vector: (D,), unit length.
+        k: Number of hits.
+        allowed: (N,), the rows that may be hits; by default all.
+
+    Returns:
+        The hits with their best patch, best first; among equals the first row of the file.
+
+    Raises:
+        AnalysisError: `k` is less than 1, or the file has no token features.
+    """
     tokens = database.image_token_features
     if tokens is None:
         raise AnalysisError(f"{database.path.name} was stored without token features: it has no patches to search.")
@@ -176,16 +249,16 @@ def nearest_patches(
 def text_vectors(
     database: Database, encoder: Encoder | None, texts: Sequence[str], *, patches: bool = False
 ) -> FloatArray:
-    """Texts as unit vectors (len(texts), D), for whole images or for patches, by the encoder that made the file.
+    """Encode texts as unit vectors (len(texts), D), for whole images or for patches, by the encoder of the file.
 
     Raises `AnalysisError` when there is no encoder, or another one: its vectors would mean something else.
     """
     if encoder is None:
         raise AnalysisError("A new text needs the encoder that made the file: name the study it was built from.")
-    made_by = encoder_identity(database)
-    if encoder.card.identity != made_by:
+    identity = encoder_identity(database)
+    if encoder.card.identity != identity:
         raise AnalysisError(
-            f"{database.path.name} was made by the encoder {made_by}, the study's is {encoder.card.identity}. "
+            f"{database.path.name} was made by the encoder {identity}, the study's is {encoder.card.identity}. "
             "Their features cannot be compared: name the study that the file was built from."
         )
     encoded = encoder.encode_texts(list(texts))
@@ -202,62 +275,86 @@ def text_vectors(
 
 
 def near_duplicates(database: Database, similarity: float, most: int = 1000) -> NearDuplicates:
-    """Pairs of rows of different splits with a cosine of at least `similarity`: images that a test may have seen.
+    """Find similar images of different splits, which leak from training into a test. Every pair is compared, in blocks.
 
-    Every pair is compared, in blocks; the `most` similar ones are kept, the others counted.
+    Args:
+        database: The database.
+        similarity: Lowest cosine of a pair.
+        most: Number of pairs to keep, the most similar ones.
+
+    Returns:
+        The pairs that are kept, and the number of all.
     """
     _, split = np.unique(database.split.astype(str), return_inverse=True)
     first, second, values = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    found = 0
+    count = 0
     for left, right, products in _block_pairs(database, split):
         a, b = np.nonzero(products >= similarity)
         a, b = a + left, b + right
         apart = (split[a] != split[b]) & (a < b)
-        found += int(apart.sum())
+        count += int(apart.sum())
         first, second = np.append(first, a[apart]), np.append(second, b[apart])
         values = np.append(values, products[a[apart] - left, b[apart] - right])
         order = np.lexsort((second, first, -values))[:most]
         first, second, values = first[order], second[order], values[order]
-    places = _places(database)
+    facts_of = _row_facts(database)
     pairs = []
     for a, b, value in zip(first.tolist(), second.tolist(), values.tolist(), strict=True):
-        one, other = places(a), places(b)
+        one, other = facts_of(a), facts_of(b)
         pairs.append(
-            Pair(value, a, one["key"], one["split"], one["label"], b, other["key"], other["split"], other["label"])
+            ImagePair(value, a, one["key"], one["split"], one["label"], b, other["key"], other["split"], other["label"])
         )
-    return NearDuplicates(tuple(pairs), found)
+    return NearDuplicates(tuple(pairs), count)
 
 
-# --- what to do with hits ----------------------------------------------------------------------------
+# --- hits as files -----------------------------------------------------------------------------------
 
 
-def write_csv(found: Sequence[Hit] | Sequence[Pair], path: Path, kind: type[Hit] | type[Pair] = Hit) -> None:
-    """Hits, or pairs with `kind=Pair`, as a CSV file with a header. Raises `StorageError` when it cannot be written."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(kind)])
-    writer.writerows(astuple(one) for one in found)
-    with storage_errors(path):
-        write_text(path, text.getvalue())
+def write_hits(hits: Sequence[Hit], path: Path) -> None:
+    """Write hits as CSV, a column for each of their attributes.
 
+    Args:
+        hits: The hits, best first.
+        path: The file.
 
-def copy_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: Path) -> list[Path]:
-    """Save the pictures of hits as `<rank>_row<row>_<score>.png`; `read_image` gives that of a row (`image_reader`).
-
-    Raises `StorageError` when the folder cannot be written.
+    Raises:
+        StorageError: The file cannot be written.
     """
-    saved = []
-    for rank, hit in enumerate(hits, start=1):
-        path = folder / f"{rank:04d}_row{hit.row}_{hit.score:.4f}.png"
-        picture = read_image(hit.row)
-        with storage_errors(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-        saved.append(path)
-    return saved
+    write_csv(path, [field.name for field in fields(Hit)], map(astuple, hits))
 
 
-# --- inside ------------------------------------------------------------------------------------------
+def write_pairs(pairs: Sequence[ImagePair], path: Path) -> None:
+    """Write pairs as CSV, a column for each of their attributes.
+
+    Args:
+        pairs: The pairs, most similar first.
+        path: The file.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    write_csv(path, [field.name for field in fields(ImagePair)], map(astuple, pairs))
+
+
+def save_hit_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: Path) -> list[Path]:
+    """Save the image of every hit as `<rank>_row<row>_<score>.png`.
+
+    Args:
+        hits: The hits, best first.
+        read_image: Returns the image of a row (`image_reader`).
+        folder: The folder, made where it is missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: A file cannot be written.
+        DatasetError: An image cannot be read.
+    """
+    return save_images(((f"row{hit.row}_{hit.score:.4f}", read_image(hit.row)) for hit in hits), folder)
+
+
+# --- blocks and rows ------------------------------------------------------------------------------------------
 
 
 class _Best:
@@ -265,7 +362,7 @@ class _Best:
 
     def __init__(self, k: int) -> None:
         if k < 1:
-            raise AnalysisError(f"At least one hit has to be asked for; {k} were.")
+            raise AnalysisError(f"Expected a number of hits of at least one, found {k}.")
         self._k = k
         self.rows = np.empty(0, np.int64)
         self.scores = np.empty(0, np.float32)
@@ -286,12 +383,12 @@ def _blocks(
     database: Database, values: Array, allowed: npt.NDArray[np.bool_] | None
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
     """Blocks of the allowed rows, with their numbers."""
-    wanted = np.ones(len(database), np.bool_) if allowed is None else allowed
-    places = np.flatnonzero(wanted)
-    if not len(places):
+    mask = np.ones(len(database), np.bool_) if allowed is None else allowed
+    rows = np.flatnonzero(mask)
+    if not len(rows):
         return
-    for first, block in iter_blocks(values, rows=slice(int(places[0]), int(places[-1]) + 1)):
-        chosen = wanted[first : first + len(block)]
+    for first, block in iter_blocks(values, rows=slice(int(rows[0]), int(rows[-1]) + 1)):
+        chosen = mask[first : first + len(block)]
         if chosen.any():
             yield first + np.flatnonzero(chosen), block if chosen.all() else block[chosen]
 
@@ -299,30 +396,30 @@ def _blocks(
 def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, FloatArray]]:
     """Cosines of blocks of rows with blocks that do not come before them: first row, first column, (rows, columns).
 
-    Blocks that both lie in one and the same split are left out.
+    Pairs of blocks of one and the same split are left out.
     """
     values = database.image_features
     block_bytes = _PAIR_ROWS * values.shape[1] * values.dtype.itemsize
     for left, block in iter_blocks(values, block_bytes):
         rows = normalise(np.asarray(block))
-        ours = split[left : left + len(rows)]
+        row_splits = split[left : left + len(rows)]
         for right, other in iter_blocks(values, block_bytes, slice(left, None)):
-            theirs = split[right : right + len(other)]
-            if np.any(ours != ours[0]) or np.any(theirs != ours[0]):
+            other_splits = split[right : right + len(other)]
+            if np.any(row_splits != row_splits[0]) or np.any(other_splits != row_splits[0]):
                 yield left, right, cosines(other, rows).T
 
 
 def _hits(database: Database, best: _Best) -> list[Hit]:
-    places = _places(database)
+    facts_of = _row_facts(database)
     patches = [None] * len(best.rows) if best.patches is None else best.patches.tolist()
     return [
-        Hit(row=row, score=score, patch=patch, **places(row))
+        Hit(row=row, score=score, patch=patch, **facts_of(row))
         for row, score, patch in zip(best.rows.tolist(), best.scores.tolist(), patches, strict=True)
     ]
 
 
-def _places(database: Database) -> Callable[[int], dict[str, Any]]:
-    """A function from a row to its key, split, label and group."""
+def _row_facts(database: Database) -> Callable[[int], dict[str, Any]]:
+    """A function from the number of a row to its key, split, label and group."""
     labelled = ((database.provenance or {}).get("dataset") or {}).get("labels") != "none"
     keys, groups = database.keys, database.groups
     return lambda row: {

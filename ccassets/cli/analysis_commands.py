@@ -14,7 +14,7 @@ from ccassets.cli.options import CsvOutputOption, FileArgument, HomeOption, Json
 from ccassets.cli.terminal import counted, print_json, write_output
 
 if TYPE_CHECKING:
-    from ccassets.analysis.vector_search import Hit
+    from ccassets.analysis import Hit
 
 
 def search(
@@ -44,9 +44,9 @@ def search(
     home: HomeOption = None,
 ) -> None:
     """Find the images that are nearest to a text, a concept, an image, or a mixture of these."""
+    from ccassets.analysis import RowFilter, image_reader, save_hit_images, write_hits
+    from ccassets.analysis import search as search_database
     from ccassets.analysis.samples import class_names
-    from ccassets.analysis.vector_search import RowFilter, copy_images, write_csv
-    from ccassets.analysis.vector_search import search as search_database
     from ccassets.database.reader import open_database
     from ccassets.encoders import load_encoder
     from ccassets.study.loading import load_study
@@ -70,11 +70,9 @@ def search(
         )
         classes = class_names(database)
         if output_images and loaded:
-            from ccassets.analysis.image_source import image_reader
-
-            copy_images(hits, image_reader(loaded, database), output_images)
+            save_hit_images(hits, image_reader(loaded, database), output_images)
     if output:
-        write_csv(hits, output)
+        write_hits(hits, output)
     if as_json:
         print_json([asdict(hit) for hit in hits])
         return
@@ -92,23 +90,23 @@ def duplicates(
     as_json: JsonOption = False,
 ) -> None:
     """Find images in different splits that look alike; exit with 1 if there are any."""
-    from ccassets.analysis.vector_search import Pair, near_duplicates, write_csv
+    from ccassets.analysis import near_duplicates, write_pairs
     from ccassets.database.reader import open_database
 
     with open_database(file) as database:
         result = near_duplicates(database, similarity, top)
     if output:
-        write_csv(result.pairs, output, Pair)
+        write_pairs(result.pairs, output)
     if as_json:
-        print_json(asdict(result))
+        print_json({"pairs": [asdict(pair) for pair in result.pairs], "found": result.count})
     else:
         for pair in result.pairs:
             one = f"{pair.split} row {pair.row} {pair.key or ''}".rstrip()
             other = f"{pair.other_split} row {pair.other_row} {pair.other_key or ''}".rstrip()
             typer.echo(f"{pair.similarity:7.4f}  {one}  {other}")
-        pairs = counted(result.found, "pair")
+        pairs = counted(result.count, "pair")
         typer.echo(f"{pairs} with a similarity of at least {similarity:g}, {len(result.pairs):,} shown.", err=True)
-    if result.found:
+    if result.count:
         raise typer.Exit(1)
 
 
@@ -126,7 +124,7 @@ def apply(
 
     The file must have been made by the encoder that the classifier was fitted with.
     """
-    from ccassets.analysis.concept_models import apply_model, load_model
+    from ccassets.analysis import apply_model, load_model
     from ccassets.database.reader import open_database
 
     fitted = load_model(model)

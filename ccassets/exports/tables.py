@@ -1,9 +1,8 @@
-"""Scores and features as files that other tools read: CSV, Parquet and AnnData, written block by block."""
+"""Scores and features as tables for other tools: CSV, Parquet and AnnData, written block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,37 +20,51 @@ from ccassets.progress import Progress, silent
 if TYPE_CHECKING:
     import pyarrow as pa
 
-What = Literal["scores", "features"]
+Content = Literal["scores", "features"]
 
 _BLOCK_BYTES = 16 << 20
 
 
-def export(database: Database, path: Path, what: What = "scores", progress: Progress = silent) -> None:
-    """Write every row's concept scores, or its image features, to `path`, whose ending says how.
+def export(database: Database, path: Path, content: Content = "scores", progress: Progress = silent) -> None:
+    """Write every row's concept scores, or its image features, as a table whose format the suffix names.
 
-    `.csv` and `.parquet`: what is known of the row (id, key, split, label, class, group), then a column for every
-    concept, or `f0` … for the features, float32. `.h5ad`: the same as an AnnData object, the numbers as `X`, the rows
-    as `obs`, concepts with group and level as `var`; it needs the extra `export`. The file is whole, or what was there
-    before. Raises `AnalysisError` for another ending or when two columns would have one name.
+    `.csv` and `.parquet` have columns of facts (id, key, split, label, class, group), then one for every concept, or
+    `f0` … for the features, float32. `.h5ad` is the same as an AnnData object, the numbers as `X`, the rows as `obs`,
+    concepts with group and level as `var`; it needs the extra `export`. Until the new file is complete, `path` holds
+    what was there before.
+
+    Args:
+        database: The database.
+        path: The file: `.csv`, `.parquet` or `.h5ad`.
+        content: What to write of every row.
+        progress: Counts rows.
+
+    Raises:
+        AnalysisError: The suffix is another one, two columns have the same name, or AnnData is not installed.
+        StorageError: The file cannot be written.
     """
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".h5ad": _write_anndata}
     writer = writers.get(path.suffix.lower())
     if writer is None:
-        raise AnalysisError(f"{path.name}: the ending says how to write; one of {', '.join(writers)} was expected.")
-    content = _Content(database, what)
-    with _replaced(path) as temporary:
-        writer(content, temporary, progress)
+        raise AnalysisError(f"{path.name}: expected one of the suffixes {', '.join(writers)}, which name the format.")
+    table = _Table(database, content)
+    with storage_errors(path):
+        remove_leftovers(path.parent)
+        with replacing(path) as temporary:
+            writer(table, temporary, progress)
 
 
-class _Content:
-    """What is exported: the rows' facts, the columns' names, and the numbers in blocks."""
+class _Table:
+    """What is exported: facts of the rows, names of the columns, and the numbers in blocks."""
 
-    def __init__(self, database: Database, what: What) -> None:
+    def __init__(self, database: Database, content: Content) -> None:
         self._database = database
-        self._vectors = database.concept_features() if what == "scores" else None
-        self.what = what
+        self._vectors = database.concept_features() if content == "scores" else None
+        self.content = content
         self.facts = _facts(database)
-        self.names = list(database.concepts) if what == "scores" else [f"f{number}" for number in range(database.dim)]
+        self.names = (
+            list(database.concepts) if content == "scores" else [f"f{number}" for number in range(database.dim)]
+        )
         clash = sorted(set(self.names) & set(self.facts))
         if clash:
             raise AnalysisError(f"The concepts {clash} have the names of columns that describe the rows. Rename them.")
@@ -67,7 +80,7 @@ class _Content:
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """What is known of the columns: a concept's group ("" without) and level (nan without)."""
-        if self.what == "features":
+        if self.content == "features":
             return {}
         concepts = database_concepts(self._database)
         return {
@@ -78,70 +91,61 @@ class _Content:
 
 def _facts(database: Database) -> dict[str, npt.NDArray[Any]]:
     classes = class_names(database)
-    named = [str(classes[label]) if 0 <= label < len(classes) else "" for label in database.labels.tolist()]
+    names = [str(classes[label]) if 0 <= label < len(classes) else "" for label in database.labels.tolist()]
     facts = {
         "id": database.ids,
         "key": database.keys,
         "split": database.split,
         "label": database.labels,
-        "class": np.array(named, object),
+        "class": np.array(names, object),
         "group": database.groups,
     }
     return {name: values for name, values in facts.items() if values is not None}
 
 
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the path's place when all went well."""
-    with storage_errors(path):
-        remove_leftovers(path.parent)
-        with replacing(path) as temporary:
-            yield temporary
-
-
 # --- CSV and Parquet ---------------------------------------------------------------------------------
 
 
-def _write_csv(content: _Content, path: Path, progress: Progress) -> None:
+def _write_csv(table: _Table, path: Path, progress: Progress) -> None:
     import pyarrow.csv as pa_csv
 
-    with pa_csv.CSVWriter(path, _schema(content)) as writer:
-        for batch in _batches(content, progress):
+    with pa_csv.CSVWriter(path, _schema(table)) as writer:
+        for batch in _batches(table, progress):
             writer.write_batch(batch)
 
 
-def _write_parquet(content: _Content, path: Path, progress: Progress) -> None:
+def _write_parquet(table: _Table, path: Path, progress: Progress) -> None:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _schema(content)) as writer:
-        for batch in _batches(content, progress):
+    with pq.ParquetWriter(path, _schema(table)) as writer:
+        for batch in _batches(table, progress):
             writer.write_batch(batch)
 
 
-def _schema(content: _Content) -> pa.Schema:
+def _schema(table: _Table) -> pa.Schema:
     import pyarrow as pa
 
-    facts = [(name, pa.string() if values.dtype == object else pa.int64()) for name, values in content.facts.items()]
-    return pa.schema([*facts, *((name, pa.float32()) for name in content.names)])
+    facts = [(name, pa.string() if values.dtype == object else pa.int64()) for name, values in table.facts.items()]
+    return pa.schema([*facts, *((name, pa.float32()) for name in table.names)])
 
 
-def _batches(content: _Content, progress: Progress) -> Iterator[pa.RecordBatch]:
+def _batches(table: _Table, progress: Progress) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
-    schema = _schema(content)
-    for first, block in content.blocks():
+    schema = _schema(table)
+    for first, block in table.blocks():
         last = first + len(block)
-        facts = [values[first:last] for values in content.facts.values()]
+        facts = [values[first:last] for values in table.facts.values()]
         arrays = [pa.array(values, field.type) for values, field in zip([*facts, *block.T], schema, strict=True)]
         yield pa.record_batch(arrays, schema=schema)
-        progress(last, len(content))
+        progress(last, len(table))
 
 
 # --- AnnData -----------------------------------------------------------------------------------------
 
 
-def _write_anndata(content: _Content, path: Path, progress: Progress) -> None:
-    """Rows and columns by the library; then `X` is added as its format says, without ever being whole in memory."""
+def _write_anndata(table: _Table, path: Path, progress: Progress) -> None:
+    """Write rows and columns with the library, then `X` block by block, so that it is never whole in memory."""
     try:
         import anndata
         import pandas as pd
@@ -150,18 +154,18 @@ def _write_anndata(content: _Content, path: Path, progress: Progress) -> None:
     import h5py
 
     # Texts as plain objects: the string arrays of newer pandas are not what every version of anndata can read.
-    def table(columns: dict[str, npt.NDArray[Any]], names: list[str]) -> Any:
+    def data_frame(columns: dict[str, npt.NDArray[Any]], names: list[str]) -> Any:
         index = pd.Index(names, dtype=object)
         return pd.DataFrame({name: pd.Series(values, index, values.dtype) for name, values in columns.items()}, index)
 
-    rows = table(content.facts, list(map(str, content.facts["id"])))
-    columns = table(content.columns(), content.names)
-    with h5py.File(path, "w", locking=False) as file:  # We hold the lock of a file that is not finished.
+    rows = data_frame(table.facts, list(map(str, table.facts["id"])))
+    columns = data_frame(table.columns(), table.names)
+    with h5py.File(path, "w", locking=False) as file:  # We hold the lock of an unfinished file.
         anndata.io.write_elem(file, "/", anndata.AnnData(obs=rows, var=columns))
         if "X" in file:
             del file["X"]
-        numbers = file.create_dataset("X", (len(content), len(content.names)), "f4")
+        numbers = file.create_dataset("X", (len(table), len(table.names)), "f4")
         numbers.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for first, block in content.blocks():
+        for first, block in table.blocks():
             numbers[first : first + len(block)] = block
-            progress(first + len(block), len(content))
+            progress(first + len(block), len(table))

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from ccassets.analysis.results import Result
+from ccassets.analysis import AnalysisResult
 from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
 from ccassets.orchestration.conditions import REBUILD_STALE
 from ccassets.orchestration.names import asset_key
@@ -81,7 +81,7 @@ def study_asset(
 
 
 def analysis_result(
-    context: dg.AssetExecutionContext, store: Store, result: Result, metadata: Mapping[str, Any]
+    context: dg.AssetExecutionContext, store: Store, result: AnalysisResult, metadata: Mapping[str, Any]
 ) -> dg.MaterializeResult[None]:
     """What Dagster records of an analysis: its numbers and its file; where it does not apply, a warning says why."""
     reason = {"obstacle": result.unavailable_reason} if result.unavailable_reason else {}

@@ -40,17 +40,17 @@ TEMPLATES = ("a cell with {}", "an image of {}")
 
 @dataclass(frozen=True)
 class Cells:
-    """Scores (N, K) that tell the truth (N, K) up to noise; rows split three to one to two, eight rows a group."""
+    """Scores (N, K) that are the annotations (N, K) up to noise; rows split three to one to two, eight rows a group."""
 
     samples: Samples
-    truth: ConceptAnnotations
+    annotations: ConceptAnnotations
 
 
 def cells(rows: int = 480, *, noise: float = 0.35, seed: int = 0, grouped: bool = False) -> Cells:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(CLASSES), rows)
-    truth = (rng.random((rows, len(CONCEPTS))) < ODDS[labels]).astype(np.float32)
-    scores = (0.1 + 0.2 * (truth + noise * rng.standard_normal(truth.shape))).astype(np.float32)
+    annotations = (rng.random((rows, len(CONCEPTS))) < ODDS[labels]).astype(np.float32)
+    scores = (0.1 + 0.2 * (annotations + noise * rng.standard_normal(annotations.shape))).astype(np.float32)
     train, val = rows // 2, rows // 6
     split = np.array(["train"] * train + ["val"] * val + ["test"] * (rows - train - val), object)
     samples = Samples(
@@ -63,7 +63,7 @@ def cells(rows: int = 480, *, noise: float = 0.35, seed: int = 0, grouped: bool 
         groups=np.array([f"patient {row // 8}" for row in range(rows)], object) if grouped else None,
         keys=np.array([f"{name}/{row:04d}.png" for row, name in enumerate(split)], object),
     )
-    return Cells(samples, truth)
+    return Cells(samples, annotations)
 
 
 def concept_vectors() -> npt.NDArray[np.float32]:
@@ -83,7 +83,7 @@ def write_cells(
 ) -> Path:
     """A database whose cosine concept scores are those of the samples; the rest of each feature is noise.
 
-    Prompts by another template than those of `TEMPLATES` lie elsewhere.
+    Prompts by another template than those of `TEMPLATES` have other vectors.
     """
     rng = np.random.default_rng(1)
     rest = rng.standard_normal((len(samples), DIM - len(CONCEPTS)))
@@ -120,9 +120,9 @@ def write_cells(
             "concept_texts": list(concepts),
             "prompt_temp_for_concepts": list(templates),
             "concepts": [
-                {"word": word, "group": GROUPS[place], "level": LEVELS[place], "synonyms": []}
-                for word in concepts
-                for place in [CONCEPTS.index(word)]
+                {"word": word, "group": group, "level": level, "synonyms": []}
+                for word, group, level in zip(CONCEPTS, GROUPS, LEVELS, strict=True)
+                if word in concepts
             ],
             "provenance": {"encoder": {"identity": identity}, "dataset": {"labels": labels}},
         },

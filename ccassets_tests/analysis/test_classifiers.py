@@ -55,7 +55,7 @@ def wide(rows: int = 1200, columns: int = 40) -> Samples:
 
 def test_the_weights_point_at_the_concepts_of_a_class():
     strongest = fit_logistic(SAMPLES).strongest(1)
-    assert {name: found["positive"][0][0] for name, found in strongest.items()} == {
+    assert {name: weights["positive"][0][0] for name, weights in strongest.items()} == {
         "basophil": "Basophilic granules",
         "lymphocyte": "Round nucleus",
         "monocyte": "Cytoplasmic vacuoles",
@@ -175,7 +175,7 @@ def test_without_val_the_choice_is_made_by_folds_of_train():
     assert chosen["fitted_on"] == ["train"]
 
 
-def test_too_few_groups_or_rows_for_the_folds_are_told():
+def test_too_few_groups_or_rows_for_the_folds_are_refused():
     few = replace(SAMPLES, groups=np.array(["a", "b"] * (len(SAMPLES) // 2), object))
     with pytest.raises(AnalysisError, match="5 groups; found 2"):
         folds(few, 5)
@@ -241,11 +241,11 @@ def test_on_shuffled_labels_every_classifier_falls_to_chance():
     shuffled = replace(samples, labels=np.random.default_rng(5).permutation(samples.labels))
     assert accuracy(fit_logistic(samples), samples) > 0.6
     for classifier in (fit_logistic(shuffled), fit_tree(shuffled), truncate_to_nec(sparse_path(shuffled), 5)):
-        found = evaluate(
+        result = evaluate(
             shuffled.of("test").labels, evaluate_on_holdout(classifier, shuffled, "test", HoldoutLog(), "chance")
         )
-        assert found.balanced_accuracy.low < 1 / 8 < found.balanced_accuracy.high
-        assert found.auc.low < 0.5 < found.auc.high
+        assert result.balanced_accuracy.low < 1 / 8 < result.balanced_accuracy.high
+        assert result.auc.low < 0.5 < result.auc.high
 
 
 # --- stored and applied ------------------------------------------------------------------------------
@@ -407,5 +407,5 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(compile(code, "classifiers.md", "exec"), known)
     assert "without class names" in capsys.readouterr().out
-    written = {"looks.jsonl", "model.json", "suspects.csv", "scores.parquet", "features.csv"}
+    written = {"looks.jsonl", "model.json", "label_errors.csv", "scores.parquet", "features.csv"}
     assert written <= {path.name for path in tmp_path.iterdir()}

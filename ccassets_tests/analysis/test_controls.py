@@ -29,8 +29,8 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
     for seed in range(120):
         rng = np.random.default_rng(seed)
         first, second = rng.random(300) < 0.8, rng.random(300) < 0.7
-        found = paired_difference(first, second).accuracy
-        covered.append(found.low <= 0.1 <= found.high)
+        difference = paired_difference(first, second).accuracy
+        covered.append(difference.low <= 0.1 <= difference.high)
     assert 0.88 <= np.mean(covered) <= 1.0
 
 
@@ -66,9 +66,9 @@ def test_equal_classifiers_differ_by_nothing():
 @pytest.mark.parametrize(("name", "words", "stems"), [("bloodmnist", 2, 3), ("bloodmnist_90", 8, 6)])
 def test_class_names_inside_the_concepts_that_ship_are_counted(name: str, words: int, stems: int):
     vocabulary = load_study(name).vocabulary
-    found = class_name_concepts([concept.word for concept in vocabulary.concepts.words], vocabulary.labels.words)
-    assert list(found.values()).count("word") == words
-    assert list(found.values()).count("stem") == stems
+    occurrences = class_name_concepts([concept.word for concept in vocabulary.concepts.words], vocabulary.labels.words)
+    assert list(occurrences.values()).count("word") == words
+    assert list(occurrences.values()).count("stem") == stems
 
 
 def test_a_name_of_several_words_counts_as_a_whole_and_by_its_own_words():
@@ -135,7 +135,7 @@ def test_every_control_is_an_access(made):
     assert len(purposes) == 1 + 1 + 3 + 3 + 1
 
 
-def test_controls_that_cannot_be_had_are_told(tmp_path: Path):
+def test_controls_that_are_not_available_are_explained(tmp_path: Path):
     samples = cells(240).samples
     plain = controls_of(write_cells(tmp_path / "plain.h5", samples))
     assert "has no template 'off_domain'" in plain.missing["off-domain phrases"]

@@ -1,4 +1,4 @@
-"""What-if, intervention and concept AUROC against cells whose concepts are known, and where truth is read from."""
+"""What-if, intervention and concept AUROC against annotated cells, and where annotations are read from."""
 
 import csv
 from dataclasses import replace
@@ -11,7 +11,14 @@ from ccassets import load_study, open_database
 from ccassets.analysis.classifiers import fit_logistic
 from ccassets.analysis.concept_annotations import read_concept_annotations
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.intervention import concept_auroc, concept_groups, extremes, intervention_curve, leakage, what_if
+from ccassets.analysis.intervention import (
+    concept_auroc,
+    concept_groups,
+    extremes,
+    intervention_curve,
+    measure_leakage,
+    what_if,
+)
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import PhantomDatasetConfig, Study
@@ -21,9 +28,9 @@ NOISY = cells(720, noise=0.6)
 CLASSIFIER = fit_logistic(NOISY.samples)
 
 
-def curve(truth=NOISY.truth, order="uncertainty", log=None):
+def curve(annotations=NOISY.annotations, order="uncertainty", log=None):
     return intervention_curve(
-        CLASSIFIER, NOISY.samples, truth, GROUPS, order=order, split="test", log=log or HoldoutLog()
+        CLASSIFIER, NOISY.samples, annotations, GROUPS, order=order, split="test", log=log or HoldoutLog()
     )
 
 
@@ -55,15 +62,15 @@ def test_correcting_concepts_raises_accuracy_and_doubt_is_the_better_order():
 def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
     train, test = NOISY.samples.of("train"), NOISY.samples.of("test")
     low, high = np.percentile(train.features, [5, 95], axis=0)
-    truth = NOISY.truth[NOISY.samples.split == "test"]
-    predicted = CLASSIFIER.probabilities(np.where(truth == 1, high, low)).argmax(axis=1)
+    annotations = NOISY.annotations[NOISY.samples.split == "test"]
+    predicted = CLASSIFIER.probabilities(np.where(annotations == 1, high, low)).argmax(axis=1)
     assert curve().accuracy[-1] == np.mean(predicted == test.labels)
     # Scores of test that are all off do not matter any more.
     off = np.where((NOISY.samples.split == "test")[:, None], NOISY.samples.features + 1, NOISY.samples.features)
     moved = intervention_curve(
         CLASSIFIER,
         NOISY.samples.with_features(off, CONCEPTS),
-        NOISY.truth,
+        NOISY.annotations,
         GROUPS,
         order="random",
         split="test",
@@ -74,8 +81,8 @@ def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
 
 
 def test_without_known_truth_nothing_moves():
-    unknown = np.full_like(NOISY.truth, np.nan)
-    accuracy = curve(truth=unknown).accuracy
+    unknown = np.full_like(NOISY.annotations, np.nan)
+    accuracy = curve(annotations=unknown).accuracy
     assert len(set(accuracy)) == 1
 
 
@@ -86,39 +93,39 @@ def test_an_intervention_on_test_is_an_access():
 
 
 def test_auroc_within_classes_is_half_for_a_score_that_only_knows_the_class():
-    truth, labels = NOISY.truth, NOISY.samples.labels
+    annotations, labels = NOISY.annotations, NOISY.samples.labels
     # The share of the class that shows a concept: all that a class label alone can say.
-    rates = np.array([truth[labels == label].mean(axis=0) for label in range(len(CLASSES))])
-    for found in concept_auroc(NOISY.samples.with_features(rates[labels], CONCEPTS), truth):
-        assert found.overall.low > 0.55
-        assert (found.within.value, found.within.low, found.within.high) == (0.5, 0.5, 0.5)
-    for found in concept_auroc(NOISY.samples, truth):
-        assert found.overall.low < found.overall.value < found.overall.high
-        assert found.within.low > 0.7
+    rates = np.array([annotations[labels == label].mean(axis=0) for label in range(len(CLASSES))])
+    for measure in concept_auroc(NOISY.samples.with_features(rates[labels], CONCEPTS), annotations):
+        assert measure.overall.low > 0.55
+        assert (measure.within.value, measure.within.low, measure.within.high) == (0.5, 0.5, 0.5)
+    for measure in concept_auroc(NOISY.samples, annotations):
+        assert measure.overall.low < measure.overall.value < measure.overall.high
+        assert measure.within.low > 0.7
 
 
 def test_auroc_is_that_of_scikit_learn():
     from sklearn.metrics import roc_auc_score
 
-    samples, truth = NOISY.samples, NOISY.truth
-    found = concept_auroc(samples, truth)[0]
-    assert found.overall.value == pytest.approx(roc_auc_score(truth[:, 0], samples.features[:, 0]))
+    samples, annotations = NOISY.samples, NOISY.annotations
+    measure = concept_auroc(samples, annotations)[0]
+    assert measure.overall.value == pytest.approx(roc_auc_score(annotations[:, 0], samples.features[:, 0]))
     # Basophils and monocytes alone show segmented nuclei, not all of them.
     parts, pairs = [], []
     for label in (CLASSES.index("basophil"), CLASSES.index("monocyte")):
-        there, scores = truth[samples.labels == label, 0], samples.features[samples.labels == label, 0]
-        parts.append(roc_auc_score(there, scores))
-        pairs.append(there.sum() * (1 - there).sum())
-    assert found.within.value == pytest.approx(np.average(parts, weights=pairs))
-    assert found.pairs_within == sum(pairs)
+        present, scores = annotations[samples.labels == label, 0], samples.features[samples.labels == label, 0]
+        parts.append(roc_auc_score(present, scores))
+        pairs.append(present.sum() * (1 - present).sum())
+    assert measure.within.value == pytest.approx(np.average(parts, weights=pairs))
+    assert measure.pairs_within == sum(pairs)
 
 
 def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
-    truth = NOISY.truth.copy()
-    truth[:700, 0] = np.nan
-    truth[:, 1] = 1
-    truth[:, 2] = np.nan
-    first, second, third, *_ = concept_auroc(NOISY.samples, truth)
+    annotations = NOISY.annotations.copy()
+    annotations[:700, 0] = np.nan
+    annotations[:, 1] = 1
+    annotations[:, 2] = np.nan
+    first, second, third, *_ = concept_auroc(NOISY.samples, annotations)
     assert first.true + first.false == 20
     assert second.false == third.true == third.false == 0
     for nothing in (second.overall, second.within, third.overall, third.within):
@@ -126,15 +133,15 @@ def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
 
 
 def test_scores_that_know_the_class_beyond_their_concepts_leak():
-    samples, truth = NOISY.samples, NOISY.truth
-    honest = leakage(samples, truth, split="test", log=HoldoutLog())
+    samples, annotations = NOISY.samples, NOISY.annotations
+    honest = measure_leakage(samples, annotations, split="test", log=HoldoutLog())
     hints = samples.features + 0.5 * np.eye(len(CLASSES), len(CONCEPTS))[samples.labels]
-    leaking = leakage(samples.with_features(hints, CONCEPTS), truth, split="test", log=HoldoutLog())
+    leaking = measure_leakage(samples.with_features(hints, CONCEPTS), annotations, split="test", log=HoldoutLog())
     assert abs(honest.information) < 0.1
     assert leaking.information > 0.2
-    assert leaking.given_truth == honest.given_truth
-    with pytest.raises(AnalysisError, match="truth of no concept"):
-        leakage(samples, np.full_like(truth, np.nan), split="test", log=HoldoutLog())
+    assert leaking.given_annotations == honest.given_annotations
+    with pytest.raises(AnalysisError, match="No concept is annotated"):
+        measure_leakage(samples, np.full_like(annotations, np.nan), split="test", log=HoldoutLog())
 
 
 # --- where truth comes from --------------------------------------------------------------------------
@@ -188,11 +195,11 @@ def test_truth_of_a_table_is_read_by_split_and_key(database, tmp_path: Path):
         for row, (split, key) in enumerate(zip(database.split, database.keys, strict=True))
     ]
     write_table(tmp_path / "cells.csv", rows[::-1])
-    truth = read_concept_annotations(study(tmp_path, **TABLE), database)
-    assert truth.shape == (24, len(CONCEPTS))
-    assert np.array_equal(truth[:4, 0], [0, 1, 1, np.nan], equal_nan=True)
-    assert truth[:4, CONCEPTS.index("Cytoplasmic vacuoles")].tolist() == [1, 0, 1, 0]
-    assert np.isnan(truth[:, 1]).all()
+    annotations = read_concept_annotations(study(tmp_path, **TABLE), database)
+    assert annotations.shape == (24, len(CONCEPTS))
+    assert np.array_equal(annotations[:4, 0], [0, 1, 1, np.nan], equal_nan=True)
+    assert annotations[:4, CONCEPTS.index("Cytoplasmic vacuoles")].tolist() == [1, 0, 1, 0]
+    assert np.isnan(annotations[:, 1]).all()
 
 
 def test_a_value_or_a_word_that_does_not_exist_is_named(database, tmp_path: Path):
@@ -212,13 +219,13 @@ def test_truth_of_phantoms_is_what_they_are_drawn_by(tmp_path: Path):
     keys = np.array([f"{split}/{row:05d}" for split, count in rows.items() for row in range(count)], object)
     path = write_cells(tmp_path / "phantoms.h5", replace(samples, keys=keys))
     with open_database(path) as opened:
-        truth = read_concept_annotations(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
+        annotations = read_concept_annotations(study(tmp_path, kind="phantom", rows=rows, size=32), opened)
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows=rows, size=32))
     drawn = dataset.annotations("val", 2).concepts
-    assert truth[14, 0] == drawn["Segmented nucleus"]
-    assert truth[14, CONCEPTS.index("Pale cytoplasm")] == drawn["Pale cytoplasm"]
-    # A word that no phantom is drawn by has no truth.
-    assert np.isnan(truth[:, CONCEPTS.index("Giant platelets")]).all()
+    assert annotations[14, 0] == drawn["Segmented nucleus"]
+    assert annotations[14, CONCEPTS.index("Pale cytoplasm")] == drawn["Pale cytoplasm"]
+    # A word that no phantom is drawn by has no annotations.
+    assert np.isnan(annotations[:, CONCEPTS.index("Giant platelets")]).all()
 
 
 def test_a_folder_knows_no_concept(database, tmp_path: Path):
@@ -259,11 +266,12 @@ def test_the_wbcatt_study_reads_the_authors_columns(tmp_path: Path, monkeypatch:
     write_table(tmp_path / "wbcatt" / "wbcatt.csv", rows)
     path = write_cells(tmp_path / "cells.h5", replace(samples, keys=np.array(keys, object)))
     with open_database(path) as opened:
-        truth = read_concept_annotations(wbcatt, opened)
-    assert truth.shape == (24, 29)
+        annotations = read_concept_annotations(wbcatt, opened)
+    assert annotations.shape == (24, 29)
     groups = concept_groups(wbcatt.vocabulary.concepts.words)
     for group in dict.fromkeys(groups):
-        shown = truth[:, [place for place, name in enumerate(groups) if name == group]].sum(axis=1)
+        shown = annotations[:, [column for column, name in enumerate(groups) if name == group]].sum(axis=1)
         # Each attribute has one value, and one concept for it; granules that are not there have none.
         assert set(shown.tolist()) == ({0, 1} if group in {"granule type", "granule colour"} else {1})
-    assert dict(zip([c.word for c in wbcatt.vocabulary.concepts.words], truth[1], strict=True))["Round granules"] == 1
+    words = [concept.word for concept in wbcatt.vocabulary.concepts.words]
+    assert annotations[1, words.index("Round granules")] == 1

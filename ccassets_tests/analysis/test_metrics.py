@@ -41,18 +41,18 @@ def test_accuracy_and_auc_of_several_labels_are_medmnists() -> None:
     labels = rng.integers(0, 2, (300, 4))
     scores = np.round(np.clip(0.4 * labels + 0.6 * rng.random((300, 4)), 0, 1), 2)
     task = "multi-label, binary-class"
-    found = metrics.evaluate(labels, scores)
-    assert found.accuracy.value == pytest.approx(getACC(labels, scores, task), abs=1e-12)
-    assert found.auc.value == pytest.approx(getAUC(labels, scores, task), abs=1e-12)
-    assert found.recall[2].value == pytest.approx((scores[labels[:, 2] == 1, 2] > 0.5).mean())
-    assert found.balanced_accuracy is None
-    assert found.confusion is None
+    result = metrics.evaluate(labels, scores)
+    assert result.accuracy.value == pytest.approx(getACC(labels, scores, task), abs=1e-12)
+    assert result.auc.value == pytest.approx(getAUC(labels, scores, task), abs=1e-12)
+    assert result.recall[2].value == pytest.approx((scores[labels[:, 2] == 1, 2] > 0.5).mean())
+    assert result.balanced_accuracy is None
+    assert result.confusion is None
 
 
 def test_macro_auroc_and_its_interval_are_the_authors() -> None:
-    found = metrics.auc(GOLDEN["auroc_y_true"], GOLDEN["auroc_y_score"])
-    assert found.value == pytest.approx(float(GOLDEN["auroc_macro"]), abs=1e-6)
-    np.testing.assert_allclose((found.low, found.high), GOLDEN["auroc_ci95"], rtol=0, atol=0.02)
+    result = metrics.auc(GOLDEN["auroc_y_true"], GOLDEN["auroc_y_score"])
+    assert result.value == pytest.approx(float(GOLDEN["auroc_macro"]), abs=1e-6)
+    np.testing.assert_allclose((result.low, result.high), GOLDEN["auroc_ci95"], rtol=0, atol=0.02)
 
 
 def test_recall_balanced_accuracy_and_confusion_are_scikit_learns() -> None:
@@ -60,11 +60,12 @@ def test_recall_balanced_accuracy_and_confusion_are_scikit_learns() -> None:
 
     labels, scores = sample()
     predicted = scores.argmax(axis=1)
-    found = metrics.evaluate(labels, scores)
-    assert [estimate.value for estimate in found.recall] == pytest.approx(recall_score(labels, predicted, average=None))
-    assert found.balanced_accuracy is not None
-    assert found.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(labels, predicted))
-    np.testing.assert_array_equal(found.confusion, confusion_matrix(labels, predicted))
+    result = metrics.evaluate(labels, scores)
+    recalls = [estimate.value for estimate in result.recall]
+    assert recalls == pytest.approx(recall_score(labels, predicted, average=None))
+    assert result.balanced_accuracy is not None
+    assert result.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+    np.testing.assert_array_equal(result.confusion, confusion_matrix(labels, predicted))
 
 
 def test_a_class_that_no_row_has_is_left_out_of_means_and_has_no_recall() -> None:
@@ -83,10 +84,10 @@ def test_an_accuracy_per_image_has_wilsons_interval() -> None:
     labels = np.zeros(3421, np.int64)
     scores = np.tile([0.9, 0.1], (3421, 1))
     scores[:133] = [0.1, 0.9]
-    found = metrics.accuracy(labels, scores)
+    result = metrics.accuracy(labels, scores)
     # 3288 of 3421, as in the table of published results: 96.11 % with 95.4 to 96.7.
-    assert (found.method, found.per) == ("wilson", "image")
-    assert (round(found.low, 3), round(found.value, 4), round(found.high, 3)) == (0.954, 0.9611, 0.967)
+    assert (result.method, result.per) == ("wilson", "image")
+    assert (round(result.low, 3), round(result.value, 4), round(result.high, 3)) == (0.954, 0.9611, 0.967)
 
 
 def test_rows_of_a_group_are_resampled_together() -> None:
@@ -108,9 +109,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     from sklearn.metrics import roc_auc_score
 
     labels, scores = sample(rows=100_000, classes=3)
-    truth = np.mean([roc_auc_score(labels == label, scores[:, label]) for label in range(3)])
-    found = [metrics.auc(*sample(rows=150, classes=3, seed=seed)) for seed in range(1, 101)]
-    held = sum(estimate.low <= truth <= estimate.high for estimate in found)
+    exact = np.mean([roc_auc_score(labels == label, scores[:, label]) for label in range(3)])
+    estimates = [metrics.auc(*sample(rows=150, classes=3, seed=seed)) for seed in range(1, 101)]
+    held = sum(estimate.low <= exact <= estimate.high for estimate in estimates)
     assert 88 <= held <= 100
 
 
@@ -120,10 +121,10 @@ def test_equal_input_has_equal_intervals() -> None:
 
 def test_one_group_gives_a_value_without_an_interval() -> None:
     labels, scores = sample()
-    found = metrics.auc(labels, scores, np.full(len(labels), "patient 1", object))
-    assert 0.5 < found.value < 1
-    assert np.isnan(found.low)
-    assert np.isnan(found.high)
+    result = metrics.auc(labels, scores, np.full(len(labels), "patient 1", object))
+    assert 0.5 < result.value < 1
+    assert np.isnan(result.low)
+    assert np.isnan(result.high)
 
 
 # --- refusals ----------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ccassets.analysis.bottleneck import bottleneck_metrics, write_bottleneck
-from ccassets.analysis.localisation import localisation, patch_mask, permuted
+from ccassets.analysis.localisation import exchange_maps, measure_localisation, patch_mask
 from ccassets.analysis.results import available_analyses, read_result, unavailable_analyses, write_result
-from ccassets.analysis.retrieval import retrieval
-from ccassets.analysis.zero_shot_scores import write_zero_shot
+from ccassets.analysis.retrieval import measure_retrieval
+from ccassets.analysis.zero_shot_scores import measure_zero_shot, write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
 from ccassets.study.loading import load_study
@@ -22,6 +22,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.analysis.made_cells import cells, write_cells
 from ccassets_tests.analysis.made_phantoms import phantom_study
+from ccassets_tests.database.made_files import write_database
 
 
 def test_a_study_has_the_analyses_that_it_has_words_and_splits_for(tmp_path: Path) -> None:
@@ -56,15 +57,15 @@ def test_a_result_is_plain_json_whose_digest_is_that_of_what_was_found(tmp_path:
         open_database(write_cells(tmp_path / "a.h5", samples)) as first,
         open_database(write_cells(tmp_path / "b.h5", samples, identity="f" * 32)) as second,
     ):
-        found = {"parts": (Part(0.5), Part(float("nan"))), "counts": np.arange(2), "rule": None}
-        one = write_result(tmp_path / "x.json", first, lambda: found)
+        measures = {"parts": (Part(0.5), Part(float("nan"))), "counts": np.arange(2), "rule": None}
+        one = write_result(tmp_path / "x.json", first, lambda: measures)
         assert json.loads(one.path.read_text()) == {
             "database": None,
             "parts": [{"share": 0.5}, {"share": None}],
             "counts": [0, 1],
             "rule": None,
         }
-        assert write_result(tmp_path / "y.json", second, lambda: found).digest == one.digest
+        assert write_result(tmp_path / "y.json", second, lambda: measures).digest == one.digest
         assert write_result(tmp_path / "z.json", second, lambda: {"rule": "span"}).digest != one.digest
         assert read_result(one.path, first) == one.content
 
@@ -97,6 +98,14 @@ def stored(root: Path, **options: Any) -> Store:
     return store
 
 
+def test_the_zero_shot_asset_writes_what_is_measured(tmp_path: Path) -> None:
+    with open_database(write_database(tmp_path / "features.h5", {"val": 9, "test": 11})) as database:
+        measured = measure_zero_shot(database)
+        written = write_result(tmp_path / "zero_shot.json", database, lambda: measure_zero_shot(database))
+    assert measured["splits"].keys() == {"val", "test"}
+    assert json.loads(written.path.read_text()) == written.content == measured
+
+
 def test_an_encoder_without_a_scale_has_no_zero_shot_probabilities(tmp_path: Path) -> None:
     assert "no logit_scale" in (write_zero_shot(stored(tmp_path)).unavailable_reason or "")
 
@@ -126,9 +135,9 @@ def test_a_bottleneck_needs_labels(tmp_path: Path) -> None:
 
 
 def test_retrieval_counts_what_stands_first() -> None:
-    truth = np.array([[1, 1], [0, np.nan], [1, 0], [0, 0]], np.float32)
+    annotations = np.array([[1, 1], [0, np.nan], [1, 0], [0, 0]], np.float32)
     scores = np.array([[0.9, 0.1], [0.8, 0.9], [0.7, 0.2], [0.1, 0.3]], np.float32)
-    first, second = retrieval(scores, truth, ["a", "b"])
+    first, second = measure_retrieval(scores, annotations, ["a", "b"])
     assert (first.base_rate, first.precision) == (0.5, 0.5)
     assert first.average_precision == pytest.approx((1 + 2 / 3) / 2)
     assert (second.images, second.average_precision) == (3, pytest.approx(1 / 3))
@@ -136,10 +145,10 @@ def test_retrieval_counts_what_stands_first() -> None:
 
 def test_precision_looks_at_twenty() -> None:
     scores = np.arange(40, dtype=np.float32)[::-1, None]
-    truth = (np.arange(40) % 2 == 0).astype(np.float32)[:, None]
-    assert retrieval(scores, truth, ["a"])[0].precision == 0.5
-    truth[:20] = 1
-    assert retrieval(scores, truth, ["a"])[0].precision == 1.0
+    annotations = (np.arange(40) % 2 == 0).astype(np.float32)[:, None]
+    assert measure_retrieval(scores, annotations, ["a"])[0].precision == 0.5
+    annotations[:20] = 1
+    assert measure_retrieval(scores, annotations, ["a"])[0].precision == 1.0
 
 
 # --- localisation ------------------------------------------------------------------------------------
@@ -150,40 +159,40 @@ PARTS = ["nucleus", "cytoplasm", "surroundings"]
 def made_up_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Maps that are high exactly in their part, on a grid of four patches: one nucleus, two cytoplasm, one outside."""
     maps = np.tile(np.array([[4, 0, 0, 0], [0, 2, 2, 0], [0, 0, 0, 3]], np.float32), (5, 1, 1))
-    there = np.ones((5, 3), bool)
+    present = np.ones((5, 3), bool)
     mask = np.tile(np.array([True, False, False, False]), (5, 1))
-    return maps, there, mask
+    return maps, present, mask
 
 
 def test_maps_that_keep_to_their_part_pass_and_fail_when_permuted() -> None:
-    maps, there, mask = made_up_maps()
-    found = localisation(maps, there, PARTS, "nucleus", mask)
-    assert (found.inside, found.outside, found.both, found.pointing, found.mass, found.area) == (1, 1, 1, 1, 1, 0.25)
-    wrong = localisation(permuted(maps, PARTS), there, PARTS, "nucleus", mask)
-    assert (wrong.inside, wrong.outside, wrong.both, wrong.pointing, wrong.mass) == (0, 0, 0, 0, 0)
+    maps, present, mask = made_up_maps()
+    own = measure_localisation(maps, present, PARTS, "nucleus", mask)
+    assert (own.inside, own.outside, own.both, own.pointing, own.mass, own.area) == (1, 1, 1, 1, 1, 0.25)
+    exchanged = measure_localisation(exchange_maps(maps, PARTS), present, PARTS, "nucleus", mask)
+    assert (exchanged.inside, exchanged.outside, exchanged.both, exchanged.pointing, exchanged.mass) == (0, 0, 0, 0, 0)
 
 
 def test_a_map_of_the_whole_foreground_does_not_pass() -> None:
-    maps, there, mask = made_up_maps()
+    maps, present, mask = made_up_maps()
     maps[:] = [[2, 2, 2, 0]] * 3
-    found = localisation(maps, there, PARTS, "nucleus", mask)
-    assert (found.inside, found.outside) == (0, 0)
+    own = measure_localisation(maps, present, PARTS, "nucleus", mask)
+    assert (own.inside, own.outside) == (0, 0)
 
 
 def test_concepts_of_no_part_are_not_exchanged() -> None:
     maps = np.arange(5, dtype=np.float32).reshape(1, 5, 1)
-    exchanged = permuted(maps, ["", "nucleus", "cytoplasm", "cytoplasm", ""])[0, :, 0].tolist()
-    assert [exchanged[0], exchanged[4]] == [0, 4]
-    assert exchanged[1] in {2, 3}
-    assert sorted(exchanged) == [0, 1, 2, 3, 4]
+    columns = exchange_maps(maps, ["", "nucleus", "cytoplasm", "cytoplasm", ""])[0, :, 0].tolist()
+    assert [columns[0], columns[4]] == [0, 4]
+    assert columns[1] in {2, 3}
+    assert sorted(columns) == [0, 1, 2, 3, 4]
 
 
 def test_only_concepts_that_are_there_count() -> None:
-    maps, there, mask = made_up_maps()
-    there[1:, 0] = False
-    assert localisation(maps, there, PARTS, "nucleus", mask).images == 1
+    maps, present, mask = made_up_maps()
+    present[1:, 0] = False
+    assert measure_localisation(maps, present, PARTS, "nucleus", mask).images == 1
     with pytest.raises(AnalysisError, match="'nucleus'"):
-        localisation(maps, np.zeros_like(there), PARTS, "nucleus", mask)
+        measure_localisation(maps, np.zeros_like(present), PARTS, "nucleus", mask)
 
 
 def test_a_patch_belongs_to_a_part_that_covers_most_of_it() -> None:

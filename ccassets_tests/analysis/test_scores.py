@@ -12,6 +12,14 @@ import numpy as np
 import pytest
 
 from ccassets.analysis import scores
+from ccassets.analysis.zero_shot_scores import (
+    Probabilities,
+    annotation_scores,
+    has_local_scores,
+    top_mean,
+    zero_shot,
+    zero_shot_from_arrays,
+)
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
@@ -88,8 +96,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
         yield opened
 
 
-def authors_scores(golden: SimpleNamespace, rule: scores.Rule = "authors", **options: Any) -> scores.Probabilities:
-    return scores.zero_shot_scores(
+def authors_scores(golden: SimpleNamespace, rule: scores.Rule = "authors", **options: Any) -> Probabilities:
+    return zero_shot_from_arrays(
         IMAGES["image_features"],
         IMAGES["image_token_features"],
         golden.database.label_features(),
@@ -104,9 +112,9 @@ def authors_scores(golden: SimpleNamespace, rule: scores.Rule = "authors", **opt
 def test_the_positions_are_those_that_the_authors_average(golden: SimpleNamespace) -> None:
     for number, template in enumerate(golden.database.templates.values()):
         words = [ids[start:end] for ids, (start, end) in zip(template.input_ids, template.subject_span, strict=True)]
-        found = scores.authors_positions(template.input_ids, words)
-        for places, expected in zip(found, golden.expected["positions"][:, number], strict=True):
-            assert places.tolist() == expected[expected >= 0].tolist()
+        positions = scores.authors_positions(template.input_ids, words)
+        for row, expected in zip(positions, golden.expected["positions"][:, number], strict=True):
+            assert row.tolist() == expected[expected >= 0].tolist()
 
 
 def test_words_become_the_authors_vectors(golden: SimpleNamespace) -> None:
@@ -118,21 +126,21 @@ def test_words_become_the_authors_vectors(golden: SimpleNamespace) -> None:
 
 
 def test_zero_shot_scores_are_the_authors(golden: SimpleNamespace) -> None:
-    found = authors_scores(golden)
-    np.testing.assert_allclose(found.scores, golden.expected["scores"], rtol=0, atol=SCORE)
-    np.testing.assert_allclose(found.global_scores, golden.expected["scores_global_only"], rtol=0, atol=SCORE)
-    np.testing.assert_allclose(found.local_scores, golden.expected["scores_local_only"], rtol=0, atol=SCORE)
+    result = authors_scores(golden)
+    np.testing.assert_allclose(result.scores, golden.expected["scores"], rtol=0, atol=SCORE)
+    np.testing.assert_allclose(result.global_scores, golden.expected["scores_global_only"], rtol=0, atol=SCORE)
+    np.testing.assert_allclose(result.local_scores, golden.expected["scores_local_only"], rtol=0, atol=SCORE)
 
 
 def test_more_top_patches_than_an_image_has_are_all_its_patches(golden: SimpleNamespace) -> None:
     for top in (16, 128):
-        found = authors_scores(golden, top=top)
-        np.testing.assert_allclose(found.scores, golden.expected["scores_all_patches"], rtol=0, atol=SCORE)
+        result = authors_scores(golden, top=top)
+        np.testing.assert_allclose(result.scores, golden.expected["scores_all_patches"], rtol=0, atol=SCORE)
 
 
 def test_multi_label_scores_are_the_authors(golden: SimpleNamespace) -> None:
-    found = authors_scores(golden, multilabel=True)
-    np.testing.assert_allclose(found.scores, golden.expected["scores_multilabel"], rtol=0, atol=SCORE)
+    result = authors_scores(golden, multilabel=True)
+    np.testing.assert_allclose(result.scores, golden.expected["scores_multilabel"], rtol=0, atol=SCORE)
 
 
 def test_the_span_differs_from_the_authors_positions_only_where_a_piece_repeats(golden: SimpleNamespace) -> None:
@@ -146,7 +154,7 @@ def test_the_span_differs_from_the_authors_positions_only_where_a_piece_repeats(
 def test_pieces_that_are_not_found_are_dropped_and_a_word_without_any_is_nan() -> None:
     ids = np.array([[2, 7, 8, 7, 3, 0], [2, 5, 6, 3, 0, 0]])
     positions = scores.authors_positions(ids, [[8, 9, 7], [9]])
-    assert [places.tolist() for places in positions] == [[2, 1], []]
+    assert [row.tolist() for row in positions] == [[2, 1], []]
     pooled = scores.pooled_tokens(np.arange(24.0).reshape(2, 6, 2), positions)
     assert pooled[0].tolist() == [3.0, 4.0]
     assert np.isnan(pooled[1]).all()
@@ -158,10 +166,10 @@ def test_pieces_that_are_not_found_are_dropped_and_a_word_without_any_is_nan() -
 def test_annotation_scores_are_the_authors(model: Any) -> None:
     text_features, text_tokens = encode(model, EXPECTED["ca_input_ids"])
     images = IMAGES["image_features"], IMAGES["image_token_features"]
-    found = scores.annotation_scores(*images, text_features, text_tokens, **SCALES)
-    np.testing.assert_allclose(found.scores, EXPECTED["ca_scores"], rtol=0, atol=SCORE)
-    np.testing.assert_allclose(found.global_scores, EXPECTED["ca_scores_global_only"], rtol=0, atol=SCORE)
-    np.testing.assert_allclose(found.local_scores, EXPECTED["ca_scores_local_only"], rtol=0, atol=SCORE)
+    result = annotation_scores(*images, text_features, text_tokens, **SCALES)
+    np.testing.assert_allclose(result.scores, EXPECTED["ca_scores"], rtol=0, atol=SCORE)
+    np.testing.assert_allclose(result.global_scores, EXPECTED["ca_scores_global_only"], rtol=0, atol=SCORE)
+    np.testing.assert_allclose(result.local_scores, EXPECTED["ca_scores_local_only"], rtol=0, atol=SCORE)
 
 
 # --- over a file -------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ def test_a_file_is_scored_like_its_arrays_whatever_the_blocks(
     golden: SimpleNamespace, rule: scores.Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = golden.database
-    expected = scores.zero_shot_scores(
+    expected = zero_shot_from_arrays(
         database.image_features,
         database.image_token_features,
         database.label_features(),
@@ -180,8 +188,8 @@ def test_a_file_is_scored_like_its_arrays_whatever_the_blocks(
         **SCALES,
         top=5,
     )
-    whole = scores.zero_shot(database, rule=rule, top=5)
-    test = scores.zero_shot(database, split="test", rule=rule, top=5)
+    whole = zero_shot(database, rule=rule, top=5)
+    test = zero_shot(database, split="test", rule=rule, top=5)
     np.testing.assert_allclose(whole.scores, expected.scores, rtol=0, atol=1e-6)
     np.testing.assert_allclose(test.scores, expected.scores[3:], rtol=0, atol=1e-6)
     np.testing.assert_allclose(whole.scores, authors_scores(golden, rule).scores, rtol=0, atol=5e-3)
@@ -189,43 +197,43 @@ def test_a_file_is_scored_like_its_arrays_whatever_the_blocks(
     assert whole.words == tuple(golden.expected["classes"])
     # Chunks of a few patches, cut anywhere, give what one chunk gives.
     monkeypatch.setattr(scores, "_CHUNK", 7 * database.dim)
-    np.testing.assert_allclose(scores.zero_shot(database, rule=rule, top=5).scores, whole.scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(zero_shot(database, rule=rule, top=5).scores, whole.scores, rtol=0, atol=1e-6)
 
 
 def test_without_patches_the_score_is_that_of_whole_images(golden: SimpleNamespace) -> None:
-    found = scores.zero_shot(golden.database, rule=None)
-    np.testing.assert_allclose(found.scores, golden.expected["scores_global_only"], rtol=0, atol=5e-3)
-    assert found.local_scores is None
-    assert found.rule is None
+    result = zero_shot(golden.database, rule=None)
+    np.testing.assert_allclose(result.scores, golden.expected["scores_global_only"], rtol=0, atol=5e-3)
+    assert result.local_scores is None
+    assert result.rule is None
 
 
 def test_chosen_words_and_templates_are_scored_alone(golden: SimpleNamespace) -> None:
     words = golden.database.attributes["label_texts"][:2]
-    found = scores.zero_shot(golden.database, words=words, templates=["label_prompts_t02"])
-    assert found.scores.shape == (5, 2)
-    np.testing.assert_allclose(found.scores.sum(axis=1), 1, atol=1e-6)
-    assert found.templates == ("label_prompts_t02",)
+    result = zero_shot(golden.database, words=words, templates=["label_prompts_t02"])
+    assert result.scores.shape == (5, 2)
+    np.testing.assert_allclose(result.scores.sum(axis=1), 1, atol=1e-6)
+    assert result.templates == ("label_prompts_t02",)
 
 
 def test_a_file_without_tokens_says_so_and_scores_whole_images(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "plain.h5", tokens=0)) as database:
-        assert not scores.has_local_scores(database)
+        assert not has_local_scores(database)
         with pytest.raises(DatabaseError, match="without token features"):
-            scores.zero_shot(database)
-        assert scores.zero_shot(database, rule=None).scores.shape == (20, 3)
+            zero_shot(database)
+        assert zero_shot(database, rule=None).scores.shape == (20, 3)
 
 
 def test_a_multi_label_file_gets_sigmoids(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "multi.h5", matrix=True)) as database:
-        found = scores.zero_shot(database)
-        assert found.multilabel
-        assert not np.allclose(found.scores.sum(axis=1), 1)
-        np.testing.assert_allclose(scores.zero_shot(database, multilabel=False).scores.sum(axis=1), 1, atol=1e-6)
+        result = zero_shot(database)
+        assert result.multilabel
+        assert not np.allclose(result.scores.sum(axis=1), 1)
+        np.testing.assert_allclose(zero_shot(database, multilabel=False).scores.sum(axis=1), 1, atol=1e-6)
 
 
 def test_an_empty_split_has_no_scores(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "empty.h5", {"train": 0, "val": 0})) as database:
-        assert scores.zero_shot(database, split="val").scores.shape == (0, 3)
+        assert zero_shot(database, split="val").scores.shape == (0, 3)
         assert scores.concept_scores(database, split="val").shape == (0, 2)
 
 
@@ -261,7 +269,7 @@ def test_a_word_that_is_glued_to_its_prompt_has_no_authors_positions(tmp_path: P
 
 
 def test_concept_scores_are_cosines_ensembled_over_templates_and_synonyms(database: Database) -> None:
-    found = scores.concept_scores(database)
+    cosines = scores.concept_scores(database)
     images = database.image_features.astype(np.float64)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     templates = [t.text_features for name, t in database.templates.items() if name.startswith("concept")]
@@ -269,8 +277,8 @@ def test_concept_scores_are_cosines_ensembled_over_templates_and_synonyms(databa
     nucleus = np.mean([features[:2].mean(axis=0) for features in templates], axis=0)
     granules = np.mean([features[2] for features in templates], axis=0)
     expected = images @ np.stack([nucleus / np.linalg.norm(nucleus), granules / np.linalg.norm(granules)]).T
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert cosines.dtype == np.float32
+    np.testing.assert_allclose(cosines, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(
         scores.concept_scores(database, ["granules"], split="val"), expected[9:14, 1:], atol=1e-6
     )
@@ -293,8 +301,8 @@ def test_patch_scores_are_the_cosines_of_patches_with_the_words_own_tokens(datab
 
 def test_the_top_mean_takes_the_highest_patches_of_each_word() -> None:
     cosines = np.array([[[1, 8], [4, 2], [3, 6]]], np.float32)
-    assert scores.top_mean(cosines, 2).tolist() == [[3.5, 7.0]]
-    assert scores.top_mean(cosines, 9).tolist() == [[pytest.approx(8 / 3), pytest.approx(16 / 3)]]
+    assert top_mean(cosines, 2).tolist() == [[3.5, 7.0]]
+    assert top_mean(cosines, 9).tolist() == [[pytest.approx(8 / 3), pytest.approx(16 / 3)]]
 
 
 def test_patches_are_never_all_in_memory(tmp_path: Path) -> None:
@@ -304,9 +312,9 @@ def test_patches_are_never_all_in_memory(tmp_path: Path) -> None:
     with open_database(path) as database:
         tokens = database.image_token_features
         assert tokens is not None
-        scores.zero_shot(database, rule="span", split="train")  # imports are not counted
+        zero_shot(database, rule="span", split="train")  # imports are not counted
         tracemalloc.start()
-        scores.zero_shot(database, rule="span")
+        zero_shot(database, rule="span")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < tokens.nbytes / 2

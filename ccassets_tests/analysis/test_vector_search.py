@@ -52,9 +52,10 @@ class Letters:
         ids, mask = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), np.uint8)
         offsets = np.zeros((len(prompts), width, 2), np.int32)
         for row, prompt in enumerate(prompts):
-            for place, letter in enumerate(prompt):
-                tokens[row, place] = np.eye(DIM)[ord(letter) % DIM]
-                ids[row, place], mask[row, place], offsets[row, place] = ord(letter), 1, (place, place + 1)
+            for position, letter in enumerate(prompt):
+                tokens[row, position] = np.eye(DIM)[ord(letter) % DIM]
+                ids[row, position], mask[row, position] = ord(letter), 1
+                offsets[row, position] = (position, position + 1)
         sums = (tokens * mask[:, :, None]).sum(axis=1)
         return TextFeatures(sums / np.linalg.norm(sums, axis=1, keepdims=True), tokens, ids, mask, offsets)
 
@@ -102,13 +103,13 @@ def expected(database: Database, vector: np.ndarray, rows: Any = slice(None)) ->
     return list(zip(numbers[order].tolist(), cosines[order].tolist(), strict=True))
 
 
-def same(hits: list[s.Hit], wanted: list[tuple[int, float]]) -> bool:
-    return [hit.row for hit in hits] == [row for row, _ in wanted] and bool(
-        np.allclose([hit.score for hit in hits], [score for _, score in wanted], atol=1e-6)
+def same(hits: list[s.Hit], expected_hits: list[tuple[int, float]]) -> bool:
+    return [hit.row for hit in hits] == [row for row, _ in expected_hits] and bool(
+        np.allclose([hit.score for hit in hits], [score for _, score in expected_hits], atol=1e-6)
     )
 
 
-# --- what is found -----------------------------------------------------------------------------------
+# --- nearest rows -----------------------------------------------------------------------------------
 
 
 def test_a_concept_finds_its_nearest_images(database: Database, blocks_of_three: None) -> None:
@@ -207,7 +208,7 @@ def test_a_chunked_file_of_the_original_scripts_is_searched_too() -> None:
 # --- what is refused ---------------------------------------------------------------------------------
 
 
-class Foreign(Letters):
+class OtherLetters(Letters):
     card = EncoderCard(
         **{**{f: getattr(Letters.card, f) for f in Letters.card.__dataclass_fields__}, "dtype": "bfloat16"}
     )
@@ -218,12 +219,12 @@ class Foreign(Letters):
     [
         ({}, AnalysisError, "Nothing to search for"),
         ({"texts": ["x"]}, AnalysisError, "needs the encoder"),
-        ({"texts": ["x"], "encoder": Foreign()}, AnalysisError, "cannot be compared"),
+        ({"texts": ["x"], "encoder": OtherLetters()}, AnalysisError, "cannot be compared"),
         ({"texts": ["x"], "minus": ["x"], "encoder": Letters()}, AnalysisError, "nothing is left"),
         ({"concepts": ["nothing"]}, DatabaseError, "no concepts"),
         ({"rows": [20]}, DatabaseError, "has 20 rows"),
         ({"rows": [0], "patches": True}, AnalysisError, "whole images"),
-        ({"rows": [0], "k": 0}, AnalysisError, "At least one"),
+        ({"rows": [0], "k": 0}, AnalysisError, "at least one"),
         ({"rows": [0], "where": s.RowFilter(split="all")}, DatabaseError, "no split 'all'"),
         ({"rows": [0], "where": s.RowFilter(label=7)}, AnalysisError, r"no label 7; it has \[0, 1, 2\]"),
         ({"rows": [0], "where": s.RowFilter(group="x")}, AnalysisError, "no group 'x'"),
@@ -255,13 +256,13 @@ def test_near_duplicates_are_all_pairs_across_splits(
     apart = database.split[:, None] != database.split[None, :]
     pairs = [(cosines[a, b], a, b) for a in range(20) for b in range(a + 1, 20) if apart[a, b] and cosines[a, b] >= 0.3]
     pairs.sort(key=lambda pair: -pair[0])
-    found = s.near_duplicates(database, 0.3)
+    near = s.near_duplicates(database, 0.3)
     assert len(pairs) > 5
-    assert [(pair.row, pair.other_row) for pair in found.pairs] == [(a, b) for _, a, b in pairs]
-    assert [pair.similarity for pair in found.pairs] == pytest.approx([value for value, _, _ in pairs], abs=1e-6)
-    assert found.pairs[0].split != found.pairs[0].other_split
+    assert [(pair.row, pair.other_row) for pair in near.pairs] == [(a, b) for _, a, b in pairs]
+    assert [pair.similarity for pair in near.pairs] == pytest.approx([value for value, _, _ in pairs], abs=1e-6)
+    assert near.pairs[0].split != near.pairs[0].other_split
     few = s.near_duplicates(database, 0.3, most=2)
-    assert (few.pairs, few.found) == (found.pairs[:2], len(pairs))
+    assert (few.pairs, few.count) == (near.pairs[:2], len(pairs))
 
 
 # --- hits as files -----------------------------------------------------------------------------------
@@ -269,23 +270,23 @@ def test_near_duplicates_are_all_pairs_across_splits(
 
 def test_hits_and_pairs_are_written_as_csv(database: Database, tmp_path: Path) -> None:
     hits = s.search(database, rows=[0], k=3)
-    s.write_csv(hits, tmp_path / "new" / "hits.csv")
+    s.write_hits(hits, tmp_path / "new" / "hits.csv")
     with (tmp_path / "new" / "hits.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(int(row["row"]), row["key"], float(row["score"]), row["patch"]) for row in rows] == [
         (hit.row, hit.key, hit.score, "") for hit in hits
     ]
-    s.write_csv((), tmp_path / "pairs.csv", s.Pair)
+    s.write_pairs((), tmp_path / "pairs.csv")
     assert (tmp_path / "pairs.csv").read_text().startswith("similarity,row,key,split,label,other_row")
 
 
 def test_a_file_that_cannot_be_written_is_named(database: Database, tmp_path: Path) -> None:
     (tmp_path / "in the way").write_text("")
     with pytest.raises(StorageError, match="in the way"):
-        s.write_csv([], tmp_path / "in the way" / "hits.csv")
+        s.write_hits([], tmp_path / "in the way" / "hits.csv")
     hits, picture = s.search(database, rows=[0], k=1), Image.new("RGB", (4, 4))
     with pytest.raises(StorageError, match="in the way"):
-        s.copy_images(hits, lambda row: picture, tmp_path / "in the way")
+        s.save_hit_images(hits, lambda row: picture, tmp_path / "in the way")
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_hits_are_copied_as_the_images_that_were_encoded(cells: tuple[Study, Pat
     study, path = cells
     with open_database(path) as database:
         hits = s.search(database, rows=[0], k=4)
-        saved = s.copy_images(hits, image_reader(study, database), tmp_path / "hits")
+        saved = s.save_hit_images(hits, image_reader(study, database), tmp_path / "hits")
         assert [file.name for file in saved] == [
             f"{rank:04d}_row{hit.row}_{hit.score:.4f}.png" for rank, hit in enumerate(hits, start=1)
         ]
@@ -385,9 +386,9 @@ def test_a_search_by_text_asks_for_the_study(database: Database, run: Run) -> No
 
 
 def test_duplicates_end_with_one_when_there_are_any(database: Database, run: Run) -> None:
-    found = s.near_duplicates(database, 0.3)
+    near = s.near_duplicates(database, 0.3)
     code, out, _ = run("duplicates", database.path, "--similarity", 0.3, "--json")
-    assert (code, json.loads(out)["found"]) == (1, found.found)
+    assert (code, json.loads(out)["found"]) == (1, near.count)
     code, out, err = run("duplicates", database.path, "--similarity", 0.999)
     assert (code, out) == (0, "")
     assert "0 pairs" in err

@@ -32,7 +32,7 @@ from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.reader import open_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
-from ccassets.exports.tables import export
+from ccassets.exports import export
 from ccassets.extraction.adoption import adopt
 from ccassets.files import digest_files
 from ccassets.orchestration.build import run_build

@@ -19,10 +19,10 @@ from ccassets.analysis.bottleneck import count_test_accesses, write_bottleneck
 from ccassets.analysis.classifiers import evaluate_on_holdout, fit_logistic, fit_tree, sparse_path, truncate_to_nec
 from ccassets.analysis.concept_annotations import read_concept_annotations
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.localisation import localisation, patch_mask, permuted
+from ccassets.analysis.localisation import exchange_maps, measure_localisation, patch_mask
 from ccassets.analysis.metrics import evaluate
-from ccassets.analysis.results import Result
-from ccassets.analysis.retrieval import retrieval
+from ccassets.analysis.results import AnalysisResult
+from ccassets.analysis.retrieval import measure_retrieval
 from ccassets.analysis.samples import concept_samples, database_concepts
 from ccassets.analysis.scores import concept_scores, patch_scores
 from ccassets.analysis.zero_shot_scores import write_zero_shot
@@ -46,8 +46,8 @@ class Made:
 
     study: Study
     store: Store
-    zero_shot: Result
-    bottleneck: Result
+    zero_shot: AnalysisResult
+    bottleneck: AnalysisResult
     atlas: Atlas
     validation: Path
 
@@ -267,7 +267,7 @@ def test_segmented_nucleus_finds_segmented_phantoms(many: tuple[Study, Store]) -
         annotations = read_concept_annotations(study, database)
         assert annotations is not None
         words = [concept.word for concept in database_concepts(database)]
-        nucleus = retrieval(concept_scores(database), annotations, words)[words.index("Segmented nucleus")]
+        nucleus = measure_retrieval(concept_scores(database), annotations, words)[words.index("Segmented nucleus")]
     print(nucleus)
     assert nucleus.base_rate < 0.35
     assert nucleus.precision >= 0.8
@@ -288,8 +288,8 @@ def test_heat_maps_are_where_the_concepts_are(many: tuple[Study, Store]) -> None
         nucleus = np.stack([patch_mask(phantoms.annotations(*row).nucleus, side) for row in phantom_rows])
     known = {"nucleus": "nucleus", "granules": "cytoplasm", "cytoplasm": "cytoplasm", "surroundings": "surroundings"}
     parts = [known.get(group, "") for group in groups]
-    own = localisation(maps, annotations > 0.5, parts, "nucleus", nucleus)
-    exchanged = localisation(permuted(maps, parts), annotations > 0.5, parts, "nucleus", nucleus)
+    own = measure_localisation(maps, annotations > 0.5, parts, "nucleus", nucleus)
+    exchanged = measure_localisation(exchange_maps(maps, parts), annotations > 0.5, parts, "nucleus", nucleus)
     print(own, exchanged, sep="\n")
     assert own.both >= 0.9
     assert own.pointing >= 0.75

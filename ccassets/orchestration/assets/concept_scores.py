@@ -4,7 +4,7 @@ import dagster as dg
 
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.database.reader import open_database
-from ccassets.exports.tables import export
+from ccassets.exports import export
 from ccassets.files import digest_files
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress

@@ -8,8 +8,8 @@ from math import isqrt
 import numpy as np
 
 from ccassets.analysis.intervention import ConceptAuroc, concept_auroc
-from ccassets.analysis.localisation import Localisation, localisation, patch_mask, permuted
-from ccassets.analysis.retrieval import Retrieval, retrieval
+from ccassets.analysis.localisation import Localisation, exchange_maps, measure_localisation, patch_mask
+from ccassets.analysis.retrieval import Retrieval, measure_retrieval
 from ccassets.analysis.samples import Samples
 from ccassets.analysis.scores import patch_scores
 from ccassets.datasets.phantom import PhantomDataset
@@ -44,7 +44,7 @@ def measure_concepts(view: AtlasView) -> ConceptEvidence:
         ids=database.ids,
         groups=database.groups,
     )
-    retrievals = retrieval(view.scores, view.annotations, view.words)
+    retrievals = measure_retrieval(view.scores, view.annotations, view.words)
     aurocs = concept_auroc(samples, view.annotations)
     return {one.concept: (one, other) for one, other in zip(retrievals, aurocs, strict=True)}
 
@@ -69,8 +69,8 @@ def measure_maps(study: Study, view: AtlasView) -> MapEvidence:
         mask = np.stack([patch_mask(getattr(phantom, part), side) for phantom in drawn])
         try:
             evidence[part] = (
-                localisation(maps, present, parts, part, mask),
-                localisation(permuted(maps, parts), present, parts, part, mask),
+                measure_localisation(maps, present, parts, part, mask),
+                measure_localisation(exchange_maps(maps, parts), present, parts, part, mask),
             )
         except AnalysisError:
             continue  # None of a few images shows the part.

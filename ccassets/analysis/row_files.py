@@ -1,0 +1,35 @@
+"""CSV files and image folders of rows that an analysis lists: search hits, pairs, label errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ccassets.files import storage_errors, write_text
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV with a header; raises `StorageError` when the file cannot be written."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    with storage_errors(path):
+        write_text(path, text.getvalue())
+
+
+def save_images(images: Iterable[tuple[str, Image.Image]], folder: Path) -> list[Path]:
+    """Save named images as PNG, each name with its rank before it; raises `StorageError` when one cannot be written."""
+    saved = []
+    for rank, (name, image) in enumerate(images, start=1):
+        path = folder / f"{rank:04d}_{name}.png"
+        with storage_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+        saved.append(path)
+    return saved
