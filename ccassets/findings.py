@@ -1,4 +1,4 @@
-"""Findings: the named results of validation, and nothing that produces them."""
+"""Findings: the named results of validation. Nothing here produces them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ Severity = Literal["error", "warning"]
 class Finding:
     """One named result of a check.
 
-    `check` is the check's name in `docs/checks.md`, `message` says what was expected and what was found,
-    `where` names the place: an HDF5 path, an attribute, a split, a row range, a key.
+    Attributes:
+        check: The check's name in `docs/checks.md`.
+        severity: `error`, or `warning` where the file is valid all the same.
+        message: What the check expected, and what it found.
+        where: The place: an HDF5 path, an attribute, a split, a range of rows, a key.
     """
 
     check: str
@@ -23,6 +26,7 @@ class Finding:
     where: str
 
     def as_dict(self) -> dict[str, str]:
+        """The finding as JSON holds it."""
         return asdict(self)
 
 

@@ -34,23 +34,23 @@ class Rows:
 
 
 class Dataset(Protocol):
-    """Named splits of images with keys and labels; what every data set kind provides.
-
-    `name` and `version` go into the provenance; `classes` are the label names, () when unknown; `labelled` is False
-    when the data set has no labels at all.
-    """
+    """Named splits of images with keys and labels; what every data set kind provides."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in the provenance."""
 
     @property
-    def version(self) -> str | None: ...
+    def version(self) -> str | None:
+        """The version in the provenance, where the data set has one."""
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of the label numbers, () when unknown."""
 
     @property
-    def labelled(self) -> bool: ...
+    def labelled(self) -> bool:
+        """Whether the data set has labels at all."""
 
     def fetch(self, progress: Progress) -> None:
         """Make the data set readable: find it, or download, verify and unpack it where the study allows that.

@@ -51,6 +51,7 @@ class PhantomDataset:
         progress(total, total)
 
     def rows(self, split: str) -> Rows:
+        """The rows of a split; raises `DatasetError` for an unknown split."""
         count = self._count(split)
         keys = [f"{split}/{row:05d}" for row in range(count)]
         source = f"phantom {GENERATOR} seed {self._config.seed} size {self._config.size}"
@@ -61,6 +62,7 @@ class PhantomDataset:
         )
 
     def read(self, split: str, row: int) -> Image.Image:
+        """The image of a row; raises `DatasetError` for an unknown split or row."""
         return self.example(split, row)[0]
 
     def annotations(self, split: str, row: int) -> PhantomAnnotations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class PhantomDatasetConfig(_Section):
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in the order of `rows`."""
         return tuple(self.rows)
 
     @field_validator("rows")
@@ -380,7 +382,7 @@ class Study(StudyConfig):
     folder: Path
 
     @classmethod
-    def from_config(cls, config: StudyConfig, *, folder: Path) -> Study:
+    def from_config(cls, config: StudyConfig, *, folder: str | os.PathLike[str]) -> Study:
         """The study of a folder, named like it.
 
         Args:
@@ -390,6 +392,7 @@ class Study(StudyConfig):
         Raises:
             StudyError: The folder's name cannot be that of a study.
         """
+        folder = Path(folder)
         name = folder.name
         try:
             return cls(name=name, folder=folder, **{key: getattr(config, key) for key in type(config).model_fields})
@@ -423,6 +426,6 @@ class Study(StudyConfig):
         path = self.folder / "README.md"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
-    def resolve(self, path: str | Path) -> Path:
+    def resolve(self, path: str | os.PathLike[str]) -> Path:
         """Make a path of the study file absolute: `~` is the home, a relative path starts at the study's folder."""
         return (self.folder / Path(path).expanduser()).absolute()

@@ -92,6 +92,6 @@ class Store:
         """The folder of template parts of the encoder with that identity."""
         return self.root / "features" / identity / "templates"
 
-    def relative(self, path: Path) -> str:
+    def relative(self, path: str | os.PathLike[str]) -> str:
         """A path relative to the storage root, as it is shown and stored."""
-        return path.relative_to(self.root).as_posix()
+        return Path(path).relative_to(self.root).as_posix()

@@ -7,7 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ import nbformat
 import pytest
 
 import ccassets
+from ccassets.datasets import Manifest
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.house.source_tree import PACKAGE, ROOT, syntax_tree
 
@@ -119,6 +120,48 @@ def test_every_public_name_is_there_and_explained(module: str) -> None:
     definitions = {name: one for name, one in objects.items() if inspect.isclass(one) or inspect.isroutine(one)}
     # Of a class, its own: a dataclass without one has its signature, and others inherit that of their base.
     assert [name for name, one in definitions.items() if not one.__doc__ or one.__doc__.startswith(f"{name}(")] == []
+
+
+def public_callables() -> Iterator[tuple[str, Callable[..., object]]]:
+    """Full name and object of every public function, and of every public method of a public class of ours."""
+    for module in sorted(PUBLIC_MODULES):
+        for name in import_module(module).__all__:
+            value = getattr(import_module(module), name)
+            if inspect.isfunction(value):
+                yield f"{module}.{name}", value
+            elif inspect.isclass(value) and value.__module__.startswith("ccassets."):
+                for method_name, member in vars(value).items():
+                    method = getattr(member, "__func__", member)
+                    if inspect.isfunction(method) and not method_name.startswith("_"):
+                        yield f"{module}.{name}.{method_name}", method
+
+
+def takes_texts(function: Callable[..., object], annotation: str) -> bool:
+    """Whether a parameter for paths takes texts as well; the annotation may be an alias of the function's module."""
+    alias = getattr(sys.modules[function.__module__], annotation.partition(" | ")[0].partition("[")[0], None)
+    return "str" in annotation or "str" in str(alias)
+
+
+def test_a_path_may_be_a_text() -> None:
+    refused = [
+        f"{name}({parameter.name}: {parameter.annotation})"
+        for name, function in public_callables()
+        for parameter in inspect.signature(function).parameters.values()
+        if "Path" in str(parameter.annotation) and not takes_texts(function, str(parameter.annotation))
+    ]
+    assert refused == []
+
+
+def test_paths_that_are_texts_work(study: ccassets.Study, tmp_path: Path) -> None:
+    path = str(write_database(tmp_path / "features.h5"))
+    with ccassets.open_database(path) as database:
+        assert len(database)
+    assert ccassets.validate_database(path) == []
+    assert ccassets.load_study(str(study.folder)) == study
+    assert ccassets.Store.of(study, str(tmp_path)).root == tmp_path
+    manifest = ccassets.read_images(study, "val")
+    manifest.save(str(tmp_path / "val.parquet"))
+    assert Manifest.load(str(tmp_path / "val.parquet")).digest == manifest.digest
 
 
 def test_the_component_is_the_type_that_a_study_names() -> None:
