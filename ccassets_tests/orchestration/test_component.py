@@ -17,6 +17,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+import ccassets
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.names import job_name
@@ -88,6 +89,20 @@ def test_the_page_works_as_it_stands_in_their_home_and_under_their_executor(proj
     assert event.asset_materialization is not None
     assert event.asset_materialization.metadata["images"].value == 18
     assert (project / "home" / "dagster.yaml").read_text() == "", "their settings are never edited"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_full_rebuild_from_the_schedule_uses_their_store(project: Path, study: Study) -> None:
+    (project / "home").mkdir()
+    (project / "home" / "dagster.yaml").touch()
+    resources = project / "theirs" / "defs" / "resources.py"
+    text = resources.read_text().replace("StoreResource()", f'StoreResource(root="{project / "their_store"}")')
+    resources.write_text(text)
+    assert "RUN_SUCCESS" in run_in(project, "dg", "launch", "--job", "my_study__rebuild_everything")
+    database = project / "their_store" / "my_study" / "conceptclip_features.h5"
+    assert ccassets.validate_database(database, study=study) == []
+    assert not (project / "home" / "storage" / "my_study").exists()
 
 
 def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
