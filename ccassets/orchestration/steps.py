@@ -63,6 +63,6 @@ def errors_as_failures() -> Iterator[None]:
         if not (error.transient and waits) or context.run.tags.get(STARTED_BY) == BUILD:
             raise failure from error
         failure.__cause__ = error
-        context.log.warning(f"{error}\nThis may pass by itself: it is tried again in {waits[0]} seconds.")
+        context.log.warning(f"{error}\nThis failure is transient: the step is tried again in {waits[0]} seconds.")
         time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
         raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

@@ -83,7 +83,7 @@ def test_a_hub_that_is_busy_is_asked_again(asking: Study, hub: Hub) -> None:
     went_well, said = read_images(asking)
     assert went_well
     assert hub.requests == 3
-    assert said.count("This may pass by itself: it is tried again in") == 2
+    assert said.count("This failure is transient: the step is tried again in") == 2
     assert "503" in said
 
 
