@@ -164,13 +164,13 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
 def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> StudyPlan:
     """Read what a plan needs, the encoder's identity and every image, and plan."""
     from ccassets.extraction import identify_encoder, plan_study, read_images
-    from ccassets.extraction.sources import fetched
+    from ccassets.extraction.sources import fetch_dataset
     from ccassets.study.storage import Store
 
     study.require_splits(splits or ())
     store = Store.of(study)
     identify_encoder(study, store=store)
-    dataset = fetched(study, store)
+    dataset = fetch_dataset(study, store)
     for split in study.splits:
         read_images(study, split, store=store, dataset=dataset)
     return plan_study(study, splits, fresh=fresh)

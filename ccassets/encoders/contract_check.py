@@ -58,7 +58,7 @@ def _check_images(encoder: Encoder) -> list[str]:
     result = encoder.encode_pixels(pixels)
     problems = image_problems(encoder.card, len(images), result)
     if not problems and all(np.array_equal(result.features[0], row) for row in result.features[1:]):
-        problems.append("features of different images are expected to differ; they are all equal")
+        problems.append("features of different images: expected different ones, found equal ones")
     if not problems:
         problems += image_problems(encoder.card, 1, encoder.encode_pixels(pixels[:1]))
         together = encoder.encode_images(images)
@@ -114,7 +114,7 @@ def _same_bits(one: ImageFeatures | TextFeatures, other: ImageFeatures | TextFea
 
 def card_problems(card: object) -> list[str]:
     if not isinstance(card, EncoderCard):
-        return [f"card: an EncoderCard is expected, found {type(card).__name__}"]
+        return [f"card: expected an EncoderCard, found {type(card).__name__}"]
     problems = [
         f"card.{name}: must be above 0, found {size}"
         for name, size in (("dim", card.dim), ("image_size", card.image_size))
@@ -123,7 +123,7 @@ def card_problems(card: object) -> list[str]:
     if card.token_count < 0:
         problems.append(f"card.token_count: must not be negative, found {card.token_count}")
     if card.dtype not in get_args(Dtype):
-        problems.append(f"card.dtype: one of {', '.join(get_args(Dtype))} is expected, found {card.dtype!r}")
+        problems.append(f"card.dtype: expected one of {', '.join(get_args(Dtype))}, found {card.dtype!r}")
     if not card.weights_digest:
         problems.append("card.weights_digest: must say which weights these are, found nothing")
     if card.has_text and not card.tokenizer_digest:
@@ -142,7 +142,7 @@ def pixel_problems(card: EncoderCard, pixels: object) -> list[str]:
 
 def image_problems(card: EncoderCard, count: int, result: object) -> list[str]:
     if not isinstance(result, ImageFeatures):
-        return [f"encode_pixels: ImageFeatures are expected, found {type(result).__name__}"]
+        return [f"encode_pixels: expected ImageFeatures, found {type(result).__name__}"]
     return [
         *_unit_problems("features", result.features, (count, card.dim), _HALF_OR_SINGLE),
         *_token_problems(card, result.tokens, count),
@@ -151,10 +151,10 @@ def image_problems(card: EncoderCard, count: int, result: object) -> list[str]:
 
 def text_problems(card: EncoderCard, prompts: Sequence[str], result: object) -> list[str]:
     if not isinstance(result, TextFeatures):
-        return [f"encode_texts: TextFeatures are expected, found {type(result).__name__}"]
+        return [f"encode_texts: expected TextFeatures, found {type(result).__name__}"]
     ids = result.input_ids
     if not isinstance(ids, np.ndarray) or ids.ndim != 2:
-        return ["input_ids: an array (K, T) is expected"]
+        return ["input_ids: expected an array (K, T)"]
     shape = (len(prompts), ids.shape[1])
     problems = [
         *_unit_problems("features", result.features, (len(prompts), card.dim), ("float32",)),
@@ -165,7 +165,7 @@ def text_problems(card: EncoderCard, prompts: Sequence[str], result: object) -> 
     if result.tokens is not None:
         problems += _array_problems("tokens", result.tokens, (*shape, card.dim), ("float32",))
     if not problems and result.attention_mask.max(initial=0) > 1:
-        problems.append("attention_mask: 0 and 1 are expected")
+        problems.append("attention_mask: expected 0 and 1 alone, found larger values")
     if not problems:
         ends = result.offsets.max(axis=(1, 2), initial=0)
         problems += [
@@ -179,7 +179,7 @@ def text_problems(card: EncoderCard, prompts: Sequence[str], result: object) -> 
 def _token_problems(card: EncoderCard, tokens: object, count: int) -> list[str]:
     if card.token_count:
         return _array_problems("tokens", tokens, (count, card.token_count, card.dim), _HALF_OR_SINGLE)
-    return [] if tokens is None else ["tokens: None is expected, since card.token_count is 0"]
+    return [] if tokens is None else ["tokens: expected None, since card.token_count is 0"]
 
 
 def _unit_problems(name: str, array: object, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
@@ -188,12 +188,12 @@ def _unit_problems(name: str, array: object, shape: tuple[int, ...], dtypes: tup
         return problems
     lengths = np.linalg.norm(array.astype(np.float64), axis=1)
     off = float(np.abs(lengths - 1).max(initial=0))
-    return [f"{name}: rows of length 1 are expected, found one off by {off:.3g}"] if off > NORM_TOLERANCE else []
+    return [f"{name}: expected rows of length 1, found one off by {off:.3g}"] if off > NORM_TOLERANCE else []
 
 
 def _array_problems(name: str, array: object, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
     if not isinstance(array, np.ndarray):
-        return [f"{name}: a NumPy array is expected, found {type(array).__name__}"]
+        return [f"{name}: expected a NumPy array, found {type(array).__name__}"]
     if array.shape != shape or array.dtype.name not in dtypes:
-        return [f"{name}: {shape} {' or '.join(dtypes)} is expected, found {array.shape} {array.dtype}"]
-    return [] if np.isfinite(array).all() else [f"{name}: finite values are expected"]
+        return [f"{name}: expected {shape} {' or '.join(dtypes)}, found {array.shape} {array.dtype}"]
+    return [] if np.isfinite(array).all() else [f"{name}: expected finite values, found NaN or infinity"]

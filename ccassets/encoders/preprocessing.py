@@ -32,13 +32,13 @@ def require_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "L":
         return image.convert("RGB")
-    raise EncoderError(f"An image of mode RGB is expected; found {image.mode}. Convert it on purpose beforehand.")
+    raise EncoderError(f"Expected an image of mode RGB, found {image.mode}. Convert it before.")
 
 
 def require_pixels(pixels: FloatArray, size: int) -> None:
     """Raise `EncoderError` unless pixels are (B, 3, size, size) float32: towers take any size with as many patches."""
     if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or pixels.dtype != np.float32:
-        raise EncoderError(f"Pixels (B, 3, {size}, {size}) float32 are expected; found {pixels.shape} {pixels.dtype}.")
+        raise EncoderError(f"Expected pixels (B, 3, {size}, {size}) float32, found {pixels.shape} {pixels.dtype}.")
 
 
 def squash(image: Image.Image, size: int) -> FloatArray:

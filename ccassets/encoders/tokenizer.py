@@ -93,13 +93,13 @@ def _check(tokenizer: Tokenizer, file: Path, architecture: Architecture) -> None
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     problems = []
     if max(ids, default=0) >= text.vocab_size:
-        problems.append(f"ids below {text.vocab_size} are expected, found {max(ids)}")
+        problems.append(f"expected ids below {text.vocab_size}, found {max(ids)}")
     empty = tokenizer.encode("").ids
     if empty != [text.cls_token_id, text.sep_token_id]:
         problems.append(
-            f"an empty text must become [CLS] [SEP] = [{text.cls_token_id}, {text.sep_token_id}], found {empty}"
+            f"expected [CLS] [SEP] = [{text.cls_token_id}, {text.sep_token_id}] for an empty text, found {empty}"
         )
     if tokenizer.token_to_id("[PAD]") != text.pad_token_id:
-        problems.append(f"[PAD] must be {text.pad_token_id}, found {tokenizer.token_to_id('[PAD]')}")
+        problems.append(f"expected {text.pad_token_id} for [PAD], found {tokenizer.token_to_id('[PAD]')}")
     if problems:
         raise EncoderError(f"{file.name} does not fit the text tower: {'; '.join(problems)}.")

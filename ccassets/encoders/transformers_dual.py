@@ -200,7 +200,7 @@ class DualEncoder:
             hidden = projection(hidden)
         if hidden.shape[1:] != (count, self.card.dim):
             raise EncoderError(
-                f"Patch tokens ({count}, {self.card.dim}) are expected from {CONFIG}; the model gives "
+                f"Patch tokens: expected ({count}, {self.card.dim}) from {CONFIG}, found "
                 f"{tuple(hidden.shape[1:])}. Set encoder.tokens: false."
             )
         return hidden.float()
@@ -210,8 +210,7 @@ class DualEncoder:
         projected = projection(hidden) if projection is not None else hidden
         if projected.shape[-1] != self.card.dim:
             raise EncoderError(
-                f"Text tokens of size {self.card.dim} are expected; the model gives {projected.shape[-1]}. "
-                "Set encoder.tokens: false."
+                f"Text tokens: expected size {self.card.dim}, found {projected.shape[-1]}. Set encoder.tokens: false."
             )
         return projected.float().cpu().numpy()
 
@@ -219,9 +218,7 @@ class DualEncoder:
         from torch.nn import functional
 
         if features.shape[-1] != self.card.dim:
-            raise EncoderError(
-                f"Features of size {self.card.dim} are expected from {CONFIG}; the model gives {features.shape[-1]}."
-            )
+            raise EncoderError(f"Features: expected size {self.card.dim} from {CONFIG}, found {features.shape[-1]}.")
         return functional.normalize(features.float(), dim=-1)
 
     def _precision(self) -> Any:
@@ -262,7 +259,7 @@ def _find(study: Study, hf_token: str | None) -> _ModelFiles:
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
     vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
     if vision is None or text is None:
-        raise EncoderError(f"{folder.name} is a {config.model_type}; a dual encoder of images and texts is expected.")
+        raise EncoderError(f"{folder.name}: expected a dual encoder of images and texts, found a {config.model_type}.")
     size: Any = getattr(vision, "image_size", None)
     patch: Any = getattr(vision, "patch_size", None)
     if not isinstance(size, int):
@@ -288,7 +285,7 @@ def _context_length(folder: ModelFolder, text_config: Any) -> int:
     try:
         limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
-        raise EncoderError(f"{file.name} of {folder.name} cannot be read: a JSON object is expected.") from error
+        raise EncoderError(f"{file.name} of {folder.name} cannot be read: expected a JSON object.") from error
     return min(positions, int(limit)) if limit else positions
 
 
@@ -330,7 +327,7 @@ def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | N
 def _present(folder: ModelFolder, names: Sequence[str], what: str) -> list[Path]:
     files = [folder.path / name for name in names if (folder.path / name).is_file()]
     if not files:
-        raise EncoderError(f"{folder.name} holds no {what}: one of {', '.join(names)} is expected.")
+        raise EncoderError(f"{folder.name} holds no {what}: expected one of {', '.join(names)}.")
     return files
 
 

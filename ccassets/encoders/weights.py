@@ -89,7 +89,7 @@ def safetensors_files(folder: ModelFolder) -> list[Path]:
     pickled = sorted(file.name for pattern in PICKLED for file in folder.path.glob(pattern))
     existing = f"only pickled weights ({', '.join(pickled)})" if pickled else "none"
     raise EncoderError(
-        f"Weights in safetensors format are expected in {folder.name}; found {existing}. "
+        f"{folder.name}: expected weights in safetensors format, found {existing}. "
         "Pickled files can run code when they are read, so we never do; convert them with safetensors.torch.save_file."
     )
 
@@ -105,7 +105,7 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise EncoderError(
-            f"{INDEX} of {folder.name} cannot be read: a JSON object with weight_map is expected."
+            f"{INDEX} of {folder.name} cannot be read: expected a JSON object with weight_map."
         ) from error
     # An index lists files beside it; a path in it would lead out of the folder.
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]

@@ -1,7 +1,8 @@
-"""The database of a study: manifests say which rows, parts say where their bytes are, and a fresh file takes both."""
+"""Assembly of a study's database: manifests say which rows, parts hold their bytes, and a new file takes both."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class Assembly:
-    """What `assemble_database` did: the file, its digest, and whether it was there already (`unchanged`)."""
+    """The database that `assemble_database` wrote, or left as it was because nothing had changed (`unchanged`)."""
 
     path: Path
     digest: str
@@ -47,15 +48,32 @@ class Assembly:
 
 
 def assemble_database(
-    study: Study, *, store: Store | None = None, output: Path | None = None, progress: Progress = silent
+    study: Study,
+    *,
+    store: Store | None = None,
+    output: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
 ) -> Assembly:
-    """Assemble the database of a study from its parts; the file that was there stays readable until the end.
+    """Assemble the database of a study from its parts.
 
-    A database that already is what it should be is left as it is. Raises `StorageError` naming the split or the
-    template whose parts are missing, `DatasetError` when splits were read under different class lists.
+    The old file stays readable until the new one is whole. A database that is up to date is left as it is.
+
+    Args:
+        study: The study, all its images and templates encoded.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        output: The file to write, by default the study's database.
+        progress: Called with the rows copied so far and the rows of the database.
+
+    Returns:
+        The file and its digest.
+
+    Raises:
+        StorageError: Parts are missing (split or template are named), or the disk is too small.
+        DatasetError: Splits were read under different class lists.
+        DatabaseError: `keep_parts: false` and the database is not valid; parts are kept then.
     """
     store = store or Store.of(study)
-    path = output or store.database
+    path = store.database if output is None else Path(output)
     started = time.perf_counter()
     card = recorded_card(study, store)
     manifests = [recorded_manifest(study, split, store) for split in study.splits]
@@ -71,7 +89,7 @@ def assemble_database(
         unchanged = _is_already(path, content, verified)
         if not unchanged:
             require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
-            sources, source_of, row_in = _places(index, entries, path)
+            sources, source_of, row_in = _copy_sources(index, entries, path)
             assemble(path, content, sources, source_of, row_in, progress)
             verified.add(path)
         if not study.storage.keep_parts and path == store.database:  # Rows of a file elsewhere are not found again.
@@ -190,15 +208,15 @@ def _split_digests(manifests: Sequence[Manifest], rows: RowContent) -> dict[str,
     digests = {}
     first = 0
     for manifest in manifests:
-        place = slice(first, first + len(manifest.keys))
+        rows_of_split = slice(first, first + len(manifest.keys))
         digests[manifest.split] = split_digest(
-            rows.feature_digest[place],
+            rows.feature_digest[rows_of_split],
             keys=manifest.keys,
             labels=manifest.labels,
             groups=manifest.groups,
             label_matrix=manifest.label_matrix,
         )
-        first = place.stop
+        first = rows_of_split.stop
     return digests
 
 
@@ -229,7 +247,7 @@ def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[di
 
 
 def _is_already(path: Path, content: FileContent, verified: VerifiedFiles) -> bool:
-    """Whether the file at `path` holds the wanted rows, templates and attributes, and is untouched since."""
+    """Whether the file at `path` holds these rows, templates and attributes, and has not changed since."""
     if not path.is_file() or not verified.has(path):
         return False
     with open_database(path) as database:
@@ -237,7 +255,7 @@ def _is_already(path: Path, content: FileContent, verified: VerifiedFiles) -> bo
 
 
 def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
-    """The named attributes without what differs between two assemblies of the same database."""
+    """The given attributes, without those that differ between two assemblies of the same database."""
     chosen = {name: attributes.get(name) for name in names}
     provenance = dict(chosen["provenance"] or {})
     for name in ("created", "parts", "libraries"):
@@ -245,12 +263,13 @@ def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[s
     return {**chosen, "provenance": provenance}
 
 
-def _places(
+def _copy_sources(
     index: RowIndex, entries: npt.NDArray[np.int64], path: Path
 ) -> tuple[Sequence[Path], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where to copy every row from: all of it from the old database where that holds just these rows, else the parts.
+    """The files to copy rows from, and for every row its file and its row there.
 
-    From file to file of equal layout the bytes lie equally aligned, and the file system can share them.
+    An old database that holds just these rows is the only source: in a file of equal layout the bytes are equally
+    aligned, so that the file system can share them.
     """
     if path in index.sources:
         number = list(index.sources).index(path)

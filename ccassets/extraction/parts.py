@@ -1,4 +1,4 @@
-"""Parts that finished shards and templates left behind: the rows they hold, and whether they are still intact."""
+"""Parts: the rows that the files of finished shards hold, and whether these files are still intact."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ccassets.study.storage import Store
 Digests = npt.NDArray[np.uint8]
 
 UNUSABLE = (DatabaseError, *READ_ERRORS)
-"""What reading a part can raise that is not what was written: it is then not used, and encoded again.
+"""Errors of reading a damaged part, whose rows are then encoded again.
 
-Not so a `StorageError`: what the system does not let us read now may be as it should be.
+`StorageError` is not one: a file that the system does not let us read now may be intact.
 """
 
 
@@ -50,17 +50,17 @@ class RowIndex:
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
-        found, first = np.unique(_as_keys(self.image_digest), return_index=True)
-        return found, first
+        distinct, first = np.unique(_as_keys(self.image_digest), return_index=True)
+        return distinct, first
 
     def find(self, image_digest: Digests) -> npt.NDArray[np.int64]:
         """For every image digest (n, 32) the entry that holds it, -1 where none does: (n,) int64."""
         known, first = self._sorted
-        wanted = _as_keys(image_digest)
-        if not len(known) or not len(wanted):
-            return np.full(len(wanted), -1, np.int64)
-        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.where(known[place] == wanted, first[place], -1).astype(np.int64)
+        keys = _as_keys(image_digest)
+        if not len(known) or not len(keys):
+            return np.full(len(keys), -1, np.int64)
+        nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        return np.where(known[nearest] == keys, first[nearest], -1).astype(np.int64)
 
 
 class VerifiedFiles:
@@ -144,8 +144,8 @@ def verify_rows(database: Database) -> bool:
     tokens = database.image_token_features
     for first, block in iter_blocks(tokens if tokens is not None else database.image_features):
         rows = slice(first, first + len(block))
-        found = feature_digests(np.asarray(database.image_features[rows]), block if tokens is not None else None)
-        if not np.array_equal(found, features[rows]):
+        digests = feature_digests(np.asarray(database.image_features[rows]), block if tokens is not None else None)
+        if not np.array_equal(digests, features[rows]):
             return False
     return True
 

@@ -1,4 +1,4 @@
-"""Provenance: what is recorded about how features came to be. Declared fields only; no path, no host, no token."""
+"""Provenance: the record of how features were made. Declared fields only; no path, no host, no token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def encoder_provenance(card: EncoderCard) -> dict[str, Any]:
 
 
 def part_provenance(study: Study, encoder: Encoder, seconds: float) -> dict[str, Any]:
-    """How a part came to be."""
+    """The provenance of a part."""
     return {
         "origin": "extracted",
         "encoder": encoder_provenance(encoder.card),
@@ -31,7 +31,7 @@ def part_provenance(study: Study, encoder: Encoder, seconds: float) -> dict[str,
 
 
 def created(seconds: float) -> Mapping[str, Any]:
-    """When, as a UTC time and in nanoseconds, and how long it took."""
+    """The time of creation, as a UTC time and in nanoseconds, and how long it took."""
     now = time.time_ns()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now // 10**9))
     return {"at": stamp, "unix_ns": now, "seconds": round(seconds, 3)}

@@ -1,4 +1,4 @@
-"""Pruning: the files under a storage root that no known study needs, found and removed."""
+"""Pruning: removal of files under a storage root that no known study needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class Unneeded:
-    """A file that nothing needs, and why; `path` is relative to the storage root."""
+    """A file that no study needs, and the reason; `path` is relative to the storage root."""
 
     path: str
     bytes: int
@@ -30,7 +30,7 @@ class Unneeded:
 
 @dataclass
 class _Needs:
-    """What is needed of one encoder identity: rows by image digest, template parts by name.
+    """The needs for one encoder identity: rows by image digest, template parts by name.
 
     Both can be unknown; then every part of that kind is needed.
     """
@@ -42,15 +42,25 @@ class _Needs:
 
 
 def prune(study: Study, *, store: Store | None = None, dry_run: bool = False) -> list[Unneeded]:
-    """Remove what no known study needs from the storage that a study lies in; with `dry_run` only find it.
+    """Remove the files that no known study needs from a storage.
 
     Known are the study, every study found by name, and every folder of the storage with an encoder card, manifests
     or a database. Unneeded are all parts of an encoder that none of their cards and databases names, image parts
-    none of whose rows is in a manifest or database of theirs, template parts that none of their vocabularies asks
-    for, and temporary files whose writer is gone.
+    none of whose rows is in a manifest or database of theirs, template parts that are in none of their vocabularies,
+    and temporary files whose writer is gone.
 
-    Raises `StudyError`, `DatasetError` or `DatabaseError` when a study, a manifest or a database cannot be read:
-    what it needs cannot be told then, and nothing is removed.
+    Args:
+        study: A study in the storage.
+        store: Its files, by default below `CCASSETS_STORAGE`.
+        dry_run: Remove nothing.
+
+    Returns:
+        The files that were removed, or would be.
+
+    Raises:
+        StudyError: A study cannot be read, so that its needs are unknown. Nothing is removed then.
+        DatasetError: The same for a manifest.
+        DatabaseError: The same for a database.
     """
     store = store or Store.of(study)
     studies = [study, *(load_study(path) for path in study_files().values())]
@@ -60,14 +70,14 @@ def prune(study: Study, *, store: Store | None = None, dry_run: bool = False) ->
             locks.enter_context(exclusive(folder / "rows"))
             locks.enter_context(exclusive(folder / "templates"))
         needs = _needs(store, studies)
-        found = [item for folder in encoders for item in _unneeded_parts(folder, needs.get(folder.name), store)]
-        for item in found if not dry_run else ():
-            (store.root / item.path).unlink()
-    return [*found, *_leftovers(store, dry_run)]
+        parts = [part for folder in encoders for part in _unneeded_parts(folder, needs.get(folder.name), store)]
+        for part in parts if not dry_run else ():
+            (store.root / part.path).unlink()
+    return [*parts, *_leftovers(store, dry_run)]
 
 
 def _needs(store: Store, studies: Sequence[Study]) -> Mapping[str, _Needs]:
-    """What is needed by encoder identity."""
+    """The needs of all studies, by encoder identity."""
     needs: defaultdict[str, _Needs] = defaultdict(_Needs)
     for folder in store.root.glob("*"):
         identity = recorded_identity(Store(store.root, folder.name, ""))
@@ -83,11 +93,11 @@ def _needs(store: Store, studies: Sequence[Study]) -> Mapping[str, _Needs]:
 
 
 def _add_recorded(needs: _Needs, folder: Path, studies: Sequence[Study]) -> None:
-    """Add what a study's folder asks of the encoder on its card."""
+    """Add what a study's folder needs of the encoder on its card."""
     for path in folder.glob("manifest/*.parquet"):
         manifest = Manifest.load(path)
         needs.rows |= _as_set(manifest.image_digest)
-        # A first try names some rows only; those that were encoded for the whole are wanted again later.
+        # A limit names some rows only; those that were encoded without it will be needed again.
         needs.rows_unknown |= manifest.limit is not None
     for study in studies:
         needs.templates |= {template_part_name(template) for template in study.vocabulary.templates().values()}
@@ -114,13 +124,13 @@ def _holds_none_of(path: Path, rows: set[bytes]) -> bool:
 
 
 def _leftovers(store: Store, dry_run: bool) -> list[Unneeded]:
-    found = []
+    files = []
     for folder in [store.root, *(path for path in store.root.rglob("*") if path.is_dir())]:
         for path in leftovers(folder):
-            found.append(_unneeded(path, "left behind by a process that died", store))
+            files.append(_unneeded(path, "left behind by a process that died", store))
             if not dry_run:
                 path.unlink()
-    return found
+    return files
 
 
 def _unneeded(path: Path, reason: str, store: Store) -> Unneeded:

@@ -1,4 +1,4 @@
-"""Who is at which shard: locks that every process and host sharing the storage sees, and that die with their holder."""
+"""Locks of shards: every process and host that shares the storage sees them, and they end with their process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ccassets.files import storage_error
 
 
 class ShardLocks:
-    """Locks of shards by name, each a byte of one empty file, so that nothing is left to be cleaned up.
+    """Locks of shards by name, each on one byte of an empty file, so that nothing has to be cleaned up.
 
-    They are POSIX locks: they hold between processes, not inside one, and NFS carries them to other hosts.
+    They are POSIX locks, which hold between processes, not inside one, and which NFS carries to other hosts.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,16 +33,16 @@ class ShardLocks:
 
         `held_for` names it at its release.
         """
-        place = int(name[:15], 16)  # 60 bits, which any file system takes for an offset.
+        offset = int(name[:15], 16)  # 60 bits, which any file system takes for an offset.
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 return False
             raise storage_error(error, self._path) from error
-        self._held[held_for] = place
+        self._held[held_for] = offset
         return True
 
     def release(self, held_for: str) -> None:
-        """Let others have a shard again."""
+        """Unlock a shard."""
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._held.pop(held_for))

@@ -1,4 +1,4 @@
-"""The sources of a study, read and recorded: a manifest for every split, an identity card for the encoder."""
+"""Sources of a study: the manifest of every split and the identity card of the encoder, read and recorded."""
 
 from __future__ import annotations
 
@@ -30,11 +30,23 @@ def read_images(
 ) -> Manifest:
     """Decode every image of a split once, and record its manifest.
 
-    `dataset` is what `fetched` gives, to be passed on when several splits are read. Images whose file fingerprint is
-    that of the last manifest are not decoded again. Raises `DatasetError` naming every image that cannot be read.
+    Images whose file fingerprint is that of the last manifest are not decoded again.
+
+    Args:
+        study: The study.
+        split: A split of the study.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        dataset: The study's data set, for a caller that reads several splits; by default it is fetched.
+        progress: Called with the images read so far and the images of the split.
+
+    Returns:
+        The manifest, which is stored too.
+
+    Raises:
+        DatasetError: The data set is missing, or images cannot be read; all of them are named.
     """
     store = store or Store.of(study)
-    dataset = dataset or fetched(study, store)
+    dataset = dataset or fetch_dataset(study, store)
     path = store.manifest(split)
     previous = Manifest.load(path) if path.exists() else None
     manifest = read_manifest(
@@ -49,19 +61,19 @@ def read_images(
     return manifest
 
 
-def fetched(study: Study, store: Store, progress: Progress = silent) -> Dataset:
-    """The data set of a study, found or downloaded and readable; `progress` counts bytes where there is a download."""
+def fetch_dataset(study: Study, store: Store, progress: Progress = silent) -> Dataset:
+    """Find or download the data set of a study, so that it can be read; `progress` counts bytes of a download."""
     dataset = open_dataset(study, store)
     dataset.fetch(progress)
     return dataset
 
 
 def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:
-    """The splits whose manifest is not there or does not describe its source any more, with a digest of the source.
+    """The splits whose manifest is missing or out of date, with a digest of their source.
 
     File fingerprints decide, no image is decoded. The digest changes with keys, labels, groups and files.
     """
-    dataset = fetched(study, store)
+    dataset = fetch_dataset(study, store)
     limit, on_bad_image = study.extraction.limit, study.extraction.on_bad_image
     changed = {}
     for split in splits:
@@ -77,14 +89,14 @@ def current_identity(study: Study, store: Store, *, device: str | None = None, h
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:
-    """What is odd about the recorded manifests: leaks between splits, label words that are not the classes."""
+    """Problems of the recorded manifests: leaks between splits, label words that are not the classes."""
     manifests = [Manifest.load(store.manifest(split)) for split in study.splits if store.manifest(split).exists()]
     classes = manifests[0].classes if manifests else ()
     return [*find_leaks(manifests), *find_label_mismatch(study, classes)]
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
-    """The manifest that `read_images` left; `DatasetError` when it was not called, or with another limit."""
+    """The manifest that `read_images` stored; `DatasetError` when there is none, or one with another limit."""
     path = store.manifest(split)
     if not path.exists():
         raise DatasetError(
@@ -103,42 +115,55 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
 def identify_encoder(
     study: Study, *, store: Store | None = None, device: str | None = None, hf_token: str | None = None
 ) -> EncoderCard:
-    """Fetch or find the encoder's weights, verify them, and record the identity card."""
+    """Find or fetch the files of a study's encoder, verify them, and record the identity card.
+
+    Args:
+        study: The study.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        device: A torch device; it matters to a strict study alone.
+        hf_token: The access token of the hub, by default `HF_TOKEN`.
+
+    Returns:
+        The card, which is stored too.
+
+    Raises:
+        EncoderError: Files are missing, gated, unreadable, or do not fit each other.
+    """
     store = store or Store.of(study)
     card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
-    record = {"asked": _asked(study), "card": json.loads(card.to_json())}
+    record = {"asked": _request_digest(study), "card": json.loads(card.to_json())}
     write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))
     return card
 
 
 def recorded_identity(store: Store) -> str | None:
-    """The identity of the encoder that was looked at last, whatever the study says now; None when none was."""
+    """The identity of the last recorded card, whatever the study says now; None without one."""
     record = _read_card(store)
     return None if record is None else record[1].identity
 
 
 def recorded_card(study: Study, store: Store) -> EncoderCard:
-    """The identity card that `identify_encoder` left.
+    """The card that `identify_encoder` stored.
 
-    Raises `EncoderError` when it was not called, or when the study asked for another encoder then.
+    Raises `EncoderError` when there is none, or when the study's encoder section changed since.
     """
     record = _read_card(store)
     if record is None:
         raise EncoderError(
-            f"The encoder of {study.name} was not looked at yet. "
+            f"The encoder of {study.name} was not identified yet. "
             f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
         )
-    asked, card = record
-    if asked != _asked(study):
+    request, card = record
+    if request != _request_digest(study):
         raise EncoderError(
-            f"The encoder section of {study.name} changed since its encoder was looked at. "
+            f"The encoder section of {study.name} changed since its encoder was identified. "
             f"Materialize `{study.name}/encoder` again, or run `ccassets build {study.name}`."
         )
     return card
 
 
 def _read_card(store: Store) -> tuple[str, EncoderCard] | None:
-    """The digest of what was asked for, and the card that came of it; None when there is no record that can be read."""
+    """The request digest and the card that was made for it; None when there is no readable record."""
     try:
         record = json.loads(store.encoder_card.read_text(encoding="utf-8"))
         return record["asked"], EncoderCard.from_json(json.dumps(record["card"]))
@@ -148,7 +173,7 @@ def _read_card(store: Store) -> tuple[str, EncoderCard] | None:
         return None
 
 
-def _asked(study: Study) -> str:
-    """A digest of what a study says of its encoder: paths and a user's own options are nobody else's business."""
+def _request_digest(study: Study) -> str:
+    """A digest of the encoder section of a study, in place of its paths and options, which are private."""
     batch_size = study.extraction.batch_size if study.extraction.strict else None
     return hashlib.sha256(f"{study.encoder.model_dump_json()}|{batch_size}".encode()).hexdigest()

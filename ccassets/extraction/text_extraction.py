@@ -1,4 +1,4 @@
-"""Text extraction: every template is encoded once per encoder identity and left behind as a part of its own."""
+"""Text extraction: every template is encoded once for an encoder identity, into a part of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class StoredTemplate:
-    """A template as its part holds it; `origin` is `extracted`, or `adopted` from a file that was there before."""
+    """A template as its part holds it; `origin` is `extracted`, or `adopted` from an imported file."""
 
     content: TemplateContent
     origin: str
@@ -36,7 +36,11 @@ class StoredTemplate:
 
 @dataclass(frozen=True)
 class TemplateExtraction:
-    """What `extract_template` did: the part, where its features come from, its digest, and the prompts encoded now."""
+    """A template after its extraction.
+
+    `origin` is `extracted` or `adopted`, `digest` that of the template, `prompts` their number, `encoded` how many of
+    them were encoded now.
+    """
 
     template_id: str
     part: Path
@@ -48,7 +52,22 @@ class TemplateExtraction:
 
 
 def extract_text(study: Study, *, store: Store | None = None, fresh: bool = False) -> list[TemplateExtraction]:
-    """Encode every template of a study that no part holds; the encoder is loaded only if there is one."""
+    """Encode every template of a study that no part holds.
+
+    The encoder is loaded only when there is something to encode.
+
+    Args:
+        study: The study.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        fresh: Encode all templates, also those that parts hold.
+
+    Returns:
+        The templates, in the order of the vocabulary.
+
+    Raises:
+        EncoderError: The encoder cannot be loaded, or gives features that are not finite.
+        StorageError: The disk refuses.
+    """
     store = store or Store.of(study)
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
@@ -67,10 +86,22 @@ def extract_template(
     store: Store | None = None,
     fresh: bool = False,
 ) -> TemplateExtraction:
-    """Encode one template, unless a part of the same encoder and prompts is there (`fresh` encodes it anyway).
+    """Encode one template, unless a part of the same encoder and prompts holds it.
 
-    `encoder` is called only when there is something to encode. Raises `StudyError` when there is no such template,
-    `EncoderError` when features are not finite.
+    Args:
+        study: The study, its encoder identified already.
+        template_id: A template of the study's vocabulary.
+        encoder: Gives the encoder, by default the study's own; called only when there is something to encode.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        fresh: Encode the template also when a part holds it.
+
+    Returns:
+        The template.
+
+    Raises:
+        StudyError: The study has no such template.
+        EncoderError: The encoder is not the identified one, or gives features that are not finite.
+        StorageError: The disk refuses.
     """
     store = store or Store.of(study)
     card = recorded_card(study, store)
@@ -114,18 +145,18 @@ def missing_templates(study: Study, card: EncoderCard, store: Store) -> list[str
 
 
 def template_part(template: PromptTemplate, card: EncoderCard, store: Store) -> Path:
-    """Where the part of a template lies."""
+    """The path of a template's part."""
     return store.template_parts(card.identity) / template_part_name(template)
 
 
 def template_part_name(template: PromptTemplate) -> str:
-    """The file name of a template's part: a digest of the prompts and of where their words stand."""
+    """The file name of a template's part: a digest of the prompts and of the positions of their words."""
     content = repr((template.prompts, template.subjects)).encode("utf-8", "surrogatepass")
     return f"{hashlib.sha256(content).hexdigest()[:32]}.h5"
 
 
 def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -> StoredTemplate | None:
-    """The template as its part holds it; None when there is no part, or one that is not what was written."""
+    """The template as its part holds it; None when there is no part, or a damaged one."""
     path = template_part(template, card, store)
     if not path.is_file():
         return None

@@ -21,7 +21,7 @@ from ccassets.datasets.table import TableDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.conceptclip import ARCHITECTURE_FILE
 from ccassets.errors import DatasetError, StorageError
-from ccassets.extraction.sources import fetched
+from ccassets.extraction.sources import fetch_dataset
 from ccassets.files import digest_files, make_folder, require_space, storage_error, sync, write_text
 from ccassets.progress import Progress, silent
 from ccassets.study.loading import COMPONENT_TYPE, load_study
@@ -75,7 +75,7 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
         raise StorageError(f"{folder} exists and is not empty; name a new folder for the bundle.")
     weights = encoder_files(study, hf_token=hf_token)
     card = inspect_encoder(study, hf_token=hf_token)
-    dataset = fetched(_with_download(study), Store.of(study))
+    dataset = fetch_dataset(_with_download(study), Store.of(study))
     sources = _sources(study, dataset, weights)
     require_space(folder.parent, sum(path.stat().st_size for path in sources.values()), f"The bundle of {study.name}")
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")

@@ -52,10 +52,10 @@ def test_a_compiled_study_is_built_with_the_same_bytes_again_and_near_those_of_t
 
     assert built.encoded == 18
     assert deep_errors(built, study) == []
-    found = arrays(built.path)
-    assert not np.array_equal(found["image_token_features"], usual["image_token_features"])
+    stored = arrays(built.path)
+    assert not np.array_equal(stored["image_token_features"], usual["image_token_features"])
     for name in ("image_features", "image_token_features"):
-        np.testing.assert_allclose(found[name], usual[name], atol=2e-3)
+        np.testing.assert_allclose(stored[name], usual[name], atol=2e-3)
     for lost in (built.path, parts(study)[0]):
         lost.unlink()
     again = build(study)
@@ -75,13 +75,13 @@ def test_the_towers_of_transformers_compile_too(
     )
     many, few = images(4), images(3)
 
-    expected, found = usual.encode_images(many), fast.encode_images(many)
+    expected, features = usual.encode_images(many), fast.encode_images(many)
 
-    assert found.tokens is not None
+    assert features.tokens is not None
     assert expected.tokens is not None
     atol = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
-    np.testing.assert_allclose(found.tokens, expected.tokens, atol=atol)
-    np.testing.assert_allclose(found.features, expected.features, atol=atol)
+    np.testing.assert_allclose(features.tokens, expected.tokens, atol=atol)
+    np.testing.assert_allclose(features.features, expected.features, atol=atol)
     assert np.array_equal(fast.encode_images(few).features, usual.encode_images(few).features)
 
 

@@ -62,7 +62,7 @@ def test_pixels_of_another_size_are_refused(
 ) -> None:
     encoder = load_encoder(make_study(weights=str(weights_folder)), device="cpu")
 
-    with pytest.raises(EncoderError, match=r"\(B, 3, 56, 56\) float32 are expected"):
+    with pytest.raises(EncoderError, match=r"Expected pixels \(B, 3, 56, 56\) float32"):
         encoder.encode_pixels(np.zeros(shape, np.float32))
 
 

@@ -75,7 +75,7 @@ def changed(encoder: Any, **methods: Any) -> Any:
     return encoder
 
 
-def found(encoder: Any) -> list[tuple[str, str]]:
+def problems_of(encoder: Any) -> list[tuple[str, str]]:
     return [(finding.check, finding.message) for finding in check_encoder(encoder)]
 
 
@@ -83,7 +83,7 @@ def found(encoder: Any) -> list[tuple[str, str]]:
     ("change", "message"),
     [
         ({"dim": 0}, "card.dim: must be above 0, found 0"),
-        ({"dtype": "half"}, "card.dtype: one of float32, tf32, bfloat16, float16 is expected, found 'half'"),
+        ({"dtype": "half"}, "card.dtype: expected one of float32, tf32, bfloat16, float16, found 'half'"),
         ({"weights_digest": ""}, "card.weights_digest: must say which weights these are, found nothing"),
         ({"text_pooling": "mean"}, "card.tokenizer_digest: must say which tokenizer this is, found nothing"),
         ({"architecture": {"grid": (8, 8)}}, "card: must be the same after JSON"),
@@ -94,7 +94,7 @@ def test_a_card_that_does_not_hold_is_found(colour_grid: Any, change: dict[str, 
     encoder = colour_grid()
     encoder.card = replace(encoder.card, **change)
 
-    [(check, said)] = found(encoder)
+    [(check, said)] = problems_of(encoder)
 
     assert check == "encoder_card"
     assert said.startswith(message)
@@ -103,13 +103,13 @@ def test_a_card_that_does_not_hold_is_found(colour_grid: Any, change: dict[str, 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda r: ImageFeatures(r.features * 1.01, r.tokens), "features: rows of length 1 are expected"),
-        (lambda r: ImageFeatures(r.features[:, :2], r.tokens), "features: (3, 3) float32 or float16 is expected"),
-        (lambda r: ImageFeatures(r.features.astype(np.float64), r.tokens), "features: (3, 3) float32 or float16"),
+        (lambda r: ImageFeatures(r.features * 1.01, r.tokens), "features: expected rows of length 1"),
+        (lambda r: ImageFeatures(r.features[:, :2], r.tokens), "features: expected (3, 3) float32 or float16"),
+        (lambda r: ImageFeatures(r.features.astype(np.float64), r.tokens), "features: expected (3, 3) float32 or"),
         (lambda r: ImageFeatures(np.tile(r.features[:1], (len(r.features), 1)), r.tokens), "features of different"),
-        (lambda r: ImageFeatures(r.features, None), "tokens: a NumPy array is expected, found NoneType"),
-        (lambda r: ImageFeatures(r.features, r.tokens * np.nan), "tokens: finite values are expected"),
-        (lambda r: (r.features, r.tokens), "encode_pixels: ImageFeatures are expected, found tuple"),
+        (lambda r: ImageFeatures(r.features, None), "tokens: expected a NumPy array, found NoneType"),
+        (lambda r: ImageFeatures(r.features, r.tokens * np.nan), "tokens: expected finite values"),
+        (lambda r: (r.features, r.tokens), "encode_pixels: expected ImageFeatures, found tuple"),
     ],
 )
 def test_image_features_that_break_the_contract_are_found(colour_grid: Any, damage: Any, message: str) -> None:
@@ -117,7 +117,7 @@ def test_image_features_that_break_the_contract_are_found(colour_grid: Any, dama
     right = encoder.encode_pixels
     changed(encoder, encode_pixels=lambda pixels: damage(right(pixels)))
 
-    [(check, said)] = found(encoder)
+    [(check, said)] = problems_of(encoder)
 
     assert check == "encoder_images"
     assert said.startswith(message)
@@ -126,7 +126,7 @@ def test_image_features_that_break_the_contract_are_found(colour_grid: Any, dama
 def test_preprocessing_of_another_shape_is_found(colour_grid: Any) -> None:
     encoder = changed(colour_grid(), preprocess=lambda image: np.asarray(image, np.float32))
 
-    assert {check for check, _ in found(encoder)} == {"encoder_preprocess"}
+    assert {check for check, _ in problems_of(encoder)} == {"encoder_preprocess"}
 
 
 def test_an_encoder_that_is_not_deterministic_is_found(colour_grid: Any) -> None:
@@ -141,7 +141,7 @@ def test_an_encoder_that_is_not_deterministic_is_found(colour_grid: Any) -> None
         # The first call, which is compared with encode_pixels, is left alone.
         return replace(result, tokens=result.tokens + noise.normal(0, 1e-4, ())) if len(calls) > 1 else result
 
-    [(check, said)] = found(changed(encoder, encode_images=drifting))
+    [(check, said)] = problems_of(changed(encoder, encode_images=drifting))
 
     assert check == "encoder_determinism"
     assert said.startswith("equal images must give equal bits")
@@ -155,7 +155,7 @@ def test_texts_that_break_the_contract_are_found() -> None:
         text: TextFeatures = right(prompts)
         return replace(text, offsets=text.offsets + np.int32(50))
 
-    assert found(changed(encoder, encode_texts=beyond))[0] == (
+    assert problems_of(changed(encoder, encode_texts=beyond))[0] == (
         "encoder_texts",
         "offsets: end at character 67 of 17 in 'a photo of a cell'",
     )
@@ -164,7 +164,7 @@ def test_texts_that_break_the_contract_are_found() -> None:
 def test_an_image_only_encoder_must_refuse_texts(colour_grid: Any) -> None:
     encoder = changed(colour_grid(), encode_texts=lambda prompts: None)
 
-    [(check, said)] = found(encoder)
+    [(check, said)] = problems_of(encoder)
 
     assert check == "encoder_texts"
     assert "must raise EncoderError" in said
@@ -174,7 +174,7 @@ def test_what_a_class_raises_becomes_a_finding(colour_grid: Any) -> None:
     def fail(pixels: Any) -> None:
         raise ZeroDivisionError("oh")
 
-    assert ("encoder_images", "ZeroDivisionError: oh") in found(changed(colour_grid(), encode_pixels=fail))
+    assert ("encoder_images", "ZeroDivisionError: oh") in problems_of(changed(colour_grid(), encode_pixels=fail))
 
 
 # --- from a study ------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_what_a_class_raises_becomes_a_finding(colour_grid: Any) -> None:
         ("", "mine:Encoder cannot be made: AttributeError"),
         ("import nothing_of_that_name", "mine:Encoder cannot be made: ModuleNotFoundError"),
         ("class Encoder:\n    def __init__(self, needed): ...", "mine:Encoder cannot be made: TypeError"),
-        ("class Encoder:\n    card = None", "an EncoderCard is expected, found NoneType"),
+        ("class Encoder:\n    card = None", "expected an EncoderCard, found NoneType"),
     ],
 )
 def test_a_class_that_cannot_be_used_is_named(make_study: MakeStudy, source: str, message: str) -> None:

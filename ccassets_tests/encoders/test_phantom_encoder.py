@@ -21,13 +21,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores of images no training has seen: (N, classes), (N, concepts), by patch (N, T_img, concepts); the truth."""
+    """Scores of images no training has seen: (N, classes), (N, concepts), by patch (N, T_img, concepts); the labels."""
 
     classes: Floats
     concepts: Floats
     patches: Floats
     labels: npt.NDArray[np.int64]
-    truth: npt.NDArray[np.bool_]
+    is_present: npt.NDArray[np.bool_]
     nucleus: npt.NDArray[np.bool_]
 
 
@@ -54,13 +54,13 @@ def held_out() -> HeldOut:
                 np.stack([row[a:b].mean(axis=0) for row, (a, b) in zip(text.tokens, spans, strict=True)])
             )
     label, concept, local = (unit(np.mean(words[kind], axis=0)) for kind in ("label", "concept", "local"))
-    masks = np.stack([truth.nucleus for _, truth in examples]).reshape(ROWS, 12, 8, 12, 8)
+    masks = np.stack([cell.nucleus for _, cell in examples]).reshape(ROWS, 12, 8, 12, 8)
     return HeldOut(
         classes=features @ label.T,
         concepts=features @ concept.T,
         patches=tokens @ local.T,
         labels=images.rows("test").labels,
-        truth=np.array([list(truth.concepts.values()) for _, truth in examples]),
+        is_present=np.array([list(cell.concepts.values()) for _, cell in examples]),
         nucleus=masks.mean(axis=(2, 4)).reshape(ROWS, -1) > 0.5,
     )
 
@@ -70,8 +70,8 @@ def unit(vectors: Floats) -> Floats:
     return result
 
 
-def auroc(scores: Floats, truth: npt.NDArray[np.bool_]) -> float:
-    return float((scores[truth][:, None] > scores[~truth][None, :]).mean())
+def auroc(scores: Floats, is_present: npt.NDArray[np.bool_]) -> float:
+    return float((scores[is_present][:, None] > scores[~is_present][None, :]).mean())
 
 
 def test_held_out_phantoms_are_classified_by_their_names_alone(held_out: HeldOut) -> None:
@@ -79,7 +79,9 @@ def test_held_out_phantoms_are_classified_by_their_names_alone(held_out: HeldOut
 
 
 def test_concept_scores_tell_which_concepts_are_there(held_out: HeldOut) -> None:
-    values = [auroc(scores, truth) for scores, truth in zip(held_out.concepts.T, held_out.truth.T, strict=True)]
+    values = [
+        auroc(scores, is_present) for scores, is_present in zip(held_out.concepts.T, held_out.is_present.T, strict=True)
+    ]
     assert np.mean(values) >= 0.85
     assert min(values) > 0.6
 
@@ -87,24 +89,24 @@ def test_concept_scores_tell_which_concepts_are_there(held_out: HeldOut) -> None
 def leads(held_out: HeldOut, order: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Per cell: do its nuclear concepts lead in the nucleus, and its other concepts outside it?"""
     groups = np.array([concept.group for concept in load_study("demo").vocabulary.concepts.words])
-    found = []
-    for scores, truth, nucleus in zip(held_out.patches, held_out.truth, held_out.nucleus, strict=True):
-        nuclear = order[np.flatnonzero(truth & (groups == "nucleus"))]
-        others = order[np.flatnonzero(truth & np.isin(groups, ["granules", "cytoplasm", "surroundings"]))]
+    leading = []
+    for scores, is_present, nucleus in zip(held_out.patches, held_out.is_present, held_out.nucleus, strict=True):
+        nuclear = order[np.flatnonzero(is_present & (groups == "nucleus"))]
+        others = order[np.flatnonzero(is_present & np.isin(groups, ["granules", "cytoplasm", "surroundings"]))]
         if nucleus.any() and len(others):
             lead = scores[:, nuclear].mean(axis=1) - scores[:, others].mean(axis=1)
-            found.append((lead[nucleus].mean() > 0, lead[~nucleus].mean() < 0))
-    return np.array(found)
+            leading.append((lead[nucleus].mean() > 0, lead[~nucleus].mean() < 0))
+    return np.array(leading)
 
 
 def test_nuclear_concepts_are_seen_in_the_nucleus_and_the_others_outside_it(held_out: HeldOut) -> None:
-    inside, outside = leads(held_out, np.arange(held_out.truth.shape[1])).mean(axis=0)
+    inside, outside = leads(held_out, np.arange(held_out.is_present.shape[1])).mean(axis=0)
     assert inside >= 0.9
     assert outside >= 0.9
 
 
 def test_permuted_concepts_are_not_seen_there(held_out: HeldOut) -> None:
-    order = np.roll(np.arange(held_out.truth.shape[1]), 5)
+    order = np.roll(np.arange(held_out.is_present.shape[1]), 5)
     assert leads(held_out, order).all(axis=1).mean() < 0.5
 
 

@@ -58,8 +58,8 @@ def test_every_prompt_that_is_too_long_is_named_with_its_count(tokenizer: BertTo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [*lines, "extra"], "ids below 200 are expected, found 200"),
-        (lambda lines: [lines[2], lines[1], lines[0], *lines[3:]], r"\[PAD\] must be 0, found 2"),
+        (lambda lines: [*lines, "extra"], "expected ids below 200, found 200"),
+        (lambda lines: [lines[2], lines[1], lines[0], *lines[3:]], r"expected 0 for \[PAD\], found 2"),
         (lambda lines: [line for line in lines if line != "[SEP]"], "is not a tokenizer that can be read"),
     ],
 )

@@ -109,7 +109,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.folder = folder
-        self.asked: list[str] = []
+        self.requested_paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -129,7 +129,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.partition("?")[0]
-        self.server.asked.append(path)
+        self.server.requested_paths.append(path)
         authorized = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if "lab/gated" in path:
             self._send(403 if authorized else 401, {"X-Error-Code": "GatedRepo"})
@@ -235,9 +235,9 @@ def test_a_hub_model_is_fetched_at_its_commit_and_then_found_offline(
     fetched = {file.name for file in (tmp_path / "hf").rglob("*") if file.is_symlink() or file.is_file()}
     assert {"model.safetensors", "vocab.txt", "architecture.json"} <= fetched
     assert not {"pytorch_model.bin", "modeling.py"} & fetched
-    hub.asked.clear()
+    hub.requested_paths.clear()
     assert json.loads(ask(tmp_path, hub.url, "lab/tiny", HF_HUB_OFFLINE="1")) == card
-    assert hub.asked == []
+    assert hub.requested_paths == []
 
 
 def test_a_gate_that_is_not_accepted_says_where_to_accept_it(tmp_path: Path, hub: Hub) -> None:

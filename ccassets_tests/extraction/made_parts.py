@@ -134,10 +134,15 @@ def parts(study: Study) -> list[Path]:
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """Every data set of a file by its path."""
-    found: dict[str, np.ndarray] = {}
+    datasets: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None)
-    return found
+
+        def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset):
+                datasets[name] = item[...]
+
+        file.visititems(read)
+    return datasets
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -212,11 +217,11 @@ class StoppedError(Exception):
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """Every attribute of a file, of every group and data set, by its place."""
-    found: dict[str, Any] = {}
+    """Every attribute of a file, of every group and data set, by its path."""
+    values: dict[str, Any] = {}
     with h5py.File(path) as file:
-        found.update({f"/@{name}": value for name, value in file.attrs.items()})
+        values.update({f"/@{name}": value for name, value in file.attrs.items()})
         file.visititems(
-            lambda place, item: found.update({f"/{place}@{name}": value for name, value in item.attrs.items()})
+            lambda path, item: values.update({f"/{path}@{name}": value for name, value in item.attrs.items()})
         )
-    return found
+    return values

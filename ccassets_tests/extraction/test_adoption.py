@@ -357,18 +357,18 @@ def assert_right(study: Study, adoption: Adoption, noise: float = 0.0) -> None:
     """Every row that was taken over has the features of its own image, and no other row has any."""
     left = missing(adoption)
     store = Store.of(study)
-    found = {}
+    features = {}
     for path in store.root.glob("features/*/rows/*.h5"):
         with open_database(path) as part:
             assert part.keys is not None
-            found |= dict(zip(part.keys.tolist(), np.asarray(part.image_features, np.float32), strict=True))
+            features |= dict(zip(part.keys.tolist(), np.asarray(part.image_features, np.float32), strict=True))
     for split in adoption.splits:
         for image in range(split.rows):
             key = f"images/{split.split}-{image:03d}.png"
-            assert (key in found) == (image not in left.get(split.split, [])), key
-            if key in found:
+            assert (key in features) == (image not in left.get(split.split, [])), key
+            if key in features:
                 expected = original_scripts.features_of(split.split, image)
-                np.testing.assert_allclose(found[key], expected, atol=2e-3 + noise)
+                np.testing.assert_allclose(features[key], expected, atol=2e-3 + noise)
 
 
 @pytest.mark.parametrize("name", RESUMES)
@@ -689,10 +689,10 @@ def test_a_text_only_file_gives_its_templates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dim": 12}, "D = 12, the encoder's, was expected; found 16"),
-        ({"tokens": 4}, "T_img = 4, the encoder's, was expected; found 9"),
-        ({"tokens": 0}, "T_img = 0, the encoder's, was expected; found 9"),
-        ({"logit_scale": 4.6052}, "4.6052, the encoder's, was expected; found 4.57065"),
+        ({"dim": 12}, "expected D = 12, the encoder's, found 16"),
+        ({"tokens": 4}, "expected T_img = 4, the encoder's, found 9"),
+        ({"tokens": 0}, "expected T_img = 0, the encoder's, found 9"),
+        ({"logit_scale": 4.6052}, "expected 4.6052, the encoder's, found 4.57065"),
         ({"extraction": {"strict": True}}, "the file records none"),
     ],
     ids=["dim", "patches", "no patches", "logit scale", "strict"],

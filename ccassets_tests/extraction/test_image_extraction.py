@@ -64,10 +64,10 @@ def test_the_database_holds_what_the_encoder_gives_row_by_row(study: Study, imag
 def test_parts_are_small_valid_databases_of_a_shard_each(study: Study) -> None:
     build(study)
 
-    found = parts(study)
+    paths = parts(study)
 
-    assert [len(arrays(part)["ids"]) for part in found] == [4, 4, 1, 4, 1, 4]
-    for part in found:
+    assert [len(arrays(part)["ids"]) for part in paths] == [4, 4, 1, 4, 1, 4]
+    for part in paths:
         assert errors(ccassets.validate_database(part, deep=True)) == []
         with open_database(part) as opened:
             assert opened.profile == "image-part"
@@ -226,9 +226,9 @@ def faulty(folder: Path, image_folder: Path, fault: str) -> Study:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("nan", "features: finite values are expected"),
+        ("nan", "features: expected finite values"),
         ("overflow", "image_token_features that are not finite in float16 for ['train/blood/006.png']"),
-        ("shape", "features: (2, 8) float32 or float16 is expected, found (2, 7)"),
+        ("shape", "features: expected (2, 8) float32 or float16, found (2, 7)"),
         ("raises", "colours:Colours failed in encode_pixels: RuntimeError: out of order"),
         ("preprocess", "train/blood/006.png: colours:Colours failed in preprocess: ValueError: no such picture"),
     ],
@@ -355,17 +355,17 @@ def swap_rows(path: Path, *names: str) -> None:
             file[name][:2] = file[name][:2][::-1]
 
 
-def copy_foreign(path: Path) -> None:
-    """Put the part of the same pictures under another encoder in a part's place."""
+def copy_other_encoder(path: Path) -> None:
+    """Replace a part by that of the same images and another encoder."""
     study = ccassets.load_study(path.parents[5] / "studies" / "cells")
     encoder = {**study.encoder.model_dump(mode="json", exclude_none=True), "dtype": "bfloat16"}
     other = write_study(
         path.parents[5] / "studies" / "other", images=study.resolve(study.dataset.root), encoder=encoder
     )
     extract_images(other, "train")
-    foreign = Store.of(other).image_parts(identify_encoder(other).identity) / path.name
-    assert foreign.read_bytes() != path.read_bytes()
-    shutil.copy(foreign, path)
+    other_part = Store.of(other).image_parts(identify_encoder(other).identity) / path.name
+    assert other_part.read_bytes() != path.read_bytes()
+    shutil.copy(other_part, path)
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
@@ -383,7 +383,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "empty": lambda path: path.write_bytes(b""),
     "something else": lambda path: path.write_bytes(b"x" * 5000),
-    "another encoder's": copy_foreign,
+    "another encoder's": copy_other_encoder,
 }
 
 
@@ -484,7 +484,7 @@ def test_no_path_host_or_token_is_in_any_attribute(
     store = Store.of(skipping)
     files = [built.path, *parts(skipping), *(part.part for part in built.templates.values())]
 
-    texts = [f"{place} {value}" for file in files for place, value in attributes(file).items()]
+    texts = [f"{name} {value}" for file in files for name, value in attributes(file).items()]
     texts += [store.encoder_card.read_text(), *(path.read_text() for path in store.root.rglob("*.json*"))]
 
     assert any("broken.png" in text for text in texts)

@@ -42,7 +42,7 @@ def variant(study: Study, image_folder: Path, name: str = "cells", **changes: ob
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, weights, a study and its finished storage, for every test to copy."""
     root = tmp_path_factory.mktemp("pruning")
     save_images(root / "pictures")
@@ -54,9 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+def finished(finished_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A finished study of the test's own."""
-    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished_storage, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("CCASSETS_STORAGE", str(tmp_path / "storage"))
     return write_study(tmp_path / "studies" / "cells", images=tmp_path / "pictures", encoder=WEIGHTS)
 
@@ -82,14 +82,14 @@ def test_the_parts_of_an_encoder_that_was_left_behind_are_removed(finished: Stud
     assert prune(half) == [], "the database still is of the old encoder"
 
     finish(half)
-    found = prune(half, dry_run=True)
-    assert {item.path for item in found} == {path for path in files(store.root) if f"/{old}/" in path}
-    assert {item.reason for item in found} == {"of an encoder that no study uses"}
-    assert sum(item.bytes for item in found) == sum((store.root / item.path).stat().st_size for item in found)
-    assert {item.path for item in found} <= files(store.root), "a dry run removes nothing"
+    unneeded = prune(half, dry_run=True)
+    assert {item.path for item in unneeded} == {path for path in files(store.root) if f"/{old}/" in path}
+    assert {item.reason for item in unneeded} == {"of an encoder that no study uses"}
+    assert sum(item.bytes for item in unneeded) == sum((store.root / item.path).stat().st_size for item in unneeded)
+    assert {item.path for item in unneeded} <= files(store.root), "a dry run removes nothing"
 
-    assert prune(half) == found
-    assert not {item.path for item in found} & files(store.root)
+    assert prune(half) == unneeded
+    assert not {item.path for item in unneeded} & files(store.root)
     assert assemble_database(half).unchanged
     assert prune(half) == []
 
@@ -103,9 +103,9 @@ def test_images_that_left_the_study_and_its_database_are_removed(finished: Study
     assert prune(finished) == [], "the database still holds them"
 
     assemble_database(finished)
-    found = prune(finished)
-    assert {item.reason for item in found} == {"of images that are in no study"}
-    assert 1 <= len(found) < len(list(store.image_parts(identity).glob("*.h5"))) + len(found)
+    unneeded = prune(finished)
+    assert {item.reason for item in unneeded} == {"of images that are in no study"}
+    assert 1 <= len(unneeded) < len(list(store.image_parts(identity).glob("*.h5"))) + len(unneeded)
     assert plan_study(finished).to_encode == 0
     assert assemble_database(finished).unchanged
 
@@ -151,9 +151,9 @@ def test_a_template_that_was_edited_is_removed_in_its_old_form(finished: Study, 
     vocabulary = {"labels": {"words": ["blood"], "templates": ["a photo of {} cell"]}}
     edited = variant(finished, image_folder, vocabulary=vocabulary)
     extract_text(edited)
-    found = prune(edited)
-    assert len(found) == 4
-    assert {item.reason for item in found} == {"of a template that no study has"}
+    unneeded = prune(edited)
+    assert len(unneeded) == 4
+    assert {item.reason for item in unneeded} == {"of a template that no study has"}
     assert plan_study(edited).templates == []
 
 

@@ -81,7 +81,7 @@ def test_errors_on_ray_are_sentences(tmp_path: Path, image_folder: Path) -> None
     Image.new("RGB", (30, 30), "white").save(image_folder / "val" / "white" / "000.png")
     broken, _ = watched(tmp_path, image_folder, fault="nan")
     read_sources(broken)
-    with pytest.raises(EncoderError, match=r"finite values are expected\nIt was encoding 'val/"):
+    with pytest.raises(EncoderError, match=r"expected finite values, found NaN or infinity\nIt was encoding 'val/"):
         extract_images(broken, ["val"], runner=choose_runner("ray:2"))
 
     dying, _ = watched(tmp_path, image_folder, deaths=1000)

@@ -31,7 +31,7 @@ def test_real_crops_become_a_valid_database_with_their_labels(tmp_path: Path, we
     assert path is not None
     assert ccassets.validate_database(path, study=study, deep=True) == []
     with ccassets.open_database(path) as database:
-        assert {name: place.stop - place.start for name, place in database.splits.items()} == {
+        assert {name: rows.stop - rows.start for name, rows in database.splits.items()} == {
             "train": 360,
             "val": 120,
             "test": 120,

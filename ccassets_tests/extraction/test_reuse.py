@@ -101,8 +101,8 @@ def test_train_and_val_cut_anew_cost_nothing(study: Study, image_folder: Path, t
     )
     (image_folder / "train").rename(image_folder / "old train")
     (image_folder / "val").rename(image_folder / "old val")
-    for place, old in enumerate(shuffled):
-        new = image_folder / ("train" if place % 2 else "val") / old.parts[1] / f"{place:03d}.png"
+    for number, old in enumerate(shuffled):
+        new = image_folder / ("train" if number % 2 else "val") / old.parts[1] / f"{number:03d}.png"
         new.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image_folder / f"old {old.parts[0]}" / Path(*old.parts[1:]), new)
 

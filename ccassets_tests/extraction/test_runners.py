@@ -71,11 +71,11 @@ def watched(tmp_path: Path, image_folder: Path, **options: Any) -> tuple[Study, 
 
 def encoded(log: Path) -> dict[str, list[str]]:
     """The images that every process encoded."""
-    found: dict[str, list[str]] = {}
+    by_process: dict[str, list[str]] = {}
     for line in log.read_text().splitlines():
         process, *images = line.split()
-        found.setdefault(process, []).extend(images)
-    return found
+        by_process.setdefault(process, []).extend(images)
+    return by_process
 
 
 def undisturbed(study: Study, tmp_path: Path) -> Path:
@@ -299,12 +299,12 @@ def test_one_job_started_twice_encodes_no_image_twice(tmp_path: Path, image_fold
     read_sources(study)
 
     processes = [start_job(study, 1, 2) for _ in range(2)]
-    told = [process.communicate()[0].split() for process in processes]
+    outputs = [process.communicate()[0].split() for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0]
     images = [image for of_process in encoded(log).values() for image in of_process]
     assert len(images) == len(set(images)) == 4 + 1 + 1  # Every second shard.
-    assert sum(int(encoded) for encoded, _ in told) == 6
+    assert sum(int(encoded) for encoded, _ in outputs) == 6
     build(study)
     assert len(parts(study)) == 6
 
@@ -355,7 +355,7 @@ def test_a_job_reads_no_sources_and_says_who_does(study: Study) -> None:
 
 def test_a_job_that_is_not_of_so_many_is_refused(study: Study) -> None:
     for number, count in ((0, 4), (5, 4), (-1, 4), (1, 0)):
-        with pytest.raises(StudyError, match=rf"1 <= i <= n; found {number}/{count}"):
+        with pytest.raises(StudyError, match=rf"1 <= i <= n; by_process {number}/{count}"):
             extract_shards(study, number, count)
 
 

@@ -33,22 +33,22 @@ def test_a_part_holds_what_the_encoder_gives(study: Study) -> None:
     encoder = load_encoder(study)
     for name, template in study.vocabulary.templates().items():
         expected = encoder.encode_texts(template.prompts)
-        found = {path.rpartition("/")[2]: values for path, values in arrays(done[name].part).items()}
-        assert np.array_equal(found["text_features"], expected.features)
-        assert np.array_equal(found["text_token_features"], expected.tokens)
-        assert np.array_equal(found["input_ids"], expected.input_ids)
-        assert np.array_equal(found["attention_mask"], expected.attention_mask)
-        assert [text.decode() for text in found["texts"]] == list(template.prompts)
+        stored = {path.rpartition("/")[2]: values for path, values in arrays(done[name].part).items()}
+        assert np.array_equal(stored["text_features"], expected.features)
+        assert np.array_equal(stored["text_token_features"], expected.tokens)
+        assert np.array_equal(stored["input_ids"], expected.input_ids)
+        assert np.array_equal(stored["attention_mask"], expected.attention_mask)
+        assert [text.decode() for text in stored["texts"]] == list(template.prompts)
         assert errors(ccassets.validate_database(done[name].part, deep=True)) == []
 
 
 def test_the_span_of_a_word_covers_its_tokens_and_no_others(study: Study) -> None:
     part = extract_text(study)[0].part
-    found = {path.rpartition("/")[2]: values for path, values in arrays(part).items()}
+    stored = {path.rpartition("/")[2]: values for path, values in arrays(part).items()}
     encoder = load_encoder(study)
 
     for prompt, ids, (first, last) in zip(
-        study.vocabulary.templates()[T01].prompts, found["input_ids"], found["subject_span"], strict=True
+        study.vocabulary.templates()[T01].prompts, stored["input_ids"], stored["subject_span"], strict=True
     ):
         word = prompt.removeprefix("a cell showing ")
         alone = encoder.encode_texts([word])
@@ -178,8 +178,8 @@ def test_a_damaged_part_is_encoded_again(study: Study, damage: str) -> None:
 
     assert {name: part.encoded for name, part in again.items() if part.encoded} == {T01: 3}
     assert again[T01].digest == before.digest
-    found = arrays(before.part)
-    assert [name for name in good if not np.array_equal(found[name], good[name])] == []
+    stored = arrays(before.part)
+    assert [name for name in good if not np.array_equal(stored[name], good[name])] == []
 
 
 def test_the_part_of_another_template_in_its_place_is_not_used(study: Study) -> None:

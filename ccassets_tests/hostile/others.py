@@ -126,7 +126,7 @@ WEIGHTS = (
     ),
     Case("index with an absolute path", _index({"weight_map": {"a": "/etc/passwd"}}), "in its own folder"),
     Case("index with numbers for names", _index({"weight_map": {"a": 7}}), "in its own folder"),
-    Case("index that is a list", _index([]), "a JSON object with weight_map is expected"),
+    Case("index that is a list", _index([]), "expected a JSON object with weight_map"),
 )
 
 

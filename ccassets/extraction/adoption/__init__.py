@@ -1,4 +1,4 @@
-"""Adoption: a file that was there before is taken as a study's extraction; what is wrong is named, or left out."""
+"""Adoption: import of an existing feature file as a study's extraction; what is wrong is named, or left out."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ccassets.extraction.adoption.adopted_parts import (
     write_images,
     write_templates,
 )
-from ccassets.extraction.adoption.row_matching import Images, Ints, match
+from ccassets.extraction.adoption.row_matching import Images, Ints, match_rows
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
-from ccassets.extraction.sources import fetched, identify_encoder, read_images
+from ccassets.extraction.sources import fetch_dataset, identify_encoder, read_images
 from ccassets.files import digest_files, exclusive, remove_leftovers, require_space
 from ccassets.findings import Finding, has_errors
 from ccassets.progress import Progress, silent
@@ -45,7 +45,7 @@ _LOGIT_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class AdoptedSplit:
-    """Of a split: its rows, how many were taken over now, and those that the next build encodes, with their keys."""
+    """A split after an adoption: its rows, how many were imported, and those that the next build encodes."""
 
     split: str
     rows: int
@@ -56,10 +56,10 @@ class AdoptedSplit:
 
 @dataclass(frozen=True, eq=False)
 class Adoption:
-    """What `adopt` took over, and what it left to the next build.
+    """What `adopt` imported, and what it left to the next build.
 
-    `matched_by` says how rows were told to be of an image: by `image digest`, `position and label`, or `position`.
-    `templates` were taken over now, `missing_templates` are held by no part. `sha256` is the adopted file's.
+    `matched_by` says how rows were matched to images: by `image digest`, `position and label`, or `position`.
+    `templates` were imported now, `missing_templates` are held by no part. `sha256` is the file's.
     """
 
     splits: Sequence[AdoptedSplit]
@@ -78,15 +78,29 @@ def adopt(
     store: Store | None = None,
     progress: Progress = silent,
 ) -> Adoption:
-    """Take a file of the original scripts, or of ours, as a study's extraction; the file itself is never changed.
+    """Import an existing feature file into a study.
 
-    Its features become parts under the identity of the study's encoder, where the next build finds them: that the
-    file was made with this encoder is what its user says by adopting it. Nothing is encoded, and what parts hold
-    already stays. With `repair` the rows and templates that are provably right are kept and the others left to the
-    next build; without it a single error refuses the file.
+    The features become parts under the identity of the study's encoder, where the next build finds them. That the file
+    was made with this encoder is the user's claim. Nothing is encoded, rows that parts hold already stay, and the file
+    itself is never changed.
 
-    Raises `AdoptionError` with all findings, `DatabaseError` when the file cannot be read, `DatasetError` when the
-    study's images are not at hand, `EncoderError` when its encoder is not, `StorageError` when the disk is too small.
+    Args:
+        file: A file of the original scripts, or a database.
+        study: The study, its images and encoder available.
+        repair: Keep the rows and templates that are provably right, and leave the others to the next build; without it
+            a single error refuses the file.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+        progress: Called with the rows imported so far and the rows to import.
+
+    Returns:
+        What was imported, and what is missing.
+
+    Raises:
+        AdoptionError: The file is not an extraction of this study; it holds all findings.
+        DatabaseError: The file cannot be read.
+        DatasetError: The study's images cannot be read.
+        EncoderError: The study's encoder is not available.
+        StorageError: The disk is too small.
     """
     store = store or Store.of(study)
     path = Path(file)
@@ -97,26 +111,26 @@ def adopt(
         results = run_checks(database, study, deep=True)
         adoption_findings = FindingCollector()
         _check_encoder(database, results, study, card, adoption_findings)
-        found = match(results, images, manifests, dataset, adoption_findings)
+        matches = match_rows(results, images, manifests, dataset, adoption_findings)
         templates = usable_templates(results, study, card)
         findings = [*results.findings, *adoption_findings]
-        _refuse(path.name, study, findings, repair, anything=bool((found.row >= 0).any() or templates))
+        _refuse(path.name, study, findings, repair, anything=bool((matches.row >= 0).any() or templates))
         source = Source(
             name=path.name,
             size=path.stat().st_size,
             sha256=digest_files([path], cache=store.cache),
             attributes=results.contents.attributes,
-            matched_by=found.matched_by,
+            matched_by=matches.matched_by,
             repaired=has_errors(findings),
         )
-        taken = _take_images(study, store, card, manifests, images, results, found.row, source, progress)
+        taken = _take_images(study, store, card, manifests, images, results, matches.row, source, progress)
         written = _take_templates(study, store, card, templates, source)
     plan = plan_study(study, store=store)
     return Adoption(
         splits=[_adopted_split(*split, taken) for split in zip(plan.images, manifests, strict=True)],
         templates=written,
         missing_templates=plan.templates,
-        matched_by=found.matched_by,
+        matched_by=matches.matched_by,
         sha256=source.sha256,
         findings=findings,
     )
@@ -134,9 +148,9 @@ def _adopted_split(plan: ImagePlan, manifest: Manifest, taken: Sequence[AdoptedS
 
 
 def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
-    """The study's data set and its manifests as they are now: a row is found again by the digest of its image."""
+    """The study's data set and its manifests, read again: the digest of its image identifies a row."""
     try:
-        dataset = fetched(study, store)
+        dataset = fetch_dataset(study, store)
         return dataset, [read_images(study, split, store=store, dataset=dataset) for split in study.splits]
     except DatasetError as error:
         raise DatasetError(
@@ -148,32 +162,31 @@ def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
 def _check_encoder(
     database: Database, results: CheckResults, study: Study, card: EncoderCard, findings: FindingCollector
 ) -> None:
-    """What the file says of its encoder, against the study's."""
+    """Compare what the file records of its encoder with the study's."""
     contents = results.contents
     provenance = contents.provenance or {}
     encoder = provenance.get("encoder")
     identity = encoder.get("identity") if isinstance(encoder, dict) else None
     if identity is not None and identity != card.identity:
-        findings.add("encoder_card", "/@provenance", f"encoder identity {card.identity} was expected; found {identity}")
+        findings.add("encoder_card", "/@provenance", f"expected encoder identity {card.identity}, found {identity}")
     if identity is None and study.extraction.strict:
         findings.add(
             "encoder_card",
             "/@provenance",
-            "the identity of a strict encoder was expected, with batch size, device kind and library versions; "
-            "the file records none",
+            "expected the identity of a strict encoder, with batch size, device kind and library versions, found none",
         )
-    expected, found = {"D": card.dim}, {"D": database.dim}
+    expected, actual = {"D": card.dim}, {"D": database.dim}
     if IMAGE_FEATURES in contents.datasets:
-        expected["T_img"], found["T_img"] = card.token_count, database.token_count
+        expected["T_img"], actual["T_img"] = card.token_count, database.token_count
     for name, value in expected.items():
-        if found[name] != value:
-            findings.add("encoder_card", "/", f"{name} = {value}, the encoder's, was expected; found {found[name]}")
+        if actual[name] != value:
+            findings.add("encoder_card", "/", f"expected {name} = {value}, the encoder's, found {actual[name]}")
     for name in LOGIT_PARAMETERS:
         value, stored = getattr(card, name), contents.attributes.get(name)
         if value is None or not isinstance(stored, (int, float)):
             continue
         if not math.isclose(stored, value, rel_tol=_LOGIT_TOLERANCE):
-            findings.add("encoder_card", f"/@{name}", f"{value:.6g}, the encoder's, was expected; found {stored:.6g}")
+            findings.add("encoder_card", f"/@{name}", f"expected {value:.6g}, the encoder's, found {stored:.6g}")
 
 
 def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
@@ -200,7 +213,7 @@ def _take_images(
     source: Source,
     progress: Progress,
 ) -> list[AdoptedShard]:
-    """Write image parts; what was taken over."""
+    """Write image parts; the imported shards."""
     folder = store.image_parts(card.identity)
     with exclusive(folder):
         remove_leftovers(folder)

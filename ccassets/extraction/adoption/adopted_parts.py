@@ -1,4 +1,4 @@
-"""Parts with the features of a file that was there before, and what is recorded of that file in each."""
+"""Parts with the features of an adopted file, and the record of that file in each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Source:
     repaired: bool
 
     def provenance(self, card: EncoderCard, started: float) -> dict[str, Any]:
-        """How a part came to be. Attributes that hold a path or a token, or are no JSON, are named and left out."""
+        """The provenance of a part. Attributes that hold a path or a token, or are no JSON, are named and left out."""
         kept = {name: value for name, value in self.attributes.items() if _may_be_recorded(value)}
         return {
             "origin": "adopted",
@@ -87,7 +87,7 @@ class AdoptedShard:
 def shards_to_take(
     study: Study, manifests: Sequence[Manifest], numbers: Mapping[str, Ints], row_of_image: Ints, index: RowIndex
 ) -> list[AdoptedShard]:
-    """What the file has and no part holds, in shards of the study's size, in manifest order, each image once."""
+    """The rows of the file that no part holds, in shards of the study's size, in manifest order, each image once."""
     row_of_image = row_of_image.copy()
     size = study.extraction.rows_per_shard
     shards = []

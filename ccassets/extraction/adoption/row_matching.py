@@ -1,4 +1,4 @@
-"""Which row of a file shows which image of a study: by image digest, else by position in the split and by label."""
+"""Matching of a file's rows with a study's images: by image digest, else by position in the split and by label."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Match:
     matched_by: str
 
 
-def match(
+def match_rows(
     results: CheckResults, images: Images, manifests: Sequence[Manifest], dataset: Dataset, findings: FindingCollector
 ) -> Match:
     """Find the images of a file's rows; whatever does not fit is reported, and not matched.
@@ -96,7 +96,7 @@ def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, find
         findings.add(
             "equal_images",
             f"/{IMAGE_FEATURES} {rows_text(rows)}",
-            f"equal features were expected in rows of one picture; {count(len(rows), 'row')} differ from each other",
+            f"expected equal features in rows of one image, found {count(len(rows), 'row')} that differ",
         )
         chosen[image[different]] = -1
     return chosen
@@ -109,18 +109,18 @@ def _by_digest(
     contents: Contents, images: Images, manifests: Sequence[Manifest], findings: FindingCollector
 ) -> tuple[Ints, Ints]:
     assert contents.image_digest is not None
-    found = _as_keys(contents.image_digest[: _whole_rows(contents)])
-    place = np.searchsorted(images.digests, found)
-    known = place < len(images.digests)
-    known[known] = images.digests[place[known]] == found[known]
-    row, image = np.flatnonzero(known), place[known].astype(np.int64)
+    stored = _as_keys(contents.image_digest[: _whole_rows(contents)])
+    nearest = np.searchsorted(images.digests, stored)
+    known = nearest < len(images.digests)
+    known[known] = images.digests[nearest[known]] == stored[known]
+    row, image = np.flatnonzero(known), nearest[known].astype(np.int64)
     for manifest in manifests:
         missing = np.flatnonzero(~np.isin(images.numbers[manifest.split], image))
         if len(missing):
             findings.add(
                 "data_set_rows",
                 "/image_digest",
-                f"every image of {manifest.split!r} was expected; {len(missing)} of {len(manifest)} are not in the "
+                f"expected every image of {manifest.split!r}, found {len(missing)} of {len(manifest)} missing from the "
                 f"file (the first is {manifest.keys[missing[0]]!r})",
             )
     return row, image
@@ -140,16 +140,16 @@ def _whole_rows(contents: Contents) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Places:
-    """Rows of the file and the place of each in its split; `reach` images are accounted for by them."""
+class _Positions:
+    """Rows of the file and the position of each in its split; they account for `reach` images."""
 
     rows: Ints
-    place: Ints
+    position: Ints
     reach: int
 
 
 @dataclass(frozen=True)
-class _Complaint:
+class _Mismatch:
     check: str
     where: str
     message: str
@@ -162,27 +162,27 @@ def _by_position(
     copies = find_copies(contents)
     torn = np.zeros(_file_rows(contents), np.bool_)
     torn[torn_rows(contents)] = True
-    wanted = {manifest.split: dataset.rows(manifest.split) for manifest in manifests}
-    labels = _stored_labels(contents, wanted, findings) if manifests and manifests[0].labelled else None
+    source_rows = {manifest.split: dataset.rows(manifest.split) for manifest in manifests}
+    labels = _stored_labels(contents, source_rows, findings) if manifests and manifests[0].labelled else None
     last = list(runs)[-1] if runs else None
     rows, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for manifest in manifests:
         split = manifest.split
         stopped = split == last and _is_unfinished(contents, split, runs[split])
-        found, complaints, kept = _find_places(
+        positions, mismatches, kept = _find_positions(
             split,
             runs.get(split, []),
             [copy for copy in copies if copy.split == split],
             torn,
-            wanted[split],
+            source_rows[split],
             labels,
             stopped,
         )
-        for complaint in complaints:
-            findings.add(complaint.check, complaint.where, complaint.message)
+        for mismatch in mismatches:
+            findings.add(mismatch.check, mismatch.where, mismatch.message)
         if kept:
-            number = _numbers_by_place(manifest, images.numbers[split], len(wanted[split]))[found.place]
-            rows.append(found.rows[number >= 0])
+            number = _numbers_by_position(manifest, images.numbers[split], len(source_rows[split]))[positions.position]
+            rows.append(positions.rows[number >= 0])
             numbers.append(number[number >= 0])
     row = np.concatenate(rows)
     by_label = labels is not None and bool((labels[row] >= 0).all())
@@ -203,7 +203,7 @@ def _runs_by_split(contents: Contents) -> dict[str, list[SplitRun]]:
     return by_split
 
 
-def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], findings: FindingCollector) -> Ints | None:
+def _stored_labels(contents: Contents, source_rows: Mapping[str, Rows], findings: FindingCollector) -> Ints | None:
     """The labels of the file, -1 where it does not know them; None where it knows none.
 
     Labels that are all 0 are none where the data set has others: the original scripts write them for images without.
@@ -211,12 +211,12 @@ def _stored_labels(contents: Contents, wanted: Mapping[str, Rows], findings: Fin
     labels = contents.labels
     if labels is None or (labels == -1).all():
         return None
-    if not labels.any() and any(rows.labels.any() for rows in wanted.values()):
+    if not labels.any() and any(rows.labels.any() for rows in source_rows.values()):
         findings.add(
             "data_set_labels",
             "/labels",
-            "the labels of the data set were expected; all labels of the file are 0, as the original scripts write "
-            "them for images without labels. Rows can be told by their positions alone, and take the data set's.",
+            "expected the labels of the data set, found 0 in every row, as the original scripts write for images "
+            "without labels. Rows are matched by position alone, and take the data set's labels.",
         )
         return None
     return labels
@@ -231,34 +231,34 @@ def _is_unfinished(contents: Contents, split: str, runs: Sequence[SplitRun]) -> 
     return more or split not in (contents.split_counts or {})
 
 
-def _find_places(
+def _find_positions(
     split: str,
     runs: Sequence[SplitRun],
     copies: Sequence[Copy],
     torn: Bools,
-    wanted: Rows,
+    source_rows: Rows,
     labels: Ints | None,
     stopped: bool,
-) -> tuple[_Places, list[_Complaint], bool]:
-    """The places of a split's rows, what speaks against them, and whether they are right in spite of it."""
-    found = _places(runs, copies)
-    complaints = _complaints(split, found, wanted, labels, stopped)
-    if complaints and runs:
+) -> tuple[_Positions, list[_Mismatch], bool]:
+    """The positions of a split's rows, what speaks against them, and whether they are right in spite of it."""
+    positions = _positions(runs, copies)
+    mismatches = _mismatches(split, positions, source_rows, labels, stopped)
+    if mismatches and runs:
         # A refused batch may have been left out for good: its torn rows then stand where its images do.
-        with_torn = _places(runs, copies, torn)
-        if not _complaints(split, with_torn, wanted, labels, stopped):
+        with_torn = _positions(runs, copies, torn)
+        if not _mismatches(split, with_torn, source_rows, labels, stopped):
             return with_torn, [], True
-    kept = not complaints or (stopped and found.reach < len(wanted) and len(complaints) == 1)
-    return found, complaints, kept
+    kept = not mismatches or (stopped and positions.reach < len(source_rows) and len(mismatches) == 1)
+    return positions, mismatches, kept
 
 
-def _places(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None = None) -> _Places:
+def _positions(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None = None) -> _Positions:
     """Number a split's rows as its images: on from each other, and from the beginning where a copy begins.
 
-    With `torn`, torn rows between rows of the split and after them take places too.
+    With `torn`, torn rows between rows of the split and after them take positions too.
     """
     rows = np.concatenate([np.empty(0, np.int64), *(np.arange(run.start, run.stop) for run in runs)])
-    place = np.empty_like(rows)
+    position = np.empty_like(rows)
     begun = {copy.again.start: copy for copy in copies}
     edges = {edge for copy in copies for edge in (copy.again.start, copy.again.stop)}
     following = reach = done = 0
@@ -268,11 +268,11 @@ def _places(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None
             segment = slice(done, done + stop - start)
             if start in begun:
                 first = int(np.searchsorted(rows, begun[start].first.start))
-                place[segment] = place[first : first + stop - start]
+                position[segment] = position[first : first + stop - start]
             else:
-                place[segment] = np.arange(following, following + stop - start)
+                position[segment] = np.arange(following, following + stop - start)
             done = segment.stop
-            following = int(place[done - 1]) + 1
+            following = int(position[done - 1]) + 1
             reach = max(reach, following)
         if torn is not None:
             after = runs[number + 1].start if number + 1 < len(runs) else len(torn)
@@ -281,12 +281,14 @@ def _places(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None
             if held == len(gap) or number + 1 == len(runs):
                 following += held
                 reach = max(reach, following)
-    return _Places(rows, place, reach)
+    return _Positions(rows, position, reach)
 
 
-def _complaints(split: str, found: _Places, wanted: Rows, labels: Ints | None, stopped: bool) -> list[_Complaint]:
-    if found.reach != len(wanted):
-        missing = found.reach < len(wanted)
+def _mismatches(
+    split: str, positions: _Positions, source_rows: Rows, labels: Ints | None, stopped: bool
+) -> list[_Mismatch]:
+    if positions.reach != len(source_rows):
+        missing = positions.reach < len(source_rows)
         why = (
             "more than there are images, and nothing says which belong together."
             if not missing
@@ -294,34 +296,34 @@ def _complaints(split: str, found: _Places, wanted: Rows, labels: Ints | None, s
             if stopped
             else "and nothing says which images have none."
         )
-        where = f"/split {rows_text(found.rows)}" if len(found.rows) else "/split"
-        text = f"{len(wanted)} rows of {split!r}, one an image of the data set, were expected; found {found.reach}"
-        complaint = _Complaint("data_set_rows", where, f"{text}, {why}" if found.reach else text)
+        where = f"/split {rows_text(positions.rows)}" if len(positions.rows) else "/split"
+        text = f"expected {len(source_rows)} rows of {split!r}, one for each image, found {positions.reach}"
+        mismatch = _Mismatch("data_set_rows", where, f"{text}, {why}" if positions.reach else text)
         if not missing or labels is None:
-            return [complaint]
-        return [complaint, *_label_complaints(split, found, wanted, labels)]
-    return [] if labels is None else _label_complaints(split, found, wanted, labels)
+            return [mismatch]
+        return [mismatch, *_label_mismatches(split, positions, source_rows, labels)]
+    return [] if labels is None else _label_mismatches(split, positions, source_rows, labels)
 
 
-def _label_complaints(split: str, found: _Places, wanted: Rows, labels: Ints) -> list[_Complaint]:
-    expected, stored = wanted.labels[found.place], labels[found.rows]
+def _label_mismatches(split: str, positions: _Positions, source_rows: Rows, labels: Ints) -> list[_Mismatch]:
+    expected, stored = source_rows.labels[positions.position], labels[positions.rows]
     wrong = np.flatnonzero((stored != -1) & (stored != expected))
     if not len(wrong):
         return []
     first = wrong[0]
     return [
-        _Complaint(
+        _Mismatch(
             "data_set_labels",
-            f"/labels {rows_text(found.rows[wrong])}",
-            f"the labels of the data set were expected; {len(wrong)} of {count(len(stored), 'row')} of {split!r} have "
-            f"others (row {found.rows[first]}: {expected[first]} expected, {stored[first]} found): these rows may be "
-            "of other images, and so may their neighbours",
+            f"/labels {rows_text(positions.rows[wrong])}",
+            f"expected the labels of the data set, found others in {len(wrong)} of {count(len(stored), 'row')} of "
+            f"{split!r} (row {positions.rows[first]}: expected {expected[first]}, found {stored[first]}): these rows "
+            "may be of other images, and so may their neighbours",
         )
     ]
 
 
-def _numbers_by_place(manifest: Manifest, numbers: Ints, places: int) -> Ints:
-    """The image number at every place of the data set's split; -1 for images that the study leaves out or blanks."""
-    by_place = np.full(places, -1, np.int64)
-    by_place[manifest.rows[~manifest.blank]] = numbers[~manifest.blank]
-    return by_place
+def _numbers_by_position(manifest: Manifest, numbers: Ints, length: int) -> Ints:
+    """The image number at every position of the data set's split; -1 for images that the study leaves out or blanks."""
+    by_position = np.full(length, -1, np.int64)
+    by_position[manifest.rows[~manifest.blank]] = numbers[~manifest.blank]
+    return by_position

@@ -1,9 +1,10 @@
-"""Which templates of a file are a study's: equal prompts under a right hash, and features that are sound."""
+"""Matching of a file's templates with a study's: equal prompts under a right hash, and sound features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from ccassets.database.validation.contents import TemplateContents
 from ccassets.database.writer import TemplateContent
 from ccassets.encoders import token_spans
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.encoders.tokenizer import Tokens
 from ccassets.errors import EncoderError
 from ccassets.findings import Finding
 from ccassets.study.schema import PromptTemplate, Study
+
+if TYPE_CHECKING:
+    from ccassets.encoders.tokenizer import Tokens
 
 _TEXTS_OF_OTHERS = {"texts", "study_vocabulary"}
 """Checks of prompts against somebody's lists: they do not say that features are not those of their prompts."""
@@ -29,15 +32,15 @@ def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> 
         for template_id, template in stored.items()
         if template.texts is not None and not _is_unsound(template, results.findings)
     }
-    found = {}
+    usable = {}
     for template_id, template in study.vocabulary.templates().items():
         for candidate in (template_id, *sound):
             if candidate in sound and tuple(sound[candidate].texts or ()) == template.prompts:
                 content = _read(sound[candidate])
                 if content.text_features.shape[1] == card.dim:
-                    found[template_id] = content
+                    usable[template_id] = content
                 break
-    return found
+    return usable
 
 
 def _is_unsound(template: TemplateContents, findings: Sequence[Finding]) -> bool:

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ccassets.extraction import read_images
-from ccassets.extraction.sources import fetched
+from ccassets.extraction.sources import fetch_dataset
 from ccassets.orchestration.conditions import READ_SOURCES
 from ccassets.orchestration.partitions import split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
@@ -28,7 +28,7 @@ def images(study: Study) -> dg.AssetsDefinition:
     )
     def _images(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
         study_store = store.of(study)
-        dataset = fetched(study, study_store, log_progress(context, f"fetch {study.dataset.kind}"))
+        dataset = fetch_dataset(study, study_store, log_progress(context, f"fetch {study.dataset.kind}"))
         manifests = {
             split: read_images(
                 study,
