@@ -213,7 +213,7 @@ def test_a_batch_that_breaks_the_contract_is_refused_when_it_comes(make_study: M
     (study.folder / "colours.py").write_text(EXAMPLE.replace("features / np.linalg", "2 * features / np.linalg"))
     encoder = load_encoder(study)
 
-    with pytest.raises(EncoderError, match="breaks the encoder contract:\nfeatures: rows of length 1"):
+    with pytest.raises(EncoderError, match="breaks the encoder contract:\nfeatures: expected rows of length 1"):
         encoder.encode_images(images(2))
 
 

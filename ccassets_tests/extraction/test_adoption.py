@@ -550,7 +550,7 @@ def test_a_split_in_another_order_is_not_taken_over(tmp_path: Path) -> None:
         original_scripts.append(file, "val", range(7))
         original_scripts.append(file, "test", range(5))
         original_scripts.finish(file, SMALL)
-    with pytest.raises(AdoptionError, match="6 of 12 rows of 'train' have others"):
+    with pytest.raises(AdoptionError, match="found others in 6 of 12 rows of 'train'"):
         adopt(tmp_path / "old.h5", study)
 
     adoption = adopt(tmp_path / "old.h5", study, repair=True)

@@ -288,7 +288,7 @@ def test_a_study_that_asks_for_another_encoder_is_not_built_from_the_old_ones_pa
         lambda: plan_study(changed),
     ]
     for step in steps:
-        with pytest.raises(EncoderError, match="The encoder section of cells changed since its encoder was looked at"):
+        with pytest.raises(EncoderError, match="The encoder section of cells changed since its encoder was identified"):
             step()
 
 
