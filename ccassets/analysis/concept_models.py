@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def make_concept_model(classifier: Classifier, database: Database) -> ConceptMod
     )
 
 
-def save_model(model: ConceptModel, path: Path) -> None:
+def save_model(model: ConceptModel, path: str | os.PathLike[str]) -> None:
     """Write a model as JSON: nothing in it can run code, and numbers are read back bit by bit.
 
     Args:
@@ -119,10 +120,10 @@ def save_model(model: ConceptModel, path: Path) -> None:
         libraries=dict(model.libraries),
         classifier=_Linear(**arrays) if isinstance(classifier, LinearClassifier) else _Tree(**arrays),
     )
-    write_text(path, file.model_dump_json(indent=1) + "\n")
+    write_text(Path(path), file.model_dump_json(indent=1) + "\n")
 
 
-def load_model(path: Path) -> ConceptModel:
+def load_model(path: str | os.PathLike[str]) -> ConceptModel:
     """Read a model that `save_model` wrote.
 
     Args:
@@ -135,7 +136,7 @@ def load_model(path: Path) -> ConceptModel:
         AnalysisError: The file is not a model, or its parts do not fit together.
     """
     try:
-        file = _File.model_validate_json(path.read_text(encoding="utf-8"))
+        file = _File.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise AnalysisError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:

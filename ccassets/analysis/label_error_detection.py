@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -102,7 +103,7 @@ def out_of_fold_probabilities(samples: Samples, *, count: int = 5, strength: flo
     return probabilities
 
 
-def write_label_errors(errors: Sequence[LabelError], path: Path) -> None:
+def write_label_errors(errors: Sequence[LabelError], path: str | os.PathLike[str]) -> None:
     """Write label errors as CSV, with `rank` from 1 before their attributes.
 
     Args:
@@ -117,7 +118,7 @@ def write_label_errors(errors: Sequence[LabelError], path: Path) -> None:
 
 
 def save_label_error_images(
-    errors: Sequence[LabelError], read_image: Callable[[LabelError], Image.Image], folder: Path
+    errors: Sequence[LabelError], read_image: Callable[[LabelError], Image.Image], folder: str | os.PathLike[str]
 ) -> list[Path]:
     """Save the image of every label error as `<rank>_<label>_as_<predicted>.png`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from PIL import Image
 from ccassets.files import storage_errors, write_text
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as CSV with a header; raises `StorageError` when the file cannot be written."""
+    path = Path(path)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -23,9 +25,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         write_text(path, text.getvalue())
 
 
-def save_images(images: Iterable[tuple[str, Image.Image]], folder: Path) -> list[Path]:
+def save_images(images: Iterable[tuple[str, Image.Image]], folder: str | os.PathLike[str]) -> list[Path]:
     """Save named images as PNG, each name with its rank before it; raises `StorageError` when one cannot be written."""
-    saved = []
+    folder, saved = Path(folder), []
     for rank, (name, image) in enumerate(images, start=1):
         path = folder / f"{rank:04d}_{name}.png"
         with storage_errors(path):

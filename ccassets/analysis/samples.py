@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.scores import concept_scores
-from ccassets.database.reader import Database
+from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
 
@@ -81,8 +81,9 @@ class Samples:
             keys=None if self.keys is None else self.keys[rows],
         )
 
-    def select(self, columns: Sequence[str]) -> Samples:
+    def select(self, columns: str | Sequence[str]) -> Samples:
         """Describe the same rows by these columns alone, in this order."""
+        columns = as_list(columns)
         unknown = [name for name in columns if name not in self.columns]
         if unknown:
             raise AnalysisError(f"There are no columns {unknown}; there are {list(self.columns)}.")
@@ -94,7 +95,7 @@ class Samples:
         return replace(self, features=features, columns=tuple(columns))
 
 
-def concept_samples(database: Database, words: Sequence[str] | None = None) -> Samples:
+def concept_samples(database: Database, words: str | Sequence[str] | None = None) -> Samples:
     """Describe every row of a database by its cosine concept scores.
 
     Args:
@@ -108,7 +109,7 @@ def concept_samples(database: Database, words: Sequence[str] | None = None) -> S
         AnalysisError: Rows have no label, or several.
         DatabaseError: The database has no such concept.
     """
-    names = [concept.word for concept in database_concepts(database)] if words is None else list(words)
+    names = [concept.word for concept in database_concepts(database)] if words is None else as_list(words)
     return _samples(database, concept_scores(database, names), names)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.hdf5 import iter_blocks
-from ccassets.database.reader import Database, RowIndex, Template
+from ccassets.database.reader import Database, RowIndex, Template, as_list
 from ccassets.errors import DatabaseError
 
 FloatArray = npt.NDArray[np.float32]
@@ -78,10 +78,10 @@ def ensemble(vectors: Values) -> FloatArray:
 
 def local_features(
     database: Database,
-    words: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
     *,
     kind: Kind = "concept",
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     rule: Rule = "span",
 ) -> FloatArray:
     """Make the vectors that patches are compared with: each word's pooled tokens, averaged over templates.
@@ -101,7 +101,7 @@ def local_features(
     """
     texts = list(database.attributes.get(f"{kind}_texts") or [])
     synonyms = dict(database.concepts) if kind == "concept" else {word: (word,) for word in texts}
-    chosen = list(synonyms) if words is None else list(words)
+    chosen = list(synonyms) if words is None else as_list(words)
     unknown = [word for word in chosen if word not in synonyms]
     if unknown:
         raise DatabaseError(f"{database.path.name} has no {kind} words {unknown}; it has {list(synonyms)}.")
@@ -119,9 +119,9 @@ def local_features(
 
 def concept_scores(
     database: Database,
-    words: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
     *,
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     split: str | None = None,
 ) -> FloatArray:
     """Score images on concepts: the cosine with each concept, ensembled over templates and synonyms.
@@ -163,9 +163,9 @@ def image_cosines(database: Database, vectors: FloatArray, *, split: str | None 
 def patch_scores(
     database: Database,
     rows: RowIndex = None,
-    words: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
     *,
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     rule: Rule = "span",
 ) -> FloatArray:
     """Score every patch of some rows on concepts: maps of where the encoder sees a concept.
@@ -244,10 +244,10 @@ def require_tokens(database: Database) -> Values:
     return database.image_token_features
 
 
-def template_ids(database: Database, kind: Kind, templates: Sequence[str] | None) -> list[str]:
+def template_ids(database: Database, kind: Kind, templates: str | Sequence[str] | None) -> list[str]:
     """The ids of these templates, by default of all of a kind; raises `DatabaseError` for an unknown one."""
     names = [name for name in database.templates if name.startswith(f"{kind}_prompts_t")]
-    chosen = names if templates is None else list(templates)
+    chosen = names if templates is None else as_list(templates)
     unknown = [name for name in chosen if name not in database.templates]
     if unknown or not chosen:
         raise DatabaseError(f"{database.path.name} has no templates {unknown or kind}; it has {[*database.templates]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ from ccassets.analysis.scores import (
     span_positions,
 )
 from ccassets.database.hdf5 import Array, iter_blocks
-from ccassets.database.reader import Database
+from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -142,10 +143,10 @@ EVERY_ROW = RowFilter()
 def search(
     database: Database,
     *,
-    texts: Sequence[str] = (),
-    concepts: Sequence[str] = (),
+    texts: str | Sequence[str] = (),
+    concepts: str | Sequence[str] = (),
     rows: Sequence[int] = (),
-    minus: Sequence[str] = (),
+    minus: str | Sequence[str] = (),
     encoder: Encoder | None = None,
     patches: bool = False,
     k: int = 10,
@@ -247,7 +248,7 @@ def nearest_patches(
 
 
 def text_vectors(
-    database: Database, encoder: Encoder | None, texts: Sequence[str], *, patches: bool = False
+    database: Database, encoder: Encoder | None, texts: str | Sequence[str], *, patches: bool = False
 ) -> FloatArray:
     """Encode texts as unit vectors (len(texts), D), for whole images or for patches, by the encoder of the file.
 
@@ -261,7 +262,8 @@ def text_vectors(
             f"{database.path.name} was made by the encoder {identity}, the study's is {encoder.card.identity}. "
             "Their features cannot be compared: name the study that the file was built from."
         )
-    encoded = encoder.encode_texts(list(texts))
+    texts = as_list(texts)
+    encoded = encoder.encode_texts(texts)
     if not patches:
         return normalise(encoded.features)
     if encoded.tokens is None:
@@ -310,7 +312,7 @@ def near_duplicates(database: Database, similarity: float, most: int = 1000) -> 
 # --- hits as files -----------------------------------------------------------------------------------
 
 
-def write_hits(hits: Sequence[Hit], path: Path) -> None:
+def write_hits(hits: Sequence[Hit], path: str | os.PathLike[str]) -> None:
     """Write hits as CSV, a column for each of their attributes.
 
     Args:
@@ -323,7 +325,7 @@ def write_hits(hits: Sequence[Hit], path: Path) -> None:
     write_csv(path, [field.name for field in fields(Hit)], map(astuple, hits))
 
 
-def write_pairs(pairs: Sequence[ImagePair], path: Path) -> None:
+def write_pairs(pairs: Sequence[ImagePair], path: str | os.PathLike[str]) -> None:
     """Write pairs as CSV, a column for each of their attributes.
 
     Args:
@@ -336,7 +338,9 @@ def write_pairs(pairs: Sequence[ImagePair], path: Path) -> None:
     write_csv(path, [field.name for field in fields(ImagePair)], map(astuple, pairs))
 
 
-def save_hit_images(hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: Path) -> list[Path]:
+def save_hit_images(
+    hits: Sequence[Hit], read_image: Callable[[int], Image.Image], folder: str | os.PathLike[str]
+) -> list[Path]:
     """Save the image of every hit as `<rank>_row<row>_<score>.png`.
 
     Args:

@@ -32,7 +32,7 @@ from ccassets.analysis.scores import (
     template_ids,
 )
 from ccassets.database.hdf5 import iter_blocks
-from ccassets.database.reader import Database, open_database
+from ccassets.database.reader import Database, as_list, open_database
 from ccassets.errors import AnalysisError, DatabaseError
 from ccassets.progress import Progress, silent
 from ccassets.study.storage import Store
@@ -125,8 +125,8 @@ def zero_shot(
     *,
     split: str | None = None,
     rule: Rule | None = "span",
-    words: Sequence[str] | None = None,
-    templates: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     top: int = TOP_PATCHES,
     multilabel: bool | None = None,
     progress: Progress = silent,
@@ -152,7 +152,7 @@ def zero_shot(
     """
     rows = row_range(database, split)
     names = tuple(template_ids(database, "label", templates))
-    chosen = tuple(database.attributes.get("label_texts") or ()) if words is None else tuple(words)
+    chosen = tuple(database.attributes.get("label_texts") or ()) if words is None else tuple(as_list(words))
     sigmoid = database.label_matrix is not None if multilabel is None else multilabel
     scale = _multiplier(database, "logit")
     global_words = database.label_features(chosen, names)

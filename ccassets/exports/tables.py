@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +26,9 @@ Content = Literal["scores", "features"]
 _BLOCK_BYTES = 16 << 20
 
 
-def export(database: Database, path: Path, content: Content = "scores", progress: Progress = silent) -> None:
+def export(
+    database: Database, path: str | os.PathLike[str], content: Content = "scores", progress: Progress = silent
+) -> None:
     """Write every row's concept scores, or its image features, as a table whose format the suffix names.
 
     `.csv` and `.parquet` have columns of facts (id, key, split, label, class, group), then one for every concept, or
@@ -43,6 +46,7 @@ def export(database: Database, path: Path, content: Content = "scores", progress
         AnalysisError: The suffix is another one, two columns have the same name, or AnnData is not installed.
         StorageError: The file cannot be written.
     """
+    path = Path(path)
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".h5ad": _write_anndata}
     writer = writers.get(path.suffix.lower())
     if writer is None:

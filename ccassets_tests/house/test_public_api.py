@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 import ccassets
+from ccassets import analysis
 from ccassets.datasets import Manifest
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.house.source_tree import PACKAGE, ROOT, syntax_tree
@@ -162,6 +164,18 @@ def test_paths_that_are_texts_work(study: ccassets.Study, tmp_path: Path) -> Non
     manifest = ccassets.read_images(study, "val")
     manifest.save(str(tmp_path / "val.parquet"))
     assert Manifest.load(str(tmp_path / "val.parquet")).digest == manifest.digest
+
+
+def test_a_text_stands_for_a_list_of_one(tmp_path: Path) -> None:
+    with ccassets.open_database(write_database(tmp_path / "features.h5")) as database:
+        word, label, template = "granules", "monocyte", "concept_prompts_t02"
+        assert np.array_equal(database.concept_features(word, template), database.concept_features([word], [template]))
+        assert np.array_equal(analysis.concept_scores(database, word), analysis.concept_scores(database, [word]))
+        assert np.array_equal(analysis.patch_scores(database, [0], word), analysis.patch_scores(database, [0], [word]))
+        assert analysis.search(database, concepts=word) == analysis.search(database, concepts=[word])
+        assert analysis.zero_shot(database, words=label, templates="label_prompts_t01").words == (label,)
+        samples = analysis.concept_samples(database, word)
+        assert samples.columns == samples.select(word).columns == (word,)
 
 
 def test_the_component_is_the_type_that_a_study_names() -> None:
