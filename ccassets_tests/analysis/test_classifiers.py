@@ -1,5 +1,6 @@
 """Classifiers: what they learn, what they may be measured on, and that a stored one says the same elsewhere."""
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -380,6 +381,19 @@ def test_the_command_line_prints_predictions_as_csv(stored: Path, database: Path
     by_group = CliRunner().invoke(app, ["apply", str(stored), str(database), "--by-group", "--output", str(output)])
     assert by_group.exit_code == 0, by_group.output
     assert output.read_text().splitlines()[0].startswith("group,rows,predicted,")
+
+
+def test_the_command_line_prints_predictions_as_json(stored: Path, database: Path):
+    from typer.testing import CliRunner
+
+    command = ["apply", str(stored), str(database), "--split", "test"]
+    records = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    table = list(csv.DictReader(CliRunner().invoke(app, command).stdout.splitlines()))
+    assert [(record["key"], record["predicted"]) for record in records] == [
+        (row["key"], row["predicted"]) for row in table
+    ]
+    assert set(records[0]) == {"id", "key", "split", "group", "predicted", "probabilities"}
+    assert records[0]["probabilities"] == pytest.approx({name: float(table[0][f"p({name})"]) for name in CLASSES}, 1e-4)
 
 
 def test_a_foreign_encoder_ends_the_command_with_one_message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
     tokens = rng.standard_normal((20, 4, DIM)).astype(np.float16)
     attributes = {
         "concept_texts": ["round nucleus", "granules"],
+        "label_classes": ["RBC", "WBC", "PLT"],
+        "label_texts": ["red blood cell", "white blood cell", "platelet"],
         "provenance": {"encoder": {"identity": Letters.card.identity}, "dataset": {"labels": "present"}},
     }
     templates = {"concept_prompts_t01": template_content(rng, ["a round nucleus", "a granules"], 8)}
@@ -169,6 +172,9 @@ def test_filters_leave_only_their_rows(database: Database, blocks_of_three: None
     for where, rows in [
         (s.RowFilter(split="val"), np.arange(9, 14)),
         (s.RowFilter(label=2), np.flatnonzero(database.labels == 2)),
+        (s.RowFilter(label="2"), np.flatnonzero(database.labels == 2)),
+        (s.RowFilter(label="WBC"), np.flatnonzero(database.labels == 1)),
+        (s.RowFilter(label="white blood cell"), np.flatnonzero(database.labels == 1)),
         (s.RowFilter(group="test patient 8"), np.flatnonzero(database.groups == "test patient 8")),
         (s.RowFilter("test", 1), np.flatnonzero((database.labels == 1) & (database.split == "test"))),
     ]:
@@ -227,6 +233,7 @@ class OtherLetters(Letters):
         ({"rows": [0], "k": 0}, AnalysisError, "at least one"),
         ({"rows": [0], "where": s.RowFilter(split="all")}, DatabaseError, "no split 'all'"),
         ({"rows": [0], "where": s.RowFilter(label=7)}, AnalysisError, r"no label 7; it has \[0, 1, 2\]"),
+        ({"rows": [0], "where": s.RowFilter(label="nothing")}, AnalysisError, "no label 'nothing'; it has"),
         ({"rows": [0], "where": s.RowFilter(group="x")}, AnalysisError, "no group 'x'"),
     ],
 )
@@ -375,6 +382,14 @@ def test_search_prints_hits_or_json(database: Database, run: Run, tmp_path: Path
     assert code == 0
     assert [line.split()[2] for line in out.splitlines()] == [str(h.row) for h in s.search(database, rows=[4], k=2)]
     assert len((tmp_path / "hits.csv").read_text().splitlines()) == 3
+
+
+def test_search_takes_and_prints_the_name_of_a_label(database: Database, run: Run) -> None:
+    by_name, by_number = (
+        run("search", database.path, "--row", 4, "--label", label, "--top", 3) for label in ("WBC", "1")
+    )
+    assert by_name == by_number
+    assert [re.findall(r"label (.*?)  ", line) for line in by_name[1].splitlines()] == [["1 (WBC)"]] * 3
 
 
 def test_a_search_by_text_asks_for_the_study(database: Database, run: Run) -> None:

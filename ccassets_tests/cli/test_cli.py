@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,6 +223,73 @@ def test_a_new_study_says_what_it_found_and_what_to_do_next(
     assert (tmp_path / "others" / "blood" / "defs.yaml").is_file()
     assert run("new-study", "blood", "--medmnist", "bloodmnist", "--output", tmp_path).code == 0
     assert (tmp_path / "blood" / "defs.yaml").is_file()
+
+
+# --- facts for programs ------------------------------------------------------------------------------
+
+
+def facts_of(*arguments: object, code: int = 0) -> Any:
+    """The JSON that a command prints."""
+    result = run(*arguments, "--json")
+    assert result.code == code, result
+    return json.loads(result.out)
+
+
+def test_a_plan_and_a_build_are_printed_as_json(built: Built) -> None:
+    plan = facts_of("build", built.study.folder, "--plan", "--fresh", "--split", "train")
+    assert plan["splits"] == [{"split": "train", "rows": 9, "to_encode": 9, "shards": 3}]
+    assert plan["templates"] == list(built.study.vocabulary.templates())
+    assert plan["part_bytes"] > 0
+    assert plan["seconds"] > 0
+    assert facts_of("build", built.study.folder) == {"database": str(built.database), "materialized": [], "notices": []}
+    assert facts_of("extract", built.study.folder) == {"images": 0, "shards": 0, "shards_left_to_others": 0}
+
+
+def test_what_is_pruned_is_printed_as_json(built: Built) -> None:
+    unneeded = built.folder / "home" / "storage" / "features" / ("0" * 32) / "rows" / "part.h5"
+    unneeded.parent.mkdir(parents=True)
+    shutil.copy(DATA / "legacy" / "legacy_good.h5", unneeded)
+    size = unneeded.stat().st_size
+    files = [
+        {
+            "path": f"features/{'0' * 32}/rows/part.h5",
+            "bytes": size,
+            "reason": "of an encoder that no study uses",
+        }
+    ]
+    assert facts_of("prune", built.study.folder, "--dry-run") == {"removed": False, "bytes": size, "files": files}
+    assert facts_of("prune", built.study.folder) == {"removed": True, "bytes": size, "files": files}
+    assert not unneeded.exists()
+
+
+def test_new_studies_and_bundles_are_printed_as_json(built: Built, tmp_path: Path) -> None:
+    new = facts_of("new-study", "blood", "--medmnist", "bloodmnist", "-o", tmp_path)
+    assert Path(new["study"]) == tmp_path / "blood" / "defs.yaml"
+    assert new["summary"] == "17,092 images of 8 classes in 3 splits"
+    assert new["splits"][0] == "train: 11,959 images"
+    bundle = facts_of("bundle", built.study.folder, "-o", tmp_path / "bundle")
+    assert Path(bundle["study"]) == tmp_path / "bundle" / "cells" / "defs.yaml"
+    assert bundle["files"] == 18 + 3 + 1
+
+
+def test_an_adoption_is_printed_as_json(built: Built) -> None:
+    facts = facts_of("adopt", built.database, built.study.folder)
+    assert facts["adopted"] is True
+    assert facts["splits"][0] == {"split": "train", "rows": 9, "imported": 0, "missing": [], "missing_keys": []}
+    assert facts["findings"] == []
+    refused = facts_of("adopt", DATA / "legacy" / "legacy_good.h5", built.study.folder, code=1)
+    assert refused["adopted"] is False
+    assert {finding["severity"] for finding in refused["findings"]} >= {"error"}
+
+
+def test_precision_drift_is_a_table_or_json(built: Built) -> None:
+    drifts = facts_of("precision-drift", built.study.folder, "--image-count", "2")
+    assert [(drift["dtype"], drift["images"]) for drift in drifts] == [
+        ("float32", 2), ("tf32", 2), ("bfloat16", 2), ("float16", 2)
+    ]  # fmt: skip
+    table = run("precision-drift", built.study.folder, "--image-count", "2").out.splitlines()
+    assert [line.split()[0] for line in table[1:5]] == ["float32", "tf32", "bfloat16", "float16"]
+    assert table[5].startswith("2 images; ")
 
 
 # --- homes and secrets -------------------------------------------------------------------------------

@@ -968,10 +968,10 @@ def test_the_command_prints_every_finding_and_what_is_left(study: Study) -> None
 
     result = CliRunner().invoke(app, [*command, "--repair"])
     assert result.exit_code == 0
-    assert "taken over: 44 rows, told by position and label, and 12 templates" in result.stdout
-    assert "  train: 36 of 36 rows taken over\n" in result.stdout
+    assert "imported: 44 rows (matched by position and label) and 12 templates" in result.stdout
+    assert "  train: 36 of 36 rows imported\n" in result.stdout
     assert (
-        "  val: 8 of 20 rows taken over; the next build encodes rows 8-19 "
+        "  val: 8 of 20 rows imported; the next build encodes rows 8-19 "
         "(12 images: images/val-008.png … images/val-019.png)\n"
     ) in result.stdout
 

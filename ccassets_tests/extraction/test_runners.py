@@ -371,8 +371,8 @@ def test_the_command_is_one_job_and_says_what_it_did(study: Study, capsys: pytes
         assert end.value.code == 0
         said.append(capsys.readouterr().err.splitlines()[-1])
 
-    assert said[0].startswith("8 images encoded in 2 shards; encoder busy ")
-    assert said[1].startswith("10 images encoded in 4 shards; encoder busy ")
+    assert said[0].startswith("Encoded 8 images in 2 shards; encoder busy ")
+    assert said[1].startswith("Encoded 10 images in 4 shards; encoder busy ")
     assert said[2] == "Nothing encoded."
 
 
