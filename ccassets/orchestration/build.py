@@ -59,7 +59,21 @@ def run_build(
     output: Path | None = None,
     listener: Listener | None = None,
 ) -> BuildResult:
-    """`build` that also says what was materialized, and gives its notices instead of warning."""
+    """Materialize a study as `build` does, and say what ran.
+
+    Args:
+        study: The study, its name, or the path of its file.
+        splits: Stop after the features of these splits; by default the whole study is built.
+        fresh: Encode again even what parts already hold.
+        output: Write the database here as well.
+        listener: Called with (what, done, total, remark) while steps work.
+
+    Returns:
+        The path, what was materialized, and what `build` would warn of.
+
+    Raises:
+        BuildError: A step failed, with its sentence; everything finished until then is kept.
+    """
     study = study if isinstance(study, Study) else load_study(study)
     study.require_splits(splits or ())
     store = Store.of(study)

@@ -54,7 +54,15 @@ class FeatureDatabaseComponent(dg.Component):
 
 
 def definitions_of(*studies: Study) -> dg.Definitions:
-    """Definitions of studies with their resources; a run's steps share its process, so that the model loads once."""
+    """Give the definitions of studies with the default resources, as the code location of `ccassets ui` has them.
+
+    Args:
+        studies: The studies.
+
+    Returns:
+        Assets, checks, jobs, schedules, sensors, and the resources `store` and `encoder`. The steps of a run share its
+        process, so that the model is loaded once.
+    """
     return dg.Definitions.merge(
         *(FeatureDatabaseComponent(study).definitions() for study in studies),
         dg.Definitions(

@@ -21,6 +21,9 @@ SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 def dagster_instance() -> Iterator[dg.DagsterInstance]:
     """Open the Dagster instance of the home, which is made with our `dagster.yaml` if it has none.
 
+    Yields:
+        The instance, which is closed at the end of the block.
+
     Raises:
         StorageError: The home cannot be written or used, or its disk is full.
     """

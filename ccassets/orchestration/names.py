@@ -14,7 +14,15 @@ STARTED_BY, BUILD = "ccassets/started_by", "build"
 
 
 def asset_key(study: Study, *parts: str) -> dg.AssetKey:
-    """The key of an asset of a study, by its parts or by the name that the UI shows, its parts joined with `/`."""
+    """Give the key of an asset of a study.
+
+    Args:
+        study: The study; its name is the first part of the key.
+        parts: The other parts, each by itself or joined with `/` as the UI shows them.
+
+    Returns:
+        The key, to depend on the asset or to look up its records.
+    """
     return dg.AssetKey([study.name, *"/".join(parts).split("/")])
 
 

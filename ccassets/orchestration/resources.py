@@ -17,21 +17,35 @@ _loaded: dict[tuple[str, str | None], Encoder] = {}
 
 
 class StoreResource(dg.ConfigurableResource["StoreResource"]):
-    """The storage root; by default `CCASSETS_STORAGE`, else `storage` under the home."""
+    """The folder below which the files of all studies lie.
+
+    Attributes:
+        root: The folder; by default `CCASSETS_STORAGE`, else `storage` under the home.
+    """
 
     root: str | None = None
 
     def of(self, study: Study) -> Store:
+        """Give the paths of a study's files.
+
+        Args:
+            study: The study.
+
+        Returns:
+            The paths; nothing is opened or made.
+        """
         return Store.of(study, Path(self.root).expanduser().absolute() if self.root else None)
 
 
 class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
-    """Where encoders run, which changes no number.
+    """Where encoders run; it changes no number.
 
-    `device` is `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one, and for images all that are visible.
-    `runner` says who encodes images: `local` (a worker for every device), `local:N`, or `ray:N` (N workers on an
-    existing Ray cluster); by default what `CCASSETS_RUNNER` says, else `local`. The hub token is read from `HF_TOKEN`
-    where it is used, so it is in no configuration and no log.
+    The hub token is read from `HF_TOKEN` where it is used, so that it is in no configuration and no log.
+
+    Attributes:
+        device: `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one, and for images all that are visible.
+        runner: `local` (a worker for every device), `local:N`, or `ray:N` (N workers on an existing Ray cluster) encode
+            images; by default what `CCASSETS_RUNNER` says, else `local`.
     """
 
     device: str | None = None
@@ -39,10 +53,20 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
 
     @property
     def hf_token(self) -> str | None:
+        """The token for the hub; None where `HF_TOKEN` is not set."""
         return os.environ.get("HF_TOKEN")
 
     def load(self, study: Study, card: EncoderCard, store: Store) -> Encoder:
-        """The study's encoder; a process keeps the last one it loaded."""
+        """Load the encoder of a study; a process keeps the last one that it loaded.
+
+        Args:
+            study: The study.
+            card: The recorded card of its encoder.
+            store: Where digests of weight files are kept.
+
+        Returns:
+            The encoder, on the device.
+        """
         key = card.identity, self.device
         if key not in _loaded:
             _loaded.clear()
@@ -50,5 +74,14 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
         return _loaded[key]
 
     def choose_runner(self, study: Study, card: EncoderCard, store: Store) -> Runner:
-        """Who encodes the images of a study; where that is this process, it keeps the encoder it loaded."""
+        """Choose the runner that encodes the images of a study.
+
+        Args:
+            study: The study.
+            card: The recorded card of its encoder.
+            store: Where digests of weight files are kept.
+
+        Returns:
+            The runner; one in this process uses the encoder of `load`.
+        """
         return choose_runner(self.runner, device=self.device, load=lambda: self.load(study, card, store))
