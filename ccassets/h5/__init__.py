@@ -1,12 +1,13 @@
 """The functions of the original scripts and notebooks under their names and arguments, without their faults.
 
-They build a growing file step by step, chunked and legal in the format, which `finalize` publishes. `docs/h5.md` says
-what changed. A study and its build (`ccassets build`) are the way that needs none of these.
+They build a growing file step by step, chunked and legal in the format, which `finalize` publishes. `docs/h5.md` lists
+the changes. A study and its build (`ccassets build`) need none of them.
 """
 
 from ccassets.h5.artifacts import ModelArtifacts, load_conceptclip_model
+from ccassets.h5.batch_appending import append_batch
 from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
-from ccassets.h5.growing_file import append_batch, init_file
+from ccassets.h5.growing_file import init_file
 from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
 from ccassets.h5.loaders import (
     DatasetBundle,

@@ -1,4 +1,4 @@
-"""Our errors as callers of the original functions know them: each is also the built-in exception raised there."""
+"""Errors of the original functions: each is also the built-in exception that those raised."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from ccassets.errors import DatabaseError
 
 
 class MissingFileError(DatabaseError, FileNotFoundError):
-    """There is no such file."""
+    """A file does not exist."""
 
 
 class ArgumentError(DatabaseError, ValueError):
-    """An argument that means nothing, or that does not fit the file; nothing was written."""
+    """An argument has no meaning or does not fit the file; nothing was written."""
 
 
 class RowError(DatabaseError, IndexError):
-    """A row number beyond the rows that were asked."""
+    """A row number lies beyond the rows of the split or file."""
 
 
 class NameMissingError(DatabaseError, KeyError):
-    """A data set, template or attribute that the file does not have."""
+    """The file has no such data set, template or attribute."""
 
     __str__ = Exception.__str__  # a KeyError would put its sentence in quotes

@@ -1,4 +1,4 @@
-"""What a growing file holds besides its rows: templates, and the model's logit parameters."""
+"""Templates and logit parameters of a growing file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from ccassets.database.feature_digests import template_digest
+from ccassets.database.float16 import all_finite
+from ccassets.database.hdf5 import Array
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS, LOGIT_SCALE_SPACE, STORED_TEXT_DTYPE
 from ccassets.database.writer import TemplateContent, write_template_group
 from ccassets.h5.exceptions import ArgumentError
-from ccassets.h5.growing_file import to_array, to_text
-
-Array = npt.NDArray[Any]
+from ccassets.h5.input_values import to_array, to_text
 
 
 def write_template(
@@ -29,15 +28,25 @@ def write_template(
     attention_mask: Any = None,
     subject_span: Any = None,
 ) -> None:
-    """Write a template, in place of one of the same id: texts (K,), features (K, D), token features (K, T_txt, D).
+    """Write a template of K prompts, in place of a stored one of the same id.
 
-    Stored as float32, with the SHA-256 of the texts as `texts_hash`. New beside the original arguments: the tokens as
-    encoded, `input_ids` and `attention_mask` (K, T), and `subject_span` (K, 2); a local text score needs them.
+    Unlike the original: counts and D are checked before anything is removed, and a stored template that is equal to
+    the bit stays as it is. The space of a replaced one returns with `finalize`. The keyword arguments are new: local
+    text scores need them.
 
-    Unlike the original: counts and D are checked before anything is removed, and a template that is there already,
-    equal to the bit, is left as it is. The space of a replaced one returns with `finalize`.
+    Args:
+        f: A growing file, as `init_file` opens it.
+        template_id: The template's name in the file.
+        texts: (K,) prompts; their SHA-256 is stored as `texts_hash`.
+        text_features: (K, D), a tensor or an array, stored as float32.
+        text_token_features: (K, T_txt, D), stored as float32; None where the model has none.
+        input_ids: (K, T), the tokens as encoded.
+        attention_mask: (K, T), 1 for tokens and 0 for padding.
+        subject_span: (K, 2), the half-open range of token positions of the inserted word.
 
-    Raises `ArgumentError` (a `DatabaseError` and a `ValueError`).
+    Raises:
+        ArgumentError: An argument does not fit the file (a `DatabaseError` and a `ValueError`); nothing was written.
+        StorageError: The disk refuses; the file is closed as it was at the last flush.
     """
     if isinstance(texts, str):
         raise ArgumentError(f"texts: a list of prompts was expected; found one string, {texts!r}.")
@@ -63,7 +72,7 @@ def write_template(
 
 def _template_array(name: str, values: Any, dtype: np.dtype[Any]) -> Array:
     array = np.ascontiguousarray(to_array(values), dtype)
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and not all_finite(array):
         raise ArgumentError(f"{name}: finite numbers were expected. Nothing was written.")
     return array
 
@@ -86,7 +95,7 @@ def _require_template(content: TemplateContent, dim: int) -> None:
         if values is None:
             continue
         fits = values.ndim == len(shape) and all(
-            wanted in (None, found) for wanted, found in zip(shape, values.shape, strict=True)
+            axis in (None, length) for axis, length in zip(shape, values.shape, strict=True)
         )
         if not fits:
             text = ", ".join("T" if axis is None else str(axis) for axis in shape)
@@ -109,10 +118,22 @@ def save_model_params(
     """Store a model's logit parameters as they are; None is left out.
 
     The two scales are **natural logarithms**, as the published model holds them (4.57 and 4.51): a cosine is
-    multiplied by their exp (96.6 and 91.1), not by them. `logit_multiplier` and `concept_logit_multiplier` are these
-    factors; they need not be given, and must be the exp of the scales where both are.
+    multiplied by their exp (96.6 and 91.1), not by them. A scale may be given by its multiplier instead.
 
     Unlike the original: the root attribute `logit_scale_space` says `log`; numbers that are not finite are refused.
+
+    Args:
+        f: A growing file, as `init_file` opens it.
+        logit_scale: Natural logarithm of the factor of image-text cosines.
+        logit_bias: Added to the scaled image-text cosine.
+        concept_logit_scale: Natural logarithm of the factor of patch-concept cosines.
+        concept_logit_bias: Added to the scaled patch-concept cosine.
+        logit_multiplier: exp of `logit_scale`.
+        concept_logit_multiplier: exp of `concept_logit_scale`.
+
+    Raises:
+        ArgumentError: A number is not finite, or a multiplier is not the exp of its scale.
+        StorageError: The disk refuses; the file is closed as it was at the last flush.
     """
     scales = {
         "logit_scale": (logit_scale, logit_multiplier),
@@ -138,10 +159,15 @@ def save_model_params(
 
 
 def load_model_params(f: h5py.File) -> dict[str, float]:
-    """The stored logit parameters, those that are there, and what to multiply a cosine by.
+    """The stored logit parameters, and the factors to multiply cosines by.
 
-    `logit_scale` and `concept_logit_scale` are the natural logarithms that are stored. New: `logit_multiplier` and
-    `concept_logit_multiplier`, their exp, are the factors to apply: `logit_multiplier * cosine + logit_bias`.
+    Args:
+        f: An open file.
+
+    Returns:
+        The stored ones of `logit_scale`, `logit_bias`, `concept_logit_scale` and `concept_logit_bias`, the scales as
+        natural logarithms. New: `logit_multiplier` and `concept_logit_multiplier`, the exp of the scales, to be
+        applied as `logit_multiplier * cosine + logit_bias`.
     """
     params = {name: float(f.attrs[name]) for name in LOGIT_PARAMETERS if name in f.attrs}
     for prefix in ("", "concept_"):

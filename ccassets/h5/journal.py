@@ -1,9 +1,9 @@
-"""A file with one writer whose changes appear all at once: what lies under a growing HDF5 file, which knows it not.
+"""A journaled file below a growing HDF5 file: one writer, and changes that appear all at once.
 
 HDF5 changes its own structure in place, in several writes; a process killed between two of them leaves a file that
-may not open. Here, bytes that are part of the file already stay as they are until a flush. A flush writes the new
-ones, and the old, to a journal beside the file, then the new over the old. Whoever opens the file next finishes what
-a journal holds or, where it is incomplete or of another file, drops it: either all of a flush has happened, or nothing.
+may not open. Here, the stored bytes of the file stay unchanged until a flush. A flush writes the new bytes and the
+old ones to a journal beside the file, then the new over the old. The next opening completes a journaled flush or,
+where the journal is incomplete or of another file, removes it: either all of a flush is in the file, or nothing.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _MAGIC = b"ccaJrnl1"
-_HEADER = struct.Struct("<8sQQ")  # magic, size of the file afterwards, number of pages
-_RECORD = struct.Struct(f"<Q{_PAGE}s{_PAGE}s")  # page, what was there, what is to be there
+_HEADER = struct.Struct("<8sQQ")  # magic, new size of the file, number of pages
+_RECORD = struct.Struct(f"<Q{_PAGE}s{_PAGE}s")  # page, stored bytes, new bytes
 _DIGEST_BYTES = 16
 
 
 class JournaledFile(io.RawIOBase):
-    """A file locked for one writer; `flush` makes everything written since the last one happen at once.
+    """A file locked for one writer; `flush` stores everything written since the last flush at once.
 
-    New bytes after the end of the file go there directly, so that only the changed pages of what was there before
-    are held in memory and written twice. Raises `StorageError` when another writer or reader has the file.
+    Bytes after the end of the stored file are written directly, so that only changed pages of the stored file are
+    held in memory and written twice. Raises `StorageError` when another writer or reader has the file.
 
-    What the disk refuses is not raised here, where HDF5 would lose it: it stands in `error`, and nothing is written
-    any more.
+    Errors of the disk are not raised here, where HDF5 would lose them: the first one is kept in `error`, and nothing
+    is written afterwards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +62,7 @@ class JournaledFile(io.RawIOBase):
         _open_files.add(self)
 
     def __repr__(self) -> str:
-        # h5py takes this for the file's name.
+        # h5py uses this as the file's name.
         return str(self._path)
 
     def readable(self) -> bool:
@@ -87,9 +87,9 @@ class JournaledFile(io.RawIOBase):
         data = os.pread(self._fd, len(view), self._position)
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
-        for place, page, inside in _pieces(self._position, len(view)):
+        for start, page, inside in _pieces(self._position, len(view)):
             if page in self._pages:
-                view[place : place + inside.stop - inside.start] = self._pages[page].new[inside]
+                view[start : start + inside.stop - inside.start] = self._pages[page].new[inside]
         self._position += len(view)
         return len(view)
 
@@ -138,11 +138,11 @@ class JournaledFile(io.RawIOBase):
         self._discarded = True
 
     def discard(self) -> None:
-        """Leave the file as it was at the last flush: what is still written can be read back, and is then forgotten."""
+        """Leave the file as it was at the last flush; later writes can be read back until it is closed."""
         self._discarded = True
 
     def release_in_child(self) -> None:
-        """Let a forked process read on without the lock, which would outlive a killed writer."""
+        """Let a forked process go on reading without the lock, which would outlive a killed writer."""
         self._discarded = True
         own = os.open(self._path, os.O_RDONLY)
         os.dup2(own, self._fd)
@@ -161,11 +161,11 @@ class JournaledFile(io.RawIOBase):
                 os.close(self._journal_fd)
 
     def _hold(self, start: int, view: memoryview) -> None:
-        for place, number, inside in _pieces(start, len(view)):
+        for first, number, inside in _pieces(start, len(view)):
             if number not in self._pages:
                 old = _read_page(self._fd, number)
                 self._pages[number] = _Page(old, bytearray(old))
-            self._pages[number].new[inside] = view[place : place + inside.stop - inside.start]
+            self._pages[number].new[inside] = view[first : first + inside.stop - inside.start]
 
     def _write_journal(self, pages: Mapping[int, _Page]) -> None:
         if self._journal_fd < 0:
@@ -179,15 +179,15 @@ class JournaledFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class _Page:
-    """A page as it is in the file, and as it is to be."""
+    """The stored and the new bytes of a page."""
 
     old: bytes
     new: bytearray
 
 
 @contextmanager
-def no_writer(path: Path) -> Iterator[None]:
-    """Keep writers away while a file is read, once what a killed one left is finished.
+def exclude_writers(path: Path) -> Iterator[None]:
+    """Keep writers away while a file is read, after completing the flush of a killed one.
 
     Raises `StorageError` when a writer has the file open.
     """
@@ -236,13 +236,13 @@ def _open_locked(path: Path, flags: int, lock: int) -> int:
 
 
 def _pieces(start: int, length: int) -> Iterator[tuple[int, int, slice]]:
-    """The pages under a range of bytes: where each piece starts in the range, its page, and its place in the page."""
-    place = 0
-    while place < length:
-        page, first = divmod(start + place, _PAGE)
-        last = min(_PAGE, first + length - place)
-        yield place, page, slice(first, last)
-        place += last - first
+    """The pages under a range of bytes: where each piece starts in the range, its page, and its slice of the page."""
+    done = 0
+    while done < length:
+        page, first = divmod(start + done, _PAGE)
+        last = min(_PAGE, first + length - done)
+        yield done, page, slice(first, last)
+        done += last - first
 
 
 def _write_at(fd: int, data: memoryview, offset: int) -> None:
@@ -264,7 +264,7 @@ def _apply(fd: int, pages: Mapping[int, _Page], size: int) -> None:
 
 
 def _recover(fd: int, path: Path) -> None:
-    """Finish the flush that a journal holds, if it is complete and of this file; remove the journal."""
+    """Complete the flush of a journal that is complete and of this file; remove the journal."""
     journal = _journal(path)
     try:
         content = journal.read_bytes()
@@ -281,9 +281,9 @@ def _recover(fd: int, path: Path) -> None:
     journal.unlink()
 
 
-def _is_between(found: bytes, page: _Page) -> bool:
-    """Whether every byte is the page's old or new one: another file, perhaps of the same name, has others."""
-    old, new, data = (np.frombuffer(content, np.uint8) for content in (page.old, page.new, found))
+def _is_between(stored: bytes, page: _Page) -> bool:
+    """Whether every byte is the page's old or new one; a different file of the same name has others."""
+    old, new, data = (np.frombuffer(content, np.uint8) for content in (page.old, page.new, stored))
     return bool(((data == old) | (data == new)).all())
 
 

@@ -1,7 +1,8 @@
-"""Data loaders of (images, labels) batches as the original functions build and take them."""
+"""Data loaders of (images, labels) batches: building and reading them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class DatasetBundle:
-    """The three splits of a data set, each a map-style torch data set of (image, label) items."""
+    """The three splits of a data set, each a map-style torch data set of (image, label) items.
+
+    Attributes:
+        train: The training split.
+        val: The validation split.
+        test: The test split.
+    """
 
     train: Dataset[Any]
     val: Dataset[Any]
@@ -26,14 +33,25 @@ class DatasetBundle:
 def build_dataloader(
     dataset: Dataset[Any], *, batch_size: int = 64, shuffle: bool = False, num_workers: int = 0
 ) -> DataLoader[Any]:
-    """A loader of batches: images (B, …) float32 in 0…1, labels (B, 1) int64.
-
-    Items are (image, label), or an image alone where the data set has no labels; these become 0, as the source
-    document says, and the database records that they were none. Images are floats in 0…1 or whole numbers in 0…255.
+    """Build a loader of (images, labels) batches in the data set's own order.
 
     Unlike the original: `shuffle=True` is refused, since rows are stored in the data set's own order; values outside
     0…1 are no longer clamped (a normalised image became black), but refused; 8-bit images are always divided by
     255, dark ones too; several labels of one image, or labels of some images only, are refused.
+
+    Args:
+        dataset: Items are (image, label), or an image alone in a data set without labels. Images are floats in 0…1 or
+            whole numbers in 0…255.
+        batch_size: B, the images of a batch.
+        shuffle: Must be False.
+        num_workers: Worker processes of the loader.
+
+    Returns:
+        A loader of images (B, …) float32 in 0…1 and labels (B, 1) int64; labels are 0 in a data set without, and the
+        database records that it has none.
+
+    Raises:
+        ArgumentError: `shuffle` is set; while loading, an image or label is not as described.
     """
     import torch
     from torch.utils.data import DataLoader
@@ -59,7 +77,20 @@ def build_dataloaders(
     shuffle: bool = False,
     num_workers: int = 0,
 ) -> dict[str, DataLoader[Any]]:
-    """`build_dataloader` for every split, by name and in order; new: any mapping of names to data sets is taken."""
+    """Build a loader for every split with `build_dataloader`.
+
+    Args:
+        datasets: The splits; new: any mapping of names to data sets.
+        batch_size: B, the images of a batch.
+        shuffle: Must be False.
+        num_workers: Worker processes of each loader.
+
+    Returns:
+        Loaders by split, in the order of `datasets`.
+
+    Raises:
+        ArgumentError: `shuffle` is set.
+    """
     if isinstance(datasets, DatasetBundle):
         datasets = {field.name: getattr(datasets, field.name) for field in fields(datasets)}
     return {
@@ -69,13 +100,27 @@ def build_dataloaders(
 
 
 def load_bloodmnist_datasets(
-    *, image_size: int = 224, as_rgb: bool = True, download: bool = True, data_root: str | None = None
+    *,
+    image_size: int = 224,
+    as_rgb: bool = True,
+    download: bool = True,
+    data_root: str | os.PathLike[str] | None = None,
 ) -> DatasetBundle:
-    """BloodMNIST through the medmnist package, images as tensors in 0…1; a study is the way to any other set."""
+    """BloodMNIST through the medmnist package; for other data sets write a study.
+
+    Args:
+        image_size: Width and height of the images in pixels.
+        as_rgb: Give every image three channels.
+        download: Download the data set where it is missing.
+        data_root: The folder of the data set; by default that of medmnist.
+
+    Returns:
+        The three splits, images as float32 tensors in 0…1.
+    """
     import medmnist
     from torchvision.transforms import ToTensor
 
-    place = {} if data_root is None else {"root": data_root}
+    root = {} if data_root is None else {"root": os.fspath(data_root)}
     splits = {
         split: medmnist.BloodMNIST(
             split=split,
@@ -84,7 +129,7 @@ def load_bloodmnist_datasets(
             mmap_mode="r",
             transform=ToTensor(),
             download=download,
-            **place,
+            **root,
         )
         for split in ("train", "val", "test")
     }
@@ -98,9 +143,24 @@ def prepare_bloodmnist_artifacts(
     num_workers: int = 0,
     shuffle: bool = False,
     download: bool = True,
-    data_root: str | None = None,
+    data_root: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, DataLoader[Any]], PromptConfig]:
-    """The loaders of BloodMNIST and its prompts."""
+    """The loaders of BloodMNIST and its prompts.
+
+    Args:
+        image_size: Width and height of the images in pixels.
+        batch_size: B, the images of a batch.
+        num_workers: Worker processes of each loader.
+        shuffle: Must be False.
+        download: Download the data set where it is missing.
+        data_root: The folder of the data set; by default that of medmnist.
+
+    Returns:
+        Loaders by split, and the words and templates.
+
+    Raises:
+        ArgumentError: `shuffle` is set.
+    """
     datasets = load_bloodmnist_datasets(image_size=image_size, download=download, data_root=data_root)
     loaders = build_dataloaders(datasets, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers)
     return loaders, get_bloodmnist_prompts()
@@ -108,7 +168,7 @@ def prepare_bloodmnist_artifacts(
 
 @dataclass(frozen=True)
 class Collate:
-    """Items become a batch; `labelled` says whether they have labels, and every one must agree with it."""
+    """Collates items to a batch; `labelled` says whether every item has a label."""
 
     labelled: bool
 
@@ -150,7 +210,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _image(image: Any) -> torch.Tensor:
-    """An image as floats in 0…1, whatever of the two usual ranges it has."""
+    """An image of either usual range as floats in 0…1."""
     import numpy as np
     import torch
     from PIL import Image
@@ -172,8 +232,8 @@ def _image(image: Any) -> torch.Tensor:
 # --- reading a loader ---------------------------------------------------------------------------------
 
 
-def rows_of(loader: Any) -> int | None:
-    """How many rows a loader gives; None where it cannot tell."""
+def row_count(loader: Any) -> int | None:
+    """The number of rows of a loader; None where it is unknown."""
     dataset: Any = getattr(loader, "dataset", None)
     return len(dataset) if hasattr(dataset, "__len__") else None
 
@@ -201,10 +261,10 @@ def require_order(split: str, loader: Any) -> None:
 
 
 def batches(loader: Any, recorded: int) -> Iterator[tuple[int, Any, Any]]:
-    """(first row, images, labels) of every batch that holds a row from `recorded` on, or of some before as well.
+    """(first row, images, labels) of every batch that holds a row from `recorded` on; earlier batches may come too.
 
-    Batches are whole and cut where they would be without a resume, since features depend on them in their last
-    digits. A torch loader starts at the first batch that is needed, so that no image before it is decoded.
+    Batches are whole and the same as without a resume, since features depend on them in their last digits. A torch
+    loader starts at the first batch with such a row, so that no earlier image is decoded.
     """
     from torch.utils.data import DataLoader, IterableDataset, Subset
 

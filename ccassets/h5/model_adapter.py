@@ -1,4 +1,4 @@
-"""Our ConceptCLIP in the form the original functions know: a model that encodes tensors, and a processor before it."""
+"""ConceptCLIP in the form of the original functions: a model that encodes tensors, and its processor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class OriginalModel(nn.Module):
-    """The towers of an encoder, and beside them the heads that token features still have to go through."""
+    """The towers of an encoder, with the projection heads of token features beside them."""
 
     def __init__(self, encoder: ConceptClipEncoder) -> None:
         super().__init__()
@@ -52,33 +52,35 @@ class OriginalProcessor:
         """`input_ids`, `attention_mask` and `offset_mapping` of texts, padded to the context length; `pixel_values`.
 
         Images are tensors (B, 3, H, W) with values in 0…1, which are rounded to 8 bits, or of dtype uint8, or PIL
-        images. Padding, truncation and the kind of tensors are as the model needs them, whatever is asked for; a
-        prompt that is too long is refused.
+        images. Padding, truncation and the kind of tensors are always those that the model needs; a prompt that is
+        too long is refused.
         """
-        found: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         if text is not None:
             tokens = self._encoder.tokenizer([text] if isinstance(text, str) else list(text))
-            found["input_ids"] = torch.from_numpy(tokens.input_ids).long()
-            found["attention_mask"] = torch.from_numpy(tokens.attention_mask).long()
-            found["offset_mapping"] = torch.from_numpy(tokens.offsets)
+            inputs["input_ids"] = torch.from_numpy(tokens.input_ids).long()
+            inputs["attention_mask"] = torch.from_numpy(tokens.attention_mask).long()
+            inputs["offset_mapping"] = torch.from_numpy(tokens.offsets)
         if images is not None:
-            pictures = [_picture(image) for image in _listed(images)]
-            found["pixel_values"] = torch.from_numpy(np.stack([self._encoder.preprocess(image) for image in pictures]))
-        return BatchFeature(found)
+            pil_images = [_as_image(image) for image in _image_list(images)]
+            inputs["pixel_values"] = torch.from_numpy(
+                np.stack([self._encoder.preprocess(image) for image in pil_images])
+            )
+        return BatchFeature(inputs)
 
 
 def _features(pooled: torch.Tensor, normalize: bool) -> torch.Tensor:
     return functional.normalize(pooled.float(), dim=-1) if normalize else pooled.float()
 
 
-def _listed(images: Any) -> Sequence[Any]:
+def _image_list(images: Any) -> Sequence[Any]:
     if isinstance(images, Image.Image) or (hasattr(images, "ndim") and images.ndim == 3):
         return [images]
     return list(images)
 
 
-def _picture(image: Any) -> Image.Image:
-    """An image or a tensor (C, H, W) as the 8-bit picture that it was."""
+def _as_image(image: Any) -> Image.Image:
+    """An image, or a tensor (C, H, W) as an 8-bit image."""
     if isinstance(image, Image.Image):
         return image
     values = torch.as_tensor(image).detach().cpu()

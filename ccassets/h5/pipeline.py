@@ -1,4 +1,4 @@
-"""The original pipeline: prompts and images go through a model into a growing file, batch by batch."""
+"""The original pipeline: encoding prompts and images into a growing file, batch by batch."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.runtime import TEXT_BATCH, fixed_arithmetic, to_host
 from ccassets.encoders.spans import token_spans
 from ccassets.errors import CcassetsError, DatasetError
+from ccassets.extraction.provenance import encoder_provenance, libraries
 from ccassets.h5.artifacts import ModelArtifacts
+from ccassets.h5.batch_appending import append_batch
 from ccassets.h5.exceptions import ArgumentError
 from ccassets.h5.growing_file import (
     DEFAULT_DIM,
     DEFAULT_PATH,
     DEFAULT_TOKEN_COUNT,
-    append_batch,
     count_splits,
     create_row_datasets,
     cut_rows,
     init_file,
-    provenance,
-    set_provenance,
-    set_split_counts,
-    split_counts,
-    to_array,
+    read_split_counts,
+    write_split_counts,
 )
+from ccassets.h5.growing_provenance import read_provenance, write_provenance
 from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
-from ccassets.h5.loaders import batches, has_labels, require_order, rows_of
+from ccassets.h5.input_values import to_array
+from ccassets.h5.loaders import batches, has_labels, require_order, row_count
 from ccassets.h5.prompts import PromptConfig
 from ccassets.study.schema import PromptTemplate
 
@@ -48,7 +48,13 @@ Loaders = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 @dataclass
 class FeatureStoreSummary:
-    """What a run stored: prompts by template, new rows by split, and new rows in all."""
+    """The result of `run_full_pipeline`.
+
+    Attributes:
+        text_templates: Stored prompts by template id.
+        image_samples_appended: New rows by split.
+        total_new_samples: New rows of all splits.
+    """
 
     text_templates: dict[str, int]
     image_samples_appended: dict[str, int]
@@ -65,7 +71,26 @@ def run_full_pipeline(
     show_progress: bool = True,
     extra_metadata: Mapping[str, object] | None = None,
 ) -> FeatureStoreSummary:
-    """`store_prompt_features`, then `encode_and_store_image_features`."""
+    """Encode and store templates, then images: `store_prompt_features` and `encode_and_store_image_features`.
+
+    Args:
+        artifacts: The model with its processor and device.
+        prompt_config: Words and templates.
+        loaders: Loaders of (images, labels) batches by split, in the order of the rows.
+        output_path: The growing file.
+        resume: Continue after the stored rows; otherwise the stored rows of these splits are replaced.
+        show_progress: Show a progress bar for every split.
+        extra_metadata: Further root attributes, stored as JSON.
+
+    Returns:
+        The numbers of stored prompts and of new rows.
+
+    Raises:
+        ArgumentError: An argument does not fit the file (a `DatabaseError` and a `ValueError`).
+        DatasetError: A loader failed; the rows before it are stored.
+        DatabaseError: The file is no growing file.
+        StorageError: The file is open elsewhere, or the disk refuses.
+    """
     templates = store_prompt_features(artifacts, prompt_config, output_path=output_path, extra_metadata=extra_metadata)
     appended = encode_and_store_image_features(
         artifacts,
@@ -88,11 +113,25 @@ def store_prompt_features(
     output_path: PathLike = DEFAULT_PATH,
     extra_metadata: Mapping[str, object] | None = None,
 ) -> dict[str, int]:
-    """Encode every template and store it with the word lists and the model's logit parameters; gives id → K.
+    """Encode every template and store it with the word lists and the model's logit parameters.
 
-    A new file takes D from the model. Unlike the original: the tokens (`input_ids`, `attention_mask`) are stored
-    too, and of our own model the place of each word; prompts are encoded 32 at a time; a file with templates that
-    these lists do not give, or with features of another model, is refused before anything is written.
+    Unlike the original: the tokens (`input_ids`, `attention_mask`) are stored too, and of our own model the position
+    of each word; prompts are encoded 32 at a time; a file with templates that these lists do not give, or with
+    features of another model, is refused before anything is written.
+
+    Args:
+        artifacts: The model with its processor and device.
+        prompt_config: Words and templates.
+        output_path: The growing file; a new one takes D from the model.
+        extra_metadata: Further root attributes, stored as JSON.
+
+    Returns:
+        The number of prompts, K, by template id.
+
+    Raises:
+        ArgumentError: Words, templates or model do not fit the file (a `DatabaseError` and a `ValueError`).
+        DatabaseError: The file is no growing file.
+        StorageError: The file is open elsewhere, or the disk refuses.
     """
     encoded = ((template, _encode_template(artifacts, template)) for template in prompt_config.templates())
     first = next(encoded, None)
@@ -100,9 +139,9 @@ def store_prompt_features(
     stored: dict[str, int] = {}
     metadata = {**prompt_config.metadata, **(extra_metadata or {})}
     token_count = _token_count(artifacts)
-    with _opened(output_path, dim, token_count, metadata) as file:
+    with _open_growing(output_path, dim, token_count, metadata) as file:
         _require_model(file, artifacts)
-        _require_no_others(file, prompt_config.build_template_map())
+        _require_no_other_templates(file, prompt_config.build_template_map())
         for template, arrays in [*([] if first is None else [first]), *encoded]:
             write_template(file, template.template_id, template.prompts, **arrays)
             stored[template.template_id] = len(template.prompts)
@@ -133,11 +172,11 @@ def _joined(parts: list[Any]) -> Any:
     return None if any(part is None for part in parts) else np.concatenate(parts)
 
 
-def _require_no_others(file: h5py.File, wanted: Mapping[str, Any]) -> None:
+def _require_no_other_templates(file: h5py.File, templates: Mapping[str, Any]) -> None:
     others = [
         name
         for name in file["templates"]
-        if name not in wanted and name.startswith(("concept_prompts_t", "label_prompts_t"))
+        if name not in templates and name.startswith(("concept_prompts_t", "label_prompts_t"))
     ]
     if others:
         raise ArgumentError(
@@ -158,18 +197,32 @@ def encode_and_store_image_features(
     show_progress: bool = True,
     extra_metadata: Mapping[str, object] | None = None,
 ) -> dict[str, int]:
-    """Encode the images of every split that are not stored yet; gives split → rows appended, where there were any.
+    """Encode and store the images of every split that are not stored yet.
 
-    `split_loaders` are loaders of (images, labels) batches by split, a mapping or the notebook's list of pairs, in
-    the order of the rows; a loader without labels gives images alone, and 0 is stored. A file without rows takes
-    D and T_img from the model.
+    Unlike the original: `split_counts` is stored with every batch, so a stopped run continues at its first missing
+    row, even in a file of the original scripts; its batches are those of an undisturbed run, and stored images are
+    not decoded again. `resume=False` removes the stored rows of these splits first instead of appending a second
+    copy. Refused before anything is encoded: loaders that shuffle or drop rows, splits with more rows than their
+    loader has, a file begun with another model. The notebook's form without `artifacts` took the model from the
+    notebook's own variables: pass `ModelArtifacts(model, processor, device)`.
 
-    Unlike the original: `split_counts` is kept with every batch, so a run that was stopped anywhere goes on with the
-    row it had come to, even in a file of the original scripts that were stopped; its batches are cut as in a run
-    that was not, and images that are stored are not decoded again. `resume=False` removes the stored rows of these
-    splits first instead of appending a second copy. Refused before anything is encoded: loaders that shuffle or drop
-    rows, splits with more rows than their loader has, a file begun with another model. The notebook's form without
-    `artifacts` took the model from the notebook's own variables: pass `ModelArtifacts(model, processor, device)`.
+    Args:
+        artifacts: The model with its processor and device.
+        split_loaders: Loaders of (images, labels) batches by split, a mapping or the notebook's list of pairs, in the
+            order of the rows. A loader without labels gives images alone, and 0 is stored.
+        output_path: The growing file; one without rows takes D and T_img from the model.
+        resume: Continue after the stored rows; otherwise the stored rows of these splits are replaced.
+        show_progress: Show a progress bar for every split.
+        extra_metadata: Further root attributes, stored as JSON.
+
+    Returns:
+        Appended rows by split, for splits with any.
+
+    Raises:
+        ArgumentError: Loaders or model do not fit the file (a `DatabaseError` and a `ValueError`).
+        DatasetError: A loader failed; the rows before it are stored.
+        DatabaseError: The file is no growing file.
+        StorageError: The file is open elsewhere, or the disk refuses.
     """
     if split_loaders is None:
         raise ArgumentError(
@@ -178,11 +231,11 @@ def encode_and_store_image_features(
         )
     loaders = _by_split(split_loaders)
     appended: dict[str, int] = {}
-    with _opened(output_path, DEFAULT_DIM, DEFAULT_TOKEN_COUNT, extra_metadata) as file:
+    with _open_growing(output_path, DEFAULT_DIM, DEFAULT_TOKEN_COUNT, extra_metadata) as file:
         _require_model(file, artifacts)
         if not resume:
             _remove_splits(file, loaders)
-        _plan(file, loaders)
+        _record_planned_rows(file, loaders)
         _record_model(file, artifacts)
         for split, loader in loaders.items():
             rows = _append_split(file, artifacts, split, loader, show_progress)
@@ -202,7 +255,7 @@ def _by_split(split_loaders: Loaders) -> dict[str, Any]:
 
 
 def _append_split(file: h5py.File, artifacts: ModelArtifacts, split: str, loader: Any, show_progress: bool) -> int:
-    recorded, total = split_counts(file).get(split, 0), rows_of(loader)
+    recorded, total = read_split_counts(file).get(split, 0), row_count(loader)
     if recorded == total:
         if show_progress:
             print(f"Skip {split}: already stored {recorded}/{total} samples.")
@@ -210,13 +263,13 @@ def _append_split(file: h5py.File, artifacts: ModelArtifacts, split: str, loader
     labelled = has_labels(loader)
     end = recorded
     with _progress(split, recorded, total, show_progress) as advance:
-        for first, images, labels in _named_errors(batches(loader, recorded), split, file):
+        for first, images, labels in _with_loader_errors(batches(loader, recorded), split, file):
             end = max(end, first + len(images))
             done = max(0, recorded - first)
             if done >= len(images):
                 continue
             features, tokens = _encode_images(artifacts, images)
-            _fit(file, features.shape[1], 0 if tokens is None else tokens.shape[1])
+            _set_sizes(file, features.shape[1], 0 if tokens is None else tokens.shape[1])
             append_batch(
                 file,
                 image_feats=features[done:],
@@ -226,9 +279,9 @@ def _append_split(file: h5py.File, artifacts: ModelArtifacts, split: str, loader
                 labels=labels[done:] if labelled and labels is not None else None,
             )
             advance(len(images) - done)
-    if total is None and end < split_counts(file).get(split, 0):
+    if total is None and end < read_split_counts(file).get(split, 0):
         raise ArgumentError(f"{file.filename} holds {recorded} rows of {split!r}; its loader gives {end}.")
-    return split_counts(file).get(split, 0) - recorded
+    return read_split_counts(file).get(split, 0) - recorded
 
 
 def _encode_images(artifacts: ModelArtifacts, images: Any) -> tuple[Any, Any]:
@@ -240,10 +293,10 @@ def _encode_images(artifacts: ModelArtifacts, images: Any) -> tuple[Any, Any]:
     return features, tokens
 
 
-def _fit(file: h5py.File, dim: int, token_count: int) -> None:
+def _set_sizes(file: h5py.File, dim: int, token_count: int) -> None:
     """Give a file without rows the model's D and T_img; every later batch must have them."""
-    found = file[IMAGE_FEATURES].shape[1], file[IMAGE_TOKEN_FEATURES].shape[1] if IMAGE_TOKEN_FEATURES in file else 0
-    if found == (dim, token_count) or len(file[IMAGE_FEATURES]):
+    sizes = file[IMAGE_FEATURES].shape[1], file[IMAGE_TOKEN_FEATURES].shape[1] if IMAGE_TOKEN_FEATURES in file else 0
+    if sizes == (dim, token_count) or len(file[IMAGE_FEATURES]):
         return
     widths = {template["text_features"].shape[1] for template in file["templates"].values()}
     if widths - {dim}:
@@ -251,12 +304,12 @@ def _fit(file: h5py.File, dim: int, token_count: int) -> None:
     create_row_datasets(file, dim, token_count)
 
 
-def _plan(file: h5py.File, loaders: Mapping[str, Any]) -> None:
-    """Record how many rows every split is to have, so that a stopped run can be told from a finished one."""
-    counts = split_counts(file)
-    found = provenance(file)
+def _record_planned_rows(file: h5py.File, loaders: Mapping[str, Any]) -> None:
+    """Record the rows that every split will have, which tells a stopped run from a finished one."""
+    counts = read_split_counts(file)
+    provenance = read_provenance(file)
     for split, loader in loaders.items():
-        total = rows_of(loader)
+        total = row_count(loader)
         if total is None:
             continue
         if counts.get(split, 0) > total:
@@ -264,33 +317,33 @@ def _plan(file: h5py.File, loaders: Mapping[str, Any]) -> None:
                 f"{file.filename} holds {counts[split]} rows of {split!r}; its loader has {total}. "
                 "These are other data: give a new path, or resume=False to replace them."
             )
-        found["dataset"]["splits"].setdefault(split, {})["planned"] = total
+        provenance["dataset"]["splits"].setdefault(split, {})["planned"] = total
         if not total:
             counts.setdefault(split, 0)
-            set_split_counts(file, counts)
-    set_provenance(file, found, counts)
+            write_split_counts(file, counts)
+    write_provenance(file, provenance, counts)
     file.flush()
 
 
 def _remove_splits(file: h5py.File, loaders: Mapping[str, Any]) -> None:
     counts = count_splits(file)
     names = list(counts)
-    place = next((number for number, name in enumerate(names) if name in loaders), len(names))
-    others = [name for name in names[place:] if name not in loaders]
+    first = next((number for number, name in enumerate(names) if name in loaders), len(names))
+    others = [name for name in names[first:] if name not in loaders]
     if others:
         raise ArgumentError(
             f"resume=False would remove the rows of {others} too, which follow in the file and have no loader here. "
             "Pass their loaders as well, or give a new path."
         )
-    found = provenance(file)
+    provenance = read_provenance(file)
     for split in loaders:
-        found["dataset"]["splits"].pop(split, None)
-    cut_rows(file, sum(counts[name] for name in names[:place]))
-    set_provenance(file, found, split_counts(file))
+        provenance["dataset"]["splits"].pop(split, None)
+    cut_rows(file, sum(counts[name] for name in names[:first]))
+    write_provenance(file, provenance, read_split_counts(file))
 
 
-def _named_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator[Any]:
-    """The same batches; what a data set raises is told with the split and what is safe."""
+def _with_loader_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator[Any]:
+    """The same batches; an error of the data set is raised with the split and its stored rows."""
     while True:
         try:
             item = next(items)
@@ -301,7 +354,7 @@ def _named_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator
         except Exception as error:
             raise DatasetError(
                 f"The loader of {split!r} failed ({type(error).__name__}: {error}). "
-                f"{split_counts(file).get(split, 0)} of its rows are stored; call again to go on from there."
+                f"{read_split_counts(file).get(split, 0)} of its rows are stored; call again to go on from there."
             ) from error
         yield item
 
@@ -323,7 +376,7 @@ def _encode(model: Any, kind: str, inputs: torch.Tensor) -> tuple[Any, Any]:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode for a model that is still in training mode, whose dropout would make features random."""
+    """Evaluation mode for a model in training mode, whose dropout would make features random."""
     training = bool(getattr(model, "training", False))
     if training:
         model.eval()
@@ -335,8 +388,10 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: PathLike, dim: int, token_count: int, metadata: Mapping[str, object] | None) -> Iterator[h5py.File]:
-    """The file to go on with, or a new one of these sizes."""
+def _open_growing(
+    path: PathLike, dim: int, token_count: int, metadata: Mapping[str, object] | None
+) -> Iterator[h5py.File]:
+    """The existing growing file, or a new one of these sizes."""
     new = not Path(path).is_file() or not Path(path).stat().st_size
     with init_file(path, dim if new else None, token_count if new else None, metadata) as file:
         yield file
@@ -352,20 +407,20 @@ def _token_count(artifacts: ModelArtifacts) -> int:
     return DEFAULT_TOKEN_COUNT if card is None else card.token_count
 
 
-def _parameters(model: Any) -> dict[str, float]:
-    found = {name: getattr(model, name, None) for name in LOGIT_PARAMETERS}
-    return {name: float(to_array(value).reshape(-1)[0]) for name, value in found.items() if value is not None}
+def _logit_parameters(model: Any) -> dict[str, float]:
+    values = {name: getattr(model, name, None) for name in LOGIT_PARAMETERS}
+    return {name: float(to_array(value).reshape(-1)[0]) for name, value in values.items() if value is not None}
 
 
 def _require_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
-    """Refuse a model that is not the one the file was begun with, as far as that can be seen."""
-    recorded = provenance(file)
+    """Refuse a model whose identity or logit parameters differ from those of the file."""
+    provenance = read_provenance(file)
     card = _card(artifacts)
-    begun = {"identity": recorded["encoder"].get("identity"), **load_model_params(file)}
-    now = {"identity": None if card is None else card.identity, **_parameters(artifacts.model)}
-    moved = {name: (begun[name], value) for name, value in now.items() if begun.get(name) not in (None, value)}
-    if moved:
-        text = "; ".join(f"{name} was {before}, is {after}" for name, (before, after) in moved.items())
+    stored = {"identity": provenance["encoder"].get("identity"), **load_model_params(file)}
+    given = {"identity": None if card is None else card.identity, **_logit_parameters(artifacts.model)}
+    changed = {name: value for name, value in given.items() if stored.get(name) not in (None, value)}
+    if changed:
+        text = "; ".join(f"{name} was {stored[name]}, is {value}" for name, value in changed.items())
         raise ArgumentError(
             f"{file.filename} was begun with another model ({text}). Features of two models must not meet in one "
             "file: give a new path."
@@ -373,16 +428,14 @@ def _require_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
 
 
 def _record_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
-    from ccassets.extraction.provenance import encoder_provenance, libraries
-
-    save_model_params(file, **_parameters(artifacts.model))
-    found = provenance(file)
+    save_model_params(file, **_logit_parameters(artifacts.model))
+    provenance = read_provenance(file)
     card = _card(artifacts)
     if card is not None:
-        found["encoder"] = encoder_provenance(card)
-    found["extraction"]["model"] = type(artifacts.model).__name__
-    found["libraries"] = libraries()
-    set_provenance(file, found, split_counts(file))
+        provenance["encoder"] = encoder_provenance(card)
+    provenance["extraction"]["model"] = type(artifacts.model).__name__
+    provenance["libraries"] = libraries()
+    write_provenance(file, provenance, read_split_counts(file))
     file.flush()
 
 

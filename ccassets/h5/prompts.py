@@ -1,4 +1,4 @@
-"""Words and templates as the original functions take them."""
+"""Words and templates in the form of the original functions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from ccassets.database.reader import as_list
 from ccassets.h5.exceptions import ArgumentError
 from ccassets.study.loading import SHIPPED_STUDIES, load_study
 from ccassets.study.schema import Concept, ConceptWords, LabelWords, PromptTemplate, Vocabulary
@@ -14,28 +15,39 @@ from ccassets.study.schema import Concept, ConceptWords, LabelWords, PromptTempl
 
 @dataclass
 class PromptConfig:
-    """Label words and concept words, and the templates that each are put into, at their one `{}`."""
+    """Label words and concept words, and the templates of each; a word replaces the one `{}` of a template.
 
-    label_texts: Sequence[str]
-    label_templates: Sequence[str]
-    concept_texts: Sequence[str]
-    concept_templates: Sequence[str]
+    Attributes:
+        label_texts: Label words; a single text is a list of one, here and below.
+        label_templates: Templates for label words.
+        concept_texts: Concept words, each once.
+        concept_templates: Templates for concept words.
+    """
+
+    label_texts: str | Sequence[str]
+    label_templates: str | Sequence[str]
+    concept_texts: str | Sequence[str]
+    concept_templates: str | Sequence[str]
 
     def build_template_map(self) -> dict[str, list[str]]:
         """The prompts of every template by id: `concept_prompts_t01` … first, then `label_prompts_t01` ….
 
         Unlike the original: a template without exactly one `{}`, and a concept word that stands twice, are refused.
+
+        Raises:
+            ArgumentError: Words or templates cannot be used.
         """
         return {template.template_id: list(template.prompts) for template in self.templates()}
 
     def templates(self) -> list[PromptTemplate]:
-        """The same with the place of the word in every prompt."""
+        """The templates with their prompts and the position of the word in every prompt."""
+        lists = self.metadata
         try:
             vocabulary = Vocabulary(
-                labels=LabelWords(words=tuple(self.label_texts), templates=tuple(self.label_templates)),
+                labels=LabelWords(words=tuple(lists["label_texts"]), templates=tuple(lists["prompt_temp_for_labels"])),
                 concepts=ConceptWords(
-                    words=tuple(Concept(word=word) for word in self.concept_texts),
-                    templates=tuple(self.concept_templates),
+                    words=tuple(Concept(word=word) for word in lists["concept_texts"]),
+                    templates=tuple(lists["prompt_temp_for_concepts"]),
                 ),
             )
         except ValidationError as error:
@@ -45,17 +57,17 @@ class PromptConfig:
 
     @property
     def metadata(self) -> dict[str, list[str]]:
-        """The four lists under the names of the root attributes they are stored in."""
+        """The four lists by root attribute."""
         return {
-            "label_texts": list(self.label_texts),
-            "prompt_temp_for_labels": list(self.label_templates),
-            "concept_texts": list(self.concept_texts),
-            "prompt_temp_for_concepts": list(self.concept_templates),
+            "label_texts": as_list(self.label_texts),
+            "prompt_temp_for_labels": as_list(self.label_templates),
+            "concept_texts": as_list(self.concept_texts),
+            "prompt_temp_for_concepts": as_list(self.concept_templates),
         }
 
 
 def get_bloodmnist_prompts() -> PromptConfig:
-    """The words and templates of BloodMNIST, those of the study that ships."""
+    """The words and templates of the shipped BloodMNIST study."""
     vocabulary = load_study(SHIPPED_STUDIES / "bloodmnist").vocabulary
     return PromptConfig(
         label_texts=list(vocabulary.labels.words),

@@ -1,4 +1,4 @@
-"""From a growing file to a finished one, and the removal of its templates."""
+"""Publishing a growing file in the finished form, and removing its templates."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from ccassets.database.layout import (
     WORD_LISTS,
 )
 from ccassets.database.reader import Database, open_database
+from ccassets.database.validation import validate_database
 from ccassets.database.writer import FileContent, RowContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
+from ccassets.extraction.provenance import created
 from ccassets.files import require_space
 from ccassets.h5.exceptions import ArgumentError, MissingFileError
-from ccassets.h5.growing_file import DEFAULT_PATH, init_file, provenance, split_counts
-from ccassets.h5.journal import no_writer
+from ccassets.h5.growing_file import DEFAULT_PATH, init_file, read_split_counts
+from ccassets.h5.growing_provenance import read_provenance
+from ccassets.h5.journal import exclude_writers
 
 PathLike = str | os.PathLike[str]
 
@@ -48,22 +51,30 @@ _SET_BY_WRITER = (
 
 
 def finalize(path: PathLike, output_path: PathLike | None = None) -> Path:
-    """Publish a growing file in the finished, contiguous form; gives its path.
+    """Publish a growing file in the finished, contiguous form.
 
-    The file at `path` is validated, read once for its digests and once to be copied, in small blocks, into a new
-    file that takes its place (or that of `output_path`, and `path` stays) at the end by renaming. What the original
-    scripts wrote may be published too; it is called `adopted` then. A finished file cannot grow any more: `init_file`
-    refuses it. Keys are the rows' numbers in their splits, since loaders name no files, and there are no image
-    digests; a study's own build has both.
+    The file is validated, read once for its digests and once to be copied, in small blocks, into a new file that is
+    renamed over it. Files of the original scripts can be published too, with the origin `adopted`. A finished file
+    cannot grow any more: `init_file` refuses it. Keys are the rows' numbers in their splits, since loaders name no
+    files, and there are no image digests; a study's own build has both.
 
-    Raises `DatabaseError` listing every error that validation found; nothing is written then.
+    Args:
+        path: The growing file.
+        output_path: The path of the finished file, in which case `path` stays; by default `path`.
+
+    Returns:
+        The path of the finished file.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DatabaseError: Validation found errors, all of which are listed; nothing was written.
+        ArgumentError: The file is finished, and `output_path` is another one.
+        StorageError: The file is open elsewhere, or the disk refuses.
     """
-    from ccassets.database.validation import validate_database
-
     source, target = Path(path), Path(output_path or path)
     if not source.is_file():
         raise MissingFileError(f"There is no file {path}.")
-    with no_writer(source):
+    with exclude_writers(source):
         errors = [finding for finding in validate_database(source) if finding.severity == "error"]
         if errors:
             listed = "\n".join(f"{finding.check} at {finding.where}: {finding.message}" for finding in errors)
@@ -79,17 +90,25 @@ def finalize(path: PathLike, output_path: PathLike | None = None) -> Path:
 
 
 def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False) -> None:
-    """Remove every template, and the word and template lists they were made from.
+    """Remove every template, and the word and template lists of the file.
 
     Unlike the original: nothing is removed unless `confirm=True`, since one call would undo the text extraction; the
-    lists go too, which would otherwise describe templates that are not there; and it is said what becomes of the
-    space. A growing file keeps it until `finalize`, a finished one is written anew without the templates, and gives
-    it back.
+    lists go too, which would otherwise describe templates that the file lacks; and the printed line says what becomes
+    of the space. A growing file keeps it until `finalize`; a finished one is written anew without the templates.
+
+    Args:
+        path: The file.
+        confirm: Remove the templates; must be True where there are any.
+
+    Raises:
+        MissingFileError: There is no such file.
+        ArgumentError: There are templates, and `confirm` is not set.
+        StorageError: The file is open elsewhere, or the disk refuses.
     """
     source = Path(path)
     if not source.is_file():
         raise MissingFileError(f"There is no file {path}.")
-    with no_writer(source), open_database(source) as database:
+    with exclude_writers(source), open_database(source) as database:
         names = list(database.templates)
         size = sum(_stored_size(database.file["templates"][name]) for name in names)
         if names and not confirm:
@@ -108,8 +127,8 @@ def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False)
             for name in WORD_LISTS:
                 file.attrs.pop(name, None)
     fate = "given back" if finished else "kept in the file until finalize() publishes it"
-    more = " ..." if len(names) > 5 else ""
-    print(f"Cleared {len(names)} template groups: {names[:5]}{more} ({size:,} bytes, {fate})")
+    ellipsis = " ..." if len(names) > 5 else ""
+    print(f"Cleared {len(names)} template groups: {names[:5]}{ellipsis} ({size:,} bytes, {fate})")
 
 
 def _stored_size(group: h5py.Group) -> int:
@@ -138,16 +157,16 @@ def _content(
     record: dict[str, Any],
     drop: Iterable[str],
 ) -> FileContent:
-    kept = {
+    attributes = {
         name: value for name, value in database.attributes.items() if name not in _SET_BY_WRITER and name not in drop
     }
-    if any(name in kept for name in LOGIT_PARAMETERS):
-        kept.setdefault("logit_scale_space", LOGIT_SCALE_SPACE)
+    if any(name in attributes for name in LOGIT_PARAMETERS):
+        attributes.setdefault("logit_scale_space", LOGIT_SCALE_SPACE)
     splits = _split_digests(database, rows)
-    vocabulary = {name: kept[name] for name in WORD_LISTS if name in kept}
+    vocabulary = {name: attributes[name] for name in WORD_LISTS if name in attributes}
     digests = {name: template_digest(template) for name, template in templates.items()}
     record["digests"] = {"splits": splits, "database": database_digest(splits, digests, vocabulary)}
-    attributes = {**kept, "split_counts": split_counts(database.file), "provenance": record}
+    attributes |= {"split_counts": read_split_counts(database.file), "provenance": record}
     return FileContent("database", database.dim, database.token_count, rows, templates, attributes)
 
 
@@ -170,9 +189,9 @@ def _feature_digests(database: Database) -> npt.NDArray[np.uint8]:
     digests = np.empty((len(database), 16), np.uint8)
     tokens = database.image_token_features
     for first, block in iter_blocks(database.image_features if tokens is None else tokens, _BLOCK_BYTES):
-        place = slice(first, first + len(block))
-        features = block if tokens is None else np.asarray(database.image_features[place])
-        digests[place] = feature_digests(features, None if tokens is None else block)
+        rows = slice(first, first + len(block))
+        features = block if tokens is None else np.asarray(database.image_features[rows])
+        digests[rows] = feature_digests(features, None if tokens is None else block)
     return digests
 
 
@@ -191,13 +210,11 @@ def _templates(database: Database) -> dict[str, TemplateContent]:
 
 
 def _provenance(database: Database, started: float) -> dict[str, Any]:
-    from ccassets.extraction.provenance import created
-
-    record = provenance(database.file)
+    record = read_provenance(database.file)
     record["created"] = dict(created(time.perf_counter() - started))
     record["dataset"].setdefault("labels", "unknown")
     record["dataset"]["image_digests"] = "none"
-    for split, rows in split_counts(database.file).items():
+    for split, rows in read_split_counts(database.file).items():
         record["dataset"]["splits"].setdefault(split, {})["rows"] = rows
     record["grown"] = {"created_at": read_json_attribute(database.file, "created_at")}
     return record
@@ -206,13 +223,13 @@ def _provenance(database: Database, started: float) -> dict[str, Any]:
 def _split_digests(database: Database, rows: RowContent) -> dict[str, str]:
     return {
         split: split_digest(
-            rows.feature_digest[place],
-            keys=rows.keys[place],
-            labels=rows.labels[place],
-            groups=None if rows.groups is None else rows.groups[place],
-            label_matrix=None if rows.label_matrix is None else rows.label_matrix[place],
+            rows.feature_digest[chosen],
+            keys=rows.keys[chosen],
+            labels=rows.labels[chosen],
+            groups=None if rows.groups is None else rows.groups[chosen],
+            label_matrix=None if rows.label_matrix is None else rows.label_matrix[chosen],
         )
-        for split, place in database.splits.items()
+        for split, chosen in database.splits.items()
     }
 
 

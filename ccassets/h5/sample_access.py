@@ -1,4 +1,4 @@
-"""The original functions that read and show a database; nothing here writes."""
+"""The original functions that read and print a database; none of them writes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.attributes import read_json_attribute
-from ccassets.database.hdf5 import safe_dataset, take_rows
-from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, WORD_LISTS
-from ccassets.database.reader import Database, Template, open_database
+from ccassets.database.hdf5 import Array, safe_dataset, take_rows
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, LOGIT_PARAMETERS, ROW_DATASETS, WORD_LISTS
+from ccassets.database.reader import Database, Template, as_list, open_database
+from ccassets.database.validation import validate_database
 from ccassets.findings import Finding
 from ccassets.h5.exceptions import ArgumentError, MissingFileError, NameMissingError, RowError
 from ccassets.h5.growing_file import DEFAULT_PATH
 from ccassets.h5.growing_templates import load_model_params
-from ccassets.h5.journal import no_writer
+from ccassets.h5.journal import exclude_writers
 
-Array = npt.NDArray[Any]
 PathLike = str | os.PathLike[str]
 
 _IMAGE_TYPES = {"image": IMAGE_FEATURES, "patches": IMAGE_TOKEN_FEATURES, "label": "labels"}
@@ -32,10 +32,10 @@ _TEMPLATE_ATTRIBUTES = ("K", "D", "T_txt", "texts_hash", "created_at")
 
 
 @contextmanager
-def _reading(path: PathLike) -> Iterator[Database]:
+def _opened(path: PathLike) -> Iterator[Database]:
     if not Path(path).is_file():
         raise MissingFileError(f"There is no file {path}.")
-    with no_writer(Path(path)), open_database(path) as database:
+    with exclude_writers(Path(path)), open_database(path) as database:
         yield database
 
 
@@ -43,12 +43,24 @@ def _reading(path: PathLike) -> Iterator[Database]:
 
 
 def access_sample_by_index(index: int, path: PathLike = DEFAULT_PATH) -> dict[str, Any]:
-    """One row of the file, and a printed line about it.
+    """Read one row of a file, and print a line about it.
 
-    Gives `image_feature` (D,) float16, `image_token_feature` (T_img, D) float16, `id`, `label` and `split`.
     Unlike the original: a store without token features gives None for them instead of failing.
+
+    Args:
+        index: The row's number; negative ones count from the end.
+        path: The file.
+
+    Returns:
+        `image_feature` (D,) float16, `image_token_feature` (T_img, D) float16 or None, `id`, `label` and `split`.
+
+    Raises:
+        MissingFileError: There is no such file.
+        RowError: There is no such row.
+        DatabaseError: The file cannot be read.
+        StorageError: A writer has the file open.
     """
-    with _reading(path) as database:
+    with _opened(path) as database:
         if not -len(database) <= index < len(database):
             raise RowError(f"{path} has {len(database)} rows; there is no row {index}.")
         stored = database.image_token_features
@@ -70,21 +82,34 @@ def access_batch(
     *,
     feature: str | None = None,
 ) -> Array:
-    """Rows of a split (or of "all") as an array: image features (n, D), patches (n, T_img, D) or labels (n,).
-
-    `type` (or `feature`, as the scripts call it) is "image", the default, "patches" or "label". `idx` counts inside
-    the split, as numpy does: None, a number (which gives one row, (1, D)), a slice, a list, an array or a mask.
+    """Read rows of a split, or of all splits, as an array.
 
     Unlike the original: any order is allowed, repeats, negative numbers and reversed slices too; any split name of
-    the file; and only the rows asked for are read, in runs. All patches of a large split still fill the memory:
-    ask for some rows at a time, or map them with `ccassets.open_database`.
+    the file; and only the chosen rows are read. All patches of a large split still fill the memory: read some rows at
+    a time, or map them with `ccassets.open_database`.
 
-    Raises `ArgumentError` (a ValueError), `RowError` (an IndexError), `NameMissingError` (a KeyError) or
-    `MissingFileError` (a FileNotFoundError), all of them `DatabaseError`s.
+    Args:
+        split: A split's name; "all" or None for the whole file.
+        idx: Rows within the split, as numpy takes them: None for all, a number for one row, a slice, a list, an array
+            or a mask.
+        type: "image" (the default), "patches" or "label".
+        path: The file.
+        feature: The same as `type`, under the scripts' name.
+
+    Returns:
+        Image features (n, D) float16, patches (n, T_img, D) float16, or labels (n,) int64; a copy.
+
+    Raises:
+        ArgumentError: An argument has no meaning (a `ValueError`).
+        RowError: There is no such row (an `IndexError`).
+        NameMissingError: The file has no token features (a `KeyError`).
+        MissingFileError: There is no such file (a `FileNotFoundError`).
+        DatabaseError: The file cannot be read; the base of the four above.
+        StorageError: A writer has the file open.
     """
     name = _choice("image", _IMAGE_TYPES, type=type, feature=feature)
-    with _reading(path) as database:
-        rows = _chosen(_rows_of_split(database, split), idx, split)
+    with _opened(path) as database:
+        rows = _rows_at(_rows_of_split(database, split), idx, split)
         if name == "labels":
             return database.labels[rows]
         values = database.image_features if name == IMAGE_FEATURES else database.image_token_features
@@ -94,7 +119,7 @@ def access_batch(
 
 
 def _choice(default: str, known: dict[str, str], **given: str | None) -> str:
-    """What one of two argument names, the notebook's and the script's, chooses."""
+    """The choice made by either of two arguments, the notebook's or the script's."""
     chosen = {value.strip().lower() for value in given.values() if value is not None} or {default}
     if len(chosen) > 1 or not chosen <= set(known):
         raise ArgumentError(f"{' or '.join(given)}: one of {list(known)} was expected; found {sorted(chosen)}.")
@@ -113,18 +138,18 @@ def _rows_of_split(database: Database, split: str | None) -> npt.NDArray[np.int6
     return np.flatnonzero(names == name).astype(np.int64)
 
 
-def _chosen(rows: npt.NDArray[np.int64], idx: Any, split: str | None) -> npt.NDArray[np.int64]:
+def _rows_at(rows: npt.NDArray[np.int64], idx: Any, split: str | None) -> npt.NDArray[np.int64]:
     if idx is None:
         return rows
     if isinstance(idx, slice):
         return rows[idx]
-    wanted = np.asarray(idx)
-    if not wanted.size and wanted.dtype.kind == "f":  # an empty list
-        wanted = wanted.astype(np.int64)
-    if wanted.dtype.kind not in "iub":
+    index = np.asarray(idx)
+    if not index.size and index.dtype.kind == "f":  # an empty list
+        index = index.astype(np.int64)
+    if index.dtype.kind not in "iub":
         raise ArgumentError(f"idx: None, a number, a slice, row numbers or a mask were expected; found {idx!r:.80}.")
     try:
-        return np.atleast_1d(rows[wanted])
+        return np.atleast_1d(rows[index])
     except IndexError as error:
         raise RowError(f"{split!r} has {len(rows)} rows: {error}.") from error
 
@@ -133,8 +158,20 @@ def _chosen(rows: npt.NDArray[np.int64], idx: Any, split: str | None) -> npt.NDA
 
 
 def get_template_names(path: PathLike = DEFAULT_PATH) -> list[str]:
-    """The ids of all templates, sorted."""
-    with _reading(path) as database:
+    """The ids of all templates.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Template ids, sorted.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DatabaseError: The file cannot be read.
+        StorageError: A writer has the file open.
+    """
+    with _opened(path) as database:
         return list(database.templates)
 
 
@@ -142,36 +179,51 @@ def fetch_template_features(
     template_id: str | Sequence[str] | None = None,
     *,
     is_concept: bool = True,
-    concept_list: Sequence[str] | None = None,
+    concept_list: str | Sequence[str] | None = None,
     is_label: bool = False,
     type: str | None = None,
     feature: str | None = None,
     path: PathLike = DEFAULT_PATH,
 ) -> Array | dict[str, Array]:
-    """Text features (K, D), or token features (K, T_txt, D) with `type="tokens"`, of the chosen templates.
+    """Read text features or token features of templates.
 
-    By default of every template whose id begins with "concept"; `is_concept=False` leaves that filter out, and
-    `is_label=True` then takes those that begin with "label". `template_id` is one id or several. `concept_list`
-    takes the rows of these concepts, in the order asked for; concepts that no template has are named in a warning
-    and left out. One template gives an array, several a dictionary by id, as in the original.
+    Unlike the original: one id may be a string in the script's form too, and a concept's row is found in the
+    template's own texts. With `concept_list`, templates that were made from other lists than the file's are refused,
+    since the wrong rows would answer.
 
-    Unlike the original: one id may be a string in the script's form too (`feature=` for `type=`), and a concept's row
-    is found in the template's own texts. Templates that were made from other lists than the file's are refused
-    where rows are asked for by concept, since the wrong rows would answer.
+    Args:
+        template_id: One id or several; by default every template that the two filters leave.
+        is_concept: Take templates whose id begins with "concept" alone.
+        concept_list: Take the rows of these concepts, in this order; concepts that no template has are named in a
+            printed warning and left out.
+        is_label: With `is_concept=False`, take templates whose id begins with "label" alone.
+        type: "text" (the default) or "tokens".
+        feature: The same as `type`, under the scripts' name.
+        path: The file.
+
+    Returns:
+        (K, D) float32 text features or (K, T_txt, D) float32 token features: of one template an array, of several a
+        dictionary by id, as in the original.
+
+    Raises:
+        ArgumentError: An argument has no meaning, or no template is left (a `ValueError`).
+        MissingFileError: There is no such file (a `FileNotFoundError`).
+        DatabaseError: The file cannot be read; the base of the two above.
+        StorageError: A writer has the file open.
     """
     if is_concept and is_label:
         raise ArgumentError("is_concept and is_label exclude each other; for labels say is_concept=False too.")
     name = _choice("text", _TEXT_TYPES, type=type, feature=feature)
-    with _reading(path) as database:
+    with _opened(path) as database:
         chosen = _chosen_templates(database, template_id, "concept" if is_concept else "label" if is_label else "")
-        found = {key: template for key, template in chosen.items() if getattr(template, name) is not None}
-        if not found:
+        templates = {key: template for key, template in chosen.items() if getattr(template, name) is not None}
+        if not templates:
             raise ArgumentError(f"{path}: {list(chosen) or 'no template'} holds {name}.")
-        concepts = [concept_list] if isinstance(concept_list, str) else list(concept_list or ())
-        rows = _concept_rows(database, found, concepts) if is_concept and concepts else {}
+        concepts = as_list(concept_list or ())
+        rows = _concept_rows(database, templates, concepts) if is_concept and concepts else {}
         results = {
             key: getattr(template, name)[rows[key]] if key in rows else getattr(template, name)
-            for key, template in found.items()
+            for key, template in templates.items()
         }
     return next(iter(results.values())) if len(results) == 1 else results
 
@@ -180,57 +232,67 @@ def _chosen_templates(database: Database, template_id: str | Sequence[str] | Non
     filtered = {key: template for key, template in database.templates.items() if key.startswith(prefix)}
     if template_id is None:
         return filtered
-    wanted = {template_id} if isinstance(template_id, str) else {str(key) for key in template_id}
-    chosen = {key: template for key, template in filtered.items() if key in wanted}
+    ids = set(map(str, as_list(template_id)))
+    chosen = {key: template for key, template in filtered.items() if key in ids}
     if not chosen:
         hint = f" that begins with {prefix!r} (is_concept=False takes any)" if prefix else ""
         raise ArgumentError(
-            f"{database.path.name} has no template {sorted(wanted)}{hint}; it has {list(database.templates)}."
+            f"{database.path.name} has no template {sorted(ids)}{hint}; it has {list(database.templates)}."
         )
     return chosen
 
 
 def _concept_rows(database: Database, templates: dict[str, Template], concepts: Sequence[str]) -> dict[str, list[int]]:
-    rows = {key: _rows_by_word(database, template) for key, template in templates.items()}
-    unknown = [concept for concept in concepts if not any(concept in found for found in rows.values())]
+    row_of = {key: _rows_by_word(database, template) for key, template in templates.items()}
+    unknown = [concept for concept in concepts if not any(concept in rows for rows in row_of.values())]
     if unknown:
         print(f"Warning: Concepts not found in concept_texts, will ignore: {unknown}")
-    wanted = [concept for concept in concepts if concept not in unknown]
-    if not wanted:
+    known = [concept for concept in concepts if concept not in unknown]
+    if not known:
         raise ArgumentError(f"concept_list: none of {list(concepts)} is a concept of {database.path.name}.")
-    for key, found in rows.items():
-        missing = [concept for concept in wanted if concept not in found]
+    for key, rows in row_of.items():
+        missing = [concept for concept in known if concept not in rows]
         if missing:
             raise ArgumentError(
                 f"Template {key!r} does not hold {missing}, or holds texts that the file's lists do not give: it was "
                 "made from other lists. Write it again, or read it without concept_list and compare its texts."
             )
-    return {key: [found[concept] for concept in wanted] for key, found in rows.items()}
+    return {key: [rows[concept] for concept in known] for key, rows in row_of.items()}
 
 
 def _rows_by_word(database: Database, template: Template) -> dict[str, int]:
-    """The row of every concept in a template, by its own texts; {} when the lists of the file do not explain them."""
+    """The row of every concept in a template, by its own texts; {} when the lists of the file do not give them."""
     words = [str(word) for word in database.attributes.get("concept_texts") or ()]
     row_of = {text: row for row, text in enumerate(template.texts)}
     strings = [str(string) for string in database.attributes.get("prompt_temp_for_concepts") or ()]
-    found = [
+    candidates = [
         {word: row_of[string.replace("{}", word)] for word in words if string.replace("{}", word) in row_of}
         for string in strings
     ]
-    best = max(found, key=len, default={})
+    best = max(candidates, key=len, default={})
     if best:
         return best
-    # A custom template, whose string is not stored: the order of the words explains its texts, or nothing does.
-    explained = len(words) == len(template.texts) and all(map(str.__contains__, template.texts, words))
-    return {word: row for row, word in enumerate(words)} if explained else {}
+    # The string of a custom template is not stored: its texts are matched by the order of the words alone.
+    matches = len(words) == len(template.texts) and all(map(str.__contains__, template.texts, words))
+    return {word: row for row, word in enumerate(words)} if matches else {}
 
 
 # --- overviews ----------------------------------------------------------------------------------------
 
 
 def summarize_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 3) -> None:
-    """Print what the file holds: shapes, first ids, split counts, templates, and its tree."""
-    with _reading(path) as database:
+    """Print the content of a file: shapes, first ids, split counts, templates, and its tree.
+
+    Args:
+        path: The file.
+        max_templates: The number of templates to show.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DatabaseError: The file cannot be read.
+        StorageError: A writer has the file open.
+    """
+    with _opened(path) as database:
         file = database.file
         names = list(database.templates)
         shown = names[:max_templates] + (["..."] if len(names) > max_templates else [])
@@ -247,7 +309,7 @@ def _tree(database: Database, max_templates: int) -> Iterator[str]:
     file = database.file
     notes = {"ids": " int64", "labels": " int64"}
     yield database.path.name
-    for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split"):
+    for name in ROW_DATASETS:
         dataset = safe_dataset(file, name)
         if dataset is not None:
             yield f"├── {name:<28} # {_shape(dataset)}{notes.get(name, '')}"
@@ -281,17 +343,26 @@ def _attribute_names(group: h5py.Group, known: Sequence[str]) -> str:
 
 
 def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[Finding] | None:
-    """Print shapes, first rows, counts, lists, templates and parameters; then check the file, and print what is wrong.
+    """Print the content of a file, then check it and print the findings.
 
-    Gives the findings of `ccassets.validate_database`, [] for a flawless file; None, as in the original, when there
-    is no file. Unlike the original, which printed and checked nothing.
+    Unlike the original, which printed and checked nothing.
+
+    Args:
+        path: The file.
+        max_templates: The number of templates to show.
+
+    Returns:
+        The findings of `ccassets.validate_database`, empty for a flawless file; None, as in the original, when there
+        is no file.
+
+    Raises:
+        DatabaseError: The file cannot be read.
+        StorageError: A writer has the file open.
     """
-    from ccassets.database.validation import validate_database
-
     if not Path(path).is_file():
         print(f"File '{path}' does not exist yet.")
         return None
-    with _reading(path) as database:
+    with _opened(path) as database:
         _print_contents(database, max_templates)
     findings = validate_database(path)
     print(f"Findings: {len(findings) or 'none'}")
@@ -302,7 +373,7 @@ def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[F
 
 def _print_contents(database: Database, max_templates: int) -> None:
     file = database.file
-    rows = {name: safe_dataset(file, name) for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, "ids", "labels", "split")}
+    rows = {name: safe_dataset(file, name) for name in ROW_DATASETS}
     print(f"Total samples stored: {len(database)}")
     for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES):
         print(f"{name} dataset shape: {_shape_of(rows[name])}")

@@ -26,15 +26,15 @@ def rows(first: int, count: int = 4) -> dict[str, Any]:
 
 def contents(path: Path) -> dict[str, Any]:
     """Every data set of a file by its path, as arrays; strings as a list."""
-    found: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
 
     def read(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            found[name] = item[:].tolist() if h5py.check_string_dtype(item.dtype) else item[:]
+            datasets[name] = item[:].tolist() if h5py.check_string_dtype(item.dtype) else item[:]
 
     with h5py.File(path) as file:
         file.visititems(read)
-    return found
+    return datasets
 
 
 def assert_same(left: Mapping[str, Any], right: Mapping[str, Any]) -> None:

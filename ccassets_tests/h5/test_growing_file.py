@@ -80,7 +80,7 @@ def test_chunks_are_whole_rows_of_about_a_mebibyte(path: Path) -> None:
 def test_the_sizes_of_an_existing_file_are_compared(path: Path) -> None:
     init_file(path, 6, 9).close()
 
-    with pytest.raises(CcassetsError, match="holds D = 6 and T_img = 9; 8 and 9 were asked for"):
+    with pytest.raises(CcassetsError, match="holds D = 6 and T_img = 9; expected 8 and 9"):
         init_file(path, 8, 9)
     with init_file(path) as file:
         assert file.attrs["D"] == 6
@@ -329,9 +329,9 @@ def test_a_full_disk_is_told_and_the_file_stays_whole(path: Path) -> None:
     with init_file(path) as file:
         assert json.loads(file.attrs["split_counts"]) == {"train": stored}
         append_batch(file, **rows(stored), split_names="train")
-    found = contents(path)
-    assert len(found["split"]) == stored + 4
-    np.testing.assert_array_equal(found["image_features"][:4], before["image_features"])
+    after = contents(path)
+    assert len(after["split"]) == stored + 4
+    np.testing.assert_array_equal(after["image_features"][:4], before["image_features"])
 
 
 def test_a_long_list_of_splits_does_not_swell_the_file(path: Path) -> None:
@@ -396,10 +396,10 @@ def test_a_kill_at_any_write_neither_loses_nor_doubles_rows(tmp_path: Path, path
         if not killed_at(point, lambda: append(8, "val")):
             break
         init_file(path).close()
-        found = contents(path)
-        count = len(found["ids"])
+        after = contents(path)
+        count = len(after["ids"])
         recovered.add(count)
-        assert_same(found, further if count == 12 else whole)
+        assert_same(after, further if count == 12 else whole)
         with h5py.File(path) as file:
             expected = {"train": 8, "val": 4} if count == 12 else {"train": 8}
             assert json.loads(file.attrs["split_counts"]) == expected
@@ -436,9 +436,9 @@ def test_a_power_cut_at_any_write_leaves_what_was_flushed(tmp_path: Path) -> Non
             image = tmp_path / f"image-{point}-{number}"
             cut_power(root, image, before.synced(record), np.random.default_rng([point, number]))
             init_file(image / "a.h5").close()
-            found = contents(image / "a.h5")
-            state = len(found["ids"]) + ("templates/wide/texts" in found)
-            assert_same(found, states[state])
+            after = contents(image / "a.h5")
+            state = len(after["ids"]) + ("templates/wide/texts" in after)
+            assert_same(after, states[state])
             assert killed or state == 9, "what was closed is on the disk"
             recovered.add(state)
         if not killed:
@@ -586,13 +586,13 @@ def test_scales_are_logarithms_and_their_multipliers_are_given(path: Path) -> No
     with init_file(path, 6, 9) as file:
         assert load_model_params(file) == {}
         save_model_params(file, **published)
-        found = load_model_params(file)
-        assert {name: found[name] for name in published} == published
-        assert found["logit_multiplier"] == pytest.approx(96.607, abs=1e-3)
-        assert found["concept_logit_multiplier"] == pytest.approx(91.057, abs=1e-3)
+        parameters = load_model_params(file)
+        assert {name: parameters[name] for name in published} == published
+        assert parameters["logit_multiplier"] == pytest.approx(96.607, abs=1e-3)
+        assert parameters["concept_logit_multiplier"] == pytest.approx(91.057, abs=1e-3)
         assert file.attrs["logit_scale_space"] == "log"
-        save_model_params(file, **found)  # what is loaded can be stored
-        assert load_model_params(file) == found
+        save_model_params(file, **parameters)  # what is loaded can be stored
+        assert load_model_params(file) == parameters
         save_model_params(file, logit_multiplier=100.0)
         assert load_model_params(file)["logit_scale"] == pytest.approx(np.log(100))
         for wrong in ({"logit_scale": 4.5, "logit_multiplier": 4.5}, {"logit_bias": float("nan")}):

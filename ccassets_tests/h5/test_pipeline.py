@@ -38,7 +38,7 @@ from ccassets.h5 import (
 )
 from ccassets.study.loading import load_study
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents
-from ccassets_tests.h5.stand_in import PROMPTS, D, GreyImages, Replay, StandIn, stand_in
+from ccassets_tests.h5.stand_in_model import PROMPTS, D, GreyImages, Replay, StandIn, stand_in
 
 COUNTS = {"train": 20, "val": 9, "test": 5}
 LABELS = [0, 1] * 10
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(path: Path, tmp_path: Path, undis
         "import sys, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from ccassets.h5 import run_full_pipeline\n"
-        "from ccassets_tests.h5.stand_in import PROMPTS, GreyImages, stand_in\n"
+        "from ccassets_tests.h5.stand_in_model import PROMPTS, GreyImages, stand_in\n"
         "from ccassets_tests.h5.test_pipeline import LABELS, loaders\n"
         "slow = GreyImages(20, 0, LABELS, lambda row: (print(row, flush=True), time.sleep(0.01)))\n"
         "run_full_pipeline(stand_in(), PROMPTS, loaders(train=slow), output_path=sys.argv[1], show_progress=False)\n"
@@ -394,6 +394,12 @@ def test_the_prompts_of_bloodmnist_are_the_published_ones() -> None:
 def test_a_template_without_one_place_for_the_word_is_refused() -> None:
     with pytest.raises(CcassetsError, match=r"exactly one \{\}"):
         PromptConfig(["a"], ["a photo"], [], []).build_template_map()
+
+
+def test_a_single_word_or_template_is_a_list_of_one() -> None:
+    single, listed = PromptConfig("cell", "a {}", "rim", "{}!"), PromptConfig(["cell"], ["a {}"], ["rim"], ["{}!"])
+    assert single.build_template_map() == {"concept_prompts_t01": ["rim!"], "label_prompts_t01": ["a cell"]}
+    assert single.metadata == listed.metadata
 
 
 # --- our own model ------------------------------------------------------------------------------------

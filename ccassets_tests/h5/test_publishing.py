@@ -29,7 +29,7 @@ from ccassets.h5 import (
     write_template,
 )
 from ccassets_tests.h5.batches import LEGACY, assert_same, contents, rows
-from ccassets_tests.h5.stand_in import PROMPTS, stand_in
+from ccassets_tests.h5.stand_in_model import PROMPTS, stand_in
 from ccassets_tests.h5.test_pipeline import loaders
 
 ADDED = {"keys", "feature_digest"}
@@ -116,8 +116,8 @@ def test_a_file_of_the_original_scripts_is_published_as_adopted(tmp_path: Path) 
 
     assert path.read_bytes() == before
     assert errors(published) == []
-    found = contents(published)
-    assert_same({name: values for name, values in found.items() if name not in ADDED}, contents(path))
+    stored = contents(published)
+    assert_same({name: values for name, values in stored.items() if name not in ADDED}, contents(path))
     with open_database(published) as database:
         assert database.provenance is not None
         assert database.provenance["origin"] == "adopted"
@@ -141,7 +141,7 @@ def test_a_file_without_tokens_is_published(tmp_path: Path) -> None:
 def test_an_empty_split_stays_known(tmp_path: Path) -> None:
     path = tmp_path / "empty.h5"
     from ccassets.h5 import build_dataloaders
-    from ccassets_tests.h5.stand_in import GreyImages
+    from ccassets_tests.h5.stand_in_model import GreyImages
 
     split_loaders = build_dataloaders({"train": GreyImages(3, 0, [0, 1, 0]), "later": GreyImages(0)})
     encode_and_store_image_features(stand_in(), split_loaders, output_path=path, show_progress=False)
@@ -178,7 +178,7 @@ def test_an_unfinished_run_is_not_published(tmp_path: Path) -> None:
         if row == 9:
             raise OSError("stopped")
 
-    from ccassets_tests.h5.stand_in import GreyImages
+    from ccassets_tests.h5.stand_in_model import GreyImages
 
     store_prompt_features(stand_in(), PROMPTS, output_path=path)
     with pytest.raises(CcassetsError, match="stopped"):

@@ -69,26 +69,26 @@ def test_any_order_of_rows_gives_what_numpy_gives(good: dict[str, Any], split: s
     rows = good[DATASETS[kind]][SPLITS[split]]
     expected = rows if idx is None else rows[np.array(idx, int) if isinstance(idx, (list, tuple)) else idx]
 
-    found = access_batch(split, idx, kind, GOOD)
+    result = access_batch(split, idx, kind, GOOD)
 
-    np.testing.assert_array_equal(found, expected, strict=True)
-    assert type(found) is np.ndarray
+    np.testing.assert_array_equal(result, expected, strict=True)
+    assert type(result) is np.ndarray
 
 
 @pytest.mark.parametrize("row", [0, 13, -1, np.int64(5)])
 def test_a_number_gives_one_row_with_its_axis_as_in_the_notebook(good: dict[str, Any], row: int) -> None:
-    found = access_batch("val", row, "image", GOOD)
+    result = access_batch("val", row, "image", GOOD)
 
-    np.testing.assert_array_equal(found, good["image_features"][SPLITS["val"]][[row]], strict=True)
-    assert found.shape == (1, 16)
+    np.testing.assert_array_equal(result, good["image_features"][SPLITS["val"]][[row]], strict=True)
+    assert result.shape == (1, 16)
 
 
 def test_a_mask_chooses_rows_as_in_numpy(good: dict[str, Any]) -> None:
     mask = np.arange(14) % 3 == 0
 
-    found = access_batch("test", mask, "label", GOOD)
+    result = access_batch("test", mask, "label", GOOD)
 
-    np.testing.assert_array_equal(found, good["labels"][56:][mask], strict=True)
+    np.testing.assert_array_equal(result, good["labels"][56:][mask], strict=True)
 
 
 def test_the_script_calls_the_type_feature_and_the_default_is_image(good: dict[str, Any]) -> None:
@@ -102,8 +102,8 @@ def test_any_split_name_of_the_file_can_be_read(tmp_path: Path, good: dict[str, 
     from ccassets.h5 import append_batch
 
     with init_file(path, 16, 9) as file:
-        for split, place in (("患者 001", slice(0, 3)), ("LIDC-IDRI-0001_0", slice(3, 4)), ("Train", slice(4, 9))):
-            rows = np.arange(place.start, place.stop)
+        for split, chosen in (("患者 001", slice(0, 3)), ("LIDC-IDRI-0001_0", slice(3, 4)), ("Train", slice(4, 9))):
+            rows = np.arange(chosen.start, chosen.stop)
             append_batch(file, good["image_features"][rows], good["image_token_features"][rows], rows, split, rows)
 
     assert access_batch("患者 001", [2, 0], "label", path).tolist() == [2, 0]
@@ -124,9 +124,9 @@ def test_only_the_rows_asked_for_are_read(monkeypatch: pytest.MonkeyPatch, good:
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
 
-    found = access_batch("train", [30, 5, 6, 7, 30, 5], "patches", GOOD)
+    result = access_batch("train", [30, 5, 6, 7, 30, 5], "patches", GOOD)
 
-    np.testing.assert_array_equal(found, good["image_token_features"][[30, 5, 6, 7, 30, 5]])
+    np.testing.assert_array_equal(result, good["image_token_features"][[30, 5, 6, 7, 30, 5]])
     assert read == [3, 1]
 
 
@@ -212,11 +212,11 @@ def test_templates_are_chosen_by_kind_and_id(good: dict[str, Any], kind: str, ar
 
 
 def test_concepts_are_taken_in_the_order_asked_for(good: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    found = fetch_template_features(concept_list=["Round nucleus", "no such", "Segmented nucleus"], path=GOOD)
+    result = fetch_template_features(concept_list=["Round nucleus", "no such", "Segmented nucleus"], path=GOOD)
 
-    assert isinstance(found, dict)
-    assert list(found) == [f"concept_prompts_t{number:02d}" for number in range(1, 10)]
-    for name, values in found.items():
+    assert isinstance(result, dict)
+    assert list(result) == [f"concept_prompts_t{number:02d}" for number in range(1, 10)]
+    for name, values in result.items():
         np.testing.assert_array_equal(values, good[name]["text_features"][[3, 0]], strict=True)
     assert "Concepts not found in concept_texts, will ignore: ['no such']" in capsys.readouterr().out
     one = fetch_template_features("concept_prompts_t04", concept_list="Pale cytoplasm", type="tokens", path=GOOD)
@@ -230,9 +230,9 @@ def test_rows_follow_the_texts_of_the_template_when_the_list_was_changed(own_cop
         words = json.loads(file.attrs["concept_texts"])
         file.attrs["concept_texts"] = json.dumps(words[5:])
 
-    found = fetch_template_features("concept_prompts_t01", concept_list=["Pale cytoplasm"], path=own_copy)
+    result = fetch_template_features("concept_prompts_t01", concept_list=["Pale cytoplasm"], path=own_copy)
 
-    np.testing.assert_array_equal(found, good["concept_prompts_t01"]["text_features"][[10]], strict=True)
+    np.testing.assert_array_equal(result, good["concept_prompts_t01"]["text_features"][[10]], strict=True)
 
 
 def test_a_template_of_other_lists_is_refused_where_rows_are_asked_by_concept(own_copy: Path) -> None:
@@ -243,9 +243,9 @@ def test_a_template_of_other_lists_is_refused_where_rows_are_asked_by_concept(ow
 
     with pytest.raises(CcassetsError, match=r"'concept_prompts_t10' does not hold \['Round nucleus'\]"):
         fetch_template_features(concept_list=["Round nucleus"], path=own_copy)
-    found = fetch_template_features("concept_prompts_t10", path=own_copy)
-    assert isinstance(found, np.ndarray)
-    assert found.shape == (3, 16)
+    result = fetch_template_features("concept_prompts_t10", path=own_copy)
+    assert isinstance(result, np.ndarray)
+    assert result.shape == (3, 16)
 
 
 @pytest.mark.parametrize(

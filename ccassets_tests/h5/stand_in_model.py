@@ -1,4 +1,4 @@
-"""A small model of the original calling form, and pictures for it: every feature is a function of its own input."""
+"""A small model of the original calling form, and images for it: every feature is a function of its own input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPTS = PromptConfig(
 
 
 class GreyImages(torch.utils.data.Dataset[Any]):
-    """`count` pictures of one grey value each, from `first` on; `read` sees every row number that is asked for."""
+    """`count` images of one grey value each, from `first` on; `read` sees every row number that is asked for."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ def _drawn(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Replay(nn.Module):
-    """A model that gives the rows of an existing file: the picture's grey value is the row number."""
+    """A model that gives the rows of an existing file: the image's grey value is the row number."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
