@@ -24,7 +24,7 @@ def build(
     *,
     splits: Sequence[str] | None = None,
     fresh: bool = False,
-    output: Path | None = None,
+    output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
 ) -> Path | None:
     """Materialize a study through Dagster.
@@ -56,7 +56,7 @@ def run_build(
     *,
     splits: Sequence[str] | None = None,
     fresh: bool = False,
-    output: Path | None = None,
+    output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
 ) -> BuildResult:
     """Materialize a study as `build` does, and say what ran.
@@ -86,5 +86,5 @@ def run_build(
     finally:
         progress_listener.reset(token)
     if output is not None and result.path is not None:
-        result.path = assemble_database(study, store=store, output=output.absolute()).path
+        result.path = assemble_database(study, store=store, output=Path(output).absolute()).path
     return result
