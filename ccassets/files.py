@@ -47,11 +47,16 @@ def fingerprint(path: Path) -> str:
     return "-".join(map(str, _stat_facts(path)))
 
 
-def digest_files(files: Sequence[Path], *, cache: Path | None = None, progress: Progress = silent) -> str:
+def digest_files(
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> str:
     """SHA-256 of the bytes of files, computed again only when a file's fingerprint changed.
 
     Args:
-        files: The files, in an order that counts; their names do not.
+        files: A file, or several in an order that counts; their names do not.
         cache: A folder where digests are kept by fingerprint between calls.
         progress: Called with the bytes read so far and the bytes of all files.
 
@@ -61,17 +66,19 @@ def digest_files(files: Sequence[Path], *, cache: Path | None = None, progress: 
     Raises:
         StorageError: The system does not let a file be read.
     """
-    total = sum(file.stat().st_size for file in files)
-    known = _read_cache(cache)
+    paths = [Path(files)] if isinstance(files, (str, os.PathLike)) else [Path(file) for file in files]
+    cache_file = None if cache is None else Path(cache) / DIGEST_CACHE
+    known = _read_cache(cache_file)
+    total = sum(path.stat().st_size for path in paths)
     digests, done = [], 0
-    for file in files:
-        key = _cache_key(file)
+    for path in paths:
+        key = _cache_key(path)
         if key not in known:
-            known[key] = _sha256(file, done, total, progress)
-            if cache is not None:
-                write_text(cache / DIGEST_CACHE, json.dumps(known))
+            known[key] = _sha256(path, done, total, progress)
+            if cache_file is not None:
+                write_text(cache_file, json.dumps(known))
         digests.append(known[key])
-        done += file.stat().st_size
+        done += path.stat().st_size
         progress(done, total)
     if len(digests) == 1:
         return digests[0]
@@ -83,30 +90,30 @@ def _stat_facts(path: Path) -> tuple[int, int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _cache_key(file: Path) -> str:
+def _cache_key(path: Path) -> str:
     """A file's path and fingerprint, hashed, so that a cache that others may read holds no paths."""
-    facts = (os.fspath(file.resolve()), *_stat_facts(file))
+    facts = (os.fspath(path.resolve()), *_stat_facts(path))
     return hashlib.sha256(json.dumps(facts).encode("utf-8")).hexdigest()
 
 
-def _sha256(file: Path, done: int, total: int, progress: Progress) -> str:
+def _sha256(path: Path, done: int, total: int, progress: Progress) -> str:
     digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
-                progress(done + stream.tell(), total)
+                progress(done + file.tell(), total)
     except OSError as error:
-        reason = f"{file} cannot be read: {error.strerror or error}."
-        raise reading_refused(error, str(file)) or StorageError(reason) from error
+        reason = f"{path} cannot be read: {error.strerror or error}."
+        raise reading_refused(error, str(path)) or StorageError(reason) from error
     return digest.hexdigest()
 
 
-def _read_cache(cache: Path | None) -> dict[str, str]:
-    if cache is None:
+def _read_cache(path: Path | None) -> dict[str, str]:
+    if path is None:
         return {}
     try:
-        known = json.loads((cache / DIGEST_CACHE).read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # A cache that is missing or unreadable costs a hash, nothing else.
         return {}
