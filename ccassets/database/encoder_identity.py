@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def encoder_identity(fields: Mapping[str, Any]) -> str:
+def compute_identity(fields: Mapping[str, Any]) -> str:
     """The first 32 hex digits of SHA-256 over the canonical JSON of an encoder's fields.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.database.encoder_identity import encoder_identity
+from ccassets.database.encoder_identity import compute_identity
 
 EXTRACTION_VERSION = 1
 """Raised on purpose when our own preprocessing, pooling or tokenization changes what an encoder gives."""
@@ -72,7 +72,7 @@ class EncoderCard:
     @property
     def identity(self) -> str:
         """32 hex digits that change with every declared field but `recorded`."""
-        return encoder_identity(self.declared())
+        return compute_identity(self.declared())
 
     def declared(self) -> dict[str, Any]:
         """Every field by its name; `compiled` only where it is true, so that older identities stay."""

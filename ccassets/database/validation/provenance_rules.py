@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.encoder_identity import encoder_identity
+from ccassets.database.encoder_identity import compute_identity
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import (
@@ -84,11 +84,11 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: Fin
     identity = encoder.get("identity")
     if not isinstance(identity, str) or not identity:
         findings.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
-    elif encoder.keys() >= _IDENTITY_NEEDS and identity != encoder_identity(encoder):
+    elif encoder.keys() >= _IDENTITY_NEEDS and identity != compute_identity(encoder):
         findings.add(
             "encoder_identity",
             "/@provenance",
-            f"the digest of the encoder's recorded fields, {encoder_identity(encoder)}, was expected; found {identity}",
+            f"the digest of the encoder's recorded fields, {compute_identity(encoder)}, was expected; found {identity}",
         )
     for name, size in _dimensions(contents).items():
         if isinstance(encoder.get(name), int) and encoder[name] != size:
