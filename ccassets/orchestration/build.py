@@ -22,7 +22,7 @@ from ccassets.study.storage import Store
 def build(
     study: Study | str | os.PathLike[str],
     *,
-    splits: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
     fresh: bool = False,
     output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
@@ -34,7 +34,7 @@ def build(
 
     Args:
         study: The study, its name, or the path of its file.
-        splits: Stop after the features of these splits; by default the whole study is built.
+        splits: Stop after the features of this split, or of these; by default the whole study is built.
         fresh: Encode again even what parts already hold.
         output: Write the database here as well.
         listener: Called with (what, done, total, remark) while steps work.
@@ -43,6 +43,7 @@ def build(
         The path of the database; with `splits` None.
 
     Raises:
+        StudyError: There is no such study, its file is wrong, or it has no such split.
         BuildError: A step failed, with its sentence; everything finished until then is kept.
     """
     result = run_build(study, splits=splits, fresh=fresh, output=output, listener=listener)
@@ -54,7 +55,7 @@ def build(
 def run_build(
     study: Study | str | os.PathLike[str],
     *,
-    splits: Sequence[str] | None = None,
+    splits: str | Sequence[str] | None = None,
     fresh: bool = False,
     output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
@@ -63,7 +64,7 @@ def run_build(
 
     Args:
         study: The study, its name, or the path of its file.
-        splits: Stop after the features of these splits; by default the whole study is built.
+        splits: Stop after the features of this split, or of these; by default the whole study is built.
         fresh: Encode again even what parts already hold.
         output: Write the database here as well.
         listener: Called with (what, done, total, remark) while steps work.
@@ -72,9 +73,11 @@ def run_build(
         The path, what was materialized, and what `build` would warn of.
 
     Raises:
+        StudyError: There is no such study, its file is wrong, or it has no such split.
         BuildError: A step failed, with its sentence; everything finished until then is kept.
     """
     study = study if isinstance(study, Study) else load_study(study)
+    splits = [splits] if isinstance(splits, str) else splits
     study.require_splits(splits or ())
     store = Store.of(study)
     repository = definitions_of(study).get_repository_def()

@@ -20,7 +20,7 @@ import pytest
 import ccassets
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.writer import FileContent, RowContent, new_file
-from ccassets.errors import BuildError, DatasetError, InterruptedBuildError
+from ccassets.errors import BuildError, DatasetError, InterruptedBuildError, StudyError
 from ccassets.orchestration.build import run_build
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
@@ -171,8 +171,9 @@ def test_a_build_of_one_split_stops_after_its_features(study: Study) -> None:
 
 
 def test_an_unknown_split_is_named_with_those_there_are(study: Study) -> None:
-    with pytest.raises(BuildError, match=r"no split 'dev'; it has train, val, test"):
-        run_build(study, splits=["dev"])
+    for splits in (["dev"], "dev"):
+        with pytest.raises(StudyError, match=r"no split 'dev'; it has train, val, test"):
+            run_build(study, splits=splits)
 
 
 def test_features_without_their_sources_are_refused_with_a_sentence(study: Study) -> None:
