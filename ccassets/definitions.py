@@ -1,4 +1,4 @@
-"""The code location: every study that ships or lies under `CCASSETS_STUDIES`, with the location-wide resources."""
+"""The code location: every study that ships or is one's own, with the location-wide resources."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 
 _GRACE_SECONDS = 20.0
@@ -32,7 +33,7 @@ class SupervisedProcess:
     """
 
     def __init__(self, script: str, *arguments: str, environment: Mapping[str, str], temporary_folder: Path) -> None:
-        self.command = " ".join((script, *arguments[:2]))
+        self.command = " ".join([script, *takewhile(lambda argument: not argument.startswith("-"), arguments)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, script, *arguments],
             stdin=subprocess.PIPE,

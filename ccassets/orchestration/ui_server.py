@@ -22,6 +22,7 @@ from ccassets.orchestration.dagster_internals import rename_location, webserver_
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.supervised_process import SupervisedProcess
 from ccassets.pages.web_guard import App, WebGuard, loopback_hosts
+from ccassets.study.loading import own_studies_folder
 from ccassets.study.storage import home, storage_root
 
 CODE_LOCATION = "ccassets"
@@ -52,18 +53,20 @@ def serve_ui(port: int, *, allowed_hosts: Sequence[str] = (), with_token: bool =
     Raises:
         UiServerError: The port cannot be used, or the code server or the daemon ended.
         StorageError: The home cannot be written or used.
+        StudyError: `CCASSETS_STUDIES` names no folder.
         TokenError: The token is too short, or has characters that a cookie cannot carry.
     """
     # SIGINT is ignored where a script started us with `&`; both signals have to reach the end of the blocks below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     token, query = _choose_token(with_token)
+    studies = own_studies_folder()
     with suppress(KeyboardInterrupt), dagster_instance() as instance, _bound_socket(port) as listener:
         port = listener.getsockname()[1]
         for name in rename_location(instance, _FORMER_CODE_LOCATION, CODE_LOCATION):
             _print(f"{name} is on, as it was when the code location was called {_FORMER_CODE_LOCATION}.")
         _print(f"The UI will answer at http://{_ADDRESS}:{port}{query} (Ctrl-C stops it).")
-        with _services() as (workspace, processes), webserver_app(instance, workspace) as app:
+        with _services(studies) as (workspace, processes), webserver_app(instance, workspace) as app:
             hosts = [*loopback_hosts(port), *allowed_hosts]
             _serve(WebGuard(app, hosts, post_only=["/graphql"], token=token), listener, processes)
 
@@ -95,12 +98,14 @@ def _bound_socket(port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _services() -> Iterator[tuple[Path, list[SupervisedProcess]]]:
-    """The code server and the daemon, and the workspace.yaml that names them to Dagster."""
+def _services(studies: Path | None) -> Iterator[tuple[Path, list[SupervisedProcess]]]:
+    """The code server of the shipped studies and those in a folder, the daemon, and the workspace.yaml of both."""
     # A folder that nobody else may enter: who reaches the code server's socket can make it run anything.
     with tempfile.TemporaryDirectory(prefix="ccassets-ui-") as name:
         folder = Path(name)
         environment = {**os.environ, "DAGSTER_HOME": str(home()), "CCASSETS_STORAGE": str(storage_root())}
+        if studies is not None:
+            environment["CCASSETS_STUDIES"] = str(studies)
         code_socket, workspace = folder / "code-server", folder / "workspace.yaml"
         server = {"grpc_server": {"socket": str(code_socket), "location_name": CODE_LOCATION}}
         workspace.write_text(yaml.safe_dump({"load_from": [server]}))

@@ -31,7 +31,7 @@ def load_study(name_or_path: str | os.PathLike[str]) -> Study:
     """Load a study by name or by the path of its file.
 
     Args:
-        name_or_path: The name of a study that ships or lies under `CCASSETS_STUDIES`, the path of a `defs.yaml`, or
+        name_or_path: The name of a study that ships or is one's own, the path of a `defs.yaml`, or
             that of the folder with one.
 
     Returns:
@@ -45,12 +45,24 @@ def load_study(name_or_path: str | os.PathLike[str]) -> Study:
 
 
 def study_files() -> dict[str, Path]:
-    """Every study file by the study's name; a study under `CCASSETS_STUDIES` replaces a shipped one of its name."""
-    roots = [SHIPPED_STUDIES]
-    own = os.environ.get("CCASSETS_STUDIES")
-    if own:
-        roots.append(Path(own).expanduser())
-    return {path.parent.name: path for root in roots for path in sorted(root.glob("*/defs.yaml"))}
+    """Every study file by the study's name; a study of one's own replaces a shipped one of its name."""
+    roots = [SHIPPED_STUDIES, own_studies_folder()]
+    return {path.parent.name: path for root in roots if root for path in sorted(root.glob("*/defs.yaml"))}
+
+
+def own_studies_folder() -> Path | None:
+    """Find the folder of one's own studies: `CCASSETS_STUDIES`, else `./studies`; None where there is no such folder.
+
+    Raises:
+        StudyError: `CCASSETS_STUDIES` names no folder.
+    """
+    named = os.environ.get("CCASSETS_STUDIES")
+    folder = Path(named or "studies").expanduser().absolute()
+    if folder.is_dir():
+        return folder
+    if named:
+        raise StudyError(f"CCASSETS_STUDIES names {named}, which is not a folder. Correct the variable, or unset it.")
+    return None
 
 
 def find_study(name_or_path: str | os.PathLike[str]) -> Path:
@@ -66,7 +78,8 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
         return path.absolute()
     raise StudyError(
         f"There is no study {text!r}. Known studies: {', '.join(known) or 'none'}. "
-        "Give one of these names or a path to a defs.yaml; your own studies are found under CCASSETS_STUDIES."
+        "Give one of these names or a path to a defs.yaml; your own studies are found under CCASSETS_STUDIES, or in "
+        "./studies where that is not set."
     )
 
 

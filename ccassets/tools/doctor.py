@@ -146,10 +146,11 @@ def _home_exists() -> bool:
 
 
 def _study_files() -> Iterator[Diagnosis]:
-    known = study_files()
-    folder = os.environ.get("CCASSETS_STUDIES")
-    if folder and not Path(folder).expanduser().is_dir():
-        yield Diagnosis("studies", "warning", f"CCASSETS_STUDIES names {folder}, which is not a folder", "Correct it.")
+    try:
+        known = study_files()
+    except StudyError as error:
+        yield Diagnosis("studies", "problem", str(error))
+        return
     broken = []
     for path in known.values():
         try:

@@ -330,6 +330,23 @@ def test_a_study_is_found_by_name_by_folder_and_by_file(tmp_path: Path, monkeypa
     assert load_study("mine/cells") == load_study(path)
 
 
+def test_studies_beside_one_are_found_where_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "studies" / "cells", SMALLEST)
+    monkeypatch.chdir(tmp_path)
+    assert study_files()["cells"] == path
+    write(tmp_path / "named" / "others", SMALLEST)
+    monkeypatch.setenv("CCASSETS_STUDIES", "named")
+    assert "others" in study_files()
+    assert "cells" not in study_files()
+
+
+def test_a_folder_of_studies_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "nowhere"))
+    for name in ("demo", "unknown"):
+        with pytest.raises(StudyError, match=r"CCASSETS_STUDIES names .*nowhere, which is not a folder\. Correct"):
+            load_study(name)
+
+
 def test_a_study_of_ones_own_wins_over_a_shipped_one_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

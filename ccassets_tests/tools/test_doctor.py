@@ -137,8 +137,8 @@ def test_a_broken_study_file_is_named_since_it_hides_all_others(study: Study, mo
 
 def test_a_study_folder_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "nowhere"))
-    warnings = [line for line in doctor_lines() if (line.what, line.level) == ("studies", "warning")]
-    assert "nowhere, which is not a folder" in warnings[0].message
+    assert line("studies").level == "problem"
+    assert "nowhere, which is not a folder" in line("studies").message
 
 
 def test_images_that_are_not_there_are_a_problem(study: Study, image_folder: Path) -> None:
