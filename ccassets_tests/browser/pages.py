@@ -62,13 +62,13 @@ class Watched:
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """The browser; the test is skipped where there is none."""
+def chromium(*arguments: str) -> Iterator[Any]:
+    """The browser, with further arguments of its command line; the test is skipped where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pages are not looked at")
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not there: pages are not looked at")
     with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=list(ARGUMENTS))
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=[*ARGUMENTS, *arguments])
         try:
             yield browser
         finally:

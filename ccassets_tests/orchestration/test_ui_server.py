@@ -43,12 +43,17 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UiProcess]:
 
 @pytest.fixture
 def run_id(ui: UiProcess, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A run in the records of the home, with a materialization of an asset of the demo."""
+    """A run in the records of the UI's home, with a materialization of an asset of the demo."""
+    monkeypatch.setenv("CCASSETS_HOME", str(ui.home))
+    return materialize_by_hand()
+
+
+def materialize_by_hand() -> str:
+    """Record a run with a materialization of an asset of the demo in the home; the run's id."""
 
     @dg.asset(key=ASSET)
     def made_by_hand() -> None: ...
 
-    monkeypatch.setenv("CCASSETS_HOME", str(ui.home))
     with dagster_instance() as instance:
         return dg.materialize([made_by_hand], instance=instance).run_id
 
