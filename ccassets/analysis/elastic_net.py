@@ -205,7 +205,8 @@ def _sparse_minimum(matrix: FloatArray, linear: FloatArray, absolute: float, sta
     Feature-sign search (Lee, Battle, Raina and Ng 2006): with the signs known the minimum is a linear system; walk
     towards it, drop the weight that reaches 0 first, and take in the one that pulls most, until none pulls enough.
     """
-    weights, signs = start.copy(), np.sign(start)
+    weights: FloatArray = start.copy()
+    signs = np.sign(start)
     for _ in range(100 + 20 * len(start)):
         members = np.flatnonzero(signs)
         now = weights[members]
