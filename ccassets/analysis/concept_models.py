@@ -214,7 +214,7 @@ class Predictions:
         return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows})
 
     def records(self) -> list[dict[str, Any]]:
-        """One mapping each: what is known of it, `predicted`, and `probabilities` by class; plain values for JSON."""
+        """Format for JSON: what is known of each row, `predicted`, and `probabilities` by class."""
         about = {name: values.tolist() for name, values in self.about.items()}
         return [
             {

@@ -313,6 +313,9 @@ def accuracy_by_level(
 
     Returns:
         One accuracy a level, the lowest first; [] where no concept has a level.
+
+    Raises:
+        AnalysisError: `split` has no rows, or a class has none to fit on.
     """
     accuracies = []
     for level in sorted({concept.level for concept in concepts if concept.level is not None}):

@@ -42,8 +42,8 @@ class HoldoutLog:
         path: The file, made with its folder by the first access; None keeps the log in memory.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._path = None if path is None else Path(path)
         self._in_memory: list[HoldoutAccess] = []
 
     def record(self, what: str, *, model: str, split: str, rows: int) -> HoldoutAccess:

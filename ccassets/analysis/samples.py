@@ -141,10 +141,9 @@ def class_names(database: Database) -> tuple[str, ...]:
 
 
 def label_number(database: Database, name: str) -> int:
-    """The number of a label given by its class, its label word, or the number itself as a text.
+    """Find the number of a label by its class, its label word, or the number as a text.
 
-    Raises:
-        AnalysisError: The database has no such label.
+    Raises `AnalysisError` when the database has no such label.
     """
     for names in (class_names(database), database.attributes.get("label_texts") or ()):
         if name in names:

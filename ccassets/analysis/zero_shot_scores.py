@@ -187,7 +187,14 @@ def zero_shot(
 
 
 def has_local_scores(database: Database) -> bool:
-    """Tell whether a file holds what the local half of a zero-shot score needs: patches, word tokens, their scale."""
+    """Tell whether a database holds what the local half of a zero-shot score needs.
+
+    Args:
+        database: The database.
+
+    Returns:
+        Whether it has token features of images and of label words, and their scale.
+    """
     templates = [template for name, template in database.templates.items() if name.startswith("label_prompts_t")]
     return (
         database.image_token_features is not None
