@@ -1,4 +1,4 @@
-"""Digests of what came out: rows, splits, templates, databases. Dates and provenance are in none of them."""
+"""Digests of features: rows, splits, templates, databases. Dates and provenance are in none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 
 class TemplateLike(Protocol):
-    """What a template's digest is taken over; a stored template and one about to be written both are this."""
+    """The content that a template's digest covers, of a stored template or of one to be written."""
 
     @property
     def texts(self) -> Sequence[str]: ...
@@ -46,7 +46,7 @@ def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uin
 
 
 def rows_digest(image_digest: Array, feature_digest: Array) -> str:
-    """XXH3-128 (hex) over a file's image digests and feature digests: which row came out of which image."""
+    """XXH3-128 (hex) over a file's image digests and feature digests: which features belong to which image."""
     hasher = xxhash.xxh3_128(_bytes(image_digest))
     hasher.update(_bytes(feature_digest))
     return hasher.hexdigest()

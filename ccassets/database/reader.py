@@ -115,12 +115,12 @@ class Database:
     @cached_property
     def image_features(self) -> Array:
         """(N, D) float16, unit length before the cast; mapped, or an h5py data set where the file is chunked."""
-        return self._rows_of(IMAGE_FEATURES)
+        return self._feature_rows(IMAGE_FEATURES)
 
     @cached_property
     def image_token_features(self) -> Array | None:
         """(N, T_img, D) float16, row-major from the top left; None in a file without tokens."""
-        return None if self._dataset(IMAGE_TOKEN_FEATURES) is None else self._rows_of(IMAGE_TOKEN_FEATURES)
+        return None if self._dataset(IMAGE_TOKEN_FEATURES) is None else self._feature_rows(IMAGE_TOKEN_FEATURES)
 
     @property
     def dim(self) -> int:
@@ -329,7 +329,7 @@ class Database:
         Raises:
             DatabaseError: There is no such split or row.
         """
-        numbers = self._numbers if split is None else self._numbers[self._split_slice(split)]
+        numbers = self._numbers if split is None else self._numbers[self._rows_of_split(split)]
         if rows is None:
             return Selection(self, numbers)
         if not isinstance(rows, slice):
@@ -391,7 +391,7 @@ class Database:
         with read_errors_at(f"{self.path}: /{name}"):
             return safe_dataset(self._file, name)
 
-    def _required(self, name: str) -> h5py.Dataset:
+    def _required_dataset(self, name: str) -> h5py.Dataset:
         dataset = self._dataset(name)
         if dataset is None:
             with read_errors_at(str(self.path)):
@@ -399,8 +399,8 @@ class Database:
             raise DatabaseError(f"{self.path}: /{name} is missing; the file has {names}")
         return dataset
 
-    def _rows_of(self, name: str) -> Array:
-        dataset = self._required(name)
+    def _feature_rows(self, name: str) -> Array:
+        dataset = self._required_dataset(name)
         if dataset.dtype.kind not in "fiu":
             raise DatabaseError(f"{self.path}: /{name}: expected numbers, found dtype {dataset.dtype}")
         with read_errors_at(f"{self.path}: /{name}"):
@@ -408,12 +408,12 @@ class Database:
         return cast(Array, dataset) if mapped is None else mapped
 
     def _values(self, name: str) -> Array:
-        dataset = self._required(name)
+        dataset = self._required_dataset(name)
         with read_errors_at(f"{self.path}: /{name}"):
             return cast(Array, dataset[...])
 
     def _texts(self, name: str) -> npt.NDArray[np.object_]:
-        dataset = self._required(name)
+        dataset = self._required_dataset(name)
         if dataset.ndim != 1:
             raise DatabaseError(f"{self.path}: /{name}: expected one text a row, found shape {dataset.shape}")
         with read_errors_at(f"{self.path}: /{name}"):
@@ -431,7 +431,7 @@ class Database:
         words = self.attributes.get(attribute)
         return list(words) if isinstance(words, list) else []
 
-    def _split_slice(self, split: str) -> slice:
+    def _rows_of_split(self, split: str) -> slice:
         if split not in self.splits:
             raise DatabaseError(f"{self.path.name} has no split {split!r}; it has {list(self.splits)}")
         return self.splits[split]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.attributes import decode_json
+from ccassets.database.hdf5 import Array
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, WORD_LISTS
 from ccassets.database.reader import Database
 from ccassets.database.validation.finding_collector import FindingCollector, shortened
@@ -18,15 +19,13 @@ from ccassets.database.validation.safe_reading import (
     Categorical,
     DatasetSpec,
     is_utf8,
-    members,
-    read_attributes,
+    member_names,
+    read_group,
     read_names,
     read_or_report,
-    subgroup,
+    read_plain_attributes,
     usable_dataset,
 )
-
-Array = npt.NDArray[Any]
 
 TEXT_ONLY_VERSION = "text-only-1.0"
 
@@ -137,13 +136,13 @@ class Contents:
 def read_contents(database: Database, findings: FindingCollector) -> Contents:
     """Read everything but image features, token features and text arrays; report everything malformed."""
     file, file_bytes = database.file, database.path.stat().st_size
-    attributes = read_attributes(file, "/", findings)
-    names = frozenset(members(file, findings))
+    attributes = read_plain_attributes(file, "/", findings)
+    names = frozenset(member_names(file, findings))
     kind = _kind(names, attributes, findings)
     templates = _read_templates(file, file_bytes, findings) if kind != "image-part" else {}
     decoded = _decode_root(attributes, findings)
     rows = _row_datasets(file, file_bytes, decoded, findings) if kind in {"database", "image-part"} else {}
-    small = {name: _read_small(rows[name], findings) for name in _SMALL if name in rows}
+    small = {name: _read_values(rows[name], findings) for name in _SMALL if name in rows}
     return Contents(
         kind=kind,
         published="profile" in attributes,
@@ -259,7 +258,7 @@ def _records_image_digests(provenance: Any) -> bool:
     return not isinstance(dataset, dict) or dataset.get("image_digests") != "none"
 
 
-def _read_small(dataset: h5py.Dataset, findings: FindingCollector) -> Any:
+def _read_values(dataset: h5py.Dataset, findings: FindingCollector) -> Any:
     """The values of a row data set that is small beside the features; None, with a finding, where it has none."""
     if h5py.check_string_dtype(dataset.dtype) is not None:
         return read_names(dataset, findings)
@@ -270,12 +269,12 @@ def _read_small(dataset: h5py.Dataset, findings: FindingCollector) -> Any:
 
 
 def _read_templates(file: h5py.File, file_bytes: int, findings: FindingCollector) -> dict[str, TemplateContents]:
-    group = subgroup(file, "templates", findings)
+    group = read_group(file, "templates", findings)
     if group is None:
         return {}
     templates = {}
-    for template_id in sorted(members(group, findings)):
-        template = subgroup(group, template_id, findings, listed=True)
+    for template_id in sorted(member_names(group, findings)):
+        template = read_group(group, template_id, findings, listed=True)
         if template is not None:
             templates[template_id] = _read_template(template, template_id, file_bytes, findings)
     return templates
@@ -284,8 +283,8 @@ def _read_templates(file: h5py.File, file_bytes: int, findings: FindingCollector
 def _read_template(
     group: h5py.Group, template_id: str, file_bytes: int, findings: FindingCollector
 ) -> TemplateContents:
-    attributes = read_attributes(group, group.name, findings)
-    present = members(group, findings)
+    attributes = read_plain_attributes(group, group.name, findings)
+    present = member_names(group, findings)
     datasets = {
         name: usable_dataset(group, name, spec, file_bytes, findings, required=name in {"text_features", "texts"})
         for name, spec in _TEMPLATE_SPECS.items()

@@ -191,7 +191,7 @@ def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: SplitRun, e
     """
     if excess and _is_copy(rows, run.start, run.start + excess, min(excess, len(run) - excess)):
         return [SplitRun(run.split, run.start, run.start + excess), SplitRun(run.split, run.start + excess, run.stop)]
-    candidates = _rows_like(rows, first, range(max(first, run.start) + 1, run.stop))
+    candidates = _rows_equal_to(rows, first, range(max(first, run.start) + 1, run.stop))
     if len(candidates) > _MOST_RESTARTS:
         return [run]  # rows that are all alike say nothing about restarts
     starts = [run.start]
@@ -203,7 +203,7 @@ def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: SplitRun, e
         equal = _equal_rows(rows, longest.start, candidate, limit)
         leading = limit if equal.all() else int(equal.argmin())
         whole = leading == limit or candidate + leading in candidates
-        if whole and _has_two_distinct(rows, candidate, leading):
+        if whole and _has_distinct_rows(rows, candidate, leading):
             starts.append(candidate)
     return [SplitRun(run.split, a, b) for a, b in zip(starts, [*starts[1:], run.stop], strict=True)]
 
@@ -222,19 +222,19 @@ def _is_copy(rows: tuple[StoredRows, StoredRows], first: int, again: int, length
     return length > 0 and bool(_equal_rows(rows, first, again, length).all())
 
 
-def _has_two_distinct(rows: tuple[StoredRows, StoredRows], first: int, length: int) -> bool:
+def _has_distinct_rows(rows: tuple[StoredRows, StoredRows], first: int, length: int) -> bool:
     """Whether a run of rows is more than one picture over and over."""
     return length > 1 and not _equal_rows(rows, first, first + 1, length - 1).all()
 
 
-def _rows_like(rows: tuple[StoredRows, StoredRows], row: int, among: range) -> list[int]:
+def _rows_equal_to(rows: tuple[StoredRows, StoredRows], row: int, among: range) -> list[int]:
     """The rows of a range that equal a row."""
     one, many = rows
     equal_rows: list[int] = []
     for first in range(among.start, among.stop, _ROWS_PER_READ):
         number = min(_ROWS_PER_READ, among.stop - first)
         block = _read(many, first, number)
-        equal = _alike(np.broadcast_to(_read(one, row, 1), block.shape), block)
+        equal = _equal_within_tolerance(np.broadcast_to(_read(one, row, 1), block.shape), block)
         equal_rows += (first + np.flatnonzero(equal)).tolist()
     return equal_rows
 
@@ -244,7 +244,9 @@ def _equal_rows(rows: tuple[StoredRows, StoredRows], first: int, again: int, len
     equal = np.zeros(length, bool)
     for done in range(0, length, _ROWS_PER_READ):
         number = min(_ROWS_PER_READ, length - done)
-        equal[done : done + number] = _alike(_read(rows[0], first + done, number), _read(rows[1], again + done, number))
+        equal[done : done + number] = _equal_within_tolerance(
+            _read(rows[0], first + done, number), _read(rows[1], again + done, number)
+        )
     return equal
 
 
@@ -256,7 +258,7 @@ def _read(rows: StoredRows, first: int, number: int) -> npt.NDArray[np.float32]:
         return np.full((number, rows.width), np.nan, np.float32)
 
 
-def _alike(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Bools:
+def _equal_within_tolerance(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Bools:
     norms = np.maximum(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
     with np.errstate(invalid="ignore"):
         alike: Bools = (np.linalg.norm(first - second, axis=1) <= COPY_TOLERANCE * norms) & (norms > 0)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ccassets.database.encoder_identity import compute_identity
+from ccassets.database.hdf5 import Array
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import (
@@ -21,8 +21,6 @@ from ccassets.database.validation.finding_collector import (
     shortened,
 )
 from ccassets.database.validation.row_rules import split_rows
-
-Array = npt.NDArray[Any]
 
 _SECTIONS = {"encoder": dict, "dataset": dict, "extraction": dict, "created": dict, "digests": dict, "libraries": dict}
 _ORIGINS = ("extracted", "adopted")
@@ -182,7 +180,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
         )
     outside = [
         name
-        for name, rows in ((name, _blank_of(split)) for name, split in splits.items())
+        for name, rows in ((name, _blank_rows_of(split)) for name, split in splits.items())
         if rows and not set(rows) <= set(contents.split.rows_of(name).tolist())
     ]
     if outside:
@@ -200,7 +198,7 @@ def _skipped_text(rows: Any) -> str:
     return f"{len(keys)} ({listed(keys)})"
 
 
-def _blank_of(split: Any) -> list[int]:
+def _blank_rows_of(split: Any) -> list[int]:
     rows = split.get("blank") if isinstance(split, dict) else None
     return [row for row in rows if isinstance(row, int)] if isinstance(rows, list) else []
 
@@ -208,7 +206,7 @@ def _blank_of(split: Any) -> list[int]:
 def blank_rows(contents: Contents) -> RowNumbers:
     """Rows that stand for unreadable images, as the provenance records them."""
     splits = _section(_section(contents.provenance or {}, "dataset"), "splits")
-    rows = {row for split in splits.values() for row in _blank_of(split)}
+    rows = {row for split in splits.values() for row in _blank_rows_of(split)}
     return np.array(sorted(row for row in rows if 0 <= row < contents.rows), np.int64)
 
 
@@ -236,9 +234,9 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
         # One number for each distinct picture; stand-ins are equal to each other and show nothing.
         known = np.asarray(digests.any(axis=1))
         known[blank_rows(contents)] = False
-        rows = _with_equals(digests, np.flatnonzero(known))
+        rows = _rows_with_duplicates(digests, np.flatnonzero(known))
         _, pictures = np.unique(np.ascontiguousarray(digests[rows]).view("V32").ravel(), return_inverse=True)
-        shared = _shared(pictures, split.codes[rows], rows)
+        shared = _rows_in_several_splits(pictures, split.codes[rows], rows)
         if shared:
             text = listed([" = ".join(_row_text(contents, row) for row in rows[:3]) for rows in shared], separator="; ")
             findings.add(
@@ -249,7 +247,7 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
     groups = contents.groups
     if groups is not None and len(groups) == len(split):
         rows = np.flatnonzero(groups.codes != groups.names.index("")) if "" in groups.names else np.arange(len(groups))
-        shared = _shared(groups.codes[rows], split.codes[rows], rows)
+        shared = _rows_in_several_splits(groups.codes[rows], split.codes[rows], rows)
         if shared:
             text = listed([_group_text(contents, rows) for rows in shared], separator="; ")
             findings.add(
@@ -259,7 +257,7 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
             )
 
 
-def _with_equals(digests: Array, rows: RowNumbers) -> RowNumbers:
+def _rows_with_duplicates(digests: Array, rows: RowNumbers) -> RowNumbers:
     """The rows whose digest begins like another's; sorting numbers is much faster than sorting whole digests."""
     _, number, counts = np.unique(
         np.ascontiguousarray(digests[rows, :8]).view("<u8").ravel(), return_inverse=True, return_counts=True
@@ -267,7 +265,7 @@ def _with_equals(digests: Array, rows: RowNumbers) -> RowNumbers:
     return rows[counts[number] > 1]
 
 
-def _shared(codes: RowNumbers, splits: RowNumbers, rows: RowNumbers) -> list[list[int]]:
+def _rows_in_several_splits(codes: RowNumbers, splits: RowNumbers, rows: RowNumbers) -> list[list[int]]:
     """Of every code in more than one split, the first row in each."""
     width = int(splits.max(initial=0)) + 1
     pairs, first = np.unique(codes * width + splits, return_index=True)

@@ -105,7 +105,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "missing_labels",
             f"/labels {rows_text(missing)}",
-            f"a label was expected for every row; {_share(len(missing), len(labels))} hold -1, which the original "
+            f"a label was expected for every row; {_count_text(len(missing), len(labels))} hold -1, which the original "
             "scripts write where none was given. Features and texts are not affected.",
         )
     known = label_count(contents)
@@ -115,7 +115,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
         text = listed([str(label) for label in np.unique(labels[wrong]).tolist()], limit=5)
         expected = "0 or more" if known is None else f"0 to {known - 1}, one of {known} labels,"
         findings.add("labels", f"/labels {rows_text(wrong)}", f"{expected} was expected; found {text}")
-    if _all_zero_is_odd(contents, known) and not labels.any():
+    if _all_zero_is_suspicious(contents, known) and not labels.any():
         findings.add(
             "labels_all_zero",
             "/labels",
@@ -124,7 +124,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
         )
 
 
-def _all_zero_is_odd(contents: Contents, known: int | None) -> bool:
+def _all_zero_is_suspicious(contents: Contents, known: int | None) -> bool:
     dataset = (contents.provenance or {}).get("dataset")
     unlabelled = isinstance(dataset, dict) and dataset.get("labels") == "none"
     return contents.kind == "database" and not unlabelled and contents.label_matrix is None and known != 1
@@ -135,7 +135,7 @@ def _first_label(contents: Contents) -> str:
     return f" ({words[0]})" if words else ""
 
 
-def _share(part: int, whole: int) -> str:
+def _count_text(part: int, whole: int) -> str:
     return f"all {whole} rows" if part == whole else f"{part} of {whole} rows"
 
 

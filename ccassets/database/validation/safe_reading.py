@@ -61,7 +61,7 @@ class Categorical:
 # --- attributes ---------------------------------------------------------------------------------------
 
 
-def read_attributes(group: h5py.Group, where: str, findings: FindingCollector) -> dict[str, Any]:
+def read_plain_attributes(group: h5py.Group, where: str, findings: FindingCollector) -> dict[str, Any]:
     """Every attribute that can be read: text as `str`, scalars as Python numbers, arrays as lists."""
     attributes: dict[str, Any] = {}
     try:
@@ -90,7 +90,7 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def integer(attributes: Mapping[str, Any], name: str, where: str, findings: FindingCollector) -> int | None:
+def read_integer(attributes: Mapping[str, Any], name: str, where: str, findings: FindingCollector) -> int | None:
     """An integer attribute; None where it is absent, and with a finding where it is something else."""
     value = attributes.get(name)
     if value is None:
@@ -108,7 +108,7 @@ def _type_text(value: Any) -> str:
 # --- groups -------------------------------------------------------------------------------------------
 
 
-def members(group: h5py.Group, findings: FindingCollector) -> list[str]:
+def member_names(group: h5py.Group, findings: FindingCollector) -> list[str]:
     """The names in a group that can be read."""
     try:
         names = list(group)
@@ -121,7 +121,7 @@ def members(group: h5py.Group, findings: FindingCollector) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def subgroup(group: h5py.Group, name: str, findings: FindingCollector, *, listed: bool = False) -> h5py.Group | None:
+def read_group(group: h5py.Group, name: str, findings: FindingCollector, *, listed: bool = False) -> h5py.Group | None:
     """A group that lies in the file itself; None where there is no such name, or with a finding.
 
     `listed` says that the name is known to be there.

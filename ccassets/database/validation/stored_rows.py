@@ -1,15 +1,13 @@
-"""Rows of a numeric data set, read block by block into one buffer: flat memory, and no file read twice."""
+"""Rows of a numeric data set, read block by block into one buffer, so that memory stays flat."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ccassets.database.hdf5 import Array, file_descriptor
 
 
 class StoredRows:
@@ -21,7 +19,7 @@ class StoredRows:
     def __init__(self, dataset: h5py.Dataset) -> None:
         self._dataset = dataset
         self._offset = None if dataset.chunks is not None else dataset.id.get_offset()
-        self._fd = dataset.file.id.get_vfd_handle() if self._offset is not None else -1
+        self._fd = file_descriptor(dataset.file) if self._offset is not None else -1
         self._buffer: Array = np.empty((0, *dataset.shape[1:]), dataset.dtype)
         self.name: str = dataset.name
         self.width: int = int(dataset.shape[-1])

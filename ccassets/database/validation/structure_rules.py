@@ -1,4 +1,4 @@
-"""Checks of the form of a file: its profile and version, and attributes and shapes that have to agree."""
+"""Checks of a file's structure: profile and version, and the agreement of attributes and shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, VERSION
 from ccassets.database.validation.contents import TEXT_ONLY_VERSION, Contents, TemplateContents
 from ccassets.database.validation.finding_collector import FindingCollector, listed, shortened
-from ccassets.database.validation.safe_reading import integer
+from ccassets.database.validation.safe_reading import read_integer
 
 
 def check_structure(contents: Contents, findings: FindingCollector) -> None:
@@ -61,8 +61,8 @@ def _check_row_counts(contents: Contents, findings: FindingCollector) -> None:
 
 
 def _check_dimensions(contents: Contents, findings: FindingCollector) -> None:
-    dim = integer(contents.attributes, "D", "/", findings)
-    tokens = integer(contents.attributes, "T_img", "/", findings)
+    dim = read_integer(contents.attributes, "D", "/", findings)
+    tokens = read_integer(contents.attributes, "T_img", "/", findings)
     for name, value in (("D", dim), ("T_img", tokens)):
         if name not in contents.attributes:
             findings.add("dimensions", f"/@{name}", f"the attribute {name} was expected; there is none")
@@ -98,7 +98,7 @@ def _check_template(template: TemplateContents, contents: Contents, findings: Fi
         "T_txt": tokens[1] if tokens is not None else None if "text_token_features" in template.broken else -1,
     }
     for name, value in expected.items():
-        stored = integer(template.attributes, name, template.where, findings)
+        stored = read_integer(template.attributes, name, template.where, findings)
         if name not in template.attributes:
             if contents.kind != "text-only":
                 findings.add("template_shapes", f"{template.where}@{name}", f"the attribute {name} was expected")

@@ -8,7 +8,7 @@ from ccassets.database.layout import IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, listed, rows_text
 from ccassets.database.validation.row_rules import split_rows
-from ccassets.database.validation.text_rules import differing, stale_templates
+from ccassets.database.validation.text_rules import difference_text, stale_templates
 from ccassets.study.schema import Study
 
 _ALWAYS_TOKENS = {"conceptclip", "phantom"}
@@ -37,7 +37,7 @@ def _check_vocabulary(contents: Contents, study: Study, findings: FindingCollect
         "prompt_temp_for_concepts": vocabulary.concepts.templates,
     }
     for name, expected in lists.items():
-        different = differing(expected, contents.word_lists.get(name, expected))
+        different = difference_text(expected, contents.word_lists.get(name, expected))
         if different:
             findings.add("study_vocabulary", f"/@{name}", f"{name}: the study's were expected; {different}")
     templates = vocabulary.templates()
@@ -47,7 +47,7 @@ def _check_vocabulary(contents: Contents, study: Study, findings: FindingCollect
             where = f"/templates/{template_id}"
             findings.add("study_vocabulary", where, f"template {template_id} of the study was expected; there is none")
         elif stored.texts is not None:
-            different = differing(template.prompts, stored.texts)
+            different = difference_text(template.prompts, stored.texts)
             if different:
                 findings.add(
                     "study_vocabulary", stored.where, f"template {template_id} differs from the study's: {different}"

@@ -1,20 +1,19 @@
-"""Checks of templates: the prompts against their hash and against the lists they are made of, and their tokens."""
+"""Checks of templates: prompts against their hash and the word lists, masks and spans of tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.hdf5 import Array
 from ccassets.database.validation.contents import Contents, TemplateContents
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
 from ccassets.database.validation.safe_reading import read_or_report
 from ccassets.study.schema import texts_hash
 
-Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 LISTS: Mapping[str, tuple[str, str]] = {
@@ -40,7 +39,7 @@ def _check_hash(template: TemplateContents, findings: FindingCollector) -> None:
     if template.texts is None:
         return
     stored = template.attributes.get("texts_hash")
-    expected = hash_of(template.texts)
+    expected = hash_texts(template.texts)
     if stored != expected:
         text = "no hash" if stored is None else shortened(str(stored))
         findings.add(
@@ -51,7 +50,7 @@ def _check_hash(template: TemplateContents, findings: FindingCollector) -> None:
         )
 
 
-def hash_of(texts: Sequence[str]) -> str:
+def hash_texts(texts: Sequence[str]) -> str:
     """`texts_hash`, of strings that may not be UTF-8 too."""
     try:
         return texts_hash(texts)
@@ -59,7 +58,7 @@ def hash_of(texts: Sequence[str]) -> str:
         return texts_hash([text.encode("utf-8", "surrogateescape").decode("latin-1") for text in texts])
 
 
-def _numbered(contents: Contents, kind: str) -> dict[str, int]:
+def _numbered_templates(contents: Contents, kind: str) -> dict[str, int]:
     """The numbered templates of a kind, each with its number."""
     return {
         template_id: int(match[2])
@@ -74,14 +73,14 @@ def stale_templates(contents: Contents) -> set[str]:
         template_id
         for kind, (templates_name, _) in LISTS.items()
         if templates_name in contents.word_lists
-        for template_id, number in _numbered(contents, kind).items()
+        for template_id, number in _numbered_templates(contents, kind).items()
         if not 1 <= number <= len(contents.word_lists[templates_name])
     }
 
 
 def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -> None:
     """Numbered templates of one kind against the stored lists."""
-    numbered = _numbered(contents, kind)
+    numbered = _numbered_templates(contents, kind)
     templates_name, words_name = LISTS[kind]
     templates, words = (contents.word_lists.get(name) for name in LISTS[kind])
     if templates is None or words is None:
@@ -119,7 +118,7 @@ def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -
 def _compare_prompts(
     template: TemplateContents, expected: Sequence[str], source: str, findings: FindingCollector
 ) -> None:
-    different = differing(expected, template.texts or ())
+    different = difference_text(expected, template.texts or ())
     if different:
         findings.add(
             "texts",
@@ -128,7 +127,7 @@ def _compare_prompts(
         )
 
 
-def differing(expected: Sequence[str], actual: Sequence[str]) -> str:
+def difference_text(expected: Sequence[str], actual: Sequence[str]) -> str:
     """How two lists of texts differ, in words; empty where they do not."""
     if list(expected) == list(actual):
         return ""
@@ -145,7 +144,7 @@ def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
     if concepts is None or words is None:
         return
     texts = [text for concept in concepts for text in (concept["word"], *(concept.get("synonyms") or ()))]
-    different = differing(words, texts)
+    different = difference_text(words, texts)
     if different:
         findings.add("vocabulary", "/@concepts", f"the words of concept_texts were expected; {different}")
 

@@ -1,17 +1,16 @@
-"""The one pass over features: finite, not zero, of unit length, and the bytes that were written."""
+"""The one pass over features: finite values, no zero rows, unit length, and unchanged bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.float16 import not_finite_rows
-from ccassets.database.hdf5 import READ_ERRORS
+from ccassets.database.hdf5 import READ_ERRORS, Array
 from ccassets.database.layout import (
     IMAGE_FEATURES,
     IMAGE_TOKEN_FEATURES,
@@ -23,8 +22,6 @@ from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, RowNumbers, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
 
-Array = npt.NDArray[Any]
-
 BULK_CHECKS = frozenset({"finite", "zero_rows", "zero_tokens", "norms", "unreadable_rows"})
 """The checks that need the pass over features."""
 
@@ -35,7 +32,7 @@ _BLOCK_BYTES = 2 << 20
 
 @dataclass
 class _Faults:
-    """Rows of one data set by what is wrong with them."""
+    """Rows of one data set by fault."""
 
     not_finite: list[int] = field(default_factory=list)
     zero: list[int] = field(default_factory=list)
@@ -93,7 +90,7 @@ def _scan(sources: list[StoredRows], findings: FindingCollector, stored_digests:
     changed: list[int] = []
     step = max(sources, key=lambda source: source.row_bytes).step(_BLOCK_BYTES)
     for first in range(0, max(map(len, sources)), step):
-        blocks = [_inspected(source, first, step, fault) for source, fault in zip(sources, faults, strict=True)]
+        blocks = [_read_and_inspect(source, first, step, fault) for source, fault in zip(sources, faults, strict=True)]
         if stored_digests is not None and blocks[0] is not None and blocks[-1] is not None:
             computed = feature_digests(blocks[0], blocks[1] if len(blocks) > 1 else None)
             different = (computed != stored_digests[first : first + len(computed)]).any(axis=1)
@@ -110,8 +107,8 @@ def _scan(sources: list[StoredRows], findings: FindingCollector, stored_digests:
     return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64)
 
 
-def _inspected(source: StoredRows, first: int, rows: int, faults: _Faults) -> Array | None:
-    """A block of rows, inspected; None where some of it cannot be read, which is then told row by row."""
+def _read_and_inspect(source: StoredRows, first: int, rows: int, faults: _Faults) -> Array | None:
+    """Read and inspect a block of rows; None where part of it cannot be read, which is then found row by row."""
     rows = min(rows, len(source) - first)
     if rows < 1:
         return None
@@ -123,7 +120,7 @@ def _inspected(source: StoredRows, first: int, rows: int, faults: _Faults) -> Ar
             faults.unreadable.append(first)
         else:
             for row in range(first, first + rows):
-                _inspected(source, row, 1, faults)
+                _read_and_inspect(source, row, 1, faults)
         return None
     if block.size:
         _inspect(block, first, source.name, faults)
