@@ -21,7 +21,7 @@ from ccassets.errors import CcassetsError
 from ccassets.orchestration.dagster_internals import rename_location, webserver_app
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.supervised_process import SupervisedProcess
-from ccassets.pages.web_guard import App, WebGuard, loopback_hosts
+from ccassets.pages.web_guard import App, WebGuard, check_token, loopback_hosts
 from ccassets.study.loading import own_studies_folder
 from ccassets.study.storage import home, storage_root
 
@@ -76,6 +76,7 @@ def _choose_token(with_token: bool) -> tuple[str | None, str]:
     # Taken out of the environment: no other process gets to know it.
     token = os.environ.pop(TOKEN_VARIABLE, None)
     if token is not None:
+        check_token(token)
         return token, f"/?token=${TOKEN_VARIABLE}"
     if with_token:
         token = secrets.token_urlsafe(32)
@@ -165,7 +166,8 @@ def _serve(app: App, listener: socket.socket, processes: Sequence[SupervisedProc
 
     def watch() -> None:
         while not server.should_exit:
-            server.should_exit = any(process.exit_code is not None for process in processes)
+            if any(process.exit_code is not None for process in processes):
+                server.should_exit = True
             time.sleep(_POLL_SECONDS)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -20,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_.~-]{16,}")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _POLICY_VIOLATION = 1008
 # A browser keeps every one of several policies, so that the application's own policy stays in force.
 _PROTECTIVE_HEADERS = (
@@ -63,8 +64,8 @@ class WebGuard:
     def __init__(
         self, app: App, hosts: Iterable[str], *, post_only: Collection[str] = (), token: str | None = None
     ) -> None:
-        if token is not None and not _TOKEN_PATTERN.fullmatch(token):
-            raise TokenError("The token needs at least 16 characters, each a letter, a digit, or one of _ . ~ -")
+        if token is not None:
+            check_token(token)
         self._app = app
         self._hosts = tuple(host.lower() for host in hosts)
         self._post_only = frozenset(post_only)
@@ -75,7 +76,7 @@ class WebGuard:
             await self._app(scope, receive, send)
             return
         request = _Request(scope)
-        refusal = self._refuse_host(request) or self._refuse_sender(request)
+        refusal = self._refuse_address(request) or self._refuse_sender(request)
         if refusal is None and self._token is not None:
             if request.is_read and self._is_token(request.query.get("token")):
                 await _respond(send, HTTPStatus.SEE_OTHER, "", self._cookie_headers(request))
@@ -88,11 +89,16 @@ class WebGuard:
         else:
             await _respond(send, refusal.status, f"{refusal.reason}\n")
 
-    def _refuse_host(self, request: _Request) -> _Refusal | None:
-        if len(request.all("host")) == 1 and request.host in self._hosts:
-            return None
-        expected = " or ".join(self._hosts)
-        return _Refusal(HTTPStatus.FORBIDDEN, f"Host: expected {expected}, found {request.host or 'none'}.")
+    def _refuse_address(self, request: _Request) -> _Refusal | None:
+        if len(request.all("host")) != 1 or request.host not in self._hosts:
+            expected = " or ".join(self._hosts)
+            return _Refusal(HTTPStatus.FORBIDDEN, f"Host: expected {expected}, found {request.host or 'none'}.")
+        if _CONTROL_CHARACTER.search(request.path):
+            # Routers overlook a line break at the end of a path, which makes it another path here.
+            return _Refusal(HTTPStatus.BAD_REQUEST, "The path has a control character.")
+        if request.is_read and request.plain_path in self._post_only and request.query_string:
+            return _Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{request.plain_path} takes queries by POST only.")
+        return None
 
     def _refuse_sender(self, request: _Request) -> _Refusal | None:
         """Refuse what a page of another server sends, by the two headers that only the browser itself can write."""
@@ -105,8 +111,6 @@ class WebGuard:
         if request.is_read:
             if site in ("cross-site", "same-site") and not request.opens_page:
                 return _Refusal(HTTPStatus.FORBIDDEN, "Other pages may link to this server, but not load from it.")
-            if request.path in self._post_only and request.query_string:
-                return _Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{request.path} takes queries by POST only.")
             return None
         if request.method != "POST":
             return _Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"Expected GET, HEAD or POST, found {request.method}.")
@@ -133,10 +137,23 @@ class WebGuard:
     def _cookie_headers(self, request: _Request) -> list[tuple[bytes, bytes]]:
         """Headers that keep the token in the browser and out of its address, history and referrers."""
         rest = urlencode([(name, value) for name, value in parse_qsl(request.query_string) if name != "token"])
-        # One slash at the start: two would name another server.
-        address = quote("/" + request.path.lstrip("/")) + (f"?{rest}" if rest else "")
+        # The plain path: one that starts with two slashes would name another server.
+        address = quote(request.plain_path) + (f"?{rest}" if rest else "")
         cookie = f"{_cookie_name(request.host)}={self._token}; Path=/; HttpOnly; SameSite=Strict"
         return [(b"location", address.encode()), (b"set-cookie", cookie.encode())]
+
+
+def check_token(token: str) -> None:
+    """Refuse a token that can be guessed, or that a cookie cannot carry.
+
+    Args:
+        token: The token of a server.
+
+    Raises:
+        TokenError: It has fewer than 16 characters, or others than letters, digits, `_`, `.`, `~` and `-`.
+    """
+    if not _TOKEN_PATTERN.fullmatch(token):
+        raise TokenError("The token needs at least 16 characters, each a letter, a digit, or one of _ . ~ -")
 
 
 def loopback_hosts(port: int) -> list[str]:
@@ -158,6 +175,11 @@ class _Request:
         self.path: str = scope["path"]
         self.query_string: str = scope.get("query_string", b"").decode("latin-1")
         self.host = (self.first("host") or "").lower()
+
+    @property
+    def plain_path(self) -> str:
+        """The path without slashes that some routers overlook."""
+        return "/" + "/".join(part for part in self.path.split("/") if part)
 
     def first(self, name: str) -> str | None:
         return next(iter(self.all(name)), None)
