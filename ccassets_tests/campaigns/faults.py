@@ -158,7 +158,8 @@ class Moments:
         self._start = start
         self._at = at
         sys.addaudithook(self._event)
-        for owner, name in ((os, "pwrite"), (os, "copy_file_range"), (os, "fsync"), (writer._SteadyFile, "write")):
+        file_class = writer._DeferredErrorFile
+        for owner, name in ((os, "pwrite"), (os, "copy_file_range"), (os, "fsync"), (file_class, "write")):
             setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _event(self, event: str, arguments: tuple[Any, ...]) -> None:
