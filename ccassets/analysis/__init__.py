@@ -13,14 +13,10 @@ from ccassets.analysis.calibration import (
 )
 from ccassets.analysis.classifiers import (
     LinearClassifier,
-    SparseAccuracy,
-    SparsePoint,
     TreeClassifier,
-    accuracy_against_nec,
     evaluate_on_holdout,
     fit_logistic,
     fit_tree,
-    sparse_path,
 )
 from ccassets.analysis.concept_annotations import read_concept_annotations
 from ccassets.analysis.concept_models import (
@@ -65,6 +61,7 @@ from ccassets.analysis.results import AnalysisResult
 from ccassets.analysis.retrieval import Retrieval, measure_retrieval
 from ccassets.analysis.samples import Samples, concept_samples, database_concepts, feature_samples
 from ccassets.analysis.scores import concept_scores, image_cosines, patch_cosines, patch_scores
+from ccassets.analysis.sparse_classifiers import SparseAccuracy, SparsePoint, accuracy_against_nec, sparse_path
 from ccassets.analysis.vector_search import (
     Hit,
     ImagePair,

@@ -9,11 +9,9 @@ from ccassets.analysis.calibration import fit_temperature
 from ccassets.analysis.classifiers import (
     Classifier,
     LinearClassifier,
-    accuracy_against_nec,
     evaluate_on_holdout,
     fit_logistic,
     fit_tree,
-    sparse_path,
 )
 from ccassets.analysis.concept_annotations import ConceptAnnotations, read_concept_annotations
 from ccassets.analysis.concept_models import make_concept_model, save_model
@@ -32,6 +30,7 @@ from ccassets.analysis.results import (
     write_result,
 )
 from ccassets.analysis.samples import Samples, concept_samples, database_concepts
+from ccassets.analysis.sparse_classifiers import accuracy_against_nec, sparse_path
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept, Study

@@ -1,4 +1,4 @@
-"""Classifiers a person can read: logistic regression, its sparse path, and a decision tree, on standardised columns.
+"""Classifiers a person can read: logistic regression and a decision tree, on standardised columns.
 
 Everything is fitted on `train` and chosen on `val`; `evaluate_on_holdout` is the only way to any other split, and it
 records the access. A fitted classifier is plain arrays: it predicts with numpy alone and is stored as JSON
@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from ccassets.analysis.calibration import log_loss
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.metrics import Estimate, accuracy
 from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError
 
@@ -31,21 +30,13 @@ STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 LEAVES = (4, 8, 16, 32, 64)
 """Numbers of leaves to choose from."""
 
-NEC_LEVELS = (5, 10, 15, 20, 25, 30)
-"""Numbers of effective concepts that ANEC-avg averages over (VLG-CBM, arXiv 2408.01432)."""
-
 EFFECTIVE = 1e-5
 """A weight counts as effective above this (VLG-CBM)."""
 
-MIXING = 0.99
-"""Share of the L1 norm in the sparse path's penalty (VLG-CBM)."""
-
 _FOLDS = 5
-_MOST_SINGLE_THREADED = 1 << 22
+MOST_SINGLE_THREADED = 1 << 22
 """Below this many numbers threads slow a logistic regression down, tenfold on busy cores."""
-_DENSE: dict[str, Any] = {"solver": "lbfgs", "max_iter": 2000, "tol": 1e-6}
-_PATH_RATIO = 2.0**-0.1
-_PATH_STEPS = 150
+_MOST_ITERATIONS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,30 +246,30 @@ def fit_logistic(
 
 def fit_logistic_with(samples: Samples, strength: float) -> LinearClassifier:
     """Fit a multinomial logistic regression with an L2 penalty of C = `strength` on all of these rows."""
-    (classifier,) = _linear_path(samples, [strength], **_DENSE)
+    (classifier,) = _logistic_path(samples, [strength])
     return classifier
 
 
 def _log_losses(fitted: Samples, held_out: Samples, strengths: Sequence[float]) -> list[float]:
     return [
         log_loss(held_out.labels, classifier.probabilities(held_out.features))
-        for classifier in _linear_path(fitted, strengths, **_DENSE)
+        for classifier in _logistic_path(fitted, strengths)
     ]
 
 
-def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -> Iterator[LinearClassifier]:
+def _logistic_path(samples: Samples, strengths: Sequence[float]) -> Iterator[LinearClassifier]:
     """Logistic regressions of growing C, each started from the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import ThreadpoolController
 
-    mean, scale = _mean_and_scale(samples)
+    mean, scale = mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
-    model = LogisticRegression(warm_start=True, **options)
+    model = LogisticRegression(warm_start=True, max_iter=_MOST_ITERATIONS, tol=1e-6)
     threads = ThreadpoolController()
     for strength in strengths:
         model.set_params(C=strength)
-        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < _MOST_SINGLE_THREADED else None):
+        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < MOST_SINGLE_THREADED else None):
             # `chosen` says so instead, where it stays with the result.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(standardised, samples.labels)
@@ -293,139 +284,8 @@ def _linear_path(samples: Samples, strengths: Sequence[float], **options: Any) -
             scale=scale,
             weights=weights.astype(np.float64),
             intercept=intercept.astype(np.float64),
-            chosen={"C": float(strength), "converged": bool(np.max(model.n_iter_) < options["max_iter"])},
+            chosen={"C": float(strength), "converged": bool(np.max(model.n_iter_) < _MOST_ITERATIONS)},
         )
-
-
-# --- the sparse path ---------------------------------------------------------------------------------
-
-
-def sparse_path(
-    samples: Samples, *, train: str = "train", most: float = max(NEC_LEVELS), seed: int = 0
-) -> list[LinearClassifier]:
-    """Fit logistic regressions from no concept to `most` effective concepts a class, by an elastic net of mixing 0.99.
-
-    The penalty falls by a tenth of an octave a step from where the first weight appears, as in VLG-CBM
-    (arXiv 2408.01432).
-
-    Args:
-        samples: The rows.
-        train: The split to fit on.
-        most: Effective concepts of the last point, if the path reaches as many.
-        seed: Seed of the solver.
-
-    Returns:
-        The points of the path, the sparsest first.
-
-    Raises:
-        AnalysisError: The split has no rows, or a class has none in it.
-    """
-    fitted = samples.of(train)
-    most = min(most, len(fitted.columns))
-    options: dict[str, Any] = {"solver": "saga", "l1_ratio": MIXING, "max_iter": 200, "tol": 1e-3, "random_state": seed}
-    if not _penalty_follows_ratio():
-        options["penalty"] = "elasticnet"
-    path = []
-    for classifier in _linear_path(fitted, _path_strengths(fitted), **options):
-        path.append(replace(classifier, chosen={**classifier.chosen, "mixing": MIXING, "fitted_on": [train]}))
-        if classifier.nec >= most:
-            break
-    return path
-
-
-def _path_strengths(samples: Samples) -> list[float]:
-    """C of every point; at the first, the penalty is as large as the steepest slope of the loss at zero weights."""
-    mean, scale = _mean_and_scale(samples)
-    standardised = (samples.features - mean) / scale
-    indicators = np.eye(len(samples.classes))[samples.labels]
-    slope = np.abs(standardised.T @ (indicators - indicators.mean(axis=0))).max()
-    first = MIXING / slope
-    return [float(first / _PATH_RATIO**step) for step in range(_PATH_STEPS)]
-
-
-def _penalty_follows_ratio() -> bool:
-    """Whether this scikit-learn takes the kind of penalty from `l1_ratio` alone, as it does from 1.8 on."""
-    import sklearn
-
-    major, minor = sklearn.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= (1, 8)
-
-
-def truncate_to_nec(path: Sequence[LinearClassifier], nec: float) -> LinearClassifier:
-    """Truncate the first point of a path with at least `nec` effective concepts to its `nec` × C largest weights.
-
-    The last point where none has so many (VLG-CBM's rule).
-    """
-    point = next((classifier for classifier in path if classifier.nec >= nec), path[-1])
-    sizes = np.abs(point.weights).ravel()
-    kept = np.zeros(sizes.size, bool)
-    kept[np.argsort(-sizes, kind="stable")[: round(nec * len(point.classes))]] = True
-    weights = np.where(kept.reshape(point.weights.shape), point.weights, 0.0)
-    return replace(point, weights=weights, chosen={**point.chosen, "nec": nec})
-
-
-@dataclass(frozen=True)
-class SparsePoint:
-    """Accuracy at a number of effective concepts.
-
-    Attributes:
-        level: Effective concepts allowed a class.
-        nec: Effective concepts used a class.
-        accuracy: Accuracy on the held-out split.
-    """
-
-    level: int
-    nec: float
-    accuracy: Estimate
-
-
-@dataclass(frozen=True)
-class SparseAccuracy:
-    """Accuracy against the number of effective concepts (NEC).
-
-    Attributes:
-        points: One point a level; levels above the number of concepts cannot be reached and are left out.
-    """
-
-    points: tuple[SparsePoint, ...]
-
-    @property
-    def anec_5(self) -> float | None:
-        """Accuracy at NEC 5; None with fewer than five concepts."""
-        return next((point.accuracy.value for point in self.points if point.level == 5), None)
-
-    @property
-    def anec_avg(self) -> float | None:
-        """Mean accuracy over the levels; None with fewer than five concepts."""
-        return float(np.mean([point.accuracy.value for point in self.points])) if self.points else None
-
-
-def accuracy_against_nec(
-    path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog
-) -> SparseAccuracy:
-    """Measure accuracy on a held-out split at 5, 10, …, 30 effective concepts a class.
-
-    Args:
-        path: A sparse path (`sparse_path`).
-        samples: The rows.
-        split: The held-out split.
-        log: Records an access for every level.
-
-    Returns:
-        The accuracies.
-
-    Raises:
-        AnalysisError: The split has no rows, or the columns are not those of the path.
-    """
-    held_out = samples.of(split)
-    points = []
-    for level in NEC_LEVELS:
-        if level > len(path[0].columns):
-            break
-        classifier = truncate_to_nec(path, level)
-        probabilities = evaluate_on_holdout(classifier, samples, split, log, f"accuracy at NEC {level}")
-        points.append(SparsePoint(level, classifier.nec, accuracy(held_out.labels, probabilities, held_out.groups)))
-    return SparseAccuracy(tuple(points))
 
 
 # --- the tree ----------------------------------------------------------------------------------------
@@ -478,7 +338,7 @@ def fit_tree(
 def _fit_tree_with(samples: Samples, leaves: int) -> TreeClassifier:
     from sklearn.tree import DecisionTreeClassifier
 
-    mean, scale = _mean_and_scale(samples)
+    mean, scale = mean_and_scale(samples)
     model = DecisionTreeClassifier(max_leaf_nodes=leaves, random_state=0)
     tree = model.fit((samples.features - mean) / scale, samples.labels).tree_
     leaf = tree.children_left < 0
@@ -499,7 +359,7 @@ def _fit_tree_with(samples: Samples, leaves: int) -> TreeClassifier:
 # --- shared by both ---------------------------------------------------------------------------------
 
 
-def _mean_and_scale(samples: Samples) -> tuple[FloatArray, FloatArray]:
+def mean_and_scale(samples: Samples) -> tuple[FloatArray, FloatArray]:
     """Mean and standard deviation of every column; 1 where a column is constant."""
     missing = np.flatnonzero(np.bincount(samples.labels, minlength=len(samples.classes)) == 0)
     if len(missing):

@@ -18,7 +18,7 @@ from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
 """Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
 
 Body = Callable[..., dg.MaterializeResult[None]]

@@ -66,6 +66,21 @@ def cells(rows: int = 480, *, noise: float = 0.35, seed: int = 0, grouped: bool 
     return Cells(samples, annotations)
 
 
+def wide(rows: int = 1200, columns: int = 40) -> Samples:
+    """Samples of many columns, a few of which tell each of eight classes apart."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 8, rows)
+    centres = np.zeros((8, columns))
+    for label in range(8):
+        centres[label, 3 * label : 3 * label + 3] = (1.6, 1.2, 0.8)
+    features = (centres[labels] + rng.standard_normal((rows, columns))).astype(np.float32)
+    split = np.array(
+        ["train"] * (rows // 2) + ["val"] * (rows // 4) + ["test"] * (rows - rows // 2 - rows // 4), object
+    )
+    names = tuple(f"concept {number}" for number in range(columns))
+    return Samples(features, names, labels, split, tuple("abcdefgh"), np.arange(rows))
+
+
 def concept_vectors() -> npt.NDArray[np.float32]:
     """(K, D): one axis a concept."""
     return np.eye(len(CONCEPTS), DIM, dtype=np.float32)

@@ -11,22 +11,19 @@ import pytest
 
 from ccassets import open_database
 from ccassets.analysis.classifiers import (
-    NEC_LEVELS,
-    accuracy_against_nec,
     classifier_digest,
     evaluate_on_holdout,
     fit_logistic,
     fit_tree,
-    sparse_path,
-    truncate_to_nec,
 )
 from ccassets.analysis.concept_models import apply_model, load_model, make_concept_model, save_model
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import evaluate
 from ccassets.analysis.samples import Samples, concept_samples, feature_samples, folds
+from ccassets.analysis.sparse_classifiers import sparse_path, truncate_to_nec
 from ccassets.cli import app, main
 from ccassets.errors import AnalysisError
-from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, IDENTITY, cells, write_cells
+from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, IDENTITY, cells, wide, write_cells
 
 SAMPLES = cells().samples
 
@@ -34,21 +31,6 @@ SAMPLES = cells().samples
 def accuracy(classifier, samples: Samples, split: str = "test") -> float:
     probabilities = evaluate_on_holdout(classifier, samples, split, HoldoutLog(), "accuracy")
     return float(np.mean(probabilities.argmax(axis=1) == samples.of(split).labels))
-
-
-def wide(rows: int = 1200, columns: int = 40) -> Samples:
-    """Samples of many columns, a few of which tell each of eight classes apart."""
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 8, rows)
-    centres = np.zeros((8, columns))
-    for label in range(8):
-        centres[label, 3 * label : 3 * label + 3] = (1.6, 1.2, 0.8)
-    features = (centres[labels] + rng.standard_normal((rows, columns))).astype(np.float32)
-    split = np.array(
-        ["train"] * (rows // 2) + ["val"] * (rows // 4) + ["test"] * (rows - rows // 2 - rows // 4), object
-    )
-    names = tuple(f"concept {number}" for number in range(columns))
-    return Samples(features, names, labels, split, tuple("abcdefgh"), np.arange(rows))
 
 
 # --- logistic regression -----------------------------------------------------------------------------
@@ -182,36 +164,6 @@ def test_too_few_groups_or_rows_for_the_folds_are_refused():
         folds(few, 5)
     with pytest.raises(AnalysisError, match="5 rows of every class"):
         folds(SAMPLES.take(np.arange(8)), 5)
-
-
-# --- the sparse path ---------------------------------------------------------------------------------
-
-
-def test_the_path_grows_from_no_concept_and_finds_the_telling_ones():
-    samples = wide()
-    path = sparse_path(samples)
-    assert path[0].nec == 0
-    assert path[-1].nec >= 30 or len(path) == 150
-    few = truncate_to_nec(path, 3)
-    assert few.nec == 3
-    for label, weights in enumerate(few.weights):
-        positive = np.flatnonzero(weights > 0)
-        assert set(positive) <= set(range(3 * label, 3 * label + 3))
-
-
-def test_accuracy_against_nec_records_every_level():
-    samples, log = wide(), HoldoutLog()
-    result = accuracy_against_nec(sparse_path(samples), samples, "test", log)
-    assert [point.level for point in result.points] == list(NEC_LEVELS)
-    assert all(point.nec <= point.level for point in result.points)
-    assert result.anec_5 == result.points[0].accuracy.value > 0.6
-    assert result.anec_avg == pytest.approx(np.mean([point.accuracy.value for point in result.points]))
-    assert len(log.accesses()) == len(NEC_LEVELS)
-
-
-def test_levels_above_the_number_of_concepts_are_left_out():
-    result = accuracy_against_nec(sparse_path(SAMPLES), SAMPLES, "test", HoldoutLog())
-    assert [point.level for point in result.points] == [5]
 
 
 # --- the tree ----------------------------------------------------------------------------------------

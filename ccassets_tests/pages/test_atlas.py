@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ccassets.analysis.bottleneck import count_test_accesses, write_bottleneck
-from ccassets.analysis.classifiers import evaluate_on_holdout, fit_logistic, fit_tree, sparse_path, truncate_to_nec
+from ccassets.analysis.classifiers import evaluate_on_holdout, fit_logistic, fit_tree
 from ccassets.analysis.concept_annotations import read_concept_annotations
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.localisation import exchange_maps, measure_localisation, patch_mask
@@ -25,6 +25,7 @@ from ccassets.analysis.results import AnalysisResult
 from ccassets.analysis.retrieval import measure_retrieval
 from ccassets.analysis.samples import concept_samples, database_concepts
 from ccassets.analysis.scores import concept_scores, patch_scores
+from ccassets.analysis.sparse_classifiers import sparse_path, truncate_to_nec
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.datasets.phantom import PhantomDataset
