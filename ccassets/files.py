@@ -169,7 +169,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            try_lock(fd, shared=True)
+            lock_file(fd, shared=True)
             yield temporary
             os.fsync(fd)
             temporary.replace(path)
@@ -191,7 +191,7 @@ def leftovers(folder: Path) -> Iterator[Path]:
         except (FileNotFoundError, PermissionError):
             continue
         try:
-            if try_lock(fd):
+            if lock_file(fd):
                 yield leftover
         finally:
             os.close(fd)
@@ -244,13 +244,14 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 # --- locks -------------------------------------------------------------------------------------------
 
 
-def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Lock an open file unless another process holds it; False when one does.
+def lock_file(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Lock an open file; False when another process holds it and `wait` is not set.
 
-    Several may hold a `shared` lock. The lock ends when the file is closed, at the latest with the process.
+    Several processes may hold a `shared` lock. The lock ends when the file is closed, at the latest with the process.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -259,29 +260,29 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the second says so and waits. The lock dies with its process."""
-    with _locked(folder, fcntl.LOCK_EX):
+    with _locked(folder, shared=False):
         yield
 
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
     """Several writers at a time that divide a folder among themselves; `exclusive` waits for all of them."""
-    with _locked(folder, fcntl.LOCK_SH):
+    with _locked(folder, shared=True):
         yield
 
 
 @contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
+def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
     with storage_errors(folder):
         make_folder(folder)
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with storage_errors(folder):
-            if not try_lock(fd, shared=kind == fcntl.LOCK_SH):
+            if not lock_file(fd, shared=shared):
                 notice = Timer(_NOTICE_SECONDS, _log.warning, ["Another process writes to %s; waiting for it.", folder])
                 notice.start()
                 try:
-                    fcntl.flock(fd, kind)
+                    lock_file(fd, shared=shared, wait=True)
                 finally:
                     notice.cancel()
         yield

@@ -8,7 +8,6 @@ where the journal is incomplete or of another file, removes it: either all of a 
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import struct
@@ -23,7 +22,7 @@ import numpy as np
 import xxhash
 
 from ccassets.errors import StorageError
-from ccassets.files import storage_error, sync
+from ccassets.files import lock_file, storage_error, storage_errors, sync
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -48,7 +47,7 @@ class JournaledFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
         self._path = path
-        self._fd = _open_locked(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        self._fd = _open_locked(path, os.O_RDWR | os.O_CREAT, shared=False)
         self._journal_fd = -1
         try:
             _recover(self._fd, path)
@@ -193,7 +192,7 @@ def exclude_writers(path: Path) -> Iterator[None]:
     """
     if _journal(path).exists():
         JournaledFile(path).close()
-    fd = _open_locked(path, os.O_RDONLY, fcntl.LOCK_SH)
+    fd = _open_locked(path, os.O_RDONLY, shared=True)
     try:
         yield
     finally:
@@ -213,25 +212,21 @@ def _release_all_in_child() -> None:
 os.register_at_fork(after_in_child=_release_all_in_child)
 
 
-def _open_locked(path: Path, flags: int, lock: int) -> int:
-    try:
+def _open_locked(path: Path, flags: int, *, shared: bool) -> int:
+    with storage_errors(path):
         fd = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise storage_error(error, path) from error
     try:
-        fcntl.flock(fd, lock | fcntl.LOCK_NB)
-        replaced = os.fstat(fd).st_ino != path.stat().st_ino
-    except OSError as error:
+        with storage_errors(path):
+            if not lock_file(fd, shared=shared):
+                raise StorageError(
+                    f"{path} is open elsewhere, in this process or another one, and one writer at a time may have it. "
+                    "Close it there (`f.close()`), or wait until that run has ended."
+                )
+            if os.fstat(fd).st_ino != path.stat().st_ino:
+                raise StorageError(f"{path} was replaced while it was being opened: open it again.")
+    except StorageError:
         os.close(fd)
-        if isinstance(error, BlockingIOError):
-            raise StorageError(
-                f"{path} is open elsewhere, in this process or another one, and one writer at a time may have it. "
-                "Close it there (`f.close()`), or wait until that run has ended."
-            ) from error
-        raise storage_error(error, path) from error
-    if replaced:
-        os.close(fd)
-        raise StorageError(f"{path} was replaced while it was being opened: open it again.")
+        raise
     return fd
 
 

@@ -6,7 +6,6 @@ the encoders' pool would stay taken for ever.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+
+from ccassets.files import lock_file
 
 WATCH_SECONDS = 5.0
 
@@ -30,7 +31,7 @@ def hold_run_lock(folder: Path, run_id: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        lock_file(fd, wait=True)
         _held.add(path)
         yield
     finally:
@@ -82,9 +83,6 @@ def _is_free(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return lock_file(fd)
     finally:
         os.close(fd)
-    return True
