@@ -30,9 +30,11 @@ class StageTimes:
 
     @property
     def decoding(self) -> float:
+        """Seconds of waiting for images."""
         return max(0.0, self.seconds - self.encoding - self.writing)
 
     def add(self, other: StageTimes) -> None:
+        """Add the times of other work."""
         self.seconds += other.seconds
         self.encoding += other.encoding
         self.writing += other.writing

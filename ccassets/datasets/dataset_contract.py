@@ -68,6 +68,9 @@ class Dataset(Protocol):
         Args:
             split: One of the study's splits.
 
+        Returns:
+            The rows in the data set's own order.
+
         Raises:
             DatasetError: The data set has no such split.
         """

@@ -167,6 +167,9 @@ class Manifest:
         Args:
             path: The Parquet file.
 
+        Returns:
+            The manifest; its digest is that of the one that was saved.
+
         Raises:
             DatasetError: There is no such file, or it was damaged or edited.
             StorageError: The system does not let it be read.

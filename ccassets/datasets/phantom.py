@@ -72,6 +72,9 @@ class PhantomDataset:
             split: One of the study's splits.
             row: The row's number in `rows(split)`.
 
+        Returns:
+            Whether the image shows each concept, and the masks of nucleus and cytoplasm.
+
         Raises:
             DatasetError: There is no such split or row.
         """

@@ -67,6 +67,7 @@ class EncoderCard:
 
     @property
     def has_text(self) -> bool:
+        """Whether the encoder encodes texts."""
         return self.text_pooling is not None
 
     @property
@@ -82,10 +83,12 @@ class EncoderCard:
         return fields
 
     def to_json(self) -> str:
+        """The card with its identity as JSON, as `encoder.json` holds it."""
         return json.dumps({"identity": self.identity, **self.declared()}, indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> EncoderCard:
+        """Read a card that `to_json` wrote."""
         fields = json.loads(text)
         del fields["identity"]
         return cls(**fields)
@@ -123,7 +126,8 @@ class Encoder(Protocol):
     """
 
     @property
-    def card(self) -> EncoderCard: ...
+    def card(self) -> EncoderCard:
+        """The identity card."""
 
     @property
     def device(self) -> str:

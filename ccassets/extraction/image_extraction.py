@@ -58,14 +58,17 @@ class ImageExtraction:
 
     @property
     def rows(self) -> int:
+        """Number of rows of all splits."""
         return sum(split.rows for split in self.splits)
 
     @property
     def encoded(self) -> int:
+        """Number of rows that were encoded now."""
         return sum(split.encoded for split in self.splits)
 
     @property
     def adopted(self) -> int:
+        """Number of rows taken over from adopted files."""
         return sum(split.adopted for split in self.splits)
 
     @property
@@ -75,6 +78,7 @@ class ImageExtraction:
 
     @property
     def rows_per_second(self) -> float:
+        """Encoded rows a second; 0 when none was encoded."""
         return self.encoded / self.seconds if self.encoded else 0.0
 
 

@@ -29,6 +29,7 @@ class ImagePlan:
 
     @property
     def to_encode(self) -> int:
+        """Number of rows to encode."""
         return sum(len(shard) for shard in self.shards)
 
 
@@ -48,6 +49,7 @@ class StudyPlan:
 
     @property
     def to_encode(self) -> int:
+        """Number of rows to encode in all splits."""
         return sum(plan.to_encode for plan in self.images)
 
 

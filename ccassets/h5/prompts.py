@@ -67,7 +67,11 @@ class PromptConfig:
 
 
 def get_bloodmnist_prompts() -> PromptConfig:
-    """The words and templates of the shipped BloodMNIST study."""
+    """Read the words and templates of the shipped BloodMNIST study.
+
+    Returns:
+        The words and templates, to be passed to `store_prompt_features`.
+    """
     vocabulary = load_study(SHIPPED_STUDIES / "bloodmnist").vocabulary
     return PromptConfig(
         label_texts=list(vocabulary.labels.words),

@@ -27,14 +27,17 @@ class FeatureDatabaseComponent(dg.Component):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
+        """The model of the attributes, which is that of a study file."""
         return StudyConfig
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> FeatureDatabaseComponent:
+        """Make the component of a study file."""
         assert isinstance(attributes, StudyConfig)
         return cls(Study.from_config(attributes, folder=context.path))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The definitions of the study, as Dagster asks a component for them."""
         return self.definitions()
 
     def definitions(self) -> dg.Definitions:

@@ -389,6 +389,9 @@ class Study(StudyConfig):
             config: The attributes of the folder's `defs.yaml`.
             folder: The folder; relative paths in the study start there.
 
+        Returns:
+            The study.
+
         Raises:
             StudyError: The folder's name cannot be that of a study.
         """

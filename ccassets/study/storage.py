@@ -37,6 +37,9 @@ class Store:
         Args:
             study: The study.
             root: The storage root; by default `CCASSETS_STORAGE`, else `<home>/storage`.
+
+        Returns:
+            The paths of the study's files; nothing is made on disk.
         """
         return cls(Path(root) if root else storage_root(), study.name, study.database_file)
 

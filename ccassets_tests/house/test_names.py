@@ -67,8 +67,6 @@ FOLDERS = sorted(
     ]
 )
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-LEFT = Path(__file__).with_name("names_left")
-"""By folder: the names that are still to be replaced in it, one a line."""
 
 
 def parts(name: str) -> set[str]:
@@ -119,14 +117,9 @@ def unclear_in(folder: Path) -> Iterator[tuple[str, str]]:
         yield from ((f"{where}:{line}", name) for line, name in unclear_names(syntax_tree(path)))
 
 
-def left_in(folder: Path) -> set[str]:
-    path = LEFT / f"{'.'.join(folder.relative_to(ROOT).parts)}.txt"
-    return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
-
-
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_names_say_what_they_stand_for(folder: Path) -> None:
-    assert [f"{where}: {name}" for where, name in unclear_in(folder) if name not in left_in(folder)] == []
+    assert [f"{where}: {name}" for where, name in unclear_in(folder)] == []
 
 
 def test_modules_beside_the_packages_have_clear_names() -> None:

@@ -138,6 +138,18 @@ def public_callables() -> Iterator[tuple[str, Callable[..., object]]]:
                         yield f"{module}.{name}.{method_name}", method
 
 
+def test_public_functions_explain_arguments_and_results() -> None:
+    unexplained = []
+    for name, function in public_callables():
+        signature, text = inspect.signature(function), (function.__doc__ or "").replace("Yields:", "Returns:")
+        is_method = name.rpartition(".")[0] not in PUBLIC_MODULES
+        sections = ["Args:"] if signature.parameters else []
+        sections += ["Returns:"] if str(signature.return_annotation) != "None" else []
+        if not text or not (is_method or all(section in text for section in sections)):
+            unexplained.append(name)
+    assert unexplained == []
+
+
 def takes_texts(function: Callable[..., object], annotation: str) -> bool:
     """Whether a parameter for paths takes texts as well; the annotation may be an alias of the function's module."""
     alias = getattr(sys.modules[function.__module__], annotation.partition(" | ")[0].partition("[")[0], None)

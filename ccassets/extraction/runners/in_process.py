@@ -20,7 +20,8 @@ class Runner(Protocol):
     the caller.
     """
 
-    def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]: ...
+    def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
+        """Encode shards into parts, which are yielded as they are finished."""
 
 
 class InThisProcess:
@@ -34,5 +35,6 @@ class InThisProcess:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
+        """Encode shards into parts, which are yielded as they are finished."""
         encoder = self._load() if self._load else load_encoder(setup.study, cache=setup.store.cache)
         yield from encode_shards(setup, encoder, shards, listener)

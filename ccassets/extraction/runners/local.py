@@ -46,6 +46,7 @@ class LocalWorkers:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
+        """Encode shards into parts, which are yielded as they are finished."""
         devices = self._devices()
         if len(devices) == 1:
             runner = InThisProcess(self._load or (lambda: _load_encoder(setup, self._device)))

@@ -37,6 +37,7 @@ class RayWorkers:
         self._device = device
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
+        """Encode shards into parts, which are yielded as they are finished."""
         ray = _ray()
         connected = ray.is_initialized()
         if not connected:
