@@ -185,6 +185,21 @@ def test_blank_keeps_bad_images_as_rows_of_a_stand_in(root: Path):
     assert read_image(dataset, manifest, 1).tobytes() == blank_image().tobytes()
 
 
+def test_a_shard_holds_its_rows_of_the_manifest_and_reads_their_images(root: Path):
+    dataset = folder_of(root)
+    damage(root, KEYS[1:2])
+    manifest = read_manifest(dataset, "train", on_bad_image="blank")
+
+    shard = manifest.take(np.array([4, 1]))
+
+    assert (shard.split, len(shard), shard.keys) == ("train", 2, [KEYS[4], KEYS[1]])
+    assert shard.labels.tolist() == [1, 0]
+    assert shard.blank.tolist() == [False, True]
+    assert [image_digest(read_image(dataset, shard, row)) for row in (0, 1)] == [
+        digest.tobytes() for digest in manifest.image_digest[[4, 1]]
+    ]
+
+
 def test_an_image_that_is_lost_later_is_named_with_split_and_key(root: Path):
     manifest = read_manifest(folder_of(root), "train")
     damage(root, ["train/b/2.png"])

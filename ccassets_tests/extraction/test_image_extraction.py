@@ -61,6 +61,22 @@ def test_the_database_holds_what_the_encoder_gives_row_by_row(study: Study, imag
         assert database.attributes["dataset"] == "pictures"
 
 
+def test_one_call_encodes_one_split_several_or_all(study: Study) -> None:
+    one = extract_images(study, "val")
+    several = extract_images(study, ["val", "test"])
+    every = extract_images(study)
+
+    assert [[split.split for split in done.splits] for done in (one, several, every)] == [
+        ["val"],
+        ["val", "test"],
+        ["train", "val", "test"],
+    ]
+    assert [done.encoded for done in (one, several, every)] == [5, 4, 9]
+    assert [done.rows for done in (one, several, every)] == [5, 9, 18]
+    assert every.digests.items() > several.digests.items() > one.digests.items()
+    assert plan_study(study).to_encode == 0
+
+
 def test_parts_are_small_valid_databases_of_a_shard_each(study: Study) -> None:
     build(study)
 
