@@ -8,6 +8,7 @@ import dagster as dg
 
 from ccassets.analysis.results import available_analyses
 from ccassets.database.validation import CHECKS, validate_database
+from ccassets.database.validation.registry import checks_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import held_rows
@@ -31,11 +32,6 @@ class CheckGroup:
     name: str
     blocking: bool
     description: str
-
-    @property
-    def checks(self) -> frozenset[str]:
-        """The names of the validator's checks."""
-        return frozenset(check.name for check in CHECKS.values() if check.group == self.name)
 
 
 STRUCTURE = CheckGroup("structure", True, "Every data set is there with its shape and dtype; attributes agree.")
@@ -122,20 +118,18 @@ def _file_checks(
     @dg.multi_asset_check(name=f"{key.to_python_identifier()}__checks", specs=specs, can_subset=True)
     def _checks(context: dg.AssetCheckExecutionContext, store: StoreResource) -> Iterator[dg.AssetCheckResult]:
         selected = {check.name for check in context.selected_asset_check_keys}
-        checks = {group.name: group.checks for group in groups if group.name in selected}
-        findings: list[Finding] = []
+        checks = {group.name: checks_of(group.name) for group in groups if group.name in selected}
+        only = frozenset[str]().union(*checks.values())
         try:
             files = find_files(context, store.of(study))
-            for file in files:
-                findings += validate_database(
-                    file, study=study if compare else None, only=frozenset[str]().union(*checks.values())
-                )
+            results = [validate_database(file, study=study if compare else None, only=only) for file in files]
         except CcassetsError as error:
             yield from (_failure(name, error) for name in checks)
             return
         nothing = f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}."
         for name, of_group in checks.items():
-            yield _result(name, [finding for finding in findings if finding.check in of_group], nothing)
+            findings = [finding for result in results for finding in result if finding.check in of_group]
+            yield _result(name, findings, nothing)
 
     return _checks
 
