@@ -124,7 +124,7 @@ def _read_cache(path: Path | None) -> dict[str, str]:
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """What the disk refused, as a sentence with the path and what to do."""
+    """A refusal of the disk, as a sentence with the path and what to do."""
     if error.errno in _FULL:
         return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
     if error.errno in _FORBIDDEN:
@@ -137,7 +137,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
-    """What the system refused to let us read, as a sentence; None when the error is about the file itself."""
+    """A refusal of the system to let us read, as a sentence; None when the error is about the file itself."""
     number = error.errno if isinstance(error, OSError) else None
     if number not in _FORBIDDEN | EXHAUSTED:
         return None

@@ -1,4 +1,4 @@
-"""What the commands write: progress bars and findings in the terminal, JSON, text files."""
+"""Output of the commands: progress bars and findings in the terminal, JSON, text files."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ NUCLEAR_CONCEPTS = CONCEPTS[:4]
 
 @dataclass(frozen=True)
 class CellType:
-    """How often a class shows which morphology, and how it looks beyond the concepts.
+    """A kind of cell: how often it shows which morphology, and how it looks beyond the concepts.
 
     `nuclei`, `granules` and `cytoplasm` give odds by name, `vacuoles` and `high_ratio` (a nucleus that fills the
     cell; round and reniform ones only) probabilities. `radius` and `lobes` are ranges, `outline` is how uneven the
@@ -185,7 +185,7 @@ CLUMP = 0.15
 
 @dataclass(frozen=True)
 class Morphology:
-    """What is to be seen in one image: everything that decides a concept, and nothing else."""
+    """The content of one image: everything that decides a concept, and nothing else."""
 
     cell_class: str
     nucleus: str
@@ -294,7 +294,7 @@ class _Canvas:
         self.density += amount[:, :, None] * (colour * self.stain)
 
     def cover(self, distance: Array, softness: float = 1.0) -> Array:
-        """How much of each pixel lies inside, from the signed distance to an edge (negative inside)."""
+        """The share of each pixel that lies inside, from the signed distance to an edge (negative inside)."""
         slope = np.float32(self.unit / max(softness * self.unit, 1.0))
         covered: Array = np.clip(0.5 - distance * slope, 0, 1)
         return covered

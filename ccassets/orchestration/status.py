@@ -1,4 +1,4 @@
-"""What Dagster's records and the disk say of a study's assets: built, stale, failed, lost or missing."""
+"""Status of a study's assets by Dagster's records and the disk: built, stale, failed, lost or missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step does while it runs: it reports progress, and fails with our sentences or tries again."""
+"""Behaviour of every step: it reports progress, and fails with our sentences or tries again."""
 
 from __future__ import annotations
 

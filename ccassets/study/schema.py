@@ -338,7 +338,7 @@ def _fill(prefix: str, templates: Sequence[str], words: Sequence[str]) -> Iterat
 
 
 class ExtractionConfig(_Section):
-    """How images are encoded; `strict` makes batch size, device kind and library versions part of the identity."""
+    """Encoding of images; `strict` makes batch size, device kind and library versions part of the identity."""
 
     batch_size: Annotated[int, Field(ge=1)] = 64
     rows_per_shard: Annotated[int, Field(ge=1)] = 128

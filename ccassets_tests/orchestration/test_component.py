@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,8 @@ from ccassets.orchestration.names import job_name
 from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.study.schema import Study
 
-PAGE = Path(__file__).parents[2] / "docs" / "dagster.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "dagster.md"
 
 
 def blocks(heading: str) -> list[str]:
@@ -59,9 +61,9 @@ def project(tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> It
         del sys.modules[name]
 
 
-def run_in(project: Path, *command: str) -> str:
-    """What a program says in the root of the project, with the project's own home; it has to end well."""
-    environment = {**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(project / "home")}
+def run_in(project: Path, *command: str, home: Path | None = None) -> str:
+    """The output of a program in the root of a project, by default with the home of that project; it has to succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(home or project / "home")}
     del environment["CCASSETS_HOME"]
     program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     result = subprocess.run(program, cwd=project, env=environment, capture_output=True, text=True, check=False)
@@ -93,6 +95,17 @@ def test_the_page_works_as_it_stands_in_their_home_and_under_their_executor(proj
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_dg_lists_one_component_of_ours_under_the_name_in_study_files(tmp_path: Path) -> None:
+    lines = run_in(ROOT, "dg", "list", "components", "--json", home=tmp_path).splitlines()
+    listed = json.loads(next(line for line in lines if line.startswith("{")))
+    keys = [item["key"] for item in listed["items"]]
+    assert [key for key in keys if key.startswith("ccassets.")] == ["ccassets.FeatureDatabase"]
+
+
+def test_dg_accepts_the_studies_that_ship(tmp_path: Path) -> None:
+    assert "All component YAML validated successfully" in run_in(ROOT, "dg", "check", "yaml", home=tmp_path)
+
+
 def test_a_full_rebuild_from_the_schedule_uses_their_store(project: Path, study: Study) -> None:
     (project / "home").mkdir()
     (project / "home" / "dagster.yaml").touch()
