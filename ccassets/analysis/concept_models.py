@@ -137,8 +137,13 @@ def load_model(path: str | os.PathLike[str]) -> ConceptModel:
     """
     try:
         file = _File.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise AnalysisError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise AnalysisError(
+            f"{path}: expected a stored classifier (model.json), found a binary file. "
+            "`ccassets apply MODEL FILE` takes the classifier first, then the database."
+        ) from error
+    except OSError as error:
+        raise AnalysisError(f"{path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"])) or "the file"

@@ -43,7 +43,10 @@ def search(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Find the images that are nearest to a text, a concept, an image, or a mixture of these."""
+    """Find the images that are nearest to a text, a concept, an image, or a mixture of these.
+
+    Repeat --text, --concept and --row for a mixture: their unit vectors are added, and those of --minus subtracted.
+    """
     from ccassets.analysis import RowFilter, image_reader, save_hit_images, write_hits
     from ccassets.analysis import search as search_database
     from ccassets.analysis.samples import class_names

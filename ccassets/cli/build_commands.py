@@ -107,7 +107,7 @@ def prune(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Remove parts that no study needs, and temporary files of dead processes."""
+    """Remove from a study's storage the parts that no study needs, and temporary files of dead processes."""
     from ccassets.extraction.pruning import prune as prune_storage
     from ccassets.study.loading import load_study
 
@@ -145,7 +145,7 @@ def ui(
 
 
 def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """List the studies and count what is built, stale, failed and missing."""
+    """List the studies, and how many of their assets are built, stale, failed and missing."""
     from ccassets.orchestration.component import definitions_of
     from ccassets.orchestration.status import status_of_studies
     from ccassets.study.loading import load_study, study_files

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccassets.cli.options import FileArgument, HomeOption, JsonOption, StudyArgument, StudyOption
-from ccassets.cli.terminal import counted, print_findings, print_json, progress_bars
+from ccassets.cli.terminal import counted, print_findings, print_json, progress_bar
 from ccassets.errors import AdoptionError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def validate(
     study: StudyOption = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also recompute every digest.")] = False,
 ) -> None:
-    """Check a file against every rule of the format, and of a study if given; exit with 1 if there is an error."""
+    """Check a file against the format, and against a study if given; exit with 1 if there is an error."""
     from ccassets.database.validation import validate_database
     from ccassets.findings import has_errors
     from ccassets.pages.report_page import findings_as_json
@@ -69,10 +69,8 @@ def adopt(
     loaded = load_study(study)
     require_readable(file)
     try:
-        with progress_bars() as listener:
-            adoption = adopt_file(
-                file, loaded, repair=repair, progress=lambda done, total: listener("rows imported", done, total)
-            )
+        with progress_bar("rows imported") as progress:
+            adoption = adopt_file(file, loaded, repair=repair, progress=progress)
     except AdoptionError as error:
         if as_json:
             print_json({"adopted": False, "findings": findings_as_json(error.findings)["findings"]})

@@ -47,7 +47,7 @@ StudyOption = Annotated[
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Path of a feature database.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Use only the rows of this split.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CsvOutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", dir_okay=False, help="Also write the result to this CSV file.")
 ]

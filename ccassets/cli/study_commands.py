@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument, complete_study
-from ccassets.cli.terminal import counted, print_json, progress_bars
+from ccassets.cli.terminal import counted, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ccassets.tools.doctor import Diagnosis
@@ -46,7 +46,7 @@ def new_study(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the study file for a folder of your images, or for a set of MedMNIST."""
+    """Write the study file for a folder of images or a set of MedMNIST."""
     from ccassets.tools.new_study import write_folder_study, write_medmnist_study
 
     studies = output or Path(os.environ.get("CCASSETS_STUDIES") or "studies")
@@ -72,7 +72,7 @@ def doctor(
     study: Annotated[
         str | None,
         typer.Argument(
-            metavar="[STUDY]",
+            metavar="STUDY",
             autocompletion=complete_study,
             help="Study whose data, weights and disk are checked too: its name, or path to its defs.yaml.",
         ),
@@ -114,8 +114,8 @@ def bundle(
     from ccassets.tools.offline_bundle import write_bundle
 
     loaded = load_study(study)
-    with progress_bars() as listener:
-        written = write_bundle(loaded, output, progress=lambda done, total: listener("bytes copied", done, total))
+    with progress_bar("bytes copied") as progress:
+        written = write_bundle(loaded, output, progress=progress)
     if as_json:
         print_json({"study": str(written.study), "files": written.files, "bytes": written.bytes})
         return
@@ -137,19 +137,13 @@ def precision_drift(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Measure how far lower precisions move the features of a study's images from float32, and their speed."""
+    """Compare lower precisions of a study's encoder with float32: how far its features move, and the speed."""
     from ccassets.study.loading import load_study
     from ccassets.tools.precision_drift import measure_precision_drift
 
     loaded = load_study(study)
-    with progress_bars() as listener:
-        drifts = measure_precision_drift(
-            loaded,
-            image_count,
-            compiled=compiled,
-            device=device,
-            progress=lambda done, total: listener("images encoded", done, total),
-        )
+    with progress_bar("images encoded") as progress:
+        drifts = measure_precision_drift(loaded, image_count, compiled=compiled, device=device, progress=progress)
     if as_json:
         print_json([drift.facts() for drift in drifts])
     else:

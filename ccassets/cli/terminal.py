@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ccassets.findings import Finding
+    from ccassets.progress import Listener, Progress
 
 
 def print_json(value: Any) -> None:
@@ -52,8 +53,8 @@ def counted(number: int, noun: str) -> str:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[..., None]]:
-    """Give a function `(task, done, total, note="")` that draws one progress bar for each task on stderr."""
+def progress_bars() -> Iterator[Listener]:
+    """Give a listener that draws one progress bar for each task on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -67,7 +68,7 @@ def progress_bars() -> Iterator[Callable[..., None]]:
     progress = Progress(*columns, console=Console(stderr=True))
     task_ids: dict[str, TaskID] = {}
 
-    def update(task: str, done: int, total: int, note: str = "") -> None:
+    def update(task: str, done: int, total: int, note: str) -> None:
         if task not in task_ids:
             progress.start()  # Not before the first task, so that an early error is the first line.
             task_ids[task] = progress.add_task(task, total=total, note=note)
@@ -78,3 +79,10 @@ def progress_bars() -> Iterator[Callable[..., None]]:
     finally:
         if task_ids:
             progress.stop()
+
+
+@contextmanager
+def progress_bar(task: str) -> Iterator[Progress]:
+    """Give a progress callback that draws the bar of one task on stderr."""
+    with progress_bars() as listener:
+        yield lambda done, total: listener(task, done, total, "")

@@ -76,10 +76,11 @@ def test_help_and_version_load_no_heavy_library() -> None:
     script = (
         "import sys\nfrom ccassets.cli import main\nsys.argv = ['ccassets', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'dagster', 'transformers', 'h5py', 'numpy') if name in sys.modules])"
+        "print(*sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    loaded = result.stdout.splitlines()[-1].split()
+    assert {"torch", "dagster", "transformers", "h5py", "numpy", "pandas", "pydantic"}.isdisjoint(loaded)
 
 
 @pytest.mark.parametrize(

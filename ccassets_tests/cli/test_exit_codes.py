@@ -192,6 +192,11 @@ def test_a_classifier_that_cannot_be_read_is_named(tmp_path: Path, text: str | N
     assert_refused(run("apply", model, write_database(tmp_path / "a.h5")), "model.json")
 
 
+def test_a_database_in_the_place_of_the_classifier_is_noticed(tmp_path: Path) -> None:
+    database = write_database(tmp_path / "a.h5")
+    assert_refused(run("apply", database, tmp_path / "model.json"), "a.h5: expected a stored classifier", "first")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
