@@ -205,7 +205,7 @@ def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Stu
     open_one = ask("lab/tiny")
     assert open_one["weights"]["level"] == "ok"
     assert "will be downloaded by the first build" in open_one["weights"]["message"]
-    assert not [path for path in hub.asked if "/resolve/" in path]
+    assert not [path for path in hub.requested_paths if "/resolve/" in path]
     nobody = run(load_study(study.folder), **{**hf, "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert "http://127.0.0.1:9 cannot be reached" in nobody["weights"]["message"]
 

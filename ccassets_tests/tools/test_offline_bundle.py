@@ -102,10 +102,10 @@ def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
     assert str(tmp_path) not in (copy / "bundle.json").read_text() + (copy / "cells/defs.yaml").read_text()
 
     offline = {"HF_HOME": str(tmp_path / "nothing"), "HF_ENDPOINT": hub.url}
-    hub.asked.clear()
+    hub.requested_paths.clear()
     built = run("build", str(copy / "cells"), blocked=True, **offline)
     assert built.returncode == 0, built.stderr
-    assert hub.asked == []
+    assert hub.requested_paths == []
     bundled = load_study(copy / "cells")
     database = built.stdout.splitlines()[-1]
     assert ccassets.validate_database(database, study=bundled, deep=True) == []
