@@ -23,7 +23,7 @@ class SupervisedProcess:
     """A console script in a process group of its own, which ends when its parent ends or is killed.
 
     The child holds the reading end of a pipe whose only writing end is here. When that is closed, by `stop` or because
-    this process is gone, the child interrupts its group, and kills it when that takes longer than 20 seconds.
+    this process is gone, the child terminates its group, and kills it when that takes longer than 20 seconds.
 
     Args:
         script: The name of an installed console script: `dagster-daemon`.
@@ -70,7 +70,7 @@ def main() -> None:
 def _end_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass  # Nothing is written to the pipe: reading ends when its other end is closed.
-    os.killpg(0, signal.SIGINT)
+    os.killpg(0, signal.SIGTERM)  # Dagster treats it as an interrupt, once it can be interrupted.
     time.sleep(_GRACE_SECONDS)
     os.killpg(0, signal.SIGKILL)
 
