@@ -355,7 +355,7 @@ def test_a_job_reads_no_sources_and_says_who_does(study: Study) -> None:
 
 def test_a_job_that_is_not_of_so_many_is_refused(study: Study) -> None:
     for number, count in ((0, 4), (5, 4), (-1, 4), (1, 0)):
-        with pytest.raises(StudyError, match=rf"1 <= i <= n; by_process {number}/{count}"):
+        with pytest.raises(StudyError, match=rf"1 <= i <= n; found {number}/{count}"):
             extract_shards(study, number, count)
 
 
