@@ -18,7 +18,7 @@ def silent(done: int, total: int) -> None:
 
 @dataclass
 class StageTimes:
-    """Where the time of encoding went, in seconds, of all workers together.
+    """The times of the stages of encoding, in seconds, of all workers together.
 
     `seconds` is the whole. An encoder was computing for `encoding`, and for `writing` the part before had to reach the
     disk first. The rest is waiting for images: `decoding`.

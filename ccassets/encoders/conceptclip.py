@@ -99,7 +99,7 @@ def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str 
 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
-    """Every file a `conceptclip` encoder is read from, by its name in a model folder; a `phantom` brings its own."""
+    """Every file that a `conceptclip` encoder is read from, by its name in a model folder; none for a `phantom`."""
     if isinstance(study.encoder, PhantomEncoderConfig):
         return {}
     source = _find(study, hf_token)

@@ -108,7 +108,7 @@ def _forget_other(name: str, folder: Path) -> None:
 
 
 def _disagreements(card: EncoderCard, config: PythonEncoderConfig) -> list[str]:
-    """Where a study says something of a custom encoder that its card denies; what it leaves out it does not say."""
+    """The settings in which a study contradicts the card of a custom encoder, of those that it sets."""
     problems = []
     if "dtype" in config.model_fields_set and card.dtype != config.dtype:
         problems.append(f"the study says dtype {config.dtype}, card.dtype is {card.dtype}")

@@ -118,7 +118,7 @@ class TextFeatures:
 
 
 class Encoder(Protocol):
-    """What an encoder is: a card, and four methods.
+    """The contract of an encoder: a card, and four methods.
 
     `preprocess` runs in worker threads and must be safe there; the rest is called by one thread.
 

@@ -20,7 +20,7 @@ PREPROCESSING: dict[str, Any] = {
     "mean": [MEAN] * 3,
     "std": [STD] * 3,
 }
-"""What is done to an image, as it stands in the encoder's identity."""
+"""The preprocessing, as the encoder's identity holds it."""
 
 
 def require_rgb(image: Image.Image) -> Image.Image:

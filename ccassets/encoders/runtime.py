@@ -111,7 +111,7 @@ def to_host(tokens: torch.Tensor) -> npt.NDArray[np.floating[Any]]:
 
 
 def tower_dtype(dtype: str) -> torch.dtype:
-    """What towers compute in under a study's `dtype`: `tf32` is float32, but for how CUDA multiplies."""
+    """The dtype of the towers for a study's `dtype`: `tf32` is float32 with another product on CUDA."""
     import torch
 
     compute_dtype: torch.dtype = getattr(torch, "float32" if dtype == "tf32" else dtype)

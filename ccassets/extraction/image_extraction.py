@@ -15,7 +15,7 @@ from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import DatasetError, StorageError, StudyError
 from ccassets.extraction.image_shards import WorkerSetup, part_name
-from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, with_newer
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, as_keys, held_rows, with_newer
 from ccassets.extraction.plan import ImagePlan, divide, nothing_held, plan_images, row_bytes
 from ccassets.extraction.runners import InThisProcess, Runner
 from ccassets.extraction.shard_locks import ShardLocks
@@ -45,7 +45,7 @@ class SplitExtraction:
 
 @dataclass(frozen=True)
 class ImageExtraction:
-    """What `extract_images` did, for every split that was asked for, and for all of them together.
+    """The result of `extract_images`, for every split and for all of them together.
 
     `seconds` is the time from the first shard to the last part, `times` is where it went. `damaged` names parts that
     were not what was written; their rows were encoded again.
@@ -184,7 +184,7 @@ def held_entries(manifest: Manifest, index: RowIndex) -> _Ints:
 
 @dataclass(frozen=True)
 class ShardsExtraction:
-    """What `extract_shards` did: shards and images it encoded, and the shards that it left to other processes."""
+    """The result of `extract_shards`: shards and images that it encoded, and shards that it left to other processes."""
 
     shards: int
     encoded: int
@@ -301,7 +301,7 @@ def _plans(manifests: Sequence[Manifest], index: RowIndex, rows_per_shard: int) 
     plans = [plan_images(manifest, index, rows_per_shard) for manifest in manifests]
     rows = [np.concatenate([np.empty(0, np.int64), *plan.shards]) for plan in plans]
     images = np.concatenate([manifest.image_digest[missing] for manifest, missing in zip(manifests, rows, strict=True)])
-    _, first = np.unique(images.view("S32").ravel(), return_index=True)
+    _, first = np.unique(as_keys(images), return_index=True)
     if len(first) == len(images):
         return plans
     is_first = np.zeros(len(images), np.bool_)

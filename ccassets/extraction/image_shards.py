@@ -43,7 +43,7 @@ _Features = npt.NDArray[np.float16]
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What a worker needs besides its shards."""
+    """The setup of a worker: all it needs besides its shards."""
 
     study: Study
     card: EncoderCard
@@ -171,7 +171,7 @@ def _wait_for_part(writing: Future[ImagePart], clock: _Clock) -> ImagePart:
 
 
 class _Clock:
-    """Where the time went since the last snapshot; it stands still between `pause` and `resume`."""
+    """Times of the stages since the last snapshot; the clock stands still between `pause` and `resume`."""
 
     def __init__(self) -> None:
         self.times = StageTimes()

@@ -50,13 +50,13 @@ class RowIndex:
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
-        distinct, first = np.unique(_as_keys(self.image_digest), return_index=True)
+        distinct, first = np.unique(as_keys(self.image_digest), return_index=True)
         return distinct, first
 
     def find(self, image_digest: Digests) -> npt.NDArray[np.int64]:
         """For every image digest (n, 32) the entry that holds it, -1 where none does: (n,) int64."""
         known, first = self._sorted
-        keys = _as_keys(image_digest)
+        keys = as_keys(image_digest)
         if not len(known) or not len(keys):
             return np.full(len(keys), -1, np.int64)
         nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
@@ -64,7 +64,7 @@ class RowIndex:
 
 
 class VerifiedFiles:
-    """Which files of a folder had the right bytes, by fingerprint: they are hashed again only when it changed.
+    """A record of the files of a folder whose bytes were right, by fingerprint: only a changed file is hashed again.
 
     `rows_only` is a record of its own for databases of which only the rows were hashed, not templates, labels and keys.
     Kept as lines of JSON that are only ever appended, so that several processes may write, and a line that is torn
@@ -216,6 +216,7 @@ def _index(files: Iterable[_FileRows]) -> RowIndex:
     )
 
 
-def _as_keys(digests: Digests) -> npt.NDArray[np.bytes_]:
+def as_keys(digests: Digests) -> npt.NDArray[np.bytes_]:
+    """Image digests (n, 32) as n byte strings, to be sorted and compared."""
     # All are 32 bytes long, so numpy's padding of byte strings with zeros cannot make two of them equal.
     return np.ascontiguousarray(digests, np.uint8).reshape(-1, 32).view("S32").ravel()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ccassets.database.layout import STORED_IMAGE_DTYPE
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.extraction.parts import RowIndex, held_rows, seconds_per_row
+from ccassets.extraction.parts import RowIndex, as_keys, held_rows, seconds_per_row
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import missing_templates
 from ccassets.study.schema import Study
@@ -45,7 +45,7 @@ class StudyPlan:
     part_bytes: int
     database_bytes: int
     seconds: float | None
-    """How long encoding would take at the speed of the newest parts; None when there are none."""
+    """The time of encoding at the speed of the newest parts; None when there are none."""
 
     @property
     def to_encode(self) -> int:
@@ -66,7 +66,7 @@ def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> Ima
     """
     entries = index.find(manifest.image_digest)
     missing = np.flatnonzero(entries < 0)
-    _, first = np.unique(manifest.image_digest[missing].view("S32").ravel(), return_index=True)
+    _, first = np.unique(as_keys(manifest.image_digest[missing]), return_index=True)
     distinct = missing[np.sort(first)]
     return ImagePlan(
         split=manifest.split,

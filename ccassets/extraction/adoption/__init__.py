@@ -56,7 +56,7 @@ class AdoptedSplit:
 
 @dataclass(frozen=True, eq=False)
 class Adoption:
-    """What `adopt` imported, and what it left to the next build.
+    """The result of `adopt`: what was imported, and what is left to the next build.
 
     `matched_by` says how rows were matched to images: by `image digest`, `position and label`, or `position`.
     `templates` were imported now, `missing_templates` are held by no part. `sha256` is the file's.

@@ -17,6 +17,7 @@ from ccassets.database.validation.finding_collector import FindingCollector, cou
 from ccassets.database.validation.legacy_traces import Copy, are_copies, find_copies, torn_rows
 from ccassets.datasets.dataset_contract import Dataset, Rows
 from ccassets.datasets.manifest import Manifest
+from ccassets.extraction.parts import as_keys
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -35,7 +36,7 @@ class Images:
 
     @classmethod
     def of(cls, manifests: Sequence[Manifest]) -> Images:
-        digests = np.concatenate([np.empty(0, "S32"), *(_as_keys(manifest.image_digest) for manifest in manifests)])
+        digests = np.concatenate([np.empty(0, "S32"), *(as_keys(manifest.image_digest) for manifest in manifests)])
         distinct, numbers = np.unique(digests, return_inverse=True)
         stops = np.cumsum([len(manifest) for manifest in manifests])
         by_split = np.split(numbers.astype(np.int64), stops[:-1])
@@ -109,7 +110,7 @@ def _by_digest(
     contents: Contents, images: Images, manifests: Sequence[Manifest], findings: FindingCollector
 ) -> tuple[Ints, Ints]:
     assert contents.image_digest is not None
-    stored = _as_keys(contents.image_digest[: _whole_rows(contents)])
+    stored = as_keys(contents.image_digest[: _whole_rows(contents)])
     nearest = np.searchsorted(images.digests, stored)
     known = nearest < len(images.digests)
     known[known] = images.digests[nearest[known]] == stored[known]
@@ -124,11 +125,6 @@ def _by_digest(
                 f"file (the first is {manifest.keys[missing[0]]!r})",
             )
     return row, image
-
-
-def _as_keys(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
-    # All are 32 bytes long, so numpy's padding of byte strings with zeros cannot make two of them equal.
-    return np.ascontiguousarray(digests, np.uint8).reshape(-1, 32).view("S32").ravel()
 
 
 def _whole_rows(contents: Contents) -> int:

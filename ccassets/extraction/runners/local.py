@@ -88,7 +88,7 @@ class _Worker:
 
 
 def _cuda_devices() -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` would have to say for each device that is visible now."""
+    """The value of `CUDA_VISIBLE_DEVICES` for each device that is visible now."""
     import torch
 
     chosen = os.environ.get(_VISIBLE)
