@@ -257,6 +257,18 @@ def lock_file(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock of a file."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not lock_file(fd)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One writer at a time in a folder; the second says so and waits. The lock dies with its process."""

@@ -103,22 +103,34 @@ def extract(
 
 def prune(
     study: StudyArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed, and why.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Also remove parts younger than a day.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Remove from a study's storage the parts that no study needs, and temporary files of dead processes."""
+    """Remove from a study's storage the parts that no study needs, and temporary files of dead processes.
+
+    Removes nothing while the needs of any study are unknown. `pruned.jsonl` in the storage names what was removed.
+    """
     from ccassets.extraction.pruning import prune as prune_storage
     from ccassets.study.loading import load_study
 
-    files = prune_storage(load_study(study), dry_run=dry_run)
-    size = sum(file.bytes for file in files)
+    unneeded = prune_storage(load_study(study), dry_run=dry_run, now=now)
+    kept = [file for file in unneeded if file.recent and not now]
+    removed = [file for file in unneeded if file not in kept]
+    size = sum(file.bytes for file in removed)
     if as_json:
-        print_json({"removed": not dry_run, "bytes": size, "files": [asdict(file) for file in files]})
+        facts = {"files": [asdict(file) for file in removed], "kept": [asdict(file) for file in kept]}
+        print_json({"removed": not dry_run, "bytes": size, **facts})
         return
-    for file in files:
+    for file in removed:
         typer.echo(f"{file.bytes:>15,} bytes  {file.path}  ({file.reason})")
-    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counted(len(files), 'file')} of {size:,} bytes.")
+    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counted(len(removed), 'file')} of {size:,} bytes.")
+    if kept:
+        typer.echo(
+            f"Kept {counted(len(kept), 'file')} of {sum(file.bytes for file in kept):,} bytes that no study needs and "
+            "that are younger than a day; --now removes them, too."
+        )
 
 
 def ui(

@@ -88,10 +88,25 @@ class EncoderCard:
 
     @classmethod
     def from_json(cls, text: str) -> EncoderCard:
-        """Read a card that `to_json` wrote."""
+        """Read a card that `to_json` wrote.
+
+        Args:
+            text: The JSON object.
+
+        Returns:
+            The card.
+
+        Raises:
+            ValueError: This is no JSON, or the fields are not those of the identity beside them.
+            KeyError: The identity is missing.
+            TypeError: Fields are missing or unknown.
+        """
         fields = json.loads(text)
-        del fields["identity"]
-        return cls(**fields)
+        identity = fields.pop("identity")
+        card = cls(**fields)
+        if card.identity != identity:
+            raise ValueError(f"the fields of the card have the identity {card.identity}, expected {identity}")
+        return card
 
 
 @dataclass(frozen=True)

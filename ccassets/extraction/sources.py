@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
@@ -131,15 +133,16 @@ def identify_encoder(
     """
     store = store or Store.of(study)
     card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
-    record = {"asked": _request_digest(study), "card": json.loads(card.to_json())}
+    record = {"asked": request_digest(study), "splits": list(study.splits), "card": json.loads(card.to_json())}
+    record["digest"] = _record_digest(record)
     write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))
     return card
 
 
 def recorded_identity(store: Store) -> str | None:
     """The identity of the last recorded card, whatever the study says now; None without one."""
-    record = _read_card(store)
-    return None if record is None else record[1].identity
+    record = _read_record(store)
+    return None if record is None else record.card.identity
 
 
 def recorded_card(study: Study, store: Store) -> EncoderCard:
@@ -147,33 +150,74 @@ def recorded_card(study: Study, store: Store) -> EncoderCard:
 
     Raises `EncoderError` when there is none, or when the study's encoder section changed since.
     """
-    record = _read_card(store)
+    record = _read_record(store)
     if record is None:
         raise EncoderError(
             f"The encoder of {study.name} was not identified yet. "
             f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
         )
-    request, card = record
-    if request != _request_digest(study):
+    if record.request != request_digest(study):
         raise EncoderError(
             f"The encoder section of {study.name} changed since its encoder was identified. "
             f"Materialize `{study.name}/encoder` again, or run `ccassets build {study.name}`."
         )
-    return card
+    return record.card
 
 
-def _read_card(store: Store) -> tuple[str, EncoderCard] | None:
-    """The request digest and the card that was made for it; None when there is no readable record."""
+@dataclass(frozen=True)
+class EncoderRecord:
+    """A recorded identity card, the digest of the encoder section that it was made for, and the study's splits then.
+
+    A record of an older version has no splits.
+    """
+
+    request: str
+    card: EncoderCard
+    splits: Sequence[str] = ()
+
+
+def load_encoder_record(store: Store) -> EncoderRecord:
+    """Read the record of a study's encoder, checked against its own digests.
+
+    Args:
+        store: The study's files.
+
+    Returns:
+        The record.
+
+    Raises:
+        EncoderError: The record is missing or damaged.
+        StorageError: The system does not let it be read now.
+    """
+    path = store.encoder_card
     try:
-        record = json.loads(store.encoder_card.read_text(encoding="utf-8"))
-        return record["asked"], EncoderCard.from_json(json.dumps(record["card"]))
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        if refusal := reading_refused(error, str(store.encoder_card)):
-            raise refusal from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+        digest = record.pop("digest", None)  # Older records have none.
+        if digest not in {None, _record_digest(record)}:
+            raise ValueError("its digest is not the one of its content")
+        card = EncoderCard.from_json(json.dumps(record["card"]))
+        return EncoderRecord(record["asked"], card, tuple(record.get("splits", ())))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise reading_refused(error, str(path)) or EncoderError(
+            f"{path} is missing or damaged ({error}). Run `ccassets build {store.study} --plan`, which writes it again."
+        ) from error
+
+
+def _read_record(store: Store) -> EncoderRecord | None:
+    """The record of the encoder; None when there is no readable one."""
+    try:
+        return load_encoder_record(store)
+    except EncoderError:
         return None
 
 
-def _request_digest(study: Study) -> str:
+def _record_digest(record: Mapping[str, Any]) -> str:
+    """A digest of a record's content but its own digest, which tells a damaged or edited file."""
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def request_digest(study: Study) -> str:
     """A digest of the encoder section of a study, in place of its paths and options, which are private."""
     batch_size = study.extraction.batch_size if study.extraction.strict else None
     return hashlib.sha256(f"{study.encoder.model_dump_json()}|{batch_size}".encode()).hexdigest()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 import ccassets
@@ -247,19 +248,28 @@ def test_a_plan_and_a_build_are_printed_as_json(built: Built) -> None:
 
 
 def test_what_is_pruned_is_printed_as_json(built: Built) -> None:
-    unneeded = built.folder / "home" / "storage" / "features" / ("0" * 32) / "rows" / "part.h5"
+    features = built.folder / "home" / "storage" / "features"
+    unneeded = features / ("0" * 32) / "rows" / "part.h5"
     unneeded.parent.mkdir(parents=True)
-    shutil.copy(DATA / "legacy" / "legacy_good.h5", unneeded)
+    part = next(features.glob("*/rows/*.h5"))
+    shutil.copy(part, unneeded)
+    with h5py.File(unneeded, "r+") as file:
+        file.attrs["provenance"] = file.attrs["provenance"].replace(part.parent.parent.name, "0" * 32)
     size = unneeded.stat().st_size
     files = [
         {
             "path": f"features/{'0' * 32}/rows/part.h5",
             "bytes": size,
             "reason": "of an encoder that no study uses",
+            "recent": True,
         }
     ]
-    assert facts_of("prune", built.study.folder, "--dry-run") == {"removed": False, "bytes": size, "files": files}
-    assert facts_of("prune", built.study.folder) == {"removed": True, "bytes": size, "files": files}
+    kept: dict[str, object] = {"bytes": 0, "files": [], "kept": files}
+    removed = {"bytes": size, "files": files, "kept": []}
+    assert facts_of("prune", built.study.folder, "--dry-run") == {"removed": False, **kept}
+    assert facts_of("prune", built.study.folder) == {"removed": True, **kept}
+    assert facts_of("prune", built.study.folder, "--dry-run", "--now") == {"removed": False, **removed}
+    assert facts_of("prune", built.study.folder, "--now") == {"removed": True, **removed}
     assert not unneeded.exists()
 
 
