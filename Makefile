@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow test-browser guarantees audit bench check lint types imports format clean
+.PHONY: help demo ui test slow test-browser guarantees audit bench coverage check lint types imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ audit: $(INSTALLED)  ## look up known vulnerabilities of all that is installed (
 
 bench: $(INSTALLED)  ## measure every stage against a limit and the usual way (minutes); `SIZE=small` only tries it
 	@$(BIN)/python -m benchmarks $(if $(SIZE),--size $(SIZE))
+
+coverage: $(INSTALLED)  ## measure how often intervals hold the truth (ten minutes); docs/intervals.md has the table
+	@$(BIN)/python -m benchmarks.coverage
 
 check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
 

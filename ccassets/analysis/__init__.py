@@ -37,15 +37,14 @@ from ccassets.analysis.controls import (
 )
 from ccassets.analysis.holdout_log import HoldoutAccess, HoldoutLog
 from ccassets.analysis.image_source import image_reader
+from ccassets.analysis.intervals import Estimate
 from ccassets.analysis.intervention import (
     ConceptAuroc,
     InterventionCurve,
-    Leakage,
     WhatIf,
     concept_auroc,
     concept_groups,
     intervention_curve,
-    measure_leakage,
     what_if,
 )
 from ccassets.analysis.label_error_detection import (
@@ -55,8 +54,9 @@ from ccassets.analysis.label_error_detection import (
     save_label_error_images,
     write_label_errors,
 )
+from ccassets.analysis.leakage import Leakage, measure_leakage
 from ccassets.analysis.localisation import Localisation, exchange_maps, measure_localisation, patch_mask
-from ccassets.analysis.metrics import Estimate, Evaluation, evaluate
+from ccassets.analysis.metrics import Evaluation, evaluate
 from ccassets.analysis.results import AnalysisResult
 from ccassets.analysis.retrieval import Retrieval, measure_retrieval
 from ccassets.analysis.samples import Samples, concept_samples, database_concepts, feature_samples

@@ -17,8 +17,10 @@ from ccassets.analysis.concept_annotations import ConceptAnnotations, read_conce
 from ccassets.analysis.concept_models import make_concept_model, save_model
 from ccassets.analysis.controls import Controls, accuracy_by_level, run_controls
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve, measure_leakage
-from ccassets.analysis.metrics import Estimate, accuracy
+from ccassets.analysis.intervals import Estimate
+from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve
+from ccassets.analysis.leakage import measure_leakage
+from ccassets.analysis.metrics import accuracy
 from ccassets.analysis.results import (
     RESULT_FILES,
     TEST,
@@ -178,5 +180,6 @@ def _leakage(samples: Samples, annotations: ConceptAnnotations, split: str, log:
         "given_both": leakage.given_both,
         "concepts": leakage.concepts,
         "rows": leakage.rows,
+        "matched": leakage.matched,
         "information": leakage.information,
     }

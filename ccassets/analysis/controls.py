@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, evaluate_on_holdout, fit_logistic
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.metrics import Estimate, accuracy, bootstrap
+from ccassets.analysis.intervals import Estimate, Groups, mean_difference, mean_proportion, share
+from ccassets.analysis.metrics import accuracy
 from ccassets.analysis.samples import Samples, feature_samples
 from ccassets.analysis.scores import image_cosines, normalise
 from ccassets.database.reader import Database
@@ -56,14 +57,15 @@ class Difference:
     def points(self) -> str:
         """The difference with its interval, in percentage points."""
         value, low, high = (100 * part for part in (self.accuracy.value, self.accuracy.low, self.accuracy.high))
-        return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+        limits = "no interval" if self.accuracy.reason else f"{low:+.1f} to {high:+.1f}"
+        return f"{value:+.1f} points ({limits})"
 
 
-def paired_difference(first: Array, second: Array, groups: npt.NDArray[np.object_] | None = None) -> Difference:
-    """Compare two accuracies on the same n images by a paired bootstrap.
+def paired_difference(first: Array, second: Array, groups: Groups = None) -> Difference:
+    """Compare two accuracies on the same n images.
 
     `first` and `second` (n,) say whether each image is predicted correctly: bool, or a share over seeds. Where
-    `groups` (n,) are known, whole groups are resampled.
+    `groups` (n,) are known, the images of a group are taken as dependent.
     """
     from scipy.stats import binomtest
 
@@ -72,11 +74,7 @@ def paired_difference(first: Array, second: Array, groups: npt.NDArray[np.object
     if groups is None and set(np.unique(gain)) <= {-1.0, 0.0, 1.0}:
         better, worse = int((gain > 0).sum()), int((gain < 0).sum())
         mcnemar = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return Difference(_mean(gain, groups), mcnemar)
-
-
-def _mean(values: Array, groups: npt.NDArray[np.object_] | None) -> Estimate:
-    return bootstrap(lambda weights: weights @ values / np.maximum(weights.sum(axis=1), 1), len(values), groups)
+    return Difference(mean_difference(gain, groups), mcnemar)
 
 
 # --- class names -------------------------------------------------------------------------------------
@@ -233,7 +231,7 @@ def run_controls(
                 name=name,
                 columns=len(variants[0].columns),
                 probabilities=variant_probabilities,
-                accuracy=_mean(correct_of[name], held_out.groups),
+                accuracy=mean_proportion(share(correct_of[name], answers=len(variants)), held_out.groups),
                 difference=paired_difference(correct, correct_of[name], held_out.groups),
             )
         )

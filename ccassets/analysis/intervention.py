@@ -1,6 +1,6 @@
 """Interventions on concepts: what a classifier predicts when scores are set by hand or corrected to annotations.
 
-Also how well scores tell annotated concepts apart, and what they leak besides.
+Also how well scores tell annotated concepts apart.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest, evaluate_on_holdout, fit_logistic
+from ccassets.analysis.classifiers import Classifier, FloatArray, classifier_digest
 from ccassets.analysis.concept_annotations import ConceptAnnotations
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.metrics import Estimate, Statistic, auroc, bootstrap
+from ccassets.analysis.intervals import Estimate, Groups, area, mean_proportion, unmeasured
 from ccassets.analysis.samples import Samples
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
@@ -246,115 +246,32 @@ def concept_auroc(samples: Samples, annotations: ConceptAnnotations) -> list[Con
     for column, concept in enumerate(samples.columns):
         known = np.flatnonzero(~np.isnan(annotations[:, column]))
         scores, present = samples.features[known, column], annotations[known, column] > 0.5
-        labels, groups = samples.labels[known], None if samples.groups is None else samples.groups[known]
-        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        pairs = [int(present[member].sum() * (~present[member]).sum()) for member in members]
+        groups = None if samples.groups is None else samples.groups[known]
+        members = samples.labels[known][:, None] == np.arange(len(samples.classes))
+        pairs = (members & present[:, None]).sum(axis=0) * (members & ~present[:, None]).sum(axis=0)
         measures.append(
             ConceptAuroc(
                 concept=concept,
                 true=int(present.sum()),
                 false=int((~present).sum()),
-                overall=_estimate(auroc(scores, present), present, groups),
-                within=_estimate(
-                    _within(scores, present, [m for m, n in zip(members, pairs, strict=True) if n]), present, groups
-                ),
-                pairs_within=sum(pairs),
+                overall=_auroc(scores, present, np.ones((len(known), 1), bool), np.ones(1), groups),
+                within=_auroc(scores, present, members[:, pairs > 0], pairs[pairs > 0], groups),
+                pairs_within=int(pairs.sum()),
             )
         )
     return measures
 
 
-def _estimate(statistic: Statistic, rows: npt.NDArray[Any], groups: npt.NDArray[np.object_] | None) -> Estimate:
-    if not len(rows):
-        return Estimate(np.nan, np.nan, np.nan, "bootstrap", "image" if groups is None else "group")
-    return bootstrap(statistic, len(rows), groups)
-
-
-def _within(
-    scores: npt.NDArray[Any], present: npt.NDArray[np.bool_], members: Sequence[npt.NDArray[np.intp]]
-) -> Statistic:
-    """The AUROC of pairs of one class: the mean over classes, each with the number of its pairs."""
-    parts = [(member, auroc(scores[member], present[member])) for member in members]
-
-    def statistic(weights: FloatArray) -> FloatArray:
-        ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-        for member, part in parts:
-            own = weights[:, member]
-            count = (own @ present[member]) * (own @ ~present[member])
-            ordered += np.where(count > 0, count * part(own), 0)
-            pairs += count
-        return np.asarray(np.divide(ordered, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
-
-    return statistic
-
-
-@dataclass(frozen=True)
-class Leakage:
-    """What scores tell about the class beyond the concepts that they are named after.
-
-    Attributes:
-        given_annotations: Log loss in bits of a classifier on the annotations.
-        given_both: Log loss in bits of a classifier on annotations and scores.
-        concepts: Number of annotated concepts.
-        rows: Rows of the split.
-    """
-
-    given_annotations: float
-    given_both: float
-    concepts: int
-    rows: int
-
-    @property
-    def information(self) -> float:
-        """I(y; scores | concepts) in bits, the difference of the losses; a negative value is noise of the estimate."""
-        return self.given_annotations - self.given_both
-
-
-def measure_leakage(
-    samples: Samples,
-    annotations: ConceptAnnotations,
-    *,
-    split: str,
-    log: HoldoutLog,
-    train: str = "train",
-    val: str | None = "val",
-) -> Leakage:
-    """Measure how much scores leak about the class beyond their concepts (arXiv 2504.09459).
-
-    I(y; scores | concepts) = H(y | concepts) - H(y | scores, concepts), each by the log loss of a logistic
-    regression.
-
-    Args:
-        samples: The rows, described by concept scores.
-        annotations: (N, K) for the rows and columns of `samples`; only annotated concepts and rows count.
-        split: The held-out split.
-        log: Records the accesses.
-        train: The split to fit on.
-        val: The split to choose on; None chooses by folds of `train`.
-
-    Returns:
-        The losses.
-
-    Raises:
-        AnalysisError: No concept is annotated for any row.
-    """
-    known = np.flatnonzero(~np.isnan(annotations).all(axis=0))
-    rows = np.flatnonzero(~np.isnan(annotations[:, known]).any(axis=1))
-    if not len(known) or not len(rows):
-        raise AnalysisError("No concept is annotated for any row, so leakage cannot be measured.")
-    columns = [samples.columns[column] for column in known]
-    chosen = samples.select(columns).take(rows)
-    annotated = annotations[rows][:, known]
-    names = [f"{name} (truth)" for name in columns]
-    log_losses = []
-    for described, what in (
-        (chosen.with_features(annotated, names), "log loss given the true concepts"),
-        (
-            chosen.with_features(np.concatenate([chosen.features, annotated], axis=1), columns + names),
-            "log loss given scores and true concepts",
-        ),
-    ):
-        probabilities = evaluate_on_holdout(fit_logistic(described, train=train, val=val), described, split, log, what)
-        labels = described.of(split).labels
-        log_losses.append(float(-np.mean(np.log2(probabilities[np.arange(len(labels)), labels]))))
-    return Leakage(log_losses[0], log_losses[1], len(columns), int(np.sum(chosen.split == split)))
+def _auroc(
+    scores: npt.NDArray[Any],
+    present: npt.NDArray[np.bool_],
+    members: npt.NDArray[np.bool_],
+    pairs: npt.NDArray[Any],
+    groups: Groups,
+) -> Estimate:
+    """The AUROC of pairs within the columns of `members` (n, C), weighted by their numbers of pairs."""
+    if not len(pairs) or not present.any() or present.all():
+        return unmeasured("There are no two images to compare.", groups)
+    columns = np.broadcast_to(scores[:, None], members.shape)
+    parts = area(columns, members & present[:, None], members & ~present[:, None])
+    return mean_proportion(parts, groups, pairs / pairs.sum())

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.intervals import (
+    Estimate,
+    Groups,
+    area,
+    each_proportion,
+    mean_proportion,
+    share,
+    unmeasured,
+)
 from ccassets.errors import AnalysisError
 
 Array = npt.NDArray[Any]
-Groups = npt.NDArray[np.object_] | None
-Statistic = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-"""From the weights of the rows in B resamples, (B, n), to the values of a metric, (B,); nan where it has none."""
-
-LEVEL = 0.95
-RESAMPLES = 1000
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; all three are nan where there is nothing to measure.
-
-    Where patients or slides are not known, images of one patient count as independent, and an interval per image is
-    too narrow.
-
-    Attributes:
-        value: The value.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        method: How the interval was computed.
-        per: What the interval treats as independent.
-    """
-
-    value: float
-    low: float
-    high: float
-    method: Literal["wilson", "bootstrap"]
-    per: Literal["image", "group"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +32,9 @@ class Evaluation:
         auc: Mean over classes of the one-against-rest AUROC.
         recall: By class; multi-label: of each label at 0.5.
         balanced_accuracy: Mean of the classes' recall; None for multi-label.
+        macro_f1: Mean of the classes' F1; None for multi-label.
         confusion: (C, C), labels in rows; None for multi-label.
+        absent: The classes that no row has: they are not measured, and means over classes leave them out.
     """
 
     rows: int
@@ -61,7 +42,9 @@ class Evaluation:
     auc: Estimate
     recall: tuple[Estimate, ...]
     balanced_accuracy: Estimate | None
+    macro_f1: Estimate | None
     confusion: npt.NDArray[np.int64] | None
+    absent: tuple[int, ...]
 
 
 def evaluate(labels: Array, scores: Array, groups: Groups = None) -> Evaluation:
@@ -70,7 +53,8 @@ def evaluate(labels: Array, scores: Array, groups: Groups = None) -> Evaluation:
     Args:
         labels: (n,) class numbers, or (n, C) of 0 and 1 in a multi-label set.
         scores: (n, C) float.
-        groups: (n,) the patient or slide of every row; where they are known, whole groups are resampled.
+        groups: (n,) the patient or slide of every row, "" for a row of its own; where they are known, intervals take
+            the rows of a group as dependent.
 
     Returns:
         The metrics, each with its interval.
@@ -85,7 +69,9 @@ def evaluate(labels: Array, scores: Array, groups: Groups = None) -> Evaluation:
         auc=auc(labels, scores, groups),
         recall=tuple(recall(labels, scores, groups)),
         balanced_accuracy=balanced_accuracy(labels, scores, groups) if single else None,
+        macro_f1=macro_f1(labels, scores, groups) if single else None,
         confusion=confusion_matrix(labels, scores) if single else None,
+        absent=tuple(np.flatnonzero(~_one_against_rest(labels, scores).any(axis=0)).tolist()),
     )
 
 
@@ -93,8 +79,9 @@ def accuracy(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     """Compute MedMNIST's ACC: how often the highest score is the label's; multi-label: the mean over labels at 0.5."""
     require_labels(labels, scores)
     if labels.ndim == 1:
-        return _proportion(scores.argmax(axis=1) == labels, groups)
-    return bootstrap(_weighted_mean(((scores > 0.5) == (labels > 0)).mean(axis=1)), len(labels), groups)
+        return mean_proportion(share(scores.argmax(axis=1) == labels), groups)
+    correct = (scores > 0.5) == (labels > 0)
+    return mean_proportion(share(correct.mean(axis=1), answers=scores.shape[1]), groups)
 
 
 def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
@@ -103,21 +90,35 @@ def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     The authors' macro AUROC is the same number. A class that no row has, or every row, is left out of the mean.
     """
     require_labels(labels, scores)
-    positives = _one_against_rest(labels, scores)
-    curves = [auroc(column, positive) for column, positive in zip(scores.T, positives.T, strict=True)]
-    return bootstrap(lambda weights: _mean_of_known([curve(weights) for curve in curves]), len(labels), groups)
+    positive = _one_against_rest(labels, scores)
+    compared = np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0))
+    if not len(compared):
+        return unmeasured("There are no two classes to compare.", groups)
+    return mean_proportion(area(scores[:, compared], positive[:, compared]), groups)
 
 
 def balanced_accuracy(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     """Compute the unweighted mean over classes of their recall; a class that no row has is left out."""
     require_labels(labels, scores)
-    correct = scores.argmax(axis=1) == labels
-    members = [labels == label for label in range(scores.shape[1])]
+    members = _one_against_rest(labels, scores)
+    members = members[:, members.any(axis=0)]
+    return mean_proportion(share(members & (scores.argmax(axis=1) == labels)[:, None], members), groups)
 
-    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return _mean_of_known([_weighted_mean(correct[member])(weights[:, member]) for member in members])
 
-    return bootstrap(statistic, len(labels), groups)
+def macro_f1(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
+    """Compute the unweighted mean over classes of their F1; a class that no row has is left out.
+
+    The F1 of a class is 2 J / (1 + J), where J is the share of right rows among those that have the class or are taken
+    for it, so its limits are those of a share.
+    """
+    require_labels(labels, scores)
+    members, predicted = _one_against_rest(labels, scores), _one_against_rest(scores.argmax(axis=1), scores)
+    present = members.any(axis=0)
+    members, predicted = members[:, present], predicted[:, present]
+    jaccard = share(members & predicted, members | predicted)
+    return mean_proportion(
+        replace(jaccard, transform=lambda j: 2 * j / (1 + j), slope=lambda j: 2 / (1 + j) ** 2), groups
+    )
 
 
 def recall(labels: Array, scores: Array, groups: Groups = None) -> list[Estimate]:
@@ -125,10 +126,9 @@ def recall(labels: Array, scores: Array, groups: Groups = None) -> list[Estimate
     require_labels(labels, scores)
     members = _one_against_rest(labels, scores)
     predicted = scores > 0.5 if labels.ndim == 2 else _one_against_rest(scores.argmax(axis=1), scores)
-    return [
-        _proportion(predicted[member, column], None if groups is None else groups[member])
-        for column, member in enumerate(members.T)
-    ]
+    present: npt.NDArray[np.bool_] = np.asarray(members.any(axis=0))
+    measured = iter(each_proportion(share((members & predicted)[:, present], members[:, present]), groups))
+    return [next(measured) if here else unmeasured("No row has this class.", groups) for here in present]
 
 
 def confusion_matrix(labels: Array, scores: Array) -> npt.NDArray[np.int64]:
@@ -137,58 +137,6 @@ def confusion_matrix(labels: Array, scores: Array) -> npt.NDArray[np.int64]:
     classes = scores.shape[1]
     pairs = labels * classes + scores.argmax(axis=1)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def bootstrap(
-    statistic: Statistic, rows: int, groups: Groups = None, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """Compute a metric with the percentile interval of a Poisson bootstrap of its rows, or of their groups.
-
-    Each resample weighs every row, or all rows of a group alike, with a number drawn from a Poisson distribution of
-    mean 1: the bootstrap that the authors use, without copying rows. Fewer than two groups give no interval.
-
-    Args:
-        statistic: The metric, as a function of weights.
-        rows: Number of rows.
-        groups: (rows,) the group of every row.
-        resamples: Number of resamples.
-        seed: Seed of the weights.
-
-    Returns:
-        The value with its interval.
-    """
-    rng = np.random.default_rng(seed)
-    member = np.arange(rows) if groups is None else np.unique(groups.astype(str), return_inverse=True)[1]
-    units = int(member.max()) + 1
-    value = float(statistic(np.ones((1, rows)))[0])
-    step = max(1, _BLOCK // rows)
-    blocks = [
-        statistic(rng.poisson(1, (min(step, resamples - first), units))[:, member].astype(np.float64))
-        for first in range(0, resamples, step)
-    ]
-    values = np.concatenate(blocks)
-    known = values[np.isfinite(values)]
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if units > 1 and len(known) else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high), "bootstrap", "image" if groups is None else "group")
-
-
-def auroc(scores: Array, is_positive: npt.NDArray[np.bool_]) -> Statistic:
-    """Make the AUROC of scores (n,) for `bootstrap`: how often a positive row scores above a negative one.
-
-    A tie counts half.
-    """
-    order = np.argsort(scores, kind="stable")
-    ties = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
-    positive = is_positive[order]
-
-    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        ordered = weights[:, order]
-        above = np.add.reduceat(ordered * positive, ties, axis=1)
-        equal = np.add.reduceat(ordered * ~positive, ties, axis=1)
-        below = np.cumsum(equal, axis=1) - equal
-        return _ratio((above * (below + equal / 2)).sum(axis=1), above.sum(axis=1) * equal.sum(axis=1))
-
-    return statistic
 
 
 def require_labels(labels: Array, scores: Array) -> None:
@@ -212,36 +160,6 @@ def require_labels(labels: Array, scores: Array) -> None:
 # --- shared by metrics ------------------------------------------------------------------------------------------
 
 
-def _proportion(correct: Array, groups: Groups) -> Estimate:
-    """The share of correct rows with Wilson's interval, or where groups are known one from a bootstrap of them."""
-    if not len(correct):
-        return Estimate(np.nan, np.nan, np.nan, "wilson", "image" if groups is None else "group")
-    if groups is not None:
-        return bootstrap(_weighted_mean(correct), len(correct), groups)
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(float(correct.mean()), float(interval.low), float(interval.high), "wilson", "image")
-
-
 def _one_against_rest(labels: Array, scores: Array) -> npt.NDArray[np.bool_]:
     """(n, C): whether a row belongs to a class."""
     return np.asarray(labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(scores.shape[1]))
-
-
-def _weighted_mean(values: Array) -> Statistic:
-    def statistic(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return _ratio(weights @ values.astype(np.float64), weights.sum(axis=1))
-
-    return statistic
-
-
-def _ratio(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0))
-
-
-def _mean_of_known(values: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """The mean over classes (the list) of what is not nan."""
-    table = np.array(values)
-    known = np.isfinite(table)
-    return _ratio(np.where(known, table, 0).sum(axis=0), known.sum(axis=0).astype(np.float64))

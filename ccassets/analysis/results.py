@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ccassets.analysis.calibration import apply_temperature, measure_calibration, reliability_diagram
-from ccassets.analysis.metrics import Array, Groups, evaluate
+from ccassets.analysis.intervals import Groups
+from ccassets.analysis.metrics import Array, evaluate
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
 from ccassets.errors import AnalysisError
@@ -83,7 +84,7 @@ def headline_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     """The metrics whose history the UI plots: `val_accuracy`, `val_accuracy_low`, …, of every split of a result."""
     metrics = {}
     for split, measures in content.get("splits", {}).items():
-        for name in ("accuracy", "auc", "balanced_accuracy"):
+        for name in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
             for part, value in (measures[name] or {}).items():
                 if isinstance(value, float):
                     metrics[f"{split}_{name}" if part == "value" else f"{split}_{name}_{part}"] = value

@@ -16,7 +16,8 @@ from ccassets.analysis.classifiers import (
 )
 from ccassets.analysis.elastic_net import TOLERANCE, elastic_net_path
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.metrics import Estimate, accuracy
+from ccassets.analysis.intervals import Estimate
+from ccassets.analysis.metrics import accuracy
 from ccassets.analysis.samples import Samples
 
 NEC_LEVELS = (5, 10, 15, 20, 25, 30)

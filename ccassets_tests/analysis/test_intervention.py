@@ -16,7 +16,6 @@ from ccassets.analysis.intervention import (
     concept_groups,
     extremes,
     intervention_curve,
-    measure_leakage,
     what_if,
 )
 from ccassets.datasets.phantom import PhantomDataset
@@ -130,18 +129,6 @@ def test_auroc_leaves_out_unknown_rows_and_concepts_that_are_always_there():
     assert second.false == third.true == third.false == 0
     for nothing in (second.overall, second.within, third.overall, third.within):
         assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
-
-
-def test_scores_that_know_the_class_beyond_their_concepts_leak():
-    samples, annotations = NOISY.samples, NOISY.annotations
-    honest = measure_leakage(samples, annotations, split="test", log=HoldoutLog())
-    hints = samples.features + 0.5 * np.eye(len(CLASSES), len(CONCEPTS))[samples.labels]
-    leaking = measure_leakage(samples.with_features(hints, CONCEPTS), annotations, split="test", log=HoldoutLog())
-    assert abs(honest.information) < 0.1
-    assert leaking.information > 0.2
-    assert leaking.given_annotations == honest.given_annotations
-    with pytest.raises(AnalysisError, match="No concept is annotated"):
-        measure_leakage(samples, np.full_like(annotations, np.nan), split="test", log=HoldoutLog())
 
 
 # --- where truth comes from --------------------------------------------------------------------------

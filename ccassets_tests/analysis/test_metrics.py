@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ccassets.analysis import metrics
+from ccassets.analysis.intervals import FEWEST_GROUPS
 from ccassets.errors import AnalysisError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "conceptclip" / "tiny_a_scores.npz")
@@ -68,25 +69,40 @@ def test_recall_balanced_accuracy_and_confusion_are_scikit_learns() -> None:
     np.testing.assert_array_equal(result.confusion, confusion_matrix(labels, predicted))
 
 
+def test_macro_f1_is_scikit_learns() -> None:
+    from sklearn.metrics import f1_score
+
+    for classes in (2, 5):
+        labels, scores = sample(classes=classes)
+        expected = f1_score(labels, scores.argmax(axis=1), average="macro")
+        assert metrics.macro_f1(labels, scores).value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
 def test_a_class_that_no_row_has_is_left_out_of_means_and_has_no_recall() -> None:
     labels, scores = sample(classes=4)
     wider = np.concatenate([scores, np.zeros((len(scores), 1))], axis=1)
     assert metrics.auc(labels, wider).value == pytest.approx(metrics.auc(labels, scores).value)
     assert metrics.balanced_accuracy(labels, wider).value == metrics.balanced_accuracy(labels, scores).value
-    assert np.isnan(metrics.recall(labels, wider)[4].value)
+    assert metrics.macro_f1(labels, wider).value == metrics.macro_f1(labels, scores).value
+    absent = metrics.recall(labels, wider)[4]
+    assert np.isnan(absent.value)
+    assert absent.reason == "No row has this class."
+    assert metrics.evaluate(labels, wider).absent == (4,)
+    assert metrics.evaluate(labels, scores).absent == ()
     assert metrics.confusion_matrix(labels, wider).shape == (5, 5)
 
 
 # --- intervals ---------------------------------------------------------------------------------------
 
 
-def test_an_accuracy_per_image_has_wilsons_interval() -> None:
+def test_an_accuracy_per_image_has_the_exact_interval() -> None:
     labels = np.zeros(3421, np.int64)
     scores = np.tile([0.9, 0.1], (3421, 1))
     scores[:133] = [0.1, 0.9]
     result = metrics.accuracy(labels, scores)
     # 3288 of 3421, as in the table of published results: 96.11 % with 95.4 to 96.7.
-    assert (result.method, result.per) == ("wilson", "image")
+    assert (result.method, result.per, result.units) == ("exact", "image", 3421)
     assert (round(result.low, 3), round(result.value, 4), round(result.high, 3)) == (0.954, 0.9611, 0.967)
 
 
@@ -119,12 +135,25 @@ def test_equal_input_has_equal_intervals() -> None:
     assert metrics.auc(*sample()) == metrics.auc(*sample())
 
 
-def test_one_group_gives_a_value_without_an_interval() -> None:
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 3, FEWEST_GROUPS - 1])
+def test_few_groups_give_a_value_and_a_sentence_in_the_place_of_the_interval(count: int) -> None:
     labels, scores = sample()
-    result = metrics.auc(labels, scores, np.full(len(labels), "patient 1", object))
-    assert 0.5 < result.value < 1
-    assert np.isnan(result.low)
-    assert np.isnan(result.high)
+    groups = np.array([f"patient {row % count}" for row in range(len(labels))], object)
+    evaluation = metrics.evaluate(labels, scores, groups)
+    for estimate in (evaluation.accuracy, evaluation.auc, evaluation.balanced_accuracy, evaluation.macro_f1):
+        assert estimate is not None
+        assert 0.2 < estimate.value < 1
+        assert np.isnan([estimate.low, estimate.high]).all()
+        assert (estimate.per, estimate.units) == ("group", count)
+        assert estimate.reason == f"{count} groups are too few for an interval: it needs at least {FEWEST_GROUPS}."
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_class_alone_has_no_auc() -> None:
+    result = metrics.auc(np.zeros(20, np.int64), np.tile([0.9, 0.1], (20, 1)))
+    assert np.isnan([result.value, result.low, result.high]).all()
+    assert result.reason == "There are no two classes to compare."
 
 
 # --- refusals ----------------------------------------------------------------------------------------
