@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from itertools import takewhile
 from pathlib import Path
 
 _GRACE_SECONDS = 20.0
-_TEMPORARY_FOLDER = "CCASSETS_SUPERVISED_TEMPORARY_FOLDER"
 
 
 class SupervisedProcess:
@@ -29,15 +29,18 @@ class SupervisedProcess:
         script: The name of an installed console script: `dagster-daemon`.
         arguments: What it is called with.
         environment: Its environment variables.
-        temporary_folder: Where the script itself, but none of its own children, makes temporary files.
+        temporary_folder: A new folder where the script, but none of its own children, makes temporary files; it is
+            removed when the script ends.
     """
 
-    def __init__(self, script: str, *arguments: str, environment: Mapping[str, str], temporary_folder: Path) -> None:
+    def __init__(
+        self, script: str, *arguments: str, environment: Mapping[str, str], temporary_folder: Path | None = None
+    ) -> None:
         self.command = " ".join([script, *takewhile(lambda argument: not argument.startswith("-"), arguments)])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, script, *arguments],
+            [sys.executable, "-m", __name__, str(temporary_folder or ""), script, *arguments],
             stdin=subprocess.PIPE,
-            env={**environment, _TEMPORARY_FOLDER: str(temporary_folder)},
+            env=environment,
         )
 
     @property
@@ -58,13 +61,18 @@ class SupervisedProcess:
 
 
 def main() -> None:
-    """Run a console script in this process: `python -m ccassets.orchestration.supervised_process SCRIPT ARGUMENT…`."""
+    """Run a console script in this process, as `SupervisedProcess` calls it: FOLDER SCRIPT ARGUMENT…."""
     os.setpgid(0, 0)
-    tempfile.tempdir = os.environ.pop(_TEMPORARY_FOLDER)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.argv = sys.argv[1:]
+    _, temporary_folder, *sys.argv = sys.argv
     script, *_ = entry_points(group="console_scripts", name=sys.argv[0])
-    script.load()()
+    if temporary_folder:
+        tempfile.tempdir = temporary_folder
+    try:
+        script.load()()
+    finally:
+        if temporary_folder:
+            shutil.rmtree(temporary_folder, ignore_errors=True)
 
 
 def _end_with_parent() -> None:

@@ -111,19 +111,18 @@ def _services(studies: Path | None) -> Iterator[tuple[Path, list[SupervisedProce
         server = {"grpc_server": {"socket": str(code_socket), "location_name": CODE_LOCATION}}
         workspace.write_text(yaml.safe_dump({"load_from": [server]}))
         processes: list[SupervisedProcess] = []
-
-        def start(script: str, *arguments: str) -> SupervisedProcess:
-            process = SupervisedProcess(script, *arguments, environment=environment, temporary_folder=folder)
-            processes.append(process)
-            return process
-
         try:
-            code_server = start(
+            code_server = SupervisedProcess(
                 *("dagster", "code-server", "start", "--socket", str(code_socket), "--location-name", CODE_LOCATION),
                 *("--module-name", "ccassets.definitions", "--inject-env-vars-from-instance", "--log-level", "warning"),
+                environment=environment,
+                temporary_folder=folder,
             )
+            processes.append(code_server)
             _wait_for_socket(code_socket, code_server)
-            start("dagster-daemon", "run", "--workspace", str(workspace))
+            processes.append(
+                SupervisedProcess("dagster-daemon", "run", "--workspace", str(workspace), environment=environment)
+            )
             yield workspace, processes
         finally:
             for process in processes:

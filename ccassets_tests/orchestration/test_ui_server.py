@@ -140,12 +140,17 @@ def test_nothing_but_its_port_listens_and_nobody_else_reaches_the_code_server(ui
     assert {(address, port) for address, port, listens in tcp_sockets(ui.process.pid) if listens} == {
         ("127.0.0.1", ui.port)
     }
-    commands = " ".join(ui.processes().values()).split()
-    sockets = [Path(word) for option, word in pairwise(commands) if option == "--socket"]
+    sockets = code_server_sockets(ui)
     assert len(sockets) == 2
     for path in sockets:
         assert path.is_socket()
         assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def code_server_sockets(ui: UiProcess) -> list[Path]:
+    """The sockets of the code server and of its process for the definitions, as their command lines name them."""
+    commands = " ".join(ui.processes().values()).split()
+    return [Path(word) for option, word in pairwise(commands) if option == "--socket"]
 
 
 def test_a_taken_port_is_a_sentence(home: Path) -> None:
@@ -165,10 +170,10 @@ def test_a_taken_port_is_a_sentence(home: Path) -> None:
 )
 def test_nothing_outlives_the_ui(home: Path, tmp_path: Path, number: int, code: int) -> None:
     with running_ui(home, tmp_path / "ui.log") as ui:
-        folders = {command.partition("--socket ")[2].split("/code-server")[0] for command in ui.processes().values()}
+        folders = {path.parent for path in code_server_sockets(ui)}
         assert ui.end(number) == code
-    if code == 0:
-        assert not any(Path(folder).exists() for folder in folders if folder)
+    assert len(folders) == 1
+    assert not [folder for folder in folders if folder.exists()]
     assert "Traceback" not in (tmp_path / "ui.log").read_text()
 
 
