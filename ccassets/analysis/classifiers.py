@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ccassets.analysis.calibration import log_loss
 from ccassets.analysis.holdout_log import HoldoutLog
+from ccassets.analysis.metrics import balanced_accuracy
 from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError
 
@@ -314,15 +315,13 @@ def fit_tree(
     Raises:
         AnalysisError: A split has no rows, or a class has none in `train`.
     """
-    from sklearn.metrics import balanced_accuracy_score
-
     trials = _trials(samples, train, val)
     scores = []
     for count in leaves:
         trial_scores = []
         for fitted, held_out in trials:
-            predicted = _fit_tree_with(fitted, count).probabilities(held_out.features).argmax(axis=1)
-            trial_scores.append(balanced_accuracy_score(held_out.labels, predicted))
+            probabilities = _fit_tree_with(fitted, count).probabilities(held_out.features)
+            trial_scores.append(balanced_accuracy(held_out.labels, probabilities).value)
         scores.append(float(np.mean(trial_scores)))
     best = int(leaves[int(np.argmax(scores))])
     fitted_on = _fitted_on(train, val, refit)

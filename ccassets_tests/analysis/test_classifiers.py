@@ -20,7 +20,7 @@ from ccassets.analysis.concept_models import apply_model, load_model, make_conce
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import evaluate
 from ccassets.analysis.samples import Samples, concept_samples, feature_samples, folds
-from ccassets.analysis.sparse_classifiers import sparse_path, truncate_to_nec
+from ccassets.analysis.sparse_classifiers import accuracy_against_nec, sparse_path, truncate_to_nec
 from ccassets.cli import app, main
 from ccassets.errors import AnalysisError
 from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, IDENTITY, cells, wide, write_cells
@@ -99,6 +99,18 @@ def test_a_class_without_rows_in_train_is_named():
     labels = np.where(SAMPLES.split == "train", np.minimum(SAMPLES.labels, 2), SAMPLES.labels)
     with pytest.raises(AnalysisError, match=r"\['platelet'\] have no rows"):
         fit_logistic(replace(SAMPLES, labels=labels))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_rows_in_val_and_test_is_left_out_without_a_warning():
+    rare = SAMPLES.take((SAMPLES.split == "train") | (SAMPLES.labels != 3))
+    log = HoldoutLog()
+    for classifier in (fit_logistic(rare), fit_tree(rare)):
+        evaluation = evaluate(rare.of("test").labels, evaluate_on_holdout(classifier, rare, "test", log, "accuracy"))
+        assert evaluation.absent == (3,)
+        assert evaluation.recall[3].reason == "No row has this class."
+        assert 0.8 < evaluation.balanced_accuracy.value < 1
+    assert [point.level for point in accuracy_against_nec(sparse_path(rare), rare, "test", log).points] == [5]
 
 
 def test_a_row_without_a_label_is_named():

@@ -27,9 +27,10 @@ function layout(colours, extra) {
 }
 
 function interval(estimates) {
+  const reach = (found, limit) => found[limit] === null ? null : Math.abs(found[limit] - found.value);
   return {
     type: "data", symmetric: false, thickness: 1.2, width: 4,
-    array: estimates.map((found) => found.high - found.value), arrayminus: estimates.map((found) => found.value - found.low),
+    array: estimates.map((found) => reach(found, "high")), arrayminus: estimates.map((found) => reach(found, "low")),
   };
 }
 
