@@ -54,12 +54,19 @@ def adopt(
     repair: Annotated[
         bool, typer.Option("--repair", help="Import the rows and templates that are provably right; list the others.")
     ] = False,
+    sample: Annotated[
+        bool,
+        typer.Option(
+            "--sample/--no-sample",
+            help="Encode at most 64 images of each split to prove the order of rows without image digests.",
+        ),
+    ] = True,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
     """Import an existing feature file into a study; exit with 1 if it does not fit.
 
-    The next build encodes what was not imported.
+    The next build encodes what was not imported. Without a sample, rows stay marked as unverified.
     """
     from ccassets.database.sandbox import require_readable
     from ccassets.extraction.adoption import adopt as adopt_file
@@ -68,9 +75,15 @@ def adopt(
 
     loaded = load_study(study)
     require_readable(file)
+    if sample and not as_json:
+        typer.echo(
+            "Rows without image digests: at most 64 images of each split will be encoded to prove their order "
+            "(`--no-sample` leaves that out).",
+            err=True,
+        )
     try:
         with progress_bar("rows imported") as progress:
-            adoption = adopt_file(file, loaded, repair=repair, progress=progress)
+            adoption = adopt_file(file, loaded, repair=repair, sample=sample, progress=progress)
     except AdoptionError as error:
         if as_json:
             print_json({"adopted": False, "findings": findings_as_json(error.findings)["findings"]})
@@ -112,6 +125,7 @@ def _adoption_facts(adoption: Adoption) -> dict[str, Any]:
             "imported": split.taken,
             "missing": split.missing.tolist(),
             "missing_keys": list(split.missing_keys),
+            "order": None if split.order is None else dict(split.order),
         }
         for split in adoption.splits
     ]
@@ -139,5 +153,12 @@ def _adoption_lines(adoption: Adoption) -> Iterator[str]:
             keys = f"{split.missing_keys[0]} … {split.missing_keys[-1]}"
             line += f"; the next build encodes {rows_text(split.missing)} ({len(split.missing)} images: {keys})"
         yield line
+    orders = [split.order for split in adoption.splits if split.order is not None]
+    sampled = sum(order.get("sampled", 0) for order in orders)
+    if sampled:
+        yield f"  order of the rows proved by a sample of {counted(sampled, 'image')}, encoded again"
+    unverified = sum(split.taken for split in adoption.splits if split.order and split.order["verified_by"] is None)
+    if unverified:
+        yield f"  the order of {counted(unverified, 'row')} is unverified, and every file that holds them says so"
     if adoption.missing_templates:
         yield f"  the next build encodes the templates {', '.join(adoption.missing_templates)}"

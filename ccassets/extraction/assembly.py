@@ -16,6 +16,7 @@ from ccassets.database.feature_digests import database_digest, split_digest, tem
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
 from ccassets.database.merging import assemble
 from ccassets.database.reader import open_database
+from ccassets.database.row_order import unverified_rows
 from ccassets.database.validation import validate_database
 from ccassets.database.writer import FileContent, RowContent
 from ccassets.datasets import open_dataset
@@ -241,6 +242,7 @@ def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[di
             "name": index.sources[number].name,
             "rows": int(count),
             "origin": "adopted" if index.is_adopted[number] else "extracted",
+            **({"order": "unverified"} if index.is_unverified[number] else {}),
         }
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
     ]
@@ -258,9 +260,10 @@ def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[s
     """The given attributes, without those that differ between two assemblies of the same database."""
     chosen = {name: attributes.get(name) for name in names}
     provenance = dict(chosen["provenance"] or {})
+    unverified = unverified_rows(provenance, 0)
     for name in ("created", "parts", "libraries"):
         provenance.pop(name, None)
-    return {**chosen, "provenance": provenance}
+    return {**chosen, "provenance": provenance, "unverified rows": unverified}
 
 
 def _copy_sources(

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ccassets.database.feature_digests import feature_digests, rows_digest
 from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
 from ccassets.database.reader import Database, open_database
+from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
 from ccassets.files import fingerprint
 from ccassets.study.storage import Store
@@ -36,8 +37,9 @@ class RowIndex:
 
     `image_digest` (M, 32), `feature_digest` (M, 16), `source` and `row` (M,) say for every held row what went in,
     what came out, and where it lies. Earlier entries win: the newest part first, databases last. `is_adopted` says of
-    every source whether its features were taken over from a file that was there before. `damaged` names parts that
-    are not what they were when they were written; their rows are not held.
+    every source whether its features were taken over from a file that was there before, `is_unverified` whether nobody
+    verified their order there. `damaged` names parts that are not what they were when they were written; their rows are
+    not held.
     """
 
     sources: Sequence[Path]
@@ -46,6 +48,7 @@ class RowIndex:
     source: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
     is_adopted: npt.NDArray[np.bool_]
+    is_unverified: npt.NDArray[np.bool_]
     damaged: Sequence[str] = ()
 
     @cached_property
@@ -61,6 +64,17 @@ class RowIndex:
             return np.full(len(keys), -1, np.int64)
         nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         return np.where(known[nearest] == keys, first[nearest], -1).astype(np.int64)
+
+    def without_unverified(self) -> RowIndex:
+        """The index without rows of unverified order."""
+        kept = ~self.is_unverified[self.source]
+        return replace(
+            self,
+            image_digest=self.image_digest[kept],
+            feature_digest=self.feature_digest[kept],
+            source=self.source[kept],
+            row=self.row[kept],
+        )
 
 
 class VerifiedFiles:
@@ -132,6 +146,7 @@ def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: 
         source=np.concatenate([newer.source, len(newer.sources) + index.source]),
         row=np.concatenate([newer.row, index.row]),
         is_adopted=np.concatenate([newer.is_adopted, index.is_adopted]),
+        is_unverified=np.concatenate([newer.is_unverified, index.is_unverified]),
         damaged=[*newer.damaged, *index.damaged],
     )
 
@@ -169,6 +184,7 @@ class _FileRows:
     image_digest: Digests
     feature_digest: Digests
     adopted: bool = False
+    unverified: bool = False
     damaged: bool = False
 
 
@@ -185,7 +201,14 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: b
                     return nothing
                 verified.add(path)
             written = int(provenance["created"]["unix_ns"])
-            return _FileRows(path, written, images, features, adopted=provenance.get("origin") == "adopted")
+            return _FileRows(
+                path,
+                written,
+                images,
+                features,
+                adopted=provenance.get("origin") == "adopted",
+                unverified=has_unverified_order(provenance),
+            )
     except UNUSABLE:
         return nothing
 
@@ -212,6 +235,7 @@ def _index(files: Iterable[_FileRows]) -> RowIndex:
         source=np.repeat(np.arange(len(kept)), [len(file.image_digest) for file in kept]).astype(np.int64),
         row=np.concatenate([np.empty(0, np.int64), *(np.arange(len(file.image_digest)) for file in kept)]),
         is_adopted=np.array([file.adopted for file in kept], np.bool_),
+        is_unverified=np.array([file.unverified for file in kept], np.bool_),
         damaged=damaged,
     )
 

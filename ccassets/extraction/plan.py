@@ -120,5 +120,5 @@ def plan_study(
 
 def nothing_held() -> RowIndex:
     """The index of an empty storage."""
-    none = np.empty(0, np.int64)
-    return RowIndex([], np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), none, none, np.empty(0, np.bool_))
+    none, no_source = np.empty(0, np.int64), np.empty(0, np.bool_)
+    return RowIndex([], np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), none, none, no_source, no_source)

@@ -411,6 +411,8 @@ FAULTS = [
     Fault("random weights", "random_weights", setting("encoder", "recorded", "weights", to="random:0")),
     Fault("untrained weights", "random_weights", setting("encoder", "recorded", "untrained", to=True)),
     Fault("a limit", "limited", attribute("/", "limit", 9), "@limit"),
+    Fault("rows adopted without a proof of their order", "unverified_order",
+          setting("parts", to=[{"name": "a.h5", "rows": 3, "origin": "adopted", "order": "unverified"}])),
     Fault("a skipped image", "skipped_rows",
           setting("dataset", "splits", "val", "skipped", to=[{"key": "/a.png", "reason": "cut off"}])),
     Fault("a blank image", "blank_rows", setting("dataset", "splits", "val", "blank", to=[10]), "row 10"),

@@ -11,6 +11,7 @@ import numpy as np
 from ccassets.database.encoder_identity import compute_identity
 from ccassets.database.hdf5 import Array
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.row_order import unverified_rows
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import (
     FindingCollector,
@@ -42,6 +43,14 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
         _check_encoder(contents, _section(provenance, "encoder"), findings)
         _check_private(provenance, findings)
         _check_splits(contents, _section(provenance, "dataset"), findings)
+        unverified = unverified_rows(provenance, contents.rows)
+        if unverified:
+            findings.add(
+                "unverified_order",
+                "/@provenance parts",
+                f"expected a proof of which image every row shows, found none for {count(unverified, 'row')}, "
+                "adopted by position without a sample",
+            )
     limit = contents.attributes.get("limit")
     if limit is not None:
         findings.add(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
 from ccassets.database.reader import Database, open_database
+from ccassets.database.row_order import has_unverified_order
 from ccassets.database.validation import CheckResults, run_checks
 from ccassets.database.validation.finding_collector import FindingCollector
 from ccassets.database.writer import TemplateContent
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest
-from ccassets.encoders import load_tokenizer
-from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.errors import AdoptionError, DatasetError
+from ccassets.encoders import load_encoder, load_tokenizer
+from ccassets.encoders.encoder_contract import Encoder, EncoderCard
+from ccassets.errors import AdoptionError, DatasetError, EncoderError
 from ccassets.extraction.adoption.adopted_parts import (
     AdoptedShard,
     Source,
@@ -27,9 +30,11 @@ from ccassets.extraction.adoption.adopted_parts import (
     write_images,
     write_templates,
 )
-from ccassets.extraction.adoption.row_matching import Images, Ints, match_rows
+from ccassets.extraction.adoption.order_sample import BY_DIGEST, UNVERIFIED, verify_order
+from ccassets.extraction.adoption.row_matching import BY_DIGEST as MATCHED_BY_DIGEST
+from ccassets.extraction.adoption.row_matching import Images, Ints, Match, match_rows
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
-from ccassets.extraction.parts import held_rows
+from ccassets.extraction.parts import RowIndex, held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
 from ccassets.extraction.sources import fetch_dataset, identify_encoder, read_images
 from ccassets.files import digest_files, exclusive, remove_leftovers, require_space
@@ -45,13 +50,17 @@ _LOGIT_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class AdoptedSplit:
-    """A split after an adoption: its rows, how many were imported, and those that the next build encodes."""
+    """A split after an adoption: its rows, how many were imported, and those that the next build encodes.
+
+    `order` is the record of how the order of the imported rows was verified; None where none was imported.
+    """
 
     split: str
     rows: int
     taken: int
     missing: Ints
     missing_keys: Sequence[str]
+    order: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +84,24 @@ def adopt(
     study: Study,
     *,
     repair: bool = False,
+    sample: bool = True,
     store: Store | None = None,
     progress: Progress = silent,
 ) -> Adoption:
     """Import an existing feature file into a study.
 
     The features become parts under the identity of the study's encoder, where the next build finds them. That the file
-    was made with this encoder is the user's claim. Nothing is encoded, rows that parts hold already stay, and the file
-    itself is never changed.
+    was made with this encoder is the user's claim. Rows that parts hold already stay, and the file itself is never
+    changed. Of a file without intact image digests at most 64 images of every split are encoded: nothing of a split
+    is imported in which another row of the file is nearer to one of them than its own.
 
     Args:
         file: A file of the original scripts, or a database.
         study: The study, its images and encoder available.
         repair: Keep the rows and templates that are provably right, and leave the others to the next build; without it
             a single error refuses the file.
+        sample: Encode the sample. Without it, or where the encoder cannot be loaded, rows whose order nothing else
+            proves are imported as unverified, which is a warning here and in every file that holds them.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         progress: Called with the rows imported so far and the rows to import.
 
@@ -111,40 +124,137 @@ def adopt(
         results = run_checks(database, study, deep=True)
         adoption_findings = FindingCollector()
         _check_encoder(database, results, study, card, adoption_findings)
-        matches = match_rows(results, images, manifests, dataset, adoption_findings)
+        match = match_rows(results, images, manifests, dataset, adoption_findings)
+        _refuse_another_encoder(path.name, study, [*results.findings, *adoption_findings])
+        sha256 = digest_files([path], cache=store.cache)
+        index = held_rows(store, card.identity)
+        if sample:
+            index = index.without_unverified()  # These rows are imported again, now with a sample.
+        proof = _Proof(study, store, dataset, images, results, sha256, sample)
+        row_of_image, orders = proof.verify(manifests, match, index, adoption_findings)
         templates = usable_templates(results, study, card)
         findings = [*results.findings, *adoption_findings]
-        _refuse(path.name, study, findings, repair, anything=bool((matches.row >= 0).any() or templates))
+        _refuse(path.name, study, findings, repair, anything=bool((row_of_image >= 0).any() or templates))
         source = Source(
             name=path.name,
             size=path.stat().st_size,
-            sha256=digest_files([path], cache=store.cache),
+            sha256=sha256,
             attributes=results.contents.attributes,
-            matched_by=matches.matched_by,
+            matched_by=match.matched_by,
             repaired=has_errors(findings),
         )
-        taken = _take_images(study, store, card, manifests, images, results, matches.row, source, progress)
+        taken = _take_images(study, store, card, manifests, images, results, row_of_image, orders, source, progress)
         written = _take_templates(study, store, card, templates, source)
     plan = plan_study(study, store=store)
     return Adoption(
-        splits=[_adopted_split(*split, taken) for split in zip(plan.images, manifests, strict=True)],
+        splits=[_adopted_split(*split, taken, orders) for split in zip(plan.images, manifests, strict=True)],
         templates=written,
         missing_templates=plan.templates,
-        matched_by=matches.matched_by,
+        matched_by=match.matched_by,
         sha256=source.sha256,
         findings=findings,
     )
 
 
-def _adopted_split(plan: ImagePlan, manifest: Manifest, taken: Sequence[AdoptedShard]) -> AdoptedSplit:
+def _adopted_split(
+    plan: ImagePlan, manifest: Manifest, shards: Sequence[AdoptedShard], orders: Mapping[str, Mapping[str, Any]]
+) -> AdoptedSplit:
+    taken = sum(len(shard) for shard in shards if shard.shard.split == manifest.split)
     missing = np.concatenate([np.empty(0, np.int64), *plan.shards])
     return AdoptedSplit(
         split=plan.split,
         rows=plan.rows,
-        taken=sum(len(shard) for shard in taken if shard.shard.split == manifest.split),
+        taken=taken,
         missing=missing,
         missing_keys=[manifest.keys[row] for row in missing],
+        order=orders[manifest.split] if taken else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Proof:
+    """What it takes to verify the order of a file's rows, split by split."""
+
+    study: Study
+    store: Store
+    dataset: Dataset
+    images: Images
+    results: CheckResults
+    sha256: str
+    sample: bool
+
+    def verify(
+        self, manifests: Sequence[Manifest], match: Match, index: RowIndex, findings: FindingCollector
+    ) -> tuple[Ints, dict[str, Mapping[str, Any]]]:
+        """The matched rows that may be imported, since no part holds them and no sample refutes their split.
+
+        Also gives the record of the order of every split that has any.
+        """
+        row_of_image = np.full_like(match.row, -1)
+        orders: dict[str, Mapping[str, Any]] = {}
+        to_verify: dict[str, Ints] = {}
+        for manifest in manifests:
+            numbers = self.images.numbers[manifest.split]
+            rows = np.flatnonzero((match.row[numbers] >= 0) & (index.find(manifest.image_digest) < 0))
+            rows = rows[np.sort(np.unique(numbers[rows], return_index=True)[1])]  # Equal images once.
+            if len(rows):
+                to_verify[manifest.split] = rows
+        encoder = None if self._has_digests(match) else self._load_encoder(to_verify, findings)
+        for manifest in manifests:
+            rows = to_verify.get(manifest.split, np.empty(0, np.int64))
+            order: Mapping[str, Any] | None = None
+            if len(rows):
+                order = self._order(encoder, manifest, match, rows, findings)
+            if order is not None:
+                orders[manifest.split] = order
+                numbers = self.images.numbers[manifest.split][rows]
+                row_of_image[numbers] = match.row[numbers]
+        return row_of_image, orders
+
+    def _order(
+        self, encoder: Encoder | None, manifest: Manifest, match: Match, rows: Ints, findings: FindingCollector
+    ) -> Mapping[str, Any] | None:
+        if self._has_digests(match):
+            return BY_DIGEST
+        if encoder is None:
+            return UNVERIFIED
+        return verify_order(
+            encoder,
+            self.results.contents,
+            self.images,
+            manifest,
+            self.dataset,
+            match.row,
+            rows,
+            seed=list(hashlib.sha256(f"{self.sha256} {manifest.split}".encode()).digest()),
+            batch_size=self.study.extraction.batch_size,
+            findings=findings,
+        )
+
+    def _has_digests(self, match: Match) -> bool:
+        """Whether intact digests bind every row to its image, and no earlier adoption left the order open."""
+        contents = self.results.contents
+        bound = contents.feature_digest is not None and "rows_digest" in contents.attributes
+        intact = bound and not any(finding.check == "rows_digest" for finding in self.results.findings)
+        return match.matched_by == MATCHED_BY_DIGEST and intact and not has_unverified_order(contents.provenance or {})
+
+    def _load_encoder(self, to_verify: Mapping[str, Ints], findings: FindingCollector) -> Encoder | None:
+        """The encoder, for splits that need it; None where it is not to be run, or cannot be, which is a finding."""
+        if not to_verify:
+            return None
+        reason = "the sample was left out"
+        if self.sample:
+            try:
+                return load_encoder(self.study, cache=self.store.cache)
+            except EncoderError as error:
+                reason = f"the encoder cannot be loaded ({error})"
+        total = sum(map(len, to_verify.values()))
+        findings.add(
+            "unverified_order",
+            f"/{IMAGE_FEATURES}",
+            f"expected a sample of every split to prove the order of its rows, found none for {total} rows: {reason}",
+        )
+        return None
 
 
 def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
@@ -189,9 +299,12 @@ def _check_encoder(
             findings.add("encoder_card", f"/@{name}", f"expected {value:.6g}, the encoder's, found {stored:.6g}")
 
 
-def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
+def _refuse_another_encoder(name: str, study: Study, findings: Sequence[Finding]) -> None:
     if any(finding.check == "encoder_card" for finding in findings):
         raise AdoptionError(f"{name} was made with another encoder than that of {study.name}.", findings)
+
+
+def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
     if has_errors(findings) and not repair:
         raise AdoptionError(
             f"{name} is not a finished extraction of {study.name}; nothing was taken over. "
@@ -210,6 +323,7 @@ def _take_images(
     images: Images,
     results: CheckResults,
     row_of_image: Ints,
+    orders: Mapping[str, Mapping[str, Any]],
     source: Source,
     progress: Progress,
 ) -> list[AdoptedShard]:
@@ -217,11 +331,11 @@ def _take_images(
     folder = store.image_parts(card.identity)
     with exclusive(folder):
         remove_leftovers(folder)
-        index = held_rows(store, card.identity)
+        index = held_rows(store, card.identity).without_unverified()
         shards = shards_to_take(study, manifests, images.numbers, row_of_image, index)
         total = sum(map(len, shards))
         require_space(folder, total * row_bytes(card), f"Adopting {total} rows of {source.name}")
-        write_images(folder, results.contents, shards, card, source, progress)
+        write_images(folder, results.contents, shards, card, source, orders, progress)
     return shards
 
 

@@ -45,8 +45,11 @@ class Source:
     matched_by: str
     repaired: bool
 
-    def provenance(self, card: EncoderCard, started: float) -> dict[str, Any]:
-        """The provenance of a part. Attributes that hold a path or a token, or are no JSON, are named and left out."""
+    def provenance(self, card: EncoderCard, started: float, order: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The provenance of a part, with how the order of its rows was verified.
+
+        Attributes that hold a path or a token, or are no JSON, are named and left out.
+        """
         kept = {name: value for name, value in self.attributes.items() if _may_be_recorded(value)}
         return {
             "origin": "adopted",
@@ -59,6 +62,7 @@ class Source:
                 "left_out": sorted(set(self.attributes) - set(kept)),
             },
             "matched_by": self.matched_by,
+            **({} if order is None else {"order": order}),
             "repaired": self.repaired,
             "libraries": libraries(),
             "created": created(time.perf_counter() - started),
@@ -112,25 +116,34 @@ def write_images(
     shards: Sequence[AdoptedShard],
     card: EncoderCard,
     source: Source,
+    orders: Mapping[str, Mapping[str, Any]],
     progress: Progress,
 ) -> None:
-    """Write one part a shard, holding one in memory at a time."""
+    """Write one part a shard, holding one in memory at a time; `orders` are the records of every split's order."""
     verified = VerifiedFiles(folder)
     done, total = 0, sum(map(len, shards))
     for shard in shards:
-        verified.add(_write_shard(folder, contents, shard, card, source))
+        verified.add(_write_shard(folder, contents, shard, card, source, orders[shard.shard.split]))
         done += len(shard)
         progress(done, total)
 
 
-def _write_shard(folder: Path, contents: Contents, shard: AdoptedShard, card: EncoderCard, source: Source) -> Path:
+def _write_shard(
+    folder: Path,
+    contents: Contents,
+    shard: AdoptedShard,
+    card: EncoderCard,
+    source: Source,
+    order: Mapping[str, Any],
+) -> Path:
     started = time.perf_counter()
-    features = _take(contents.datasets[IMAGE_FEATURES], shard.file_rows)
-    tokens = _take(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
-    return write_image_part(folder, shard.shard, features, tokens, source.provenance(card, started))
+    features = take_rows(contents.datasets[IMAGE_FEATURES], shard.file_rows)
+    tokens = take_rows(contents.datasets[IMAGE_TOKEN_FEATURES], shard.file_rows) if card.token_count else None
+    return write_image_part(folder, shard.shard, features, tokens, source.provenance(card, started, order))
 
 
-def _take(dataset: h5py.Dataset, rows: Ints) -> npt.NDArray[np.float16]:
+def take_rows(dataset: h5py.Dataset, rows: Ints) -> npt.NDArray[np.float16]:
+    """Read rows of a data set, a block of neighbouring ones at a time."""
     stored = StoredRows(dataset)
     taken = np.empty((len(rows), *dataset.shape[1:]), STORED_IMAGE_DTYPE)
     for position, first, count in _runs(rows, stored.step(_BLOCK_BYTES)):

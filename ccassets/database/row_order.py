@@ -1,0 +1,33 @@
+"""What a file's provenance says about the order of its rows: whether somebody verified which image each row shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
+    """The number of rows whose order nobody verified.
+
+    Args:
+        provenance: The provenance of a part, or of a database, which lists its parts.
+        rows: The rows of the file.
+
+    Returns:
+        All rows of a part that was adopted by position without a sample; of a database those of such parts.
+    """
+    parts = provenance.get("parts")
+    if isinstance(parts, list):
+        unverified = [part for part in parts if isinstance(part, dict) and part.get("order") == "unverified"]
+        return sum(part["rows"] for part in unverified if isinstance(part.get("rows"), int))
+    if provenance.get("origin") != "adopted":
+        return 0
+    order = provenance.get("order")
+    if isinstance(order, dict):
+        return 0 if order.get("verified_by") else rows
+    return rows if str(provenance.get("matched_by")).startswith("position") else 0
+
+
+def has_unverified_order(provenance: Mapping[str, Any]) -> bool:
+    """Whether a file has rows whose order nobody verified."""
+    return unverified_rows(provenance, 1) > 0

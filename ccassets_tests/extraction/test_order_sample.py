@@ -1,0 +1,253 @@
+"""The sample that proves the order of adopted rows: which rows it holds, and what it catches in real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from ccassets.database.reader import open_database
+from ccassets.database.validation import validate_database
+from ccassets.errors import AdoptionError
+from ccassets.extraction import assemble_database, extract_images, extract_text
+from ccassets.extraction.adoption import adopt
+from ccassets.extraction.adoption.order_sample import MOST_SAMPLED, choose_sample, missed_probability
+from ccassets.study.storage import Store
+from ccassets_tests.database import original_scripts
+from ccassets_tests.extraction.test_adoption import SMALL, assert_right, finished, labels_of, small_study, taken
+
+TRAIN = 100
+SPLITS = {"train": TRAIN, "val": 7, "test": 5}
+
+
+# --- which rows ---------------------------------------------------------------------------------------
+
+
+def test_a_small_split_is_sampled_whole() -> None:
+    sample = choose_sample(np.zeros(MOST_SAMPLED, np.int64), [1])
+    assert sample.rows.tolist() == list(range(MOST_SAMPLED))
+    assert missed_probability(MOST_SAMPLED, sample.drawn, 2) == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 8, 30])
+def test_a_sample_holds_the_ends_and_every_class(classes: int) -> None:
+    for seed in range(20):
+        labels = np.random.default_rng(seed).zipf(1.5, 5000) % classes
+        labels[123] = classes  # A class of one row.
+        sample = choose_sample(labels, [seed])
+        assert len(sample.rows) <= MOST_SAMPLED
+        assert {0, 123, 4999} <= set(sample.rows.tolist())
+        assert set(labels[sample.rows]) == set(labels)
+        assert sample.rows.tolist() == choose_sample(labels, [seed]).rows.tolist()
+
+
+def test_a_sample_of_more_classes_than_images_is_no_larger() -> None:
+    sample = choose_sample(np.arange(1000), [1])
+    assert len(sample.rows) <= MOST_SAMPLED
+
+
+@pytest.mark.parametrize("wrong", [range(2), range(0, 1000, 10), range(500, 600)])
+def test_wrong_rows_are_missed_no_more_often_than_recorded(wrong: range) -> None:
+    labels = np.arange(1000) % 8
+    samples = [choose_sample(labels, [seed]) for seed in range(2000)]
+    missed = np.mean([not np.isin(sample.rows, wrong).any() for sample in samples])
+    assert missed <= missed_probability(1000, samples[0].drawn, len(wrong)) + 0.03
+
+
+# --- what it catches ----------------------------------------------------------------------------------
+
+
+def write_in_order(path: Path, images: list[int], labels: list[int] | None = None, **options: Any) -> Path:
+    """A finished file whose train rows show these images."""
+    with original_scripts.start(path) as file:
+        original_scripts.write_all_templates(file)
+        original_scripts.append(file, "train", images, labels=labels, **options)
+        for split in ("val", "test"):
+            original_scripts.append(file, split, range(SPLITS[split]), **options)
+        original_scripts.finish(file, SPLITS)
+    return path
+
+
+def shuffled_in_each_class() -> list[int]:
+    """Images whose labels stand in the data set's order, and which themselves do not."""
+    images = np.arange(TRAIN)
+    for remainder in (0, 1):
+        images[remainder::2] = np.random.default_rng(1).permutation(images[remainder::2])
+    return images.tolist()
+
+
+def swapped_at(*rows: int) -> list[int]:
+    images = np.arange(TRAIN)
+    images[list(rows)] = np.roll(images[list(rows)], 1)
+    return images.tolist()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [shuffled_in_each_class(), [*range(0, 50), *range(98, 49, -2), *range(51, TRAIN, 2)], swapped_at(0, 98)],
+    ids=["in each class", "the second half", "two rows at the ends"],
+)
+def test_rows_in_another_order_are_not_taken_over(images: list[int], tmp_path: Path) -> None:
+    study = small_study(tmp_path, SPLITS)
+    labels = labels_of(SPLITS)["train"]
+    path = write_in_order(tmp_path / "old.h5", images, labels)
+    with pytest.raises(AdoptionError) as caught:
+        adopt(path, study)
+    assert {finding.check for finding in caught.value.findings if finding.severity == "error"} == {"row_order"}
+    assert not list(Store.of(study).root.glob("features/**/*.h5"))
+
+    adoption = adopt(path, study, repair=True)
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+    assert_right(study, adoption)
+
+
+@pytest.mark.parametrize("label", [-1, 0])
+def test_rows_of_a_shuffling_loader_without_labels_are_not_taken_over(label: int, tmp_path: Path) -> None:
+    study = small_study(tmp_path, SPLITS)
+    images = np.random.default_rng(3).permutation(TRAIN).tolist()
+    path = write_in_order(tmp_path / "old.h5", images)
+    with h5py.File(path, "r+") as file:
+        file["labels"][:] = label
+    adoption = adopt(path, study, repair=True)
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+    assert_right(study, adoption)
+
+
+def test_splits_whose_images_were_exchanged_are_not_taken_over(tmp_path: Path) -> None:
+    splits = {"train": 4, "val": 1, "test": 1}
+    study = small_study(tmp_path, splits)
+    with original_scripts.start(tmp_path / "old.h5") as file:
+        original_scripts.write_all_templates(file)
+        original_scripts.append(file, "train", range(4))
+        original_scripts.append(file, "val", range(1))
+        original_scripts.append(file, "test", range(1))
+        original_scripts.finish(file, splits)
+        for name in ("image_features", "image_token_features"):
+            file[name][4:] = file[name][4:][::-1]
+    adoption = adopt(tmp_path / "old.h5", study, repair=True)
+    assert taken(adoption) == {"train": 4, "val": 0, "test": 0}
+    assert_right(study, adoption)
+
+
+def test_features_of_another_precision_are_taken_over(tmp_path: Path) -> None:
+    def half_precision(split: str, image: int) -> np.ndarray:
+        vector = original_scripts.features_of(split, image)
+        vector = vector * (1 + 0.02 * np.random.default_rng(image).standard_normal(len(vector))).astype(np.float32)
+        return vector / np.linalg.norm(vector)
+
+    study = small_study(tmp_path, SPLITS, features=half_precision)
+    adoption = adopt(finished(tmp_path / "old.h5", SPLITS), study)
+    assert taken(adoption) == SPLITS
+    order = adoption.splits[0].order
+    assert order is not None
+    assert 0.998 < order["lowest_cosine"] < 0.9999
+
+
+def test_equal_images_and_equal_features_are_no_mistake(tmp_path: Path) -> None:
+    study = small_study(tmp_path, equal_images={("train", 3): 1, ("val", 0): 1})
+    path = finished(tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        for name in ("image_features", "image_token_features"):
+            for row in (3, 12):
+                file[name][row] = file[name][1]
+    assert sum(taken(adopt(path, study)).values()) == 12 + 7 + 5 - 2
+
+
+def test_every_part_records_the_sample_and_what_it_leaves_open(tmp_path: Path) -> None:
+    study = small_study(tmp_path, SPLITS)
+    adoption = adopt(finished(tmp_path / "old.h5", SPLITS), study)
+    orders = {split.split: split.order for split in adoption.splits}
+    train, val = orders["train"], orders["val"]
+    assert train is not None
+    assert val is not None
+    assert train["verified_by"] == val["verified_by"] == "sample"
+    assert (train["rows"], val["rows"], val["sampled"]) == (TRAIN, 7, 7)
+    assert train["sampled"] <= MOST_SAMPLED
+    assert train["missed"]["a_tenth"] == missed_probability(TRAIN, train["drawn"], 10)
+    assert 0 < train["missed"]["a_tenth"] < 0.01 < train["missed"]["two_rows"]
+    assert val["missed"] == {"two_rows": 0.0, "a_tenth": 0.0}
+    for path in Store.of(study).root.glob("features/*/rows/*.h5"):
+        with open_database(path) as part:
+            assert part.provenance is not None
+            assert part.provenance["order"] == orders[part.split[0]]
+        assert validate_database(path, deep=True) == []
+
+
+# --- rows of unverified order -------------------------------------------------------------------------
+
+
+def warnings_of(path: Path) -> set[str]:
+    return {finding.check for finding in validate_database(path, deep=True)}
+
+
+def test_unverified_rows_carry_a_warning_until_a_sample_proves_them(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    path = finished(tmp_path / "old.h5")
+    adoption = adopt(path, study, sample=False)
+    assert taken(adoption) == SMALL
+    assert "unverified_order" in {finding.check for finding in adoption.findings}
+    extract_images(study)
+    extract_text(study)
+    database = assemble_database(study).path
+    parts = list(Store.of(study).root.glob("features/*/rows/*.h5"))
+    assert all(warnings_of(part) == {"unverified_order"} for part in parts)
+    (finding,) = validate_database(database, deep=True)
+    assert finding.check == "unverified_order"
+    assert finding.severity == "warning"
+    assert "24 rows" in finding.message
+
+    again = adopt(path, study)
+    assert taken(again) == SMALL
+    assert assemble_database(study).path == database
+    assert warnings_of(database) == set()
+    assert taken(adopt(path, study)) == dict.fromkeys(SMALL, 0)
+
+
+def test_a_database_with_unverified_rows_is_sampled_when_it_is_adopted(tmp_path: Path) -> None:
+    study = small_study(tmp_path, SPLITS)
+    adopt(
+        write_in_order(tmp_path / "old.h5", shuffled_in_each_class(), labels_of(SPLITS)["train"]), study, sample=False
+    )
+    extract_images(study)
+    extract_text(study)
+    database = assemble_database(study).path.rename(tmp_path / "database.h5")
+    for part in Store.of(study).root.glob("features/*/rows/*.h5"):
+        part.unlink()
+    adoption = adopt(database, study, repair=True)
+    assert adoption.matched_by == "image digest"
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+    assert_right(study, adoption)
+
+
+def test_our_own_database_needs_no_sample(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    extract_images(study)
+    extract_text(study)
+    database = assemble_database(study).path.rename(tmp_path / "database.h5")
+    for part in Store.of(study).root.glob("features/*/rows/*.h5"):
+        part.unlink()
+    assert {split.order and split.order["verified_by"] for split in adopt(database, study).splits} == {"image digest"}
+
+    for part in Store.of(study).root.glob("features/*/rows/*.h5"):
+        part.unlink()
+    with h5py.File(database, "r+") as file:  # The digests that bind images to features are gone.
+        del file.attrs["rows_digest"]
+    assert {split.order and split.order["verified_by"] for split in adopt(database, study, repair=True).splits} == {
+        "sample"
+    }
+
+
+def test_parts_of_older_versions_stay_valid_and_are_told_apart(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    adopt(finished(tmp_path / "old.h5"), study)
+    (part, *_) = sorted(Store.of(study).root.glob("features/*/rows/*.h5"))
+    with h5py.File(part, "r+") as file:
+        provenance = json.loads(file.attrs["provenance"])
+        del provenance["order"]
+        file.attrs["provenance"] = json.dumps(provenance)
+    assert "unverified_order" in warnings_of(part)
+    assert extract_images(study).encoded == 0
