@@ -8,12 +8,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
+from typing import Literal
 
 from ccassets.errors import StorageError
 from ccassets.progress import Progress, silent
@@ -26,17 +28,8 @@ DIGEST_CACHE = "encoder-file-digests.json"
 _BLOCK_BYTES = 1 << 20
 _NOTICE_SECONDS = 1.0
 _TEMPORARY_SUFFIX = ".partial"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-_BROKEN = {
-    errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-    errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EBUSY, errno.ENOLCK, errno.ENOENT, errno.EEXIST,
-}  # fmt: skip
-"""What disks and file systems refuse with; an error of the network is none of these."""
-_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-EXHAUSTED = _MANY_FILES | {errno.ENOMEM, errno.ESTALE}
-"""What the system refuses with when it has run out of something: true of any file at that moment."""
-_TRANSIENT = {errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ESTALE}
+_NUMBER_IN_TEXT = re.compile(r"errno = (\d+)|\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
+"""The number of a system error in the texts of HDF5, Rust and Arrow, where a library raises a type of its own."""
 
 
 # --- fingerprints and digests ------------------------------------------------------------------------
@@ -123,26 +116,85 @@ def _read_cache(path: Path | None) -> dict[str, str]:
 # --- what the system refuses -------------------------------------------------------------------------
 
 
+def _numbers(*names: str) -> frozenset[int]:
+    """The numbers of system errors; not every system has each of them."""
+    return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
+_FULL = _numbers("ENOSPC", "EDQUOT")
+_FORBIDDEN = _numbers("EROFS", "EACCES", "EPERM")
+_MANY_FILES = _numbers("EMFILE", "ENFILE")
+_OPEN_ELSEWHERE = _numbers("EAGAIN")
+_NO_LOCKS = _numbers("ENOSYS", "EOPNOTSUPP", "ENOTSUP", "ENOLCK")
+_TRANSIENT = _numbers(
+    "EAGAIN", "EBUSY", "EDEADLK", "EINTR", "ENOBUFS", "ENOLCK", "ENOMEM", "ETXTBSY",
+    "EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ECOMM", "ENOLINK", "ENONET", "EPROTO", "EREMCHG",
+    "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENOTCONN", "ESHUTDOWN",
+    "EHOSTDOWN", "EHOSTUNREACH",
+)  # fmt: skip
+"""A busy system, or a disk or network file system that fails and may recover."""
+_OF_THE_FILE = _numbers(
+    "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EEXIST", "EINVAL", "EOVERFLOW", "ESPIPE", "EFAULT"
+)
+"""The path names no file, or the offsets and sizes written in the file lead nowhere."""
+
+
+def system_error_kind(error: BaseException) -> Literal["transient", "permanent"] | None:
+    """Decide whose fault an error is: this is the one place that does.
+
+    Args:
+        error: An error that was raised while a file was read or written.
+
+    Returns:
+        `transient` where the system refused and may not refuse later, `permanent` where it will refuse again;
+        None where the file or its path is at fault, or no system error is behind it.
+    """
+    number = _system_number(error)
+    if number is None or number in _OF_THE_FILE:
+        return None
+    return "transient" if number in _TRANSIENT else "permanent"
+
+
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """A refusal of the disk, as a sentence with the path and what to do."""
-    if error.errno in _FULL:
-        return StorageError(f"No space left to write {path}: free some, then build again; finished parts are kept.")
-    if error.errno in _FORBIDDEN:
-        return StorageError(f"{path} may not be written ({error.strerror}): check the folder's owner and mode.")
-    if error.errno in _MANY_FILES:
-        return StorageError(
-            f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
-        )
-    return StorageError(f"{path} could not be written: {error.strerror or error}.", transient=error.errno in _TRANSIENT)
+    """A refusal of the disk to write, as a sentence with the path and what to do."""
+    return StorageError(_writing_refused(error, path), transient=system_error_kind(error) == "transient")
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
     """A refusal of the system to let us read, as a sentence; None when the error is about the file itself."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number not in _FORBIDDEN | EXHAUSTED:
+    kind = system_error_kind(error)
+    if kind is None:
         return None
-    advice = "Raise the limit (`ulimit -n`), then go on." if number in _MANY_FILES else "Nothing was changed."
-    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=number in _TRANSIENT)
+    number = _system_number(error) or 0
+    if number in _OPEN_ELSEWHERE:
+        return StorageError(
+            f"{what} is open for writing in another program: close it there (a notebook counts), then try again. "
+            "Where no program has it open, its file system keeps a lock: set HDF5_USE_FILE_LOCKING=FALSE.",
+            transient=True,
+        )
+    if number in _NO_LOCKS:
+        reason = f"{what} cannot be locked for reading ({os.strerror(number)}). {_LOCK_ADVICE}"
+        return StorageError(f"{reason} Or set HDF5_USE_FILE_LOCKING=FALSE.", transient=kind == "transient")
+    if number in _MANY_FILES:
+        advice = "Raise the limit (`ulimit -n`), then go on."
+    elif number in _FORBIDDEN:
+        advice = "Nothing was changed. Check its owner and mode."
+    else:
+        advice = "Nothing was changed. Try again; if it stays so, check the disk and how it is mounted."
+    return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=kind == "transient")
+
+
+def system_refusal(error: OSError) -> StorageError | None:
+    """A refusal of the system that nobody nearer to the file explained; None when the system is not at fault."""
+    kind = system_error_kind(error)
+    if kind is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return StorageError(
+        f"{where}{error.strerror or error}. The system refused it; nothing of what is finished is lost. "
+        "Check the disk, how it is mounted, and the network, then try again.",
+        transient=kind == "transient",
+    )
 
 
 @contextmanager
@@ -152,6 +204,41 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+@contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Raise what the system refuses to read inside the block as a `StorageError`; errors of the file itself pass."""
+    try:
+        yield
+    except OSError as error:
+        if refusal := reading_refused(error, str(path)):
+            raise refusal from error
+        raise
+
+
+_LOCK_ADVICE = (
+    "Its file system does not lock files: have it mounted with locks (Lustre: `-o flock`; NFS: version 4), or use "
+    "another disk."
+)
+
+
+def _writing_refused(error: OSError, path: Path) -> str:
+    if error.errno in _FULL:
+        return f"No space left to write {path}: free some, then build again; finished parts are kept."
+    if error.errno in _FORBIDDEN:
+        return f"{path} may not be written ({error.strerror}): check the folder's owner and mode."
+    if error.errno in _MANY_FILES:
+        return f"{path} could not be written: {error.strerror}. Raise the limit (`ulimit -n`), then go on."
+    return f"{path} could not be written: {error.strerror or error}."
+
+
+def _system_number(error: BaseException) -> int | None:
+    """The number of the system error behind an error; None where there is none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = _NUMBER_IN_TEXT.search(str(error))
+    return (int(match[match.lastindex or 0]) or None) if match else None
 
 
 # --- whole files -------------------------------------------------------------------------------------
@@ -169,7 +256,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            lock_file(fd, shared=True)
+            lock_file(fd, temporary, shared=True)
             yield temporary
             os.fsync(fd)
             temporary.replace(path)
@@ -178,8 +265,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(fd)
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.errno not in _FULL | _FORBIDDEN | _BROKEN:
-            raise  # The block may download: errors of the network are the caller's.
+        if not error.errno:
+            raise  # A library's own complaint, not the system's.
         raise storage_error(error, path) from error
 
 
@@ -191,7 +278,7 @@ def leftovers(folder: Path) -> Iterator[Path]:
         except (FileNotFoundError, PermissionError):
             continue
         try:
-            if lock_file(fd):
+            if lock_file(fd, leftover):
                 yield leftover
         finally:
             os.close(fd)
@@ -244,29 +331,41 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 # --- locks -------------------------------------------------------------------------------------------
 
 
-def lock_file(fd: int, *, shared: bool = False, wait: bool = False) -> bool:
+def lock_file(fd: int, path: Path, *, shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file; False when another process holds it and `wait` is not set.
 
     Several processes may hold a `shared` lock. The lock ends when the file is closed, at the latest with the process.
+    Raises `StorageError`, which names `path`, where the file system has no locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise locking_error(error, path) from error
     return True
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock of a file."""
+    """Whether a living process holds the lock of a file; `StorageError` where that cannot be said."""
     try:
         fd = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise storage_error(error, path) from error
     try:
-        return not lock_file(fd)
+        return not lock_file(fd, path)
     finally:
         os.close(fd)
+
+
+def locking_error(error: OSError, path: Path) -> StorageError:
+    """A refusal to lock a file, as a sentence with the path and what to do."""
+    advice = _LOCK_ADVICE if error.errno in _NO_LOCKS else "Try again."
+    transient = system_error_kind(error) == "transient"
+    return StorageError(f"{path} cannot be locked ({error.strerror or error}). {advice}", transient=transient)
 
 
 @contextmanager
@@ -290,11 +389,11 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
         fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with storage_errors(folder):
-            if not lock_file(fd, shared=shared):
+            if not lock_file(fd, folder, shared=shared):
                 notice = Timer(_NOTICE_SECONDS, _log.warning, ["Another process writes to %s; waiting for it.", folder])
                 notice.start()
                 try:
-                    lock_file(fd, shared=shared, wait=True)
+                    lock_file(fd, folder, shared=shared, wait=True)
                 finally:
                     notice.cancel()
         yield

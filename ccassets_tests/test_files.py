@@ -14,6 +14,7 @@ import pytest
 
 from ccassets.errors import StorageError
 from ccassets.files import digest_files, exclusive, fingerprint, remove_leftovers, replacing, require_space, write_text
+from ccassets_tests.campaigns.refusals import AVAILABLE
 
 
 def names(folder: Path) -> list[str]:
@@ -152,3 +153,67 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
             pass
     finally:
         tmp_path.chmod(0o755)
+
+
+_ON_A_DISK_WITHOUT_LOCKS = """
+import sys
+from pathlib import Path
+import ccassets.database.hdf5
+import ccassets.h5.growing_file
+from ccassets.errors import StorageError
+from ccassets.extraction.shard_locks import ShardLocks
+from ccassets.files import exclusive, shared, write_text
+from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.run_locks import fail_dead_runs, hold_run_lock
+from ccassets_tests.campaigns.refusals import FAULTS
+
+folder = Path(sys.argv[1])
+(folder / "1.lock").touch()
+
+def home():
+    with dagster_instance():
+        pass
+
+def using(manager):
+    with manager:
+        pass
+
+next(fault for fault in FAULTS if fault.name == sys.argv[2]).start()
+for use in (
+    lambda: using(exclusive(folder)),
+    lambda: using(shared(folder)),
+    lambda: using(hold_run_lock(folder, "2")),
+    lambda: fail_dead_runs(None, folder),
+    lambda: write_text(folder / "a.txt", "a"),
+    home,
+):
+    try:
+        use()
+    except StorageError as error:
+        print(error.transient, error)
+"""
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs Linux's seccomp")
+@pytest.mark.parametrize(("name", "transient"), [("ENOSYS", False), ("EOPNOTSUPP", False), ("ENOLCK", True)])
+def test_a_file_system_that_does_not_lock_is_said_with_what_to_do(tmp_path: Path, name: str, transient: bool) -> None:
+    process = python(_ON_A_DISK_WITHOUT_LOCKS, tmp_path, f"{name} while locking")
+    said, errors = process.communicate()
+    lines = said.splitlines()
+    assert len(lines) == 6, errors
+    for text in lines:
+        assert text.startswith(f"{transient} {os.environ['CCASSETS_HOME'] if text == lines[-1] else tmp_path}")
+        assert "Its file system does not lock files" in text
+        assert "flock" in text
+
+
+def test_the_lock_of_another_users_run_is_theirs(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nimport ccassets.orchestration.run_locks as locks\n"
+        "os.chdir(sys.argv[1])\nos.setuid(65534)\nprint(locks.fail_dead_runs(None, Path()))"
+    )
+    if os.getuid():
+        pytest.skip("only root can become another user")
+    tmp_path.chmod(0o755)
+    (tmp_path / "1.lock").touch(0o600)
+    assert python(code, tmp_path).communicate()[0].strip() == "[]"

@@ -22,6 +22,7 @@ from ccassets.errors import (
     DatasetError,
     StudyError,
 )
+from ccassets.files import system_refusal
 
 app = typer.Typer(
     help="Build, check and analyse feature databases of medical images and concepts.",
@@ -76,6 +77,8 @@ def main() -> None:
         unreadable = isinstance(error, _INPUT_ERRORS) and not error.transient
         _exit_with_error(str(error), 2 if unreadable else 1)
     except Exception as error:
+        if isinstance(error, OSError) and (refusal := system_refusal(error)):
+            _exit_with_error(str(refusal), 1)
         message = f"Unexpected {type(error).__name__}: {error}\nThis is a defect; `ccassets --debug …` shows where."
         _exit_with_error(message, 1)
 

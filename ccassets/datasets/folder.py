@@ -16,6 +16,7 @@ from ccassets.datasets.image_decoding import decode_image
 from ccassets.datasets.image_files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
+from ccassets.files import reading_refused
 from ccassets.progress import Progress
 from ccassets.study.schema import FolderConfig
 
@@ -147,4 +148,6 @@ class FolderDataset:
                     if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES
                 ]
         except OSError as error:
-            raise DatasetError(f"{folder} cannot be listed: {error.strerror}") from error
+            raise reading_refused(error, str(folder)) or DatasetError(
+                f"{folder} cannot be listed: {error.strerror}"
+            ) from error

@@ -17,7 +17,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from ccassets.errors import DatasetError
-from ccassets.files import EXHAUSTED, reading_refused
+from ccassets.files import reading_refused
 
 POLICY_VERSION: Final = 1
 """Raised on purpose whenever the conversion below gives other pixels than before."""
@@ -45,7 +45,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
 
     Raises:
         DatasetError: The file is no image that is read here. The message is the reason alone: the caller adds the key.
-        StorageError: The system has no more open files or memory to give.
+        StorageError: The system does not let the file be read now: that says nothing of the image.
     """
     try:
         with Image.open(source, formats=_formats()) as image:
@@ -62,7 +62,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
     except OSError as error:  # the reason is stored: the system's own text, without the path
-        if error.errno in EXHAUSTED and (refusal := reading_refused(error, str(source))):  # says nothing of the image
+        if refusal := reading_refused(error, str(source)):  # It says nothing of the image.
             raise refusal from error
         raise DatasetError(f"it cannot be decoded ({error.strerror or error})") from error
     except Exception as error:  # decoders of broken files raise nearly everything, struct.error and KeyError included

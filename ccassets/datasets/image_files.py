@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ccassets.errors import DatasetError
-from ccassets.files import fingerprint
+from ccassets.files import fingerprint, reading_errors
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -31,7 +31,8 @@ def check_keys(keys: Iterable[str], *, where: str) -> None:
 def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
     """A fingerprint for every key, `missing` where there is no file: reading that image reports it.
 
-    Raises `DatasetError` when not one of the files exists: then the folder is wrong.
+    Raises `DatasetError` when not one of the files exists: then the folder is wrong; `StorageError` when the system
+    does not let a file be looked at.
     """
     known = [_fingerprint_or_missing(root / key) for key in keys]
     if known and all(fingerprint == MISSING for fingerprint in known):
@@ -43,7 +44,8 @@ def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
 
 def _fingerprint_or_missing(path: Path) -> str:
     try:
-        return fingerprint(path)
+        with reading_errors(path):
+            return fingerprint(path)
     except OSError:
         return MISSING
 

@@ -9,6 +9,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -236,6 +237,7 @@ def read_manifest(
 
     Raises:
         DatasetError: The split does not exist, or images cannot be read and `on_bad_image` is `error`.
+        StorageError: The system does not let an image be read now, whatever `on_bad_image` says.
     """
     source = dataset.rows(split)
     chosen = _evenly_spaced(len(source), limit)
@@ -283,6 +285,23 @@ def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_ba
         return manifest.source == source_digest(dataset, manifest.split, limit=limit)
     except DatasetError:
         return False
+
+
+def readable_again(manifest: Manifest, dataset: Dataset) -> list[str]:
+    """The keys of skipped and blank rows of a current manifest whose images can be read now; decodes these alone.
+
+    A reason that has passed leaves no trace in a fingerprint, so only another try can tell.
+    """
+    bad = [(manifest.keys[row], int(manifest.rows[row])) for row in np.flatnonzero(manifest.blank)]
+    if manifest.skipped:
+        row_of = {key: row for row, key in enumerate(dataset.rows(manifest.split).keys)}
+        bad += [(key, row_of[key]) for key, _ in manifest.skipped]
+    readable = []
+    for key, row in bad:
+        with suppress(DatasetError):
+            dataset.read(manifest.split, row)
+            readable.append(key)
+    return readable
 
 
 def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:

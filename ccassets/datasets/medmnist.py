@@ -23,7 +23,7 @@ from PIL import Image
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.image_decoding import to_rgb
 from ccassets.errors import AbsentDataError, DatasetError
-from ccassets.files import exclusive, fingerprint, replacing, require_space, sync
+from ccassets.files import exclusive, fingerprint, reading_refused, replacing, require_space, storage_errors, sync
 from ccassets.progress import Progress
 from ccassets.study.schema import MedmnistConfig
 
@@ -164,23 +164,17 @@ class MedmnistDataset:
                 f"{self.archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
                 f"{self.url} and put it there."
             )
-        try:
-            with exclusive(self.root):
+        with exclusive(self.root):
+            with storage_errors(self.root):
                 for left_behind in self.root.glob(f".{self.archive.name}.*.partial"):
                     left_behind.unlink()
-                self._download_from(progress)
-        except (OSError, HTTPException) as error:
-            raise DatasetError(
-                f"{self.url} could not be downloaded to {self.archive}: {error}. Try again, or get it in another way "
-                "and put it there.",
-                transient=not isinstance(error, HTTPError) or error.code >= 500 or error.code == 429,
-            ) from error
+            self._save_download(progress)
 
-    def _download_from(self, progress: Progress) -> None:
+    def _save_download(self, progress: Progress) -> None:
         digest = hashlib.md5(usedforsecurity=False)
         with replacing(self.archive) as temporary:
-            with urllib.request.urlopen(self.url, timeout=60) as response, temporary.open("wb") as file:
-                for block in _blocks(response, int(response.headers.get("Content-Length") or 0), progress):
+            with temporary.open("wb") as file:
+                for block in self._downloaded_blocks(progress):
                     digest.update(block)
                     file.write(block)
             if digest.hexdigest() != self._md5:
@@ -188,6 +182,18 @@ class MedmnistDataset:
                     f"The download from {self.url} has the MD5 {digest.hexdigest()}, published is {self._md5}; it was "
                     f"not kept. Try again, or put the right file at {self.archive}."
                 )
+
+    def _downloaded_blocks(self, progress: Progress) -> Iterator[bytes]:
+        """The bytes of the published archive; errors here are the network's, and none of the disk."""
+        try:
+            with urllib.request.urlopen(self.url, timeout=60) as response:
+                yield from _blocks(response, int(response.headers.get("Content-Length") or 0), progress)
+        except (OSError, HTTPException) as error:
+            raise DatasetError(
+                f"{self.url} could not be downloaded to {self.archive}: {error}. Try again, or get it in another way "
+                "and put it there.",
+                transient=not isinstance(error, HTTPError) or error.code >= 500 or error.code == 429,
+            ) from error
 
     def _unpack(self, progress: Progress) -> None:
         """Unpack the arrays, block by block, to a folder that appears as a whole or not at all."""
@@ -259,7 +265,9 @@ class MedmnistDataset:
         try:
             array: _Array = np.load(folder / f"{member}.npy", mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError, OverflowError) as error:
-            raise DatasetError(f"{self.archive}: {member} is no plain array ({error}).") from error
+            raise reading_refused(error, str(folder)) or DatasetError(
+                f"{self.archive}: {member} is no plain array ({error})."
+            ) from error
         if array.ndim == 0:
             raise DatasetError(f"{self.archive}: {member} is a single value, not an array.")
         return array

@@ -22,6 +22,7 @@ from ccassets.datasets.image_decoding import decode_image
 from ccassets.datasets.image_files import check_keys, fingerprints, first_few
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
+from ccassets.files import reading_refused
 from ccassets.progress import Progress
 from ccassets.study.schema import TableConfig
 
@@ -175,7 +176,9 @@ class TableDataset:
         except FileNotFoundError as error:
             raise AbsentDataError(f"The table {self.file} is not there; dataset.file names it.") from error
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{self.file} cannot be read as a table: {error}") from error
+            raise reading_refused(error, str(self.file)) or DatasetError(
+                f"{self.file} cannot be read as a table: {error}"
+            ) from error
         return table.append_column(_ROW, pa.array(np.arange(1, len(table) + 1)))
 
     def _read_csv(self) -> Any:

@@ -19,7 +19,7 @@ from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
 from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
-from ccassets.files import fingerprint
+from ccassets.files import fingerprint, reading_refused
 from ccassets.study.storage import Store
 
 Digests = npt.NDArray[np.uint8]
@@ -209,7 +209,9 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: b
                 adopted=provenance.get("origin") == "adopted",
                 unverified=has_unverified_order(provenance),
             )
-    except UNUSABLE:
+    except UNUSABLE as error:
+        if refusal := reading_refused(error, str(path)):
+            raise refusal from error
         return nothing
 
 
@@ -217,7 +219,9 @@ def _identity_of(path: Path) -> Any:
     try:
         with open_database(path) as database:
             return (database.provenance or {}).get("encoder", {}).get("identity")
-    except UNUSABLE:
+    except UNUSABLE as error:
+        if refusal := reading_refused(error, str(path)):
+            raise refusal from error
         return None
 
 

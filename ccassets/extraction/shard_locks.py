@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from ccassets.files import storage_error
+from ccassets.files import locking_error, storage_errors
 
 
 class ShardLocks:
@@ -22,7 +22,8 @@ class ShardLocks:
         self._held: dict[str, int] = {}
 
     def __enter__(self) -> ShardLocks:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        with storage_errors(self._path):
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -39,7 +40,7 @@ class ShardLocks:
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EAGAIN}:
                 return False
-            raise storage_error(error, self._path) from error
+            raise locking_error(error, self._path) from error
         self._held[held_for] = offset
         return True
 

@@ -11,7 +11,14 @@ from typing import Any
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch
-from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_manifest, source_digest
+from ccassets.datasets.manifest import (
+    Manifest,
+    find_leaks,
+    is_current,
+    read_manifest,
+    readable_again,
+    source_digest,
+)
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
@@ -73,15 +80,19 @@ def fetch_dataset(study: Study, store: Store, progress: Progress = silent) -> Da
 def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:
     """The splits whose manifest is missing or out of date, with a digest of their source.
 
-    File fingerprints decide, no image is decoded. The digest changes with keys, labels, groups and files.
+    File fingerprints decide; of the images only those are decoded that were skipped or blank. The digest changes with
+    keys, labels, groups and files, and with the images that can be read again.
     """
     dataset = fetch_dataset(study, store)
     limit, on_bad_image = study.extraction.limit, study.extraction.on_bad_image
     changed = {}
     for split in splits:
         path = store.manifest(split)
-        if not path.exists() or not is_current(Manifest.load(path), dataset, limit=limit, on_bad_image=on_bad_image):
+        manifest = Manifest.load(path) if path.exists() else None
+        if manifest is None or not is_current(manifest, dataset, limit=limit, on_bad_image=on_bad_image):
             changed[split] = source_digest(dataset, split, limit=limit)
+        elif keys := readable_again(manifest, dataset):
+            changed[split] = hashlib.sha256(repr((manifest.source, keys)).encode()).hexdigest()
     return changed
 
 

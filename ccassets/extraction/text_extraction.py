@@ -21,7 +21,7 @@ from ccassets.errors import EncoderError, StudyError
 from ccassets.extraction.parts import UNUSABLE
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, recorded_card
-from ccassets.files import exclusive, remove_leftovers
+from ccassets.files import exclusive, reading_refused, remove_leftovers
 from ccassets.study.schema import PromptTemplate, Study
 from ccassets.study.storage import Store
 
@@ -177,7 +177,9 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
                 and tuple(content.texts) == template.prompts
                 and stored.attributes.get("digest") == template_digest(content)
             )
-    except (StopIteration, *UNUSABLE):
+    except (StopIteration, *UNUSABLE) as error:
+        if refusal := reading_refused(error, str(path)):
+            raise refusal from error
         return None
     return StoredTemplate(content, str(provenance.get("origin"))) if right else None
 

@@ -217,7 +217,7 @@ def _open_locked(path: Path, flags: int, *, shared: bool) -> int:
         fd = os.open(path, flags, 0o666)
     try:
         with storage_errors(path):
-            if not lock_file(fd, shared=shared):
+            if not lock_file(fd, path, shared=shared):
                 raise StorageError(
                     f"{path} is open elsewhere, in this process or another one, and one writer at a time may have it. "
                     "Close it there (`f.close()`), or wait until that run has ended."

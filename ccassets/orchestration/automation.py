@@ -9,6 +9,7 @@ import dagster as dg
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.errors import CcassetsError
 from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
+from ccassets.files import system_refusal
 from ccassets.orchestration.dagster_internals import Job
 from ccassets.orchestration.names import asset_key, job_name
 from ccassets.orchestration.partitions import is_partitioned
@@ -62,8 +63,9 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.STOPPED,
         jobs=[job for job in jobs if job.name in started],
         description=(
-            "Looks at files every five minutes, by size and time: reads source files that changed into their manifest "
-            "or identity card, and makes again what was deleted or replaced by hand, a part, the database or a page. "
+            "Looks at files every five minutes, by size and time: reads source files that changed, and images that "
+            "could not be read before and now can, into their manifest or identity card, and makes again what was "
+            "deleted or replaced by hand, a part, the database or a page. "
             "Makes no run while nothing changes."
         ),
     )
@@ -79,8 +81,11 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
                 lost = lost_assets(StatusSnapshot(context.instance, context.repository_def), study, study_store)
                 requests = _remake_requests(study, lost, context.instance)
                 notices += [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
-        except CcassetsError as error:
-            return dg.SkipReason(" ".join([*notices, str(error)]))
+        except (CcassetsError, OSError) as error:
+            refusal = error if isinstance(error, CcassetsError) else system_refusal(error)
+            if refusal is None:
+                raise
+            return dg.SkipReason(" ".join([*notices, str(refusal)]))
         for notice in notices:
             context.log.warning(notice)
         if not requests:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ccassets.files import lock_file
+from ccassets.files import lock_file, storage_error, storage_errors
 
 WATCH_SECONDS = 5.0
 
@@ -28,10 +28,11 @@ def hold_run_lock(folder: Path, run_id: str) -> Iterator[None]:
     if path in _held:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with storage_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock_file(fd, wait=True)
+        lock_file(fd, path, wait=True)
         _held.add(path)
         yield
     finally:
@@ -77,12 +78,14 @@ def watch_for_dead_runs(instance: dg.DagsterInstance, folder: Path) -> Iterator[
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nobody holds the lock."""
+    """Whether nobody holds the lock. That of another user is left to them: their home marks their runs."""
     try:
         fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
+    except OSError as error:
+        raise storage_error(error, path) from error
     try:
-        return lock_file(fd)
+        return lock_file(fd, path)
     finally:
         os.close(fd)

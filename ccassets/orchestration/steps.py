@@ -10,6 +10,7 @@ from contextvars import ContextVar
 import dagster as dg
 
 from ccassets.errors import CcassetsError
+from ccassets.files import system_refusal
 from ccassets.orchestration.names import BUILD, STARTED_BY
 from ccassets.progress import Listener, Progress
 
@@ -50,19 +51,22 @@ def log_progress(context: dg.AssetExecutionContext, what: str, note: Callable[[]
 
 @contextmanager
 def errors_as_failures() -> Iterator[None]:
-    """Our own errors are written for the user: show their text as the step's failure.
+    """Our own errors are written for the user: show their text as the step's failure. So do those of the system.
 
     After a transient error the step is tried again, unless `ccassets build` started the run: there somebody reads it.
     """
     try:
         yield
-    except CcassetsError as error:
+    except (CcassetsError, OSError) as raised:
+        error = raised if isinstance(raised, CcassetsError) else system_refusal(raised)
+        if error is None:
+            raise
         failure = dg.Failure(description=str(error), allow_retries=False)
         context = dg.OpExecutionContext.get()
         waits = RETRY_SECONDS[context.retry_number :]
         if not (error.transient and waits) or context.run.tags.get(STARTED_BY) == BUILD:
-            raise failure from error
-        failure.__cause__ = error
+            raise failure from raised
+        failure.__cause__ = raised
         context.log.warning(f"{error}\nThis failure is transient: the step is tried again in {waits[0]} seconds.")
         time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
         raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

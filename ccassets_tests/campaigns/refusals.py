@@ -22,12 +22,12 @@ _NUMBERS = {
     "x86_64": {
         "write": 1, "pwrite64": 18, "writev": 20, "pwritev": 296, "copy_file_range": 326, "sendfile": 40,
         "fallocate": 285, "fsync": 74, "fdatasync": 75, "rename": 82, "renameat": 264, "renameat2": 316,
-        "openat": 257, "mkdir": 83, "mkdirat": 258, "unlink": 87, "unlinkat": 263,
+        "openat": 257, "mkdir": 83, "mkdirat": 258, "unlink": 87, "unlinkat": 263, "flock": 73,
     },
     "aarch64": {
         "write": 64, "pwrite64": 68, "writev": 66, "pwritev": 70, "copy_file_range": 285, "sendfile": 71,
         "fallocate": 47, "fsync": 82, "fdatasync": 83, "renameat": 38, "renameat2": 276,
-        "openat": 56, "mkdirat": 34, "unlinkat": 35,
+        "openat": 56, "mkdirat": 34, "unlinkat": 35, "flock": 32,
     },
 }  # fmt: skip
 
@@ -140,6 +140,9 @@ FAULTS = (
     Fault("ENOSPC while syncing", _refuse(errno.ENOSPC, _SYNCS)),
     Fault("EIO while renaming", _refuse(errno.EIO, _RENAMES)),
     Fault("ENOSPC while renaming", _refuse(errno.ENOSPC, _RENAMES)),
+    Fault("ENOSYS while locking", _refuse(errno.ENOSYS, ("flock",))),
+    Fault("EOPNOTSUPP while locking", _refuse(errno.EOPNOTSUPP, ("flock",))),
+    Fault("ENOLCK while locking", _refuse(errno.ENOLCK, ("flock",))),
     Fault("EROFS: read-only from now on", _refuse(errno.EROFS, _ENTRIES, opening=True)),
     Fault("EACCES: no right to write", _refuse(errno.EACCES, _ENTRIES, opening=True)),
     *(Fault(f"EMFILE: {left} more open files", _few_more_files(left)) for left in range(4)),

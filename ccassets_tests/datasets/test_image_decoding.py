@@ -1,7 +1,10 @@
 """Every kind of picture becomes 8-bit RGB in a way that was decided on, or is refused with a reason."""
 
+import errno
 import hashlib
 import io
+import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ccassets.datasets.image_decoding import MAX_PIXELS, blank_image, decode_image, image_digest
-from ccassets.errors import DatasetError
+from ccassets.errors import DatasetError, StorageError
 from ccassets_tests.datasets.made_datasets import noise
 
 GREY = np.arange(120, dtype=np.uint8).reshape(10, 12)
@@ -173,6 +176,56 @@ def test_the_reason_does_not_show_where_the_file_lies(tmp_path: Path):
         with pytest.raises(DatasetError) as caught:
             decode_image(path)
         assert str(tmp_path) not in str(caught.value)
+
+
+class Refusing(io.RawIOBase):
+    """An open file of a PNG whose system refuses to read on after so many bytes."""
+
+    def __init__(self, number: int, after: int) -> None:
+        self._png = encoded(Image.new("RGB", (64, 64)), "PNG")
+        self._number, self._left = number, after
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._png.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._png.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if self._left <= 0:
+            raise OSError(self._number, os.strerror(self._number))
+        block = self._png.read(size)
+        self._left -= len(block)
+        return block
+
+
+@pytest.mark.parametrize("after", [0, 16, 60])
+@pytest.mark.parametrize(
+    ("name", "transient"),
+    [
+        *((name, True) for name in ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "EAGAIN", "ENOMEM", "EHOSTDOWN")),
+        *((name, False) for name in ("EACCES", "EPERM", "EMFILE", "EUCLEAN", "ENODATA")),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_the_image(name: str, transient: bool, after: int):
+    number = getattr(errno, name)
+    with pytest.raises(
+        StorageError, match=re.escape(os.strerror(number) if name != "EAGAIN" else "close it")
+    ) as caught:
+        decode_image(Refusing(number, after))
+    assert caught.value.transient == transient
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "EOVERFLOW"])
+def test_an_offset_that_leads_out_of_the_file_is_the_fault_of_the_image(name: str):
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        decode_image(Refusing(getattr(errno, name), 16))
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])

@@ -1,6 +1,7 @@
 """A manifest: every image read once, bad ones named, digests reused by file, changes noticed, leaks found."""
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,16 @@ from PIL import Image
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.image_decoding import blank_image, image_digest
 from ccassets.datasets.labels import find_label_mismatch
-from ccassets.datasets.manifest import Manifest, find_leaks, is_current, read_image, read_manifest
-from ccassets.errors import DatasetError
+from ccassets.datasets.manifest import (
+    Manifest,
+    OnBadImage,
+    find_leaks,
+    is_current,
+    read_image,
+    read_manifest,
+    readable_again,
+)
+from ccassets.errors import DatasetError, StorageError
 from ccassets.progress import Progress
 from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder, save_image, study_of
 
@@ -258,6 +267,48 @@ def test_an_image_once_unreadable_is_tried_again(root: Path):
     with pytest.raises(DatasetError, match="1 of 6"):
         read_manifest(dataset, "train", previous=first)
     assert dataset.read_rows == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file is Linux's")
+@pytest.mark.parametrize("mode", ["skip", "blank"])
+def test_a_file_that_the_system_does_not_read_is_neither_skipped_nor_blank(root: Path, mode: OnBadImage):
+    # The first page of a process's memory is mapped nowhere: reading it is an input/output error.
+    (root / "train/a/9.png").symlink_to("/proc/self/mem")
+    with pytest.raises(StorageError, match=r"9.png cannot be read: Input/output error") as caught:
+        read_manifest(folder_of(root), "train", on_bad_image=mode)
+    assert caught.value.transient
+
+
+class Passing(Counting):
+    """A data set whose images of some rows cannot be read until the trouble passes."""
+
+    bad: Sequence[int] = ()
+
+    def read(self, split: str, row: int) -> Image.Image:
+        self.read_rows.append(row)
+        if row in self.bad:
+            raise DatasetError("it cannot be decoded (Input/output error)")
+        return self._dataset.read(split, row)
+
+
+@pytest.mark.parametrize("mode", ["skip", "blank"])
+def test_images_once_unreadable_are_tried_again_and_no_others(root: Path, mode: OnBadImage):
+    dataset = Passing(dataset_of(root.parent, kind="folder", root=root, splits=SPLITS))
+    dataset.bad = [1, 4]
+    first = read_manifest(dataset, "train", on_bad_image=mode)
+    dataset.read_rows.clear()
+
+    assert is_current(first, dataset, limit=None, on_bad_image=mode)
+    assert readable_again(first, dataset) == []
+    dataset.bad = [4]
+    assert readable_again(first, dataset) == [KEYS[1]]
+    assert dataset.read_rows == [1, 4, 1, 4]
+    dataset.read_rows.clear()
+    again = read_manifest(dataset, "train", on_bad_image=mode, previous=first)
+
+    assert sorted(dataset.read_rows) == [1, 4]
+    assert KEYS[1] in again.keys
+    assert again.blank.sum() + len(again.skipped) == 1
 
 
 def test_a_manifest_is_current_until_its_source_changes(root: Path):

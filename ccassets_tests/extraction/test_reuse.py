@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,8 @@ import pytest
 
 import ccassets
 from ccassets.database.reader import open_database
-from ccassets.errors import DatasetError
+from ccassets.database.validation import validate_database
+from ccassets.errors import DatasetError, StorageError
 from ccassets.extraction import plan_study
 from ccassets.files import fingerprint
 from ccassets.study.schema import Study
@@ -211,6 +217,55 @@ def test_a_prompt_whose_word_stands_elsewhere_is_another_prompt(
         for part in (first.templates["concept_prompts_t01"], second.templates["concept_prompts_t01"])
     ]
     assert spans == [[[1, 2]], [[1, 3]]]
+
+
+# --- files that are open in another program ---------------------------------------------------------
+
+
+@contextmanager
+def opened_by_another_process(path: Path) -> Iterator[None]:
+    """The file, held open for writing by another process, as a notebook does."""
+    code = "import h5py, sys\nfile = h5py.File(sys.argv[1], 'r+')\nprint(flush=True)\nsys.stdin.read()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.communicate()
+
+
+def test_a_file_that_is_open_elsewhere_is_not_damaged_and_not_encoded_again(study: Study) -> None:
+    built = build(study)
+    store = Store.of(study)
+    files = [built.path, *(next(store.root.glob(f"features/*/{kind}/*.h5")) for kind in ("rows", "templates"))]
+    for file in files:
+        before = file.stat().st_ino
+        with opened_by_another_process(file):
+            refusals = [plan_study]
+            if file != built.path:
+                refusals += [ccassets.extract_text if "templates" in str(file) else ccassets.extract_images]
+            for use in refusals:
+                with pytest.raises(StorageError, match=f"{file.name} is open for writing in another program") as caught:
+                    use(study)
+                assert caught.value.transient
+                assert not re.search("damaged|cut off", str(caught.value))
+            with pytest.raises(StorageError, match="HDF5_USE_FILE_LOCKING=FALSE"):
+                open_database(file)
+        assert file.stat().st_ino == before
+    assert plan_of(study) == dict.fromkeys(study.splits, 0)
+    assert build(study).encoded == 0
+
+
+def test_a_database_that_is_open_elsewhere_is_not_encoded_again_where_no_parts_are(lean: Study) -> None:
+    built = build(lean)
+    with opened_by_another_process(built.path):
+        with pytest.raises(StorageError, match="open for writing in another program"):
+            ccassets.extract_images(lean)
+        with pytest.raises(StorageError, match="open for writing in another program"):
+            validate_database(built.path)
+    assert build(lean).encoded == 0
 
 
 # --- without parts -----------------------------------------------------------------------------------

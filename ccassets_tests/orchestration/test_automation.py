@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
+from ccassets.datasets.manifest import Manifest
 from ccassets.errors import BuildError
 from ccassets.orchestration.assets import study_assets
 from ccassets.orchestration.automation import changed_study_file
@@ -185,6 +187,36 @@ def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, ima
     first, second = watch(watched), watch(watched)
     assert first.runs == [("cells__read_images", "test")]
     assert first.keys == second.keys
+
+
+def test_an_image_that_can_be_read_again_is_read_again(tmp_path: Path, image_folder: Path, weights: Path) -> None:
+    study = write_study(
+        tmp_path / "studies" / "cells",
+        images=image_folder,
+        encoder=weights,
+        splits=["val", "test"],
+        extraction={"on_bad_image": "skip"},
+    )
+    run_build(study)
+    # As it is recorded where the disk failed once: the files are what they were.
+    path = Store.of(study).manifest("test")
+    manifest = Manifest.load(path)
+    rows = np.arange(1, len(manifest))
+    replace(
+        manifest,
+        **{name: getattr(manifest, name)[rows] for name in ("rows", "labels", "image_digest", "blank")},
+        keys=manifest.keys[1:],
+        fingerprints=manifest.fingerprints[1:],
+        skipped=((manifest.keys[0], "it cannot be decoded (Input/output error)"),),
+    ).save(path)
+
+    first, second = watch(study), watch(study)
+    assert first.runs == [("cells__read_images", "test")]
+    assert first.keys == second.keys
+    assert "images:test" in run_build(study).materialized
+    assert Manifest.load(path).digest == manifest.digest
+    assert watch(study).runs == []
+    assert run_build(study).materialized == []
 
 
 def test_the_watch_says_that_a_folder_is_gone(watched: Study, image_folder: Path) -> None:
