@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ccassets.analysis.bottleneck import bottleneck_metrics, write_bottleneck
 from ccassets.analysis.localisation import exchange_maps, measure_localisation, patch_mask
 from ccassets.analysis.results import available_analyses, read_result, unavailable_analyses, write_result
 from ccassets.analysis.retrieval import measure_retrieval
+from ccassets.analysis.samples import Samples
 from ccassets.analysis.zero_shot_scores import measure_zero_shot, write_zero_shot
 from ccassets.database.reader import open_database
 from ccassets.errors import AnalysisError
@@ -90,11 +91,11 @@ def test_a_result_of_another_database_or_none_is_refused(tmp_path: Path) -> None
 # --- zero-shot and bottleneck ------------------------------------------------------------------------
 
 
-def stored(root: Path, **options: Any) -> Store:
-    """A storage root whose study "cells" has the made-up cells as its database."""
+def stored(root: Path, samples: Samples | None = None, **options: Any) -> Store:
+    """A storage root whose study "cells" has the made-up cells as its database, by default those of many patients."""
     store = Store(root, "cells", "conceptclip_features.h5")
     store.folder.mkdir(parents=True)
-    write_cells(store.database, cells(480, grouped=True).samples, **options)
+    write_cells(store.database, samples or cells(480, grouped=True).samples, **options)
     return store
 
 
@@ -123,6 +124,21 @@ def test_where_patients_are_known_intervals_are_per_patient(tmp_path: Path) -> N
         bottleneck_metrics(result.content)["control_off_domain_phrases"]
         < result.content["splits"]["test"]["accuracy"]["value"]
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_held_out_rows_and_few_patients_are_said_in_the_result(tmp_path: Path) -> None:
+    samples = cells(480).samples
+    rare = samples.take((samples.split == "train") | (samples.labels != 3))
+    patients = np.array([f"patient {row % 3}" for row in range(len(rare))], object)
+    result = write_bottleneck(load_study("bloodmnist"), stored(tmp_path, replace(rare, groups=patients)))
+    for split in ("val", "test"):
+        measures = result.content["splits"][split]
+        assert measures["absent"] == [3]
+        assert measures["recall"][3]["reason"] == "No row has this class."
+        assert measures["accuracy"]["low"] is None
+        assert measures["accuracy"]["reason"] == "3 groups are too few for an interval: it needs at least 6."
+    assert "(no interval)" in result.content["controls"]["controls"][0]["verdict"]
 
 
 def test_a_bottleneck_needs_labels(tmp_path: Path) -> None:

@@ -212,6 +212,22 @@ def test_a_file_that_knows_no_keys_has_an_atlas_without_pictures(made: Made, tmp
     assert re.search(r"<br>row \d+</figcaption>", page)
 
 
+def test_what_has_no_interval_or_no_images_is_said_on_the_page(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.store.root, tmp_path / "storage")
+    store = replace(made.store, root=tmp_path / "storage")
+    path = store.analysis / made.bottleneck.path.name
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["splits"]["test"]["absent"] = [2]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc"):
+        content["splits"]["test"][name] |= {"low": None, "high": None, "reason": "3 groups are too few."}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    page = write_atlas(made.study, store).page.read_text(encoding="utf-8")
+    page = page[: page.index('id="data"')]
+    assert f"{content['classes'][2]}: no image in test, not measured. test: 3 groups are too few." in page
+    assert page.count('<span class="muted">(no interval)</span>') >= 4
+    assert "Leakage: beyond the truth of the concepts the scores tell a linear classifier" in page
+
+
 def test_equal_databases_make_equal_pages(made: Made) -> None:
     before = count_test_accesses(made.store)
     assert write_bottleneck(made.study, made.store).digest == made.bottleneck.digest
