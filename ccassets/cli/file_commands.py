@@ -35,11 +35,14 @@ def validate(
 ) -> None:
     """Check a file against the format, and against a study if given; exit with 1 if there is an error."""
     from ccassets.database.validation import validate_database
+    from ccassets.extraction.damage_tracing import trace_damage
     from ccassets.findings import has_errors
     from ccassets.pages.report_page import findings_as_json
     from ccassets.study.loading import load_study
 
     findings = validate_database(file, study=load_study(study) if study else None, deep=deep, sandbox=True)
+    if deep:
+        findings += trace_damage(file, findings)
     if as_json:
         print_json(findings_as_json(findings))
     else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.feature_digests import feature_digests
+from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import BULK, IMAGE_FEATURES, STORED_IMAGE_DTYPE
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, new_file
@@ -17,6 +20,16 @@ from ccassets.progress import Progress, silent
 _COPY_BYTES = 256 << 20
 
 
+class DamagedSourceError(DatabaseError):
+    """A source holds other bytes than were written to it; `path` is the source."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        super().__init__(
+            f"{path}: {rows} rows are not the ones that were written. Build again: they are encoded again."
+        )
+        self.path = path
+
+
 def assemble(
     path: Path,
     content: FileContent,
@@ -24,25 +37,50 @@ def assemble(
     source_of: npt.NDArray[np.int64],
     row_in: npt.NDArray[np.int64],
     progress: Progress = silent,
+    *,
+    unread: Collection[Path] = (),
 ) -> None:
     """Write `content` to `path`, row i being row `row_in[i]` of `sources[source_of[i]]`.
 
     Source by source, each opened once; runs of neighbouring rows are copied as one range. Every source holds
     contiguous rows of the same D and T_img, with the feature digests that `content` says; `DatabaseError` names the
     one that does not. `progress` counts the rows of both data sets.
+
+    Rows of `unread` sources are hashed beside being copied, while the system still holds their pages: the disk reads
+    them once. Raises `DamagedSourceError` for one whose rows are not what `content` says.
     """
     names = BULK if content.token_count else (IMAGE_FEATURES,)
     done, total = 0, len(names) * len(source_of)
-    with new_file(path, content) as rows:
+    assert content.rows is not None
+    digests = content.rows.feature_digest
+    with ThreadPoolExecutor(1) as hashing, new_file(path, content) as rows:
         for source, targets in _by_source(source_of):
             with open_database(sources[source]) as database:
                 _check_source(database, content, targets, row_in[targets])
+                hashed: list[Future[int]] = []
                 for name in names:
                     offset, row_bytes = database.byte_range(name)
                     for first, row, count in _runs(targets, row_in[targets], max(1, _COPY_BYTES // row_bytes)):
+                        if name == names[-1] and sources[source] in unread:  # The larger one, of whole rows.
+                            expected = digests[first : first + count]
+                            hashed.append(hashing.submit(_count_damaged, database, row, expected))
                         rows.copy(name, first, database.fileno(), offset + row * row_bytes, count)
                         done += count
                         progress(done, total)
+                if damaged := sum(future.result() for future in hashed):
+                    raise DamagedSourceError(sources[source], damaged)
+
+
+def _count_damaged(database: Database, first: int, expected: npt.NDArray[np.uint8]) -> int:
+    """How many of the rows from `first` on have another digest than the expected ones (n, 16)."""
+    features, tokens = database.image_features, database.image_token_features
+    damaged = 0
+    rows = slice(first, first + len(expected))
+    for start, block in iter_blocks(features if tokens is None else tokens, rows=rows):
+        stop = start + len(block)
+        found = feature_digests(np.asarray(features[start:stop]), None if tokens is None else block)
+        damaged += int((found != expected[start - first : stop - first]).any(axis=1).sum())
+    return damaged
 
 
 def _by_source(source_of: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from ccassets.database.feature_digests import database_digest, split_digest, template_digest
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.merging import assemble
+from ccassets.database.merging import DamagedSourceError, assemble
 from ccassets.database.reader import open_database
 from ccassets.database.row_order import unverified_rows
 from ccassets.database.validation import validate_database
@@ -24,16 +25,18 @@ from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatabaseError, DatasetError, StorageError
 from ccassets.extraction.image_extraction import held_entries
-from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, is_part, record_of
 from ccassets.extraction.plan import row_bytes
 from ccassets.extraction.provenance import created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import StoredTemplate, stored_template
-from ccassets.files import exclusive, remove_leftovers, require_space
+from ccassets.files import exclusive, remove_leftovers, require_space, shared
 from ccassets.findings import has_errors
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,23 +56,26 @@ def assemble_database(
     *,
     store: Store | None = None,
     output: str | os.PathLike[str] | None = None,
+    fresh: bool = False,
     progress: Progress = silent,
 ) -> Assembly:
     """Assemble the database of a study from its parts.
 
-    The old file stays readable until the new one is whole. A database that is up to date is left as it is.
+    The old file stays readable until the new one is whole. A database that is up to date is left as it is. A part is
+    hashed when it first enters a database; rows of one that is damaged are taken from elsewhere, or refused.
 
     Args:
         study: The study, all its images and templates encoded.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         output: The file to write, by default the study's database.
+        fresh: Take nothing from the old file, and write also what is up to date.
         progress: Called with the rows copied so far and the rows of the database.
 
     Returns:
         The file and its digest.
 
     Raises:
-        StorageError: Parts are missing (split or template are named), or the disk is too small.
+        StorageError: Parts are missing or damaged (split or template are named), or the disk is too small.
         DatasetError: Splits were read under different class lists.
         DatabaseError: `keep_parts: false` and the database is not valid; parts are kept then.
     """
@@ -82,19 +88,25 @@ def assemble_database(
     templates = _templates(study, card, store)
     with exclusive(store.folder):
         remove_leftovers(path.parent)
-        index = held_rows(store, card.identity)
-        entries = np.concatenate([np.empty(0, np.int64), *(held_entries(manifest, index) for manifest in manifests)])
-        content = _content(study, store, card, manifests, templates, index, entries, started)
-        digest = content.attributes["provenance"]["digests"]["database"]
-        verified = VerifiedFiles(store.folder)
-        unchanged = _is_already(path, content, verified)
-        if not unchanged:
-            require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
-            sources, source_of, row_in = _copy_sources(index, entries, path)
-            assemble(path, content, sources, source_of, row_in, progress)
-            verified.add(path)
+        with shared(store.encoder_parts(card.identity)):
+            while True:
+                index = held_rows(store, card.identity)
+                entries = np.concatenate([np.empty(0, np.int64), *(held_entries(rows, index) for rows in manifests)])
+                content = _content(study, store, card, manifests, templates, index, entries, started)
+                unchanged = not fresh and _is_already(path, content, VerifiedFiles(store.folder))
+                if unchanged:
+                    break
+                require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
+                try:
+                    _write(path, content, index, entries, progress, fresh=fresh)
+                    VerifiedFiles(store.folder).add(path, read=True)
+                    break
+                except DamagedSourceError as error:  # The next index leaves its rows out.
+                    _log.warning("%s", error)
+                    record_of(error.path).forget(error.path)
         if not study.storage.keep_parts and path == store.database:  # Rows of a file elsewhere are not found again.
-            _drop_parts(study, path, index, entries)
+            _drop_parts(study, store, card, index, entries)
+    digest = content.attributes["provenance"]["digests"]["database"]
     return Assembly(path, digest, len(entries), path.stat().st_size, time.perf_counter() - started, unchanged)
 
 
@@ -266,13 +278,35 @@ def _timeless(attributes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[s
     return {**chosen, "provenance": provenance, "unverified rows": unverified}
 
 
+def _write(
+    path: Path,
+    content: FileContent,
+    index: RowIndex,
+    entries: npt.NDArray[np.int64],
+    progress: Progress,
+    *,
+    fresh: bool,
+) -> None:
+    """Write the database, and record which parts were read; `DamagedSourceError` names one that holds other bytes."""
+    sources, source_of, row_in = _copy_sources(index, entries, None if fresh else path)
+    used = [sources[number] for number in np.unique(source_of).tolist()]
+    records = {folder: VerifiedFiles(folder) for folder in {source.parent for source in used if is_part(source)}}
+    record_by_source = {source: records.get(source.parent) or record_of(source) for source in used}
+    unread = {source for source, record in record_by_source.items() if not record.was_read(source)}
+    assemble(path, content, sources, source_of, row_in, progress, unread=unread)
+    for number, source in enumerate(sources):
+        # Rows that did not enter the database were not hashed.
+        if source in unread and source != path and len(np.unique(row_in[source_of == number])) == index.rows_of(source):
+            record_by_source[source].add(source, read=True)
+
+
 def _copy_sources(
-    index: RowIndex, entries: npt.NDArray[np.int64], path: Path
+    index: RowIndex, entries: npt.NDArray[np.int64], path: Path | None
 ) -> tuple[Sequence[Path], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The files to copy rows from, and for every row its file and its row there.
 
-    An old database that holds just these rows is the only source: in a file of equal layout the bytes are equally
-    aligned, so that the file system can share them.
+    An old database at `path` that holds just these rows is the only source: in a file of equal layout the bytes are
+    equally aligned, so that the file system can share them.
     """
     if path in index.sources:
         number = list(index.sources).index(path)
@@ -282,20 +316,21 @@ def _copy_sources(
     return index.sources, index.source[entries], index.row[entries]
 
 
-def _drop_parts(study: Study, path: Path, index: RowIndex, entries: npt.NDArray[np.int64]) -> None:
+def _drop_parts(study: Study, store: Store, card: EncoderCard, index: RowIndex, entries: npt.NDArray[np.int64]) -> None:
     """Remove image parts whose every row is in the database, once the database is deeply valid."""
     in_database = {digest.tobytes() for digest in index.image_digest[entries]}
     spare = [
         part
         for number, part in enumerate(index.sources)
-        if part.parent.name == "rows"
+        if is_part(part)
         and in_database.issuperset(digest.tobytes() for digest in index.image_digest[index.source == number])
     ]
     if not spare:
         return
-    findings = validate_database(path, study=study, deep=True)
+    findings = validate_database(store.database, study=study, deep=True)
     if has_errors(findings):
         errors = "; ".join(finding.message for finding in findings if finding.severity == "error")
-        raise DatabaseError(f"{path.name} is not valid, its image parts are kept: {errors}")
-    for part in spare:
-        part.unlink(missing_ok=True)
+        raise DatabaseError(f"{store.database.name} is not valid, its image parts are kept: {errors}")
+    with exclusive(store.encoder_parts(card.identity)):  # Another study may be copying from them.
+        for part in spare:
+            part.unlink(missing_ok=True)

@@ -146,7 +146,8 @@ def extract_images(
             _split_extraction(manifest, index, plan.to_encode) for manifest, plan in zip(manifests, plans, strict=True)
         ]
         if fresh:
-            _remove_superseded(held_rows(store, card.identity))
+            with exclusive(store.encoder_parts(card.identity)):  # Another study may be copying from them.
+                _remove_superseded(held_rows(store, card.identity))
     return ImageExtraction(extractions, seconds, times, held.damaged)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
 from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
-from ccassets.files import fingerprint, reading_refused
+from ccassets.files import fingerprint, reading_refused, storage_errors
 from ccassets.study.storage import Store
 
 Digests = npt.NDArray[np.uint8]
@@ -29,6 +30,9 @@ UNUSABLE = (DatabaseError, *READ_ERRORS)
 
 `StorageError` is not one: a file that the system does not let us read now may be intact.
 """
+
+
+_NEVER = (None, None)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class RowIndex:
     is_adopted: npt.NDArray[np.bool_]
     is_unverified: npt.NDArray[np.bool_]
     damaged: Sequence[str] = ()
+
+    def rows_of(self, source: Path) -> int:
+        """Number of rows that a source holds."""
+        return int(np.count_nonzero(self.source == list(self.sources).index(source)))
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int64]]:
@@ -81,36 +89,64 @@ class VerifiedFiles:
     """A record of the files of a folder whose bytes were right, by fingerprint: only a changed file is hashed again.
 
     `rows_only` is a record of its own for databases of which only the rows were hashed, not templates, labels and keys.
-    Kept as lines of JSON that are only ever appended, so that several processes may write, and a line that is torn
-    or could not be written is nothing but a file that will be hashed once more.
+    A writer records what it wrote without reading it back; `was_read` says whether the bytes were hashed as they lie on
+    the disk, too. Kept as lines of JSON (name, fingerprint, and the time at which it was read) that are only ever
+    appended, so that several processes may write, and a line that is torn or could not be written is nothing but a
+    file that will be hashed once more.
     """
 
     def __init__(self, folder: Path, *, rows_only: bool = False) -> None:
         self._path = folder / ("verified_rows.jsonl" if rows_only else "verified.jsonl")
 
     @cached_property
-    def _known(self) -> dict[str, str]:
-        known: dict[str, str] = {}
+    def _known(self) -> dict[str, tuple[str | None, int | None]]:
+        known: dict[str, tuple[str | None, int | None]] = {}
         try:
             text = self._path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return known
         for line in text.splitlines():
             with suppress(ValueError, TypeError):  # A damaged line may be any JSON.
-                name, seen = json.loads(line)
-                known[name] = seen
+                name, seen, *read_at = json.loads(line)
+                known[name] = seen, read_at[0] if read_at else None
         return known
 
     def has(self, path: Path) -> bool:
         """Whether the file is the one that was verified."""
-        return self._known.get(path.name) == fingerprint(path)
+        return self._known.get(path.name, _NEVER)[0] == fingerprint(path)
 
-    def add(self, path: Path) -> None:
-        """Remember that the file, as it is now, has the right bytes."""
-        seen = fingerprint(path)
-        self._known[path.name] = seen
+    def was_read(self, path: Path) -> bool:
+        """Whether the file is the one that was verified, by reading it after it was written."""
+        return self.has(path) and self._known[path.name][1] is not None
+
+    def add(self, path: Path, *, read: bool = False) -> None:
+        """Remember that the file, as it is now, has the right bytes; with `read`, that they were read from the disk."""
+        facts = fingerprint(path), int(time.time()) if read else None
+        self._known[path.name] = facts
+        line = [path.name, facts[0], *([facts[1]] if read else [])]
         with suppress(OSError), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([path.name, seen]) + "\n")
+            file.write(json.dumps(line) + "\n")
+
+    def forget(self, path: Path) -> None:
+        """Have the file hashed again by whoever uses it next; raises `StorageError` when that cannot be recorded."""
+        self._known.pop(path.name, None)
+        with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            # On a line of its own also after a torn one: this line must not be lost.
+            file.write("\n" + json.dumps([path.name, None]) + "\n")
+
+
+def is_part(source: Path) -> bool:
+    """Whether a source of rows is an image part; else it is a database."""
+    return source.parent.name == "rows"
+
+
+def record_of(path: Path) -> VerifiedFiles:
+    """The record that holds a part or a database.
+
+    A whole database needs no look at its rows, and one of which only rows were hashed is no whole file.
+    """
+    whole = VerifiedFiles(path.parent)
+    return whole if is_part(path) or whole.has(path) else VerifiedFiles(path.parent, rows_only=True)
 
 
 def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIndex:
@@ -123,17 +159,11 @@ def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIn
     parts = [_read_rows(path, identity, verified, known_only) for path in folder.glob("*.h5")]
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
     databases = [
-        _read_rows(path, identity, _verified_database(path), known_only)
+        _read_rows(path, identity, record_of(path), known_only)
         for path in sorted(store.root.glob("*/*.h5"))
         if _identity_of(path) == identity
     ]
     return _index([*newest_first, *databases])
-
-
-def _verified_database(path: Path) -> VerifiedFiles:
-    """The record that holds a database: a whole file needs no look at its rows, and one of rows is no whole file."""
-    whole = VerifiedFiles(path.parent)
-    return whole if whole.has(path) else VerifiedFiles(path.parent, rows_only=True)
 
 
 def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: VerifiedFiles) -> RowIndex:
@@ -199,7 +229,7 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: b
             if not verified.has(path):
                 if known_only or not verify_rows(database):
                     return nothing
-                verified.add(path)
+                verified.add(path, read=True)
             written = int(provenance["created"]["unix_ns"])
             return _FileRows(
                 path,

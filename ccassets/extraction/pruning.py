@@ -87,6 +87,7 @@ def prune(study: Study, *, store: Store | None = None, dry_run: bool = False, no
         for folder in encoders if not dry_run else ():
             locks.enter_context(exclusive(folder / "rows"))
             locks.enter_context(exclusive(folder / "templates"))
+            locks.enter_context(exclusive(folder))  # Whoever copies from parts holds it.
         _require_no_run(store)
         needs = _needs(store, study, studies)
         parts = [part for folder in encoders for part in _unneeded_parts(folder, needs.get(folder.name), store)]

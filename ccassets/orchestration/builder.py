@@ -101,7 +101,7 @@ class Build:
             if self.fresh or template_id in missing or self._is_stale("template_features", template_id)
         ]
         if stale:
-            self._run("extract_text", stale, fresh=self.fresh)
+            self._run("extract_text", stale, fresh=stale if self.fresh else ())
 
     def _images(self, splits: Sequence[str]) -> None:
         plan = plan_study(self.study, splits, store=self.store, fresh=self.fresh)
@@ -109,17 +109,18 @@ class Build:
         for split in self._runs_of(splits):
             names = [split] if split else list(splits)
             if self._is_stale("image_features", split=split) or any(to_encode[name] for name in names):
-                self._run("extract_images", ["image_features"], split, fresh=self.fresh)
+                self._run("extract_images", ["image_features"], split, fresh=["image_features"] if self.fresh else ())
 
     def _database(self) -> None:
-        if self._is_stale("feature_database") or missing_database(self.store):
-            self._run("build_database", ["feature_database", "validation_report"])
+        if self.fresh or self._is_stale("feature_database") or missing_database(self.store):
+            fresh = ["feature_database"] if self.fresh else ()
+            self._run("build_database", ["feature_database", "validation_report"], fresh=fresh)
         elif self._is_stale("validation_report") or "validation_report" in missing_pages(self.study, self.store):
             self._run("build_database", ["validation_report"])
 
     def _analyses(self) -> None:
         names, missing = available_analyses(self.study), missing_pages(self.study, self.store)
-        stale = [name for name in names if self._is_stale(name) or name in missing]
+        stale = [name for name in names if self.fresh or self._is_stale(name) or name in missing]
         if not stale:
             return
         # The atlas, last of them, shows the results of the others.
@@ -144,11 +145,13 @@ class Build:
         self._snapshot = self._snapshot or StatusSnapshot(self.instance, self.repository)
         return self._snapshot
 
-    def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: bool = False) -> None:
+    def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: Sequence[str] = ()) -> None:
+        """Run assets of a job, those of `fresh` without what was kept of them."""
         keys = [asset_key(self.study, asset) for asset in assets]
         config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         if fresh:
-            config["ops"] = {key.to_python_identifier(): {"config": {"fresh": True}} for key in keys}
+            names = [asset_key(self.study, asset).to_python_identifier() for asset in fresh]
+            config["ops"] = {name: {"config": {"fresh": True}} for name in names}
         run_id = str(uuid.uuid4())
         self._snapshot = None  # It is out of date now.
         with hold_run_lock(self.store.runs, run_id):

@@ -25,7 +25,7 @@ Body = Callable[..., dg.MaterializeResult[None]]
 
 
 class ExtractionRun(dg.Config):
-    """What can be asked of one run of an encoder: `fresh` encodes again even what parts already hold."""
+    """The options of one run: `fresh` keeps nothing of what parts or the old database hold."""
 
     fresh: bool = False
 

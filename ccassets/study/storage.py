@@ -95,6 +95,13 @@ class Store:
         """The folder of template parts of the encoder with that identity."""
         return self.root / "features" / identity / "templates"
 
+    def encoder_parts(self, identity: str) -> Path:
+        """The folder of all parts of the encoder with that identity.
+
+        Whoever copies from parts holds its lock shared, and whoever removes parts exclusively.
+        """
+        return self.root / "features" / identity
+
     def relative(self, path: str | os.PathLike[str]) -> str:
         """A path relative to the storage root, as it is shown and stored."""
         return Path(path).relative_to(self.root).as_posix()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
 from ccassets.errors import DatasetError, StorageError
 from ccassets.extraction import plan_study
-from ccassets.files import fingerprint
+from ccassets.files import fingerprint, shared
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.extraction.made_parts import (
@@ -30,6 +31,7 @@ from ccassets_tests.extraction.made_parts import (
     differences,
     far_rows,
     parts,
+    read_sources,
 )
 from ccassets_tests.made_studies import VOCABULARY, picture, save_images, write_study
 
@@ -310,6 +312,38 @@ def test_parts_of_another_studys_pictures_are_kept(study: Study, lean: Study, we
 
     assert parts(lean) == theirs
     assert build(other).encoded == 0
+
+
+def test_parts_are_dropped_when_nobody_copies_from_them(lean: Study) -> None:
+    ccassets.extract_text(lean)
+    ccassets.extract_images(lean)
+    store = Store.of(lean)
+    with ThreadPoolExecutor(1) as thread:
+        with shared(store.encoder_parts(ccassets.identify_encoder(lean).identity)):
+            assembly = thread.submit(ccassets.assemble_database, lean)
+            while not store.database.exists():
+                wait([assembly], timeout=0.01)
+            assert wait([assembly], timeout=1).not_done
+            assert len(parts(lean)) == 7
+        assert not assembly.result().unchanged
+    assert parts(lean) == []
+
+
+def test_two_studies_of_the_same_pictures_assemble_at_once_while_one_drops_the_parts(
+    lean: Study, image_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    other = write_study(tmp_path / "studies" / "other", images=image_folder, encoder=weights)
+    for study in (lean, other):
+        read_sources(study)
+    for number in range(4):
+        for study in (lean, other):
+            ccassets.extract_text(study)
+            ccassets.extract_images(study, fresh=True)
+            Store.of(study).database.unlink(missing_ok=True)
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(ccassets.assemble_database, (lean, other)))
+        assert parts(lean) == [], number
+        assert differences(Store.of(lean).database, Store.of(other).database) == []
 
 
 def test_a_database_written_elsewhere_does_not_cost_the_parts(lean: Study, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
-from ccassets.orchestration.study_asset import study_asset
+from ccassets.orchestration.study_asset import ExtractionRun, study_asset
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -28,9 +28,12 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         version=(_grouping(study), study.splits, study.storage, study.extraction.limit),
         description=_description(study),
     )
-    def _feature_database(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+    def _feature_database(
+        context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource
+    ) -> dg.MaterializeResult[None]:
         study_store = store.of(study)
-        done = assemble_database(study, store=study_store, progress=log_progress(context, "assemble the database"))
+        progress = log_progress(context, "assemble the database")
+        done = assemble_database(study, store=study_store, fresh=config.fresh, progress=progress)
         if done.unchanged:
             context.log.info("The database already is what it should be; it was left as it is.")
         return dg.MaterializeResult(
