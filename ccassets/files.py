@@ -62,20 +62,32 @@ def digest_files(
     paths = [Path(files)] if isinstance(files, (str, os.PathLike)) else [Path(file) for file in files]
     cache_file = None if cache is None else Path(cache) / DIGEST_CACHE
     known = _read_cache(cache_file)
+    checked = {key: digest for key, entry in known.items() if (digest := _checked_digest(key, entry))}
     total = sum(path.stat().st_size for path in paths)
     digests, done = [], 0
     for path in paths:
         key = _cache_key(path)
-        if key not in known:
-            known[key] = _sha256(path, done, total, progress)
+        if key not in checked:
+            checked[key] = _sha256(path, done, total, progress)
+            known[key] = _cache_entry(key, checked[key])
             if cache_file is not None:
                 write_text(cache_file, json.dumps(known))
-        digests.append(known[key])
+        digests.append(checked[key])
         done += path.stat().st_size
         progress(done, total)
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode("ascii")).hexdigest()
+
+
+def drop_unchecked_digests(cache: Path) -> bool:
+    """Have files hashed again whose digest older code kept without a digest of its own; whether there were any."""
+    known = _read_cache(cache / DIGEST_CACHE)
+    kept = {key: entry for key, entry in known.items() if _checked_digest(key, entry) and not _is_unchecked(entry)}
+    if len(kept) == len(known):
+        return False
+    write_text(cache / DIGEST_CACHE, json.dumps(kept))
+    return True
 
 
 def _stat_facts(path: Path) -> tuple[int, int, int, int]:
@@ -100,6 +112,23 @@ def _sha256(path: Path, done: int, total: int, progress: Progress) -> str:
         reason = f"{path} cannot be read: {error.strerror or error}."
         raise reading_refused(error, str(path)) or StorageError(reason) from error
     return digest.hexdigest()
+
+
+def _cache_entry(key: str, digest: str) -> str:
+    """A digest with one of its own, over the file that it is of, so that a damaged cache is not believed."""
+    return f"{digest} {hashlib.sha256(f'{key} {digest}'.encode()).hexdigest()[:16]}"
+
+
+def _checked_digest(key: str, entry: object) -> str | None:
+    """The digest in an entry of the cache; None for a damaged one. Older code wrote the digest alone."""
+    if not isinstance(entry, str):
+        return None
+    digest = entry.partition(" ")[0]
+    return digest if _is_unchecked(entry) or entry == _cache_entry(key, digest) else None
+
+
+def _is_unchecked(entry: object) -> bool:
+    return isinstance(entry, str) and re.fullmatch("[0-9a-f]{64}", entry) is not None
 
 
 def _read_cache(path: Path | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ccassets.datasets.manifest import (
 from ccassets.encoders import inspect_encoder
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
-from ccassets.files import reading_refused, write_text
+from ccassets.files import drop_unchecked_digests, reading_refused, write_text
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
@@ -144,6 +144,9 @@ def identify_encoder(
     """
     store = store or Store.of(study)
     card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
+    if card.identity != recorded_identity(store) and drop_unchecked_digests(store.cache):
+        # An identity costs an extraction: it is taken from the weights, or from digests that carry their own.
+        card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
     record = {"asked": request_digest(study), "splits": list(study.splits), "card": json.loads(card.to_json())}
     record["digest"] = _record_digest(record)
     write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))

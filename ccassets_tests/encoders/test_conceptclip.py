@@ -179,8 +179,11 @@ def test_digests_are_remembered_by_fingerprint_without_telling_paths(
 
     assert seen[-1] == ((weights_folder / "model.safetensors").stat().st_size,) * 2
     assert str(tmp_path) not in stored
-    # Poisoned, the cache shows that it is read, and that a changed file is hashed again.
     (cache / DIGEST_CACHE).write_text(stored.replace(card.weights_digest, "0" * 64))
+    assert inspect_encoder(study, cache=cache) == card, "a damaged entry is not believed"
+    # Poisoned, in the form of older code, the cache shows that it is read, and that a changed file is hashed again.
+    older = {key: entry.split()[0].replace(card.weights_digest, "0" * 64) for key, entry in json.loads(stored).items()}
+    (cache / DIGEST_CACHE).write_text(json.dumps(older))
     assert inspect_encoder(study, cache=cache).weights_digest == "0" * 64
     (weights_folder / "model.safetensors").touch()
     assert inspect_encoder(study, cache=cache) == card
