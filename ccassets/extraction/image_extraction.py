@@ -15,7 +15,7 @@ from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import DatasetError, StorageError, StudyError
 from ccassets.extraction.image_shards import WorkerSetup, part_name
-from ccassets.extraction.parts import RowIndex, VerifiedFiles, as_keys, held_rows, with_newer
+from ccassets.extraction.parts import RowIndex, VerifiedFiles, as_keys, held_rows, is_part, with_newer
 from ccassets.extraction.plan import ImagePlan, divide, nothing_held, plan_images, row_bytes
 from ccassets.extraction.runners import InThisProcess, Runner
 from ccassets.extraction.shard_locks import ShardLocks
@@ -332,5 +332,5 @@ def _remove_superseded(index: RowIndex) -> None:
     """Remove image parts none of whose rows is used any more, all being held by newer parts."""
     used = np.unique(index.source[index.find(index.image_digest)])
     for number, path in enumerate(index.sources):
-        if number not in used and path.parent.name == "rows":
+        if number not in used and is_part(path):
             path.unlink(missing_ok=True)

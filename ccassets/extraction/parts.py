@@ -137,7 +137,7 @@ class VerifiedFiles:
 
 def is_part(source: Path) -> bool:
     """Whether a source of rows is an image part; else it is a database."""
-    return source.parent.name == "rows"
+    return source.parent.name == "rows" and source.parents[2].name == "features"  # A study may be called `rows`.
 
 
 def record_of(path: Path) -> VerifiedFiles:

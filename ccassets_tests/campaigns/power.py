@@ -138,9 +138,9 @@ def carry_fingerprints(root: Path, copy: Path) -> None:
 
 def _carried(line: bytes, original: Path, copy: Path) -> bytes:
     with suppress(ValueError, TypeError, OSError):
-        name, seen = json.loads(line)
+        name, seen, *read_at = json.loads(line)
         if seen == fingerprint(original / name):
-            return json.dumps([name, fingerprint(copy / name)]).encode()
+            return json.dumps([name, fingerprint(copy / name), *read_at]).encode()
     return line
 
 
