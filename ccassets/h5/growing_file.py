@@ -130,6 +130,15 @@ def init_file(
         DatabaseError: The file is no growing file, or its rows were doubled or torn.
         StorageError: The file is open elsewhere, or the disk refuses.
     """
+    file = open_growing(path, d, t_img, metadata)
+    file.flush()
+    return file
+
+
+def open_growing(
+    path: str | os.PathLike[str], d: int | None, t_img: int | None, metadata: Mapping[str, object] | None
+) -> GrowingFile:
+    """Open a file as `init_file` does; nothing is stored before its first flush."""
     if (d is not None and d < 1) or (t_img is not None and t_img < 0):
         raise ArgumentError(f"d of 1 or more and t_img of 0 or more were expected; found {d} and {t_img}.")
     attributes = {name: _encode_metadata(name, value) for name, value in (metadata or {}).items()}
@@ -141,7 +150,6 @@ def init_file(
         else:
             _create(file, DEFAULT_DIM if d is None else d, DEFAULT_TOKEN_COUNT if t_img is None else t_img)
         _write_metadata(file, attributes)
-        file.flush()
     except BaseException:
         file.discard()
         raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -147,7 +147,12 @@ def save_model_params(
                 raise ArgumentError(f"{name}: {scale} is not the logarithm of the multiplier {multiplier}.")
             scale = stated if scale is None else scale
         values[name] = scale
-    given = {name: float(value) for name, value in values.items() if value is not None}
+    write_logit_parameters(f, {name: float(value) for name, value in values.items() if value is not None})
+    f.flush()
+
+
+def write_logit_parameters(f: h5py.File, given: Mapping[str, float]) -> None:
+    """Write logit parameters by name, to be stored with the next flush; numbers that are not finite are refused."""
     broken = [name for name, value in given.items() if not np.isfinite(value)]
     if broken:
         raise ArgumentError(f"finite numbers were expected; found { ({name: given[name] for name in broken}) }.")
@@ -155,7 +160,6 @@ def save_model_params(
         f.attrs[name] = np.float64(value)
     if given:
         f.attrs["logit_scale_space"] = LOGIT_SCALE_SPACE
-    f.flush()
 
 
 def load_model_params(f: h5py.File) -> dict[str, float]:

@@ -28,12 +28,12 @@ from ccassets.h5.growing_file import (
     count_splits,
     create_row_datasets,
     cut_rows,
-    init_file,
+    open_growing,
     read_split_counts,
     write_split_counts,
 )
 from ccassets.h5.growing_provenance import read_provenance, write_provenance
-from ccassets.h5.growing_templates import load_model_params, save_model_params, write_template
+from ccassets.h5.growing_templates import load_model_params, write_logit_parameters, write_template
 from ccassets.h5.input_values import to_array
 from ccassets.h5.loaders import batches, has_labels, require_order, row_count
 from ccassets.h5.prompts import PromptConfig
@@ -305,24 +305,46 @@ def _set_sizes(file: h5py.File, dim: int, token_count: int) -> None:
 
 
 def _record_planned_rows(file: h5py.File, loaders: Mapping[str, Any]) -> None:
-    """Record the rows that every split will have, which tells a stopped run from a finished one."""
+    """Record the rows that every split has and will have, which tells a stopped run from a finished one.
+
+    Refuses loaders whose rows cannot follow the stored ones.
+    """
     counts = read_split_counts(file)
     provenance = read_provenance(file)
-    for split, loader in loaders.items():
-        total = row_count(loader)
+    totals = {split: row_count(loader) for split, loader in loaders.items()}
+    _require_places(file, counts, totals)
+    for split, total in totals.items():
         if total is None:
             continue
-        if counts.get(split, 0) > total:
-            raise ArgumentError(
-                f"{file.filename} holds {counts[split]} rows of {split!r}; its loader has {total}. "
-                "These are other data: give a new path, or resume=False to replace them."
-            )
         provenance["dataset"]["splits"].setdefault(split, {})["planned"] = total
         if not total:
             counts.setdefault(split, 0)
-            write_split_counts(file, counts)
+    write_split_counts(file, counts)
     write_provenance(file, provenance, counts)
-    file.flush()
+
+
+def _require_places(file: h5py.File, counts: Mapping[str, int], totals: Mapping[str, int | None]) -> None:
+    """Refuse a loader with fewer rows than its split has, and one whose rows would not stand with those of its split.
+
+    A loader without a length may have nothing to add; its rows are looked at when they come.
+    """
+    last = next((split for split in reversed(list(counts)) if counts[split]), None)
+    for split, total in totals.items():
+        stored = counts.get(split, 0)
+        if total is None or total == stored:
+            continue
+        if stored > total:
+            raise ArgumentError(
+                f"{file.filename} holds {stored} rows of {split!r}; its loader has {total}. "
+                "These are other data: give a new path, or resume=False to replace them."
+            )
+        if stored and split != last:
+            raise ArgumentError(
+                f"{file.filename}: {split!r} has {stored} of {total} rows, and rows of {last!r} follow them; the rows "
+                "of a split stand together. Nothing was written. Give the loaders in the order of the file; if the "
+                "data set grew, give a new path, or resume=False to replace these splits and those after them."
+            )
+        last = split
 
 
 def _remove_splits(file: h5py.File, loaders: Mapping[str, Any]) -> None:
@@ -363,12 +385,17 @@ def _with_loader_errors(items: Iterator[Any], split: str, file: h5py.File) -> It
 
 
 def _encode(model: Any, kind: str, inputs: torch.Tensor) -> tuple[Any, Any]:
-    """Features (B, D) and token features (B, T, D) or None, as arrays; tokens projected where the model projects."""
+    """Features (B, D) and token features (B, T, D) or None, as arrays; tokens projected where the model projects.
+
+    Tokens of texts that the model does not project lie in another space than its features, and are none.
+    """
     encode, project = getattr(model, f"encode_{kind}"), getattr(model, f"{kind}_proj", None)
     with fixed_arithmetic():
         features, tokens = encode(inputs, normalize=True)
         if tokens is not None and project is not None:
             tokens = project(tokens)
+        elif kind == "text":
+            tokens = None
         if tokens is not None:
             tokens = to_host(tokens) if kind == "image" else to_array(tokens)
         return to_array(features), tokens
@@ -391,10 +418,20 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _open_growing(
     path: PathLike, dim: int, token_count: int, metadata: Mapping[str, object] | None
 ) -> Iterator[h5py.File]:
-    """The existing growing file, or a new one of these sizes."""
+    """The existing growing file, or a new one of these sizes; a refused call leaves it as it was, or none.
+
+    Nothing is stored before the first template or batch, so that a refusal before it has nothing to take back.
+    """
     new = not Path(path).is_file() or not Path(path).stat().st_size
-    with init_file(path, dim if new else None, token_count if new else None, metadata) as file:
-        yield file
+    with open_growing(path, dim if new else None, token_count if new else None, metadata) as file:
+        try:
+            yield file
+        except ArgumentError:
+            if file:
+                file.discard()
+                if new and not Path(path).stat().st_size:
+                    Path(path).unlink()
+            raise
 
 
 def _card(artifacts: ModelArtifacts) -> EncoderCard | None:
@@ -428,7 +465,7 @@ def _require_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
 
 
 def _record_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
-    save_model_params(file, **_logit_parameters(artifacts.model))
+    write_logit_parameters(file, _logit_parameters(artifacts.model))
     provenance = read_provenance(file)
     card = _card(artifacts)
     if card is not None:
@@ -436,7 +473,6 @@ def _record_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
     provenance["extraction"]["model"] = type(artifacts.model).__name__
     provenance["libraries"] = libraries()
     write_provenance(file, provenance, read_split_counts(file))
-    file.flush()
 
 
 @contextmanager

@@ -19,8 +19,10 @@ import torch
 
 from ccassets import CcassetsError
 from ccassets.database.reader import open_database
+from ccassets.database.validation import validate_database
 from ccassets.encoders import load_encoder
 from ccassets.encoders.conceptclip import PHANTOM
+from ccassets.findings import has_errors
 from ccassets.h5 import (
     DatasetBundle,
     ModelArtifacts,
@@ -475,3 +477,131 @@ def test_our_processor_refuses_a_normalised_image(phantom: ModelArtifacts) -> No
 def test_remote_code_is_never_run() -> None:
     with pytest.warns(UserWarning, match="no remote code is run"):
         load_conceptclip_model(weights=PHANTOM, device="cpu", trust_remote_code=True)
+
+
+# --- refused calls, and counts that were deleted ------------------------------------------------------
+
+
+def with_note(path: Path, artifacts: ModelArtifacts, given: Mapping[str, Any], **arguments: Any) -> None:
+    encode_and_store_image_features(
+        artifacts, given, output_path=path, show_progress=False, extra_metadata={"note": "second"}, **arguments
+    )
+
+
+def test_a_data_set_that_grew_in_an_earlier_split_is_refused_and_changes_nothing(path: Path) -> None:
+    run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
+    before = path.read_bytes()
+    artifacts = stand_in()
+    grown = loaders(train=GreyImages(24, 0, [0, 1] * 12))
+
+    with pytest.raises(CcassetsError, match=r"'train' has 20 of 24 rows, and rows of 'test' follow them"):
+        with_note(path, artifacts, grown)
+
+    assert path.read_bytes() == before
+    assert artifacts.model.batches == []
+    assert not has_errors(validate_database(path))
+
+
+def test_a_split_that_loaders_in_another_order_would_part_is_refused_before_anything_is_encoded(path: Path) -> None:
+    some = loaders()
+    stopped = loaders(val=GreyImages(4, 20, LABELS))
+    given = {"train": some["train"], "val": stopped["val"]}
+    encode_and_store_image_features(stand_in(), given, output_path=path, show_progress=False)
+    before = path.read_bytes()
+    artifacts = stand_in()
+
+    with pytest.raises(CcassetsError, match=r"'val' has 4 of 9 rows, and rows of 'test' follow them"):
+        with_note(path, artifacts, {split: some[split] for split in ("train", "test", "val")})
+
+    assert path.read_bytes() == before
+    assert artifacts.model.batches == []
+
+
+class Wider(StandIn):
+    """A model whose features have another width, which only the first batch shows."""
+
+    def encode_image(self, pixel_values: torch.Tensor, normalize: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        features, tokens = super().encode_image(pixel_values, normalize)
+        return torch.nn.functional.normalize(torch.cat([features, features], dim=1)), tokens
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_model_of_another_width_is_refused_and_changes_nothing(resume: bool, path: Path) -> None:
+    run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
+    before = path.read_bytes()
+    more = {**loaders(), "more": build_dataloader(GreyImages(3, 40, LABELS), batch_size=8)}
+
+    with pytest.raises(CcassetsError):
+        with_note(path, stand_in(Wider()), more, resume=resume)
+
+    assert path.read_bytes() == before
+
+
+def test_a_call_with_another_model_stores_no_metadata(path: Path) -> None:
+    run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
+    before = path.read_bytes()
+    with pytest.raises(CcassetsError, match="begun with another model"):
+        with_note(path, stand_in(StandIn(4.5)), loaders())
+    with pytest.raises(CcassetsError, match="begun with another model"):
+        store_prompt_features(stand_in(StandIn(4.5)), PROMPTS, output_path=path, extra_metadata={"note": "second"})
+    assert path.read_bytes() == before
+
+
+def test_a_refused_first_call_leaves_no_file(path: Path) -> None:
+    mixed = build_dataloader(GreyImages(4, 0, [0, 1, -3, 1]), batch_size=8)
+    with pytest.raises(CcassetsError, match="labels: 0 or more"):
+        with_note(path, stand_in(), {"train": mixed})
+    assert not path.exists()
+
+
+def test_counts_that_were_deleted_come_back_with_the_next_run(path: Path, undisturbed: Mapping[str, Any]) -> None:
+    run_full_pipeline(stand_in(), PROMPTS, loaders(), output_path=path, show_progress=False)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["split_counts"]
+    artifacts = stand_in()
+
+    assert encode_and_store_image_features(artifacts, loaders(), output_path=path, show_progress=False) == {}
+
+    assert artifacts.model.batches == []
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["split_counts"]) == COUNTS
+    assert_same(contents(path), undisturbed)
+    assert not has_errors(validate_database(path))
+
+
+def test_a_file_of_the_original_that_was_stopped_before_its_counts_is_completed(tmp_path: Path) -> None:
+    path = Path(shutil.copy(LEGACY / "legacy_good.h5", tmp_path / "good.h5"))
+    with h5py.File(path, "r+") as file:
+        counts = json.loads(file.attrs["split_counts"])
+        labels = file["labels"][:]
+        del file.attrs["split_counts"]
+    starts = dict(zip(counts, np.cumsum([0, *counts.values()])[:-1].tolist(), strict=True))
+    datasets = {
+        split: GreyImages(rows, starts[split], labels[starts[split] : starts[split] + rows])
+        for split, rows in counts.items()
+    }
+    given = build_dataloaders(datasets, batch_size=8)
+    model = stand_in(Replay(LEGACY / "legacy_good.h5"))
+    assert encode_and_store_image_features(model, given, output_path=path, show_progress=False) == {}
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["split_counts"]) == counts
+    assert not has_errors(validate_database(path))
+
+
+@pytest.mark.parametrize("same_width", [True, False])
+def test_a_model_without_text_proj_stores_no_token_features_of_texts(same_width: bool, path: Path) -> None:
+    model = StandIn()
+    if same_width:
+        unprojected = model.encode_text
+        model.encode_text = lambda *given, **named: (  # type: ignore[method-assign]
+            (result := unprojected(*given, **named))[0],
+            torch.nn.functional.pad(result[1], (0, D - result[1].shape[-1])),
+        )
+    del model.text_proj
+    run_full_pipeline(stand_in(model), PROMPTS, loaders(), output_path=path, show_progress=False)
+    with h5py.File(path) as file:
+        assert len(file["templates"]) == 3
+        for template in file["templates"].values():
+            assert template.attrs["T_txt"] == -1
+            assert "text_token_features" not in template
+    assert not has_errors(validate_database(path))
