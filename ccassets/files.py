@@ -28,6 +28,7 @@ DIGEST_CACHE = "encoder-file-digests.json"
 _BLOCK_BYTES = 1 << 20
 _NOTICE_SECONDS = 1.0
 _TEMPORARY_SUFFIX = ".partial"
+_LOCK = ".lock"
 _NUMBER_IN_TEXT = re.compile(r"errno = (\d+)|\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 """The number of a system error in the texts of HDF5, Rust and Arrow, where a library raises a type of its own."""
 
@@ -299,9 +300,34 @@ def replacing(path: Path) -> Iterator[Path]:
         raise storage_error(error, path) from error
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder to fill, renamed to `path` at the end; removed when that fails.
+
+    A lock inside is held meanwhile, and those of dead processes beside it are removed. `path` is missing or empty. The
+    block syncs what it writes.
+    """
+    make_folder(path.parent)
+    for folder in path.parent.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
+        lock = folder / _LOCK
+        if not folder.is_symlink() and lock.is_file() and not is_locked(lock):
+            shutil.rmtree(folder, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    try:
+        with exclusive(temporary):
+            yield temporary
+            (temporary / _LOCK).unlink()
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
     """Our temporary files in a folder whose writer is gone, each locked while it is yielded; not other programs'."""
     for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
+        if leftover.is_symlink() or not leftover.is_file():
+            continue  # A folder is a bundle's; a pipe would be waited for.
         try:
             fd = os.open(leftover, os.O_RDWR)
         except (FileNotFoundError, PermissionError):
@@ -415,7 +441,7 @@ def shared(folder: Path) -> Iterator[None]:
 def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
     with storage_errors(folder):
         make_folder(folder)
-        fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         with storage_errors(folder):
             if not lock_file(fd, folder, shared=shared):

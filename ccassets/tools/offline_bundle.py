@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,15 @@ from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.conceptclip import ARCHITECTURE_FILE
 from ccassets.errors import DatasetError, StorageError
 from ccassets.extraction.sources import fetch_dataset
-from ccassets.files import digest_files, make_folder, require_space, storage_error, sync, write_text
+from ccassets.files import (
+    digest_files,
+    make_folder,
+    replacing_folder,
+    require_space,
+    storage_error,
+    sync,
+    write_text,
+)
 from ccassets.progress import Progress, silent
 from ccassets.study.loading import COMPONENT_TYPE, load_study
 from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study, StudyConfig
@@ -78,28 +85,24 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
     dataset = fetch_dataset(_with_download(study), Store.of(study))
     sources = _sources(study, dataset, weights)
     require_space(folder.parent, sum(path.stat().st_size for path in sources.values()), f"The bundle of {study.name}")
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        files = _copy(sources, partial, progress)
-        if isinstance(dataset, FolderDataset):
-            for split in study.splits:  # An empty split is a folder too.
-                make_folder(partial / "data" / dataset.name / split)
-        path = partial / study.name / "defs.yaml"
-        write_text(path, _HEADER + _study_yaml(study, dataset, weights))
-        files[f"{study.name}/defs.yaml"] = _record(path)
-        _require_same_rows(study, dataset, load_study(path))
-        content = {
-            "study": f"{study.name}/defs.yaml",
-            "encoder": {"identity": card.identity, **card.recorded},
-            "files": files,
-        }
-        write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        partial.replace(folder)
-        sync(folder.parent)
+        with replacing_folder(folder) as partial:
+            files = _copy(sources, partial, progress)
+            if isinstance(dataset, FolderDataset):
+                for split in study.splits:  # An empty split is a folder too.
+                    make_folder(partial / "data" / dataset.name / split)
+            path = partial / study.name / "defs.yaml"
+            write_text(path, _HEADER + _study_yaml(study, dataset, weights))
+            files[f"{study.name}/defs.yaml"] = _record(path)
+            _require_same_rows(study, dataset, load_study(path))
+            content = {
+                "study": f"{study.name}/defs.yaml",
+                "encoder": {"identity": card.identity, **card.recorded},
+                "files": files,
+            }
+            write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise storage_error(error, folder) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Bundle(folder / study.name / "defs.yaml", len(files), sum(file["bytes"] for file in files.values()))
 
 

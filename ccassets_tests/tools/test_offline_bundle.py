@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import ccassets
 from ccassets.encoders import inspect_encoder
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError
 from ccassets.extraction.sources import recorded_card
+from ccassets.files import leftovers, replacing_folder, write_text
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
@@ -270,3 +272,41 @@ def test_what_cannot_be_had_is_named_and_nothing_is_left(study: Study, image_fol
     with pytest.raises(CcassetsError, match=r"notes\.docx"):
         write_bundle(study, tmp_path / "bundle")
     assert files(tmp_path) == before | {"pictures/val/notes.docx"}
+
+
+def test_what_a_killed_bundle_left_harms_no_neighbour_and_is_removed_by_the_next(study: Study, tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    pid = os.fork()
+    if not pid:
+        try:
+            write_bundle(study, folder / "one", progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    [leftover] = folder.iterdir()
+    assert leftover.name.endswith(".partial")
+    write_text(folder / "hits.csv", "key\n")
+    assert list(leftovers(folder)) == []
+
+    others = folder / ".others.01234567.partial"
+    others.mkdir()
+    with replacing_folder(folder / "alive") as alive:
+        write_bundle(study, folder / "two")
+        assert alive.is_dir()
+    assert sorted(path.name for path in folder.iterdir()) == [others.name, "alive", "hits.csv", "two"]
+    assert changed_files(folder / "two") == []
+    assert not (folder / "two" / ".lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_only_looks_like_a_temporary_file_stops_no_writer(tmp_path: Path, kind: str) -> None:
+    odd = tmp_path / ".hits.csv.01234567.partial"
+    if kind == "folder":
+        odd.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        (tmp_path / "target").touch()
+        odd.symlink_to(tmp_path / "target")
+    write_text(tmp_path / "hits.csv", "key\n")
+    assert odd.exists()
