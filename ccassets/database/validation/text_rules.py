@@ -106,6 +106,10 @@ def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -
             prompts = [templates[number - 1].replace("{}", word) for word in words]
             _compare_prompts(template, prompts, f"{templates_name}[{number - 1}] and {words_name}", findings)
     missing = sorted(set(range(1, len(templates) + 1)) - set(numbered.values())) if words else []
+    if contents.kind == "text-only":
+        # Nobody reads the scores of such a file: its prompts can be used under any id.
+        stored = {tuple(template.texts) for template in contents.templates.values() if template.texts is not None}
+        missing = [n for n in missing if tuple(templates[n - 1].replace("{}", word) for word in words) not in stored]
     if missing and contents.kind != "template-part":
         names = listed([f"{kind}_prompts_t{number:02d}" for number in missing])
         findings.add(
