@@ -427,6 +427,39 @@ def test_many_splits_are_taken_over(tmp_path: Path) -> None:
     assert taken(adopt(finished(tmp_path / "old.h5", splits), study)) == splits
 
 
+@pytest.mark.parametrize(
+    "first",
+    [{"train": 8}, {"train": 12, "val": 4}, {"train": 12, "val": 7, "test": 2}],
+    ids=["in the first split", "in the second split", "in the last split"],
+)
+def test_a_complete_last_run_is_kept_whatever_stood_before_it(first: dict[str, int], tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    with original_scripts.start(tmp_path / "old.h5") as file:
+        original_scripts.write_all_templates(file)
+        for split, rows in first.items():  # The data set had other images then.
+            original_scripts.append(file, split, range(100, 100 + rows))
+        for split, rows in SMALL.items():
+            original_scripts.append(file, split, range(rows))
+        original_scripts.finish(file, SMALL)
+    assert "split_counts" in refused(tmp_path / "old.h5", study)
+
+    adoption = adopt(tmp_path / "old.h5", study, repair=True)
+    assert taken(adoption) == SMALL
+    assert_right(study, adoption)
+
+
+def test_a_last_run_that_is_not_complete_is_not_kept(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    with original_scripts.start(tmp_path / "old.h5") as file:
+        original_scripts.write_all_templates(file)
+        original_scripts.append(file, "train", range(100, 108))
+        for split, rows in {**SMALL, "train": 11}.items():
+            original_scripts.append(file, split, range(rows))
+        original_scripts.finish(file, SMALL)
+    adoption = adopt(tmp_path / "old.h5", study, repair=True)
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+
+
 # --- torn, foreign and unsound rows -------------------------------------------------------------------
 
 
@@ -704,6 +737,24 @@ def test_a_text_only_file_gives_its_templates(tmp_path: Path) -> None:
     adoption = adopt(path, study, repair=True)
     assert len(adoption.templates) == 5
     assert taken(adoption) == {"train": 0, "val": 0, "test": 0}
+
+
+def test_a_text_only_file_lacks_no_template_that_it_holds_under_another_id(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    path = finished(tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        for name in ("image_features", "image_token_features", "ids", "labels", "split"):
+            del file[name]
+        for name in ("D", "T_img", "split_counts"):
+            del file.attrs[name]
+        file.attrs["version"] = "text-only-1.0"
+        for name in list(file["templates"]):
+            file["templates"].move(name, f"my_{name}")
+    assert not has_errors(validate_database(path))
+    assert len(adopt(path, study, repair=True).templates) == 5
+    with h5py.File(path, "r+") as file:
+        del file["templates/my_concept_prompts_t02"]
+    assert {finding.check for finding in validate_database(path) if finding.severity == "error"} == {"missing_template"}
 
 
 # --- the encoder --------------------------------------------------------------------------------------

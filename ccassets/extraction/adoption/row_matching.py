@@ -59,6 +59,7 @@ def match_rows(
     A row with an image digest shows the image of that digest. Rows of the original scripts, which have none, stand in
     the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. Of
     a stopped extraction the rows of the last split are the first ones of it. Copies that a resume left count as one.
+    Where the rows of all attempts do not fit the images, those of the last one do if it is complete.
     """
     contents = results.contents
     nothing = np.full(len(images.digests), -1, np.int64)
@@ -161,6 +162,7 @@ def _by_position(
     source_rows = {manifest.split: dataset.rows(manifest.split) for manifest in manifests}
     labels = _stored_labels(contents, source_rows, findings) if manifests and manifests[0].labelled else None
     last = list(runs)[-1] if runs else None
+    last_run = _complete_last_run(contents)
     rows, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for manifest in manifests:
         split = manifest.split
@@ -174,6 +176,11 @@ def _by_position(
             labels,
             stopped,
         )
+        if mismatches and split in last_run:
+            # What an earlier attempt left does not fit, and the last one needs nothing of it.
+            of_last_run = _positions([last_run[split]], [])
+            if not _mismatches(split, of_last_run, source_rows[split], labels, stopped=False):
+                positions, mismatches, kept = of_last_run, [], True
         for mismatch in mismatches:
             findings.add(mismatch.check, mismatch.where, mismatch.message)
         if kept:
@@ -183,6 +190,19 @@ def _by_position(
     row = np.concatenate(rows)
     by_label = labels is not None and bool((labels[row] >= 0).all())
     return row, np.concatenate(numbers), BY_POSITION_AND_LABEL if by_label else BY_POSITION
+
+
+def _complete_last_run(contents: Contents) -> dict[str, SplitRun]:
+    """The last rows of the file by split, where they are one whole attempt: just the rows that `split_counts` says."""
+    counts = {split: rows for split, rows in (contents.split_counts or {}).items() if rows}
+    whole = _whole_rows(contents)
+    first = whole - sum(counts.values())
+    if not counts or first < 0 or whole != _file_rows(contents):
+        return {}
+    runs = [SplitRun(run.split, max(run.start, first), run.stop) for run in contents.runs() if run.stop > first]
+    if len(runs) != len(counts) or any(len(run) != counts.get(run.split) for run in runs):
+        return {}
+    return {run.split: run for run in runs}
 
 
 def _file_rows(contents: Contents) -> int:
