@@ -78,8 +78,8 @@ def _count_damaged(database: Database, first: int, expected: npt.NDArray[np.uint
     rows = slice(first, first + len(expected))
     for start, block in iter_blocks(features if tokens is None else tokens, rows=rows):
         stop = start + len(block)
-        found = feature_digests(np.asarray(features[start:stop]), None if tokens is None else block)
-        damaged += int((found != expected[start - first : stop - first]).any(axis=1).sum())
+        stored = feature_digests(np.asarray(features[start:stop]), None if tokens is None else block)
+        damaged += int((stored != expected[start - first : stop - first]).any(axis=1).sum())
     return damaged
 
 
