@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,8 +93,8 @@ def drop_unchecked_digests(cache: Path) -> bool:
 
 
 def _stat_facts(path: Path) -> tuple[int, int, int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _cache_key(path: Path) -> str:
@@ -225,6 +226,31 @@ def system_refusal(error: OSError) -> StorageError | None:
         "Check the disk, how it is mounted, and the network, then try again.",
         transient=kind == "transient",
     )
+
+
+_SPECIAL_FILES: dict[int, str] = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def unreadable_reason(path: Path, max_bytes: int | None = None) -> str | None:
+    """Why a file of unknown origin must not be opened: it is a pipe or a device, or too large; None if it may be.
+
+    Opening a pipe waits for ever, and a device has no end. A path that names nothing is left to the opening.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    special = _SPECIAL_FILES.get(stat.S_IFMT(status.st_mode))
+    if special is not None:
+        return f"it is {special}, not a file"
+    if max_bytes is not None and status.st_size > max_bytes:
+        return f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that are allowed"
+    return None
 
 
 @contextmanager

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.reader import Database
+from ccassets.datasets.image_files import MAX_TABLE_BYTES
 from ccassets.errors import AnalysisError, DatasetError
+from ccassets.files import reading_refused, unreadable_reason
 from ccassets.study.schema import PhantomDatasetConfig, Study, TableConfig
 
 ConceptAnnotations = npt.NDArray[np.float32]
@@ -113,6 +115,8 @@ def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
     file = study.resolve(config.file)
     concept_columns = [column for rules in config.columns.concepts.values() for column in rules]
     names = list(dict.fromkeys([config.columns.path, config.columns.split, *concept_columns]))
+    if reason := unreadable_reason(file, MAX_TABLE_BYTES):
+        raise DatasetError(f"{file} is not read as a table: {reason}.")
     try:
         if file.suffix.lower() == ".parquet":
             table = pq.read_table(file, columns=names)
@@ -123,7 +127,9 @@ def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
                 file, parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=convert
             )
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DatasetError(f"{file}: the columns {names} cannot be read: {error}") from error
+        raise reading_refused(error, str(file)) or DatasetError(
+            f"{file}: the columns {names} cannot be read: {error}"
+        ) from error
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccassets import __version__
 from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, TreeClassifier
+from ccassets.analysis.row_files import csv_text
 from ccassets.analysis.samples import database_concepts
 from ccassets.analysis.scores import image_cosines
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
-from ccassets.files import write_text
+from ccassets.files import unreadable_reason, write_text
 from ccassets.study.schema import Concept
 
 Numbers = list[float]
+
+MAX_MODEL_BYTES = 64 << 20
+"""A stored classifier of thousands of concepts has a few megabytes."""
 
 
 class _Section(BaseModel):
@@ -135,6 +137,8 @@ def load_model(path: str | os.PathLike[str]) -> ConceptModel:
     Raises:
         AnalysisError: The file is not a model, or its parts do not fit together.
     """
+    if reason := unreadable_reason(Path(path), MAX_MODEL_BYTES):
+        raise AnalysisError(f"{path} is not a stored classifier (model.json): {reason}.")
     try:
         file = _File.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -232,12 +236,11 @@ class Predictions:
 
     def csv(self) -> str:
         """Format as CSV: what is known of each row, `predicted`, and the probability of every class as `p(<class>)`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*self.about, "predicted", *(f"p({name})" for name in self.classes)])
-        for *about, predicted, shares in zip(*self.about.values(), self.predicted, self.probabilities, strict=True):
-            writer.writerow([*about, predicted, *(f"{share:.6g}" for share in shares)])
-        return text.getvalue()
+        rows = zip(*self.about.values(), self.predicted, self.probabilities, strict=True)
+        return csv_text(
+            [*self.about, "predicted", *(f"p({name})" for name in self.classes)],
+            ([*about, predicted, *(f"{share:.6g}" for share in shares)] for *about, predicted, shares in rows),
+        )
 
 
 def apply_model(model: ConceptModel, database: Database, split: str | None = None) -> Predictions:

@@ -13,16 +13,30 @@ from PIL import Image
 
 from ccassets.files import storage_errors, write_text
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
-def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV with a header; raises `StorageError` when the file cannot be written."""
-    path = Path(path)
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV with a header, in which a spreadsheet finds no formula.
+
+    A text that would be one, such as a file name `=1+1.png`, gets an apostrophe before it.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(map(_plain_cell, columns))
+    writer.writerows(map(_plain_cell, row) for row in rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as `csv_text`; raises `StorageError` when the file cannot be written."""
+    path = Path(path)
     with storage_errors(path):
-        write_text(path, text.getvalue())
+        write_text(path, csv_text(columns, rows))
+
+
+def _plain_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def save_images(images: Iterable[tuple[str, Image.Image]], folder: str | os.PathLike[str]) -> list[Path]:

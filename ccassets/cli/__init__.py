@@ -14,6 +14,7 @@ from ccassets.cli.analysis_commands import apply, duplicates, search
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
 from ccassets.cli.file_commands import adopt, info, validate
 from ccassets.cli.study_commands import bundle, doctor, new_study, precision_drift
+from ccassets.cli.terminal import print_text
 from ccassets.errors import (
     AbsentWeightsError,
     AnalysisError,
@@ -47,7 +48,7 @@ _INPUT_ERRORS = (StudyError, DatasetError, AbsentWeightsError, DatabaseError, An
 
 def _print_version(requested: bool) -> None:
     if requested:
-        typer.echo(__version__)
+        print_text(__version__)
         raise typer.Exit
 
 
@@ -87,5 +88,5 @@ def _exit_with_error(message: str, code: int) -> None:
     if os.environ.get("CCASSETS_DEBUG"):
         traceback.print_exc()
     else:
-        typer.echo(f"ccassets: {message}", err=True)
+        print_text(f"ccassets: {message}", err=True)
     sys.exit(code)

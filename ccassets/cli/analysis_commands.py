@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccassets.cli.options import CsvOutputOption, FileArgument, HomeOption, JsonOption, SplitOption, StudyOption
-from ccassets.cli.terminal import counted, print_json, write_output
+from ccassets.cli.terminal import counted, print_json, print_line, print_text, write_output
 
 if TYPE_CHECKING:
     from ccassets.analysis import Hit
@@ -50,7 +50,7 @@ def search(
     from ccassets.analysis import RowFilter, image_reader, save_hit_images, write_hits
     from ccassets.analysis import search as search_database
     from ccassets.analysis.samples import class_names
-    from ccassets.database.reader import open_database
+    from ccassets.database.sandbox import open_unknown_database
     from ccassets.encoders import load_encoder
     from ccassets.study.loading import load_study
 
@@ -59,7 +59,7 @@ def search(
     if study is None and (text or minus or output_images):
         raise typer.BadParameter("--text, --minus and --output-images need --study.")
     loaded = load_study(study) if study else None
-    with open_database(file) as database:
+    with open_unknown_database(file) as database:
         hits = search_database(
             database,
             texts=text or (),
@@ -80,7 +80,7 @@ def search(
         print_json([asdict(hit) for hit in hits])
         return
     for hit in hits:
-        typer.echo(_hit_line(hit, classes))
+        print_line(_hit_line(hit, classes))
 
 
 def duplicates(
@@ -94,9 +94,9 @@ def duplicates(
 ) -> None:
     """Find images in different splits that look alike; exit with 1 if there are any."""
     from ccassets.analysis import near_duplicates, write_pairs
-    from ccassets.database.reader import open_database
+    from ccassets.database.sandbox import open_unknown_database
 
-    with open_database(file) as database:
+    with open_unknown_database(file) as database:
         result = near_duplicates(database, similarity, top)
     if output:
         write_pairs(result.pairs, output)
@@ -106,9 +106,9 @@ def duplicates(
         for pair in result.pairs:
             one = f"{pair.split} row {pair.row} {pair.key or ''}".rstrip()
             other = f"{pair.other_split} row {pair.other_row} {pair.other_key or ''}".rstrip()
-            typer.echo(f"{pair.similarity:7.4f}  {one}  {other}")
+            print_line(f"{pair.similarity:7.4f}  {one}  {other}")
         pairs = counted(result.count, "pair")
-        typer.echo(f"{pairs} with a similarity of at least {similarity:g}, {len(result.pairs):,} shown.", err=True)
+        print_text(f"{pairs} with a similarity of at least {similarity:g}, {len(result.pairs):,} shown.", err=True)
     if result.count:
         raise typer.Exit(1)
 
@@ -128,16 +128,16 @@ def apply(
     The file must have been made by the encoder that the classifier was fitted with.
     """
     from ccassets.analysis import apply_model, load_model
-    from ccassets.database.reader import open_database
+    from ccassets.database.sandbox import open_unknown_database
 
     fitted = load_model(model)
-    with open_database(file) as database:
+    with open_unknown_database(file) as database:
         predictions = apply_model(fitted, database, split)
     if by_group:
         predictions = predictions.by_group()
     text = json.dumps(predictions.records(), indent=2, ensure_ascii=False) + "\n" if as_json else predictions.csv()
     if output is None:
-        typer.echo(text, nl=False)
+        print_text(text.removesuffix("\n"))
     else:
         write_output(output, text)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument
-from ccassets.cli.terminal import counted, print_json, progress_bars
+from ccassets.cli.terminal import counted, print_json, print_text, progress_bars
 
 if TYPE_CHECKING:
     from ccassets.extraction.plan import StudyPlan
@@ -50,11 +50,11 @@ def build(
         print_json({"database": database, "materialized": result.materialized, "notices": result.notices})
         return
     for notice in result.notices:
-        typer.echo(f"ccassets: {notice}", err=True)
+        print_text(f"ccassets: {notice}", err=True)
     if not (result.materialized or result.notices):
-        typer.echo(f"Nothing is stale: {loaded.name} is up to date.", err=True)
+        print_text(f"Nothing is stale: {loaded.name} is up to date.", err=True)
     if result.path is not None:
-        typer.echo(result.path)
+        print_text(result.path)
 
 
 def extract(
@@ -94,11 +94,11 @@ def extract(
         return
     if extraction.shards:
         images, encoded_shards = counted(extraction.encoded, "image"), counted(extraction.shards, "shard")
-        typer.echo(f"Encoded {images} in {encoded_shards}; {extraction.times}.", err=True)
+        print_text(f"Encoded {images} in {encoded_shards}; {extraction.times}.", err=True)
     else:
-        typer.echo("Nothing encoded.", err=True)
+        print_text("Nothing encoded.", err=True)
     if extraction.left_to_others:
-        typer.echo(f"Other processes encoded {counted(extraction.left_to_others, 'shard')} or still do.", err=True)
+        print_text(f"Other processes encoded {counted(extraction.left_to_others, 'shard')} or still do.", err=True)
 
 
 def prune(
@@ -124,10 +124,10 @@ def prune(
         print_json({"removed": not dry_run, "bytes": size, **facts})
         return
     for file in removed:
-        typer.echo(f"{file.bytes:>15,} bytes  {file.path}  ({file.reason})")
-    typer.echo(f"{'Would remove' if dry_run else 'Removed'} {counted(len(removed), 'file')} of {size:,} bytes.")
+        print_text(f"{file.bytes:>15,} bytes  {file.path}  ({file.reason})")
+    print_text(f"{'Would remove' if dry_run else 'Removed'} {counted(len(removed), 'file')} of {size:,} bytes.")
     if kept:
-        typer.echo(
+        print_text(
             f"Kept {counted(len(kept), 'file')} of {sum(file.bytes for file in kept):,} bytes that no study needs and "
             "that are younger than a day; --now removes them, too."
         )
@@ -170,7 +170,7 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
     width = max((len(name) for name in statuses), default=0)
     for name, status in statuses.items():
         counts = ", ".join(f"{len(assets)} {state}" for state, assets in status.items() if assets)
-        typer.echo(f"{name:<{width}}  {counts}")
+        print_text(f"{name:<{width}}  {counts}")
 
 
 def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> StudyPlan:
@@ -192,7 +192,7 @@ def _print_plan(plan: StudyPlan, as_json: bool) -> None:
     if as_json:
         print_json(_plan_facts(plan))
     else:
-        typer.echo("\n".join(_plan_lines(plan)))
+        print_text("\n".join(_plan_lines(plan)))
 
 
 def _plan_facts(plan: StudyPlan) -> dict[str, Any]:

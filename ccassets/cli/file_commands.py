@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ccassets.cli.options import FileArgument, HomeOption, JsonOption, StudyArgument, StudyOption
-from ccassets.cli.terminal import counted, print_findings, print_json, progress_bar
+from ccassets.cli.terminal import counted, print_findings, print_json, print_line, print_text, progress_bar
 from ccassets.errors import AdoptionError
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def info(file: FileArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(facts)
     else:
-        typer.echo("\n".join(_info_lines(facts)))
+        for line in _info_lines(facts):
+            print_line(line)
 
 
 def validate(
@@ -79,7 +80,7 @@ def adopt(
     loaded = load_study(study)
     require_readable(file)
     if sample and not as_json:
-        typer.echo(
+        print_text(
             "Rows without image digests: at most 64 images of each split will be encoded to prove their order "
             "(`--no-sample` leaves that out).",
             err=True,
@@ -92,14 +93,14 @@ def adopt(
             print_json({"adopted": False, "findings": findings_as_json(error.findings)["findings"]})
         else:
             print_findings(file, error.findings)
-        typer.echo(f"ccassets: {error.message}", err=True)
+        print_text(f"ccassets: {error.message}", err=True)
         raise typer.Exit(1) from None
     if as_json:
         findings = findings_as_json(adoption.findings)["findings"]
         print_json({"adopted": True, **_adoption_facts(adoption), "findings": findings})
     else:
         print_findings(file, adoption.findings)
-        typer.echo("\n".join(_adoption_lines(adoption)))
+        print_text("\n".join(_adoption_lines(adoption)))
 
 
 def _info_lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument, complete_study
-from ccassets.cli.terminal import counted, print_json, progress_bar
+from ccassets.cli.terminal import counted, print_json, print_text, progress_bar
 
 if TYPE_CHECKING:
     from ccassets.tools.doctor import Diagnosis
@@ -60,12 +60,12 @@ def new_study(
         print_json({"study": str(study.path), "summary": study.summary, "splits": list(study.splits)})
         return
     path = os.path.relpath(study.path)
-    typer.echo(f"{path}: {study.summary}")
+    print_text(f"{path}: {study.summary}")
     for line in study.splits:
-        typer.echo(f"  {line}")
-    typer.echo("Check its words, then run:")
-    typer.echo(f"  ccassets doctor {path}")
-    typer.echo(f"  ccassets build {path}")
+        print_text(f"  {line}")
+    print_text("Check its words, then run:")
+    print_text(f"  ccassets doctor {path}")
+    print_text(f"  ccassets build {path}")
 
 
 def doctor(
@@ -119,8 +119,8 @@ def bundle(
     if as_json:
         print_json({"study": str(written.study), "files": written.files, "bytes": written.bytes})
         return
-    typer.echo(f"Copied {counted(written.files, 'file')} of {written.bytes:,} bytes.", err=True)
-    typer.echo(written.study)
+    print_text(f"Copied {counted(written.files, 'file')} of {written.bytes:,} bytes.", err=True)
+    print_text(written.study)
 
 
 def precision_drift(
@@ -147,7 +147,7 @@ def precision_drift(
     if as_json:
         print_json([drift.facts() for drift in drifts])
     else:
-        typer.echo("\n".join(_drift_lines(drifts)))
+        print_text("\n".join(_drift_lines(drifts)))
 
 
 def _print_diagnoses(diagnoses: Sequence[Diagnosis]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,28 @@ if TYPE_CHECKING:
     from ccassets.progress import Listener, Progress
 
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Characters that command a terminal or turn the reading direction; tabs and line feeds are ours too."""
+
+
+def printable(text: object) -> str:
+    r"""A text as a terminal may show it: control characters as `\u001b`, which JSON reads as the character itself."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
+
+
+def print_text(text: object, *, err: bool = False) -> None:
+    """Print a text, which may hold names from files, on stdout or stderr."""
+    typer.echo(printable(text), err=err)
+
+
+def print_line(text: object) -> None:
+    """Print a text as one line, whatever line feeds the names in it have."""
+    print_text(str(text).replace("\n", r"\n"))
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    print_text(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def write_output(path: Path, text: str) -> None:
@@ -40,11 +60,12 @@ def print_findings(file: Path, findings: Sequence[Finding]) -> None:
     console = Console(soft_wrap=True)
     for finding in findings:
         style = "red" if finding.severity == "error" else "yellow"
-        console.print(Text(f"{finding.severity} {finding.check}", style), Text(f"{finding.message} [{finding.where}]"))
+        message = printable(f"{finding.message} [{finding.where}]")
+        console.print(Text(f"{finding.severity} {finding.check}", style), Text(message))
     errors = sum(finding.severity == "error" for finding in findings)
     verdict = "not valid" if errors else "valid"
     counts = f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}"
-    console.print(Text(f"{file.name} is {verdict}: {counts}."))
+    console.print(Text(printable(f"{file.name} is {verdict}: {counts}.")))
 
 
 def counted(number: int, noun: str) -> str:
@@ -59,11 +80,11 @@ def progress_bars() -> Iterator[Listener]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     progress = Progress(*columns, console=Console(stderr=True))
     task_ids: dict[str, TaskID] = {}
@@ -71,7 +92,7 @@ def progress_bars() -> Iterator[Listener]:
     def update(task: str, done: int, total: int, note: str) -> None:
         if task not in task_ids:
             progress.start()  # Not before the first task, so that an early error is the first line.
-            task_ids[task] = progress.add_task(task, total=total, note=note)
+            task_ids[task] = progress.add_task(printable(task), total=total, note=note)
         progress.update(task_ids[task], completed=done, total=total, note=note)
 
     try:

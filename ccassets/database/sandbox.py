@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from ccassets.errors import DatabaseError
+from ccassets.database.reader import Database, open_database
+from ccassets.errors import DatabaseError, StorageError
 
 _WORKER = "ccassets.database.sandbox_worker"
 
@@ -23,7 +24,7 @@ class SandboxError(Exception):
     """The child process ended without an answer; the text says how."""
 
 
-def run_in_sandbox(task: Literal["summarize", "validate"], path: str | os.PathLike[str], **options: Any) -> Any:
+def run_in_sandbox(task: Literal["summarize", "validate", "read"], path: str | os.PathLike[str], **options: Any) -> Any:
     """The JSON answer of a child process about a file.
 
     Args:
@@ -33,6 +34,7 @@ def run_in_sandbox(task: Literal["summarize", "validate"], path: str | os.PathLi
 
     Raises:
         DatabaseError: The task raised it.
+        StorageError: The system does not let the file be read.
         SandboxError: The child ended without an answer.
     """
     child = subprocess.run(
@@ -51,6 +53,8 @@ def run_in_sandbox(task: Literal["summarize", "validate"], path: str | os.PathLi
         raise SandboxError(_exit_text(child.returncode, child.stderr))
     answer = json.loads(child.stdout)
     if "error" in answer:
+        if answer["refused"]:
+            raise StorageError(answer["error"], transient=answer["transient"])
         raise DatabaseError(answer["error"])
     return answer["answer"]
 
@@ -78,6 +82,19 @@ def require_readable(path: str | os.PathLike[str]) -> None:
         run_in_sandbox("validate", path, deep=True, study=None, only=None)
     except SandboxError as error:
         raise DatabaseError(f"{path} cannot be read: {error}.") from error
+
+
+def open_unknown_database(path: str | os.PathLike[str]) -> Database:
+    """Open a file of unknown origin once a child process has read what analyses and exports read of it.
+
+    Raises:
+        DatabaseError: The file cannot be opened, or reading it ends the child.
+    """
+    try:
+        run_in_sandbox("read", path)
+    except SandboxError as error:
+        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+    return open_database(path)
 
 
 def _exit_text(code: int, stderr: str) -> str:

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ccassets.database.reader import open_database
+import numpy as np
+
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database, open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
-from ccassets.errors import CcassetsError
+from ccassets.errors import CcassetsError, DatabaseError, StorageError
 from ccassets.study.schema import Study
 
 _MEMORY = 1 << 30
@@ -27,9 +30,32 @@ def _answer(request: dict[str, Any]) -> Any:
     if request["task"] == "summarize":
         with open_database(path) as database:
             return summarize(database)
+    if request["task"] == "read":
+        with open_database(path) as database:
+            return _read(database)
     study = Study.model_validate(request["study"]) if request["study"] else None
     findings = validate_database(path, study=study, deep=request["deep"], only=request["only"])
     return [finding.as_dict() for finding in findings]
+
+
+def _read(database: Database) -> None:
+    """Read what analyses and exports read of a file; mapped features, which are bounded by the file, are left out."""
+    rows = len(database)
+    for values in (database.image_features, database.image_token_features):
+        if values is None or isinstance(values, np.ndarray):
+            continue
+        for _ in iter_blocks(values):
+            pass
+    columns = (database.split, database.labels, database.keys, database.groups, database.image_digest)
+    lengths = [len(column) for column in columns if column is not None]
+    features = database.image_features
+    if features.ndim != 2 or len(features) != rows or any(length != rows for length in lengths):
+        raise DatabaseError(
+            f"{database.path}: expected {rows} rows of every data set, found features of shape {features.shape} and "
+            f"columns of {lengths} rows. `ccassets validate` says more."
+        )
+    for template in database.templates.values():
+        _ = template.text_features, template.texts
 
 
 def _set_limits(path: Path) -> None:
@@ -51,7 +77,8 @@ def _main() -> None:
     try:
         answer = {"answer": _answer(request)}
     except CcassetsError as error:
-        answer = {"error": str(error)}
+        refused = isinstance(error, StorageError)
+        answer = {"error": str(error), "refused": refused, "transient": error.transient}
     json.dump(answer, sys.stdout, default=str)  # An attribute may be of any type.
 
 

@@ -17,7 +17,7 @@ import PIL
 from PIL import Image, ImageOps
 
 from ccassets.errors import DatasetError
-from ccassets.files import reading_refused
+from ccassets.files import reading_refused, unreadable_reason
 
 POLICY_VERSION: Final = 1
 """Raised on purpose whenever the conversion below gives other pixels than before."""
@@ -47,6 +47,8 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
         DatasetError: The file is no image that is read here. The message is the reason alone: the caller adds the key.
         StorageError: The system does not let the file be read now: that says nothing of the image.
     """
+    if isinstance(source, Path) and (reason := unreadable_reason(source)):
+        raise DatasetError(reason)
     try:
         with Image.open(source, formats=_formats()) as image:
             _refuse_large(image)

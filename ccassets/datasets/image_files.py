@@ -15,6 +15,8 @@ IMAGE_SUFFIXES: Final = frozenset(
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 MISSING: Final = "missing"
+MAX_TABLE_BYTES: Final = 2 << 30
+"""A table of ten million rows has about a gigabyte."""
 _NO_KEY = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.image_decoding import decode_image
-from ccassets.datasets.image_files import check_keys, fingerprints, first_few
+from ccassets.datasets.image_files import MAX_TABLE_BYTES, check_keys, fingerprints, first_few
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
-from ccassets.files import reading_refused
+from ccassets.files import reading_refused, unreadable_reason
 from ccassets.progress import Progress
 from ccassets.study.schema import TableConfig
 
@@ -170,6 +170,8 @@ class TableDataset:
             )
 
     def _read(self) -> Any:
+        if reason := unreadable_reason(self.file, MAX_TABLE_BYTES):
+            raise DatasetError(f"{self.file} is not read as a table: {reason}.")
         try:
             table = self._read_csv() if self._is_csv else self._read_parquet()
             table = pa.table({name: self._typed(name, table[name]) for name in table.column_names})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from PIL import Image
@@ -18,6 +20,9 @@ from ccassets.encoders.runtime import strict_facts
 from ccassets.errors import CcassetsError, EncoderError
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import PythonEncoderConfig, Study
+
+MODULES_VARIABLE = "CCASSETS_ENCODER_MODULES"
+"""Names the installed packages whose classes a study may name as its encoder, separated by commas."""
 
 
 def inspect(
@@ -85,24 +90,57 @@ class CustomEncoder:
 # --- importing ---------------------------------------------------------------------------------------
 
 
-def _find_class(target: str, folder: Path) -> Callable[..., Any]:
-    """The class that `module:Class` names; modules beside the study are found first."""
+def _find_class(target: str, folder: Path) -> type[Any]:
+    """The class that `module:Class` names, of a module beside the study or one that the environment names.
+
+    A study file alone must not make any installed function run: its options would be the arguments.
+    """
     module_name, _, class_name = target.partition(":")
-    _forget_other(module_name.partition(".")[0], folder)
+    package = module_name.partition(".")[0]
+    _require_known(target, package, folder)
+    _forget_other(package, folder)
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(module_name)
     finally:
         sys.path.remove(str(folder))
-    return getattr(module, class_name)  # type: ignore[no-any-return]
+    if _own_files(package, folder) and not _lies_in(module, folder):
+        raise EncoderError(f"{target}: another module is called {package} too; rename the one beside the study.")
+    encoder_class = getattr(module, class_name)
+    if not isinstance(encoder_class, type):
+        raise EncoderError(
+            f"{target} is no class: expected a class of an encoder, found {type(encoder_class).__name__}."
+        )
+    if encoder_class.__module__.partition(".")[0] != package:
+        _require_known(target, encoder_class.__module__.partition(".")[0], folder)
+    return encoder_class
+
+
+def _require_known(target: str, package: str, folder: Path) -> None:
+    allowed = os.environ.get(MODULES_VARIABLE, "").replace(",", " ").split()
+    if package not in allowed and not _own_files(package, folder):
+        raise EncoderError(
+            f"{target} cannot be made: expected a class of a module beside the study ({folder / package}.py), found "
+            f"none. To allow an installed package, name it in {MODULES_VARIABLE}={package}."
+        )
+
+
+def _own_files(package: str, folder: Path) -> list[Path]:
+    """The file that makes a module or package of that name beside the study; empty where there is none."""
+    return [path for path in (folder / f"{package}.py", folder / package / "__init__.py") if path.is_file()]
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(folder.resolve())
 
 
 def _forget_other(name: str, folder: Path) -> None:
     """Let a module of the study's folder be imported although another study's of the same name was."""
     importlib.invalidate_caches()
-    own = [folder / f"{name}.py", folder / name / "__init__.py"]
+    own = _own_files(name, folder)
     loaded = getattr(sys.modules.get(name), "__file__", None)
-    if loaded is not None and any(path.is_file() for path in own) and Path(loaded) not in own:
+    if loaded is not None and own and Path(loaded) not in own:
         for other in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
             del sys.modules[other]
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from ccassets.errors import StudyError
+from ccassets.files import unreadable_reason
 from ccassets.study.schema import Study, StudyConfig
 
 COMPONENT_TYPE = "ccassets.FeatureDatabase"
@@ -111,6 +112,8 @@ def _read_config(path: Path) -> StudyConfig:
 def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
     """Parse a YAML file into nodes and content; raises `StudyError` where it is none or too large for a study."""
     try:
+        if reason := unreadable_reason(path):
+            raise StudyError(f"{path} is not a study: {reason}")
         if path.stat().st_size > _MOST_BYTES:
             raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
         text = path.read_text(encoding="utf-8")

@@ -147,7 +147,7 @@ def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dic
     elif isinstance(dataset, MedmnistDataset):
         sources[f"data/{dataset.archive.name}"] = dataset.archive
     readme = study.folder / "README.md"
-    if readme.is_file():
+    if readme.is_file() and readme.resolve().is_relative_to(study.folder.resolve()):
         sources[f"{study.name}/README.md"] = readme
     return sources
 
@@ -158,6 +158,13 @@ def _images(study: Study, dataset: Dataset, root: Path, target: str) -> dict[str
     if outside:
         raise DatasetError(
             f"{outside[0]!r} lies outside {root}, so a bundle cannot hold it. Set dataset.root to a folder above it."
+        )
+    top = root.resolve()
+    links = [key for key in keys if not (root / key).resolve().is_relative_to(top)]
+    if links:
+        raise DatasetError(
+            f"{len(links)} images are links to files outside {root}, which a bundle would take off this machine; the "
+            f"first is {links[0]!r}. Put the files themselves there, or set dataset.root to a folder above them."
         )
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:

@@ -228,6 +228,19 @@ def test_an_offset_that_leads_out_of_the_file_is_the_fault_of_the_image(name: st
         decode_image(Refusing(getattr(errno, name), 16))
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_and_a_device_are_refused_before_they_are_opened(tmp_path: Path, link: bool):
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    if link:
+        (tmp_path / "link.png").symlink_to(path)
+        path = tmp_path / "link.png"
+    with pytest.raises(DatasetError, match="it is a named pipe"):
+        decode_image(path)
+    with pytest.raises(DatasetError, match="it is a device"):
+        decode_image(Path("/dev/zero"))
+
+
 @pytest.mark.parametrize("side", [10_000, 20_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side: int):

@@ -197,6 +197,47 @@ def test_a_class_that_cannot_be_used_is_named(make_study: MakeStudy, source: str
         load_encoder(study)
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["subprocess:check_call", "subprocess:Popen", "os:system", "helpers:Popen", "helpers:run", "helpers.sub:Popen"],
+)
+def test_a_study_file_alone_runs_nothing(make_study: MakeStudy, tmp_path: Path, target: str) -> None:
+    mark = tmp_path / "run"
+    study = make_study(kind="python", target=target, options={"args": ["touch", str(mark)]})
+    if target.startswith("helpers:"):
+        (study.folder / "helpers.py").write_text("from subprocess import Popen, run\n")
+    if target.startswith("helpers."):
+        (study.folder / "helpers").mkdir()
+        (study.folder / "helpers" / "__init__.py").touch()
+        (study.folder / "helpers" / "sub.py").write_text("from subprocess import Popen\n")
+    (study.folder / "subprocess").mkdir()  # A folder alone makes no module of that name.
+
+    for use in (load_encoder, inspect_encoder):
+        with pytest.raises(EncoderError, match=r"beside the study|is no class"):
+            use(study)
+    assert not mark.exists()
+
+
+def test_a_module_of_the_same_name_that_cannot_be_replaced_is_said(make_study: MakeStudy) -> None:
+    study = make_study(kind="python", target="sys:Encoder")
+    (study.folder / "sys.py").write_text("class Encoder: ...")
+    with pytest.raises(EncoderError, match="another module is called sys"):
+        load_encoder(study)
+
+
+def test_an_installed_package_is_used_where_the_environment_names_it(
+    make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(kind="python", target="installed_colours:ColourGrid")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "installed_colours.py").write_text(EXAMPLE)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(EncoderError, match="name it in CCASSETS_ENCODER_MODULES=installed_colours"):
+        load_encoder(study)
+    monkeypatch.setenv("CCASSETS_ENCODER_MODULES", "other, installed_colours")
+    assert load_encoder(study).card.token_count == 64
+
+
 @pytest.mark.parametrize(("said", "message"), [({"tokens": False}, "tokens False"), ({"dtype": "float16"}, "float16")])
 def test_a_study_that_contradicts_the_card_is_refused(
     make_study: MakeStudy, said: dict[str, Any], message: str

@@ -310,3 +310,31 @@ def test_what_only_looks_like_a_temporary_file_stops_no_writer(tmp_path: Path, k
         odd.symlink_to(tmp_path / "target")
     write_text(tmp_path / "hits.csv", "key\n")
     assert odd.exists()
+
+
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_that_leaves_the_data_set_is_not_bundled(
+    study: Study, image_folder: Path, tmp_path: Path, linked: str
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret.png").write_text("secret")
+    if linked == "file":
+        (image_folder / "train" / "blood" / "zz.png").symlink_to(tmp_path / "private" / "secret.png")
+    else:
+        (image_folder / "train" / "blood" / "zz").symlink_to(tmp_path / "private")
+    with pytest.raises(DatasetError, match=r"links to files outside .*train/blood/zz"):
+        write_bundle(study, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_links_inside_the_data_set_and_to_its_root_are_bundled(
+    study: Study, image_folder: Path, tmp_path: Path
+) -> None:
+    picture = next((image_folder / "train" / "blood").glob("*.png"))
+    (picture.parent / "zz.png").symlink_to(picture)
+    (study.folder / "README.md").symlink_to("/etc/hostname")
+    image_folder.rename(tmp_path / "moved")
+    image_folder.symlink_to(tmp_path / "moved")
+    write_bundle(study, tmp_path / "bundle")
+    assert any(name.endswith("train/blood/zz.png") for name in files(tmp_path / "bundle"))
+    assert not any(name.endswith("README.md") for name in files(tmp_path / "bundle"))
