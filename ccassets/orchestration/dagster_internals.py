@@ -25,6 +25,10 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from dagster._core.loader import LoadingContext
 from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
 
+# Missing: a public module of the log manager that Dagster uses by itself, which has no folder relative to the home.
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager as LocalComputeLogManager
+from dagster._serdes import ConfigurableClassData as ConfigurableClassData
+
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickStatus
 
 from ccassets.errors import StorageError
 from ccassets.orchestration.build import run_build
@@ -117,3 +119,25 @@ def test_many_who_open_a_new_home_at_once_all_get_it_and_leave_it_whole(
             assert list(threads.map(open_home, range(6))) == [0] * 6
         with dagster_instance() as instance:
             assert instance.get_runs() == []
+
+
+def test_a_new_home_keeps_logs_apart_from_the_studies_and_forgets_ticks(small: tuple[Study, Study], home: Path) -> None:
+    one, _ = small
+    run_build(one)
+    with dagster_instance() as instance:
+        runs = {run.run_id for run in instance.get_runs()}
+        assert instance.get_tick_retention_settings(InstigatorType.SENSOR)[TickStatus.SKIPPED] == 7
+        assert instance.get_tick_retention_settings(InstigatorType.SCHEDULE)[TickStatus.SUCCESS] == 90
+    assert {path.name for path in (home / "logs").iterdir()} <= runs
+    assert {path.name for path in (home / "storage").iterdir()} & runs == set()
+
+
+def test_logs_move_with_their_home(small: tuple[Study, Study], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = small
+    run_build(one)
+    moved = home.rename(home.parent / "moved")
+    monkeypatch.setenv("CCASSETS_HOME", str(moved))
+    before = len(list((moved / "logs").iterdir()))
+    run_build(two)
+    assert len(list((moved / "logs").iterdir())) > before
+    assert not home.exists()
