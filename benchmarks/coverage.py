@@ -115,7 +115,7 @@ class Coverage:
 
 def coverage(design: Design, skill: Skill, draws: int, seed: int = 0) -> dict[str, Coverage]:
     """Draw as often and count, by metric, the intervals that hold the truth."""
-    truth = _truth(design, skill)
+    truth = _true_values(design, skill)
     rng = np.random.default_rng(seed)
     held, widths = dict.fromkeys(METRICS, 0), dict.fromkeys(METRICS, 0.0)
     for _ in range(draws):
@@ -127,7 +127,7 @@ def coverage(design: Design, skill: Skill, draws: int, seed: int = 0) -> dict[st
     return {name: Coverage(held[name] / draws, widths[name] / draws) for name in METRICS}
 
 
-def _truth(design: Design, skill: Skill) -> dict[str, float]:
+def _true_values(design: Design, skill: Skill) -> dict[str, float]:
     size = design.groups * 10 or sum(design.rows)
     labels, scores, _ = design.draw(skill, np.random.default_rng(1), times=_POPULATION // size)
     return {name: metric(labels, scores, None).value for name, metric in METRICS.items()}
@@ -143,8 +143,8 @@ def table(draws: int, designs: Sequence[Design] = (*IMAGES, *GROUPED)) -> Iterat
     yield "|---|---|" + "---|" * len(METRICS)
     for design in designs:
         for skill in BY_GROUP if design.groups else BY_IMAGE:
-            found = coverage(design, skill, draws)
-            cells = " | ".join(f"{one.held:.3f} ({one.width:.2f})" for one in found.values())
+            measured = coverage(design, skill, draws)
+            cells = " | ".join(f"{one.held:.3f} ({one.width:.2f})" for one in measured.values())
             yield f"| {design.name} | {skill.name} | {cells} |"
 
 

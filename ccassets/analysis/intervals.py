@@ -95,7 +95,7 @@ class Units:
         starts = np.searchsorted(self.numbers[order], np.arange(self.count))
         return np.asarray(np.add.reduceat(values[order].astype(np.float64), starts, axis=0))
 
-    def obstacle(self) -> str | None:
+    def why_no_interval(self) -> str | None:
         """Why these units allow no interval."""
         if not self.count:
             return "There are no rows."
@@ -202,7 +202,7 @@ def mean_proportion(parts: Proportions, groups: Groups = None, weights: FloatArr
     shares = np.full(len(parts.values), 1 / len(parts.values)) if weights is None else weights
     centre = parts.transform(parts.values)
     value = float(shares @ centre)
-    if reason := units.obstacle():
+    if reason := units.why_no_interval():
         return Estimate(value, np.nan, np.nan, method, units.per, units.count, reason)
     totals = units.sums(parts.influence)
     rows, most, fewest = _sizes(parts, units)
@@ -331,7 +331,7 @@ def mean_difference(values: npt.NDArray[Any], groups: Groups = None) -> Estimate
     """
     units = Units.of(groups, len(values))
     value = float(np.mean(values)) if len(values) else np.nan
-    if reason := units.obstacle():
+    if reason := units.why_no_interval():
         return Estimate(value, np.nan, np.nan, "adjusted-wald", units.per, units.count, reason)
     from scipy.special import stdtrit
 
@@ -365,7 +365,7 @@ def mean_value(values: npt.NDArray[Any], groups: Groups = None, variance: float 
     """
     units = Units.of(groups, len(values))
     value = float(np.mean(values)) if len(values) else np.nan
-    reason = units.obstacle() or ("There is one row." if units.count == 1 else None)
+    reason = units.why_no_interval() or ("There is one row." if units.count == 1 else None)
     if reason:
         return Estimate(value, np.nan, np.nan, "student-t", units.per, units.count, reason)
     from scipy.special import stdtrit
@@ -407,7 +407,7 @@ def bootstrap(
     """
     units = Units.of(groups, rows)
     value = float(statistic(np.ones((1, rows)))[0])
-    if reason := units.obstacle() or (None if np.isfinite(value) else "There is nothing to measure."):
+    if reason := units.why_no_interval() or (None if np.isfinite(value) else "There is nothing to measure."):
         return Estimate(value, np.nan, np.nan, "effective-rows", units.per, units.count, reason)
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // rows)

@@ -40,9 +40,9 @@ def test_a_share_holds_its_truth_as_often_as_it_says_at_every_height() -> None:
     from scipy.stats import binom
 
     for rows in (64, 77, 200):
-        found = [limits(mean_proportion(share(np.arange(rows) < right))) for right in range(rows + 1)]
+        intervals_of_counts = [limits(mean_proportion(share(np.arange(rows) < right))) for right in range(rows + 1)]
         for truth in (0.5, 0.8, 0.95, 0.9975, 0.9999):
-            held = [low <= truth <= high for low, high in found]
+            held = [low <= truth <= high for low, high in intervals_of_counts]
             assert binom.pmf(np.flatnonzero(held), rows, truth).sum() >= 0.95
 
 

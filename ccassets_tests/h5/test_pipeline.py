@@ -593,8 +593,8 @@ def test_a_model_without_text_proj_stores_no_token_features_of_texts(same_width:
     model = StandIn()
     if same_width:
         unprojected = model.encode_text
-        model.encode_text = lambda *given, **named: (  # type: ignore[method-assign]
-            (result := unprojected(*given, **named))[0],
+        model.encode_text = lambda *arguments, **options: (  # type: ignore[method-assign]
+            (result := unprojected(*arguments, **options))[0],
             torch.nn.functional.pad(result[1], (0, D - result[1].shape[-1])),
         )
     del model.text_proj
