@@ -79,15 +79,17 @@ def adopt(
 
     loaded = load_study(study)
     require_readable(file)
-    if sample and not as_json:
-        print_text(
-            "Rows without image digests: at most 64 images of each split will be encoded to prove their order "
-            "(`--no-sample` leaves that out).",
-            err=True,
-        )
+
+    def announce_sample(images: int) -> None:
+        if not as_json:
+            text = f"Encoding a sample of {counted(images, 'image')} to prove the order of the rows"
+            print_text(f"{text} (`--no-sample` leaves that out).", err=True)
+
     try:
         with progress_bar("rows imported") as progress:
-            adoption = adopt_file(file, loaded, repair=repair, sample=sample, progress=progress)
+            adoption = adopt_file(
+                file, loaded, repair=repair, sample=sample, before_sample=announce_sample, progress=progress
+            )
     except AdoptionError as error:
         if as_json:
             print_json({"adopted": False, "findings": findings_as_json(error.findings)["findings"]})

@@ -218,7 +218,7 @@ def fetch_template_features(
         chosen = _chosen_templates(database, template_id, "concept" if is_concept else "label" if is_label else "")
         templates = {key: template for key, template in chosen.items() if getattr(template, name) is not None}
         if not templates:
-            raise ArgumentError(f"{path}: {list(chosen) or 'no template'} holds {name}.")
+            raise ArgumentError(f"{path}: expected a template with {name}, found none among {list(chosen)}.")
         concepts = as_list(concept_list or ())
         rows = _concept_rows(database, templates, concepts) if is_concept and concepts else {}
         results = {

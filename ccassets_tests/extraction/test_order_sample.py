@@ -159,7 +159,9 @@ def test_equal_images_and_equal_features_are_no_mistake(tmp_path: Path) -> None:
 
 def test_every_part_records_the_sample_and_what_it_leaves_open(tmp_path: Path) -> None:
     study = small_study(tmp_path, SPLITS)
-    adoption = adopt(finished(tmp_path / "old.h5", SPLITS), study)
+    announced: list[int] = []
+    adoption = adopt(finished(tmp_path / "old.h5", SPLITS), study, before_sample=announced.append)
+    assert announced == [MOST_SAMPLED + 7 + 5]
     orders = {split.split: split.order for split in adoption.splits}
     train, val = orders["train"], orders["val"]
     assert train is not None

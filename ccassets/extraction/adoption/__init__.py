@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ccassets.extraction.adoption.adopted_parts import (
     write_images,
     write_templates,
 )
-from ccassets.extraction.adoption.order_sample import BY_DIGEST, UNVERIFIED, verify_order
+from ccassets.extraction.adoption.order_sample import BY_DIGEST, MOST_SAMPLED, UNVERIFIED, verify_order
 from ccassets.extraction.adoption.row_matching import BY_DIGEST as MATCHED_BY_DIGEST
 from ccassets.extraction.adoption.row_matching import Images, Ints, Match, match_rows
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
@@ -85,6 +85,7 @@ def adopt(
     *,
     repair: bool = False,
     sample: bool = True,
+    before_sample: Callable[[int], None] = lambda images: None,
     store: Store | None = None,
     progress: Progress = silent,
 ) -> Adoption:
@@ -102,6 +103,7 @@ def adopt(
             a single error refuses the file.
         sample: Encode the sample. Without it, or where the encoder cannot be loaded, rows whose order nothing else
             proves are imported as unverified, which is a warning here and in every file that holds them.
+        before_sample: Called with the images of the sample before the first is encoded.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         progress: Called with the rows imported so far and the rows to import.
 
@@ -130,7 +132,7 @@ def adopt(
         index = held_rows(store, card.identity)
         if sample:
             index = index.without_unverified()  # These rows are imported again, now with a sample.
-        proof = _Proof(study, store, dataset, images, results, sha256, sample)
+        proof = _Proof(study, store, dataset, images, results, sha256, sample, before_sample)
         row_of_image, orders = proof.verify(manifests, match, index, adoption_findings)
         templates = usable_templates(results, study, card)
         findings = [*results.findings, *adoption_findings]
@@ -182,6 +184,7 @@ class _Proof:
     results: CheckResults
     sha256: str
     sample: bool
+    before_sample: Callable[[int], None]
 
     def verify(
         self, manifests: Sequence[Manifest], match: Match, index: RowIndex, findings: FindingCollector
@@ -244,6 +247,7 @@ class _Proof:
             return None
         reason = "the sample was left out"
         if self.sample:
+            self.before_sample(sum(min(len(rows), MOST_SAMPLED) for rows in to_verify.values()))
             try:
                 return load_encoder(self.study, cache=self.store.cache)
             except EncoderError as error:
