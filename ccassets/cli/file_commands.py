@@ -131,7 +131,7 @@ def _adoption_facts(adoption: Adoption) -> dict[str, Any]:
             "imported": split.taken,
             "missing": split.missing.tolist(),
             "missing_keys": list(split.missing_keys),
-            "order": None if split.order is None else dict(split.order),
+            **({} if split.order is None else {"order": dict(split.order)}),
         }
         for split in adoption.splits
     ]
