@@ -292,7 +292,7 @@ def readable_again(manifest: Manifest, dataset: Dataset) -> list[str]:
 
     A reason that has passed leaves no trace in a fingerprint, so only another try can tell.
     """
-    bad = [(manifest.keys[row], int(manifest.rows[row])) for row in np.flatnonzero(manifest.blank)]
+    bad = [(manifest.keys[row], int(manifest.rows[row])) for row in np.flatnonzero(manifest.blank).tolist()]
     if manifest.skipped:
         row_of = {key: row for row, key in enumerate(dataset.rows(manifest.split).keys)}
         bad += [(key, row_of[key]) for key, _ in manifest.skipped]

@@ -308,7 +308,7 @@ def _copy_sources(
     An old database at `path` that holds just these rows is the only source: in a file of equal layout the bytes are
     equally aligned, so that the file system can share them.
     """
-    if path in index.sources:
+    if path is not None and path in index.sources:
         number = list(index.sources).index(path)
         inside = np.flatnonzero(index.source == number)
         if len(inside) == len(entries) and np.array_equal(index.feature_digest[inside], index.feature_digest[entries]):
