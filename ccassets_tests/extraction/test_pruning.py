@@ -333,7 +333,7 @@ def test_a_run_under_way_stops_pruning(finished: Study) -> None:
     (runs / "dead.lock").touch()
     assert prune(finished) == []
     with (runs / "alive.lock").open("w") as lock:
-        assert lock_file(lock.fileno())
+        assert lock_file(lock.fileno(), runs / "alive.lock")
         with pytest.raises(StorageError, match=r"Run alive is under way"):
             prune(finished)
 
