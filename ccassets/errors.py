@@ -10,17 +10,21 @@ CcassetsError
 │   ├── ccassets.h5.MissingFileError    also a FileNotFoundError
 │   ├── ccassets.h5.ArgumentError       also a ValueError
 │   ├── ccassets.h5.RowError            also an IndexError
-│   └── ccassets.h5.NameMissingError    also a KeyError
+│   ├── ccassets.h5.NameMissingError    also a KeyError
+│   └── DamagedSourceError
 ├── StorageError
 ├── AdoptionError
 ├── AnalysisError
-└── BuildError
-    └── InterruptedBuildError
+├── BuildError
+│   └── InterruptedBuildError
+├── TokenError
+└── UiServerError
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ccassets.findings import Finding
 
@@ -31,12 +35,15 @@ __all__ = [
     "AnalysisError",
     "BuildError",
     "CcassetsError",
+    "DamagedSourceError",
     "DatabaseError",
     "DatasetError",
     "EncoderError",
     "InterruptedBuildError",
     "StorageError",
     "StudyError",
+    "TokenError",
+    "UiServerError",
 ]
 
 
@@ -99,3 +106,21 @@ class BuildError(CcassetsError):
 
 class InterruptedBuildError(BuildError):
     """A signal ended a build; everything finished until then is kept."""
+
+
+class TokenError(CcassetsError):
+    """A token that is too short to be a secret, or that no cookie can carry."""
+
+
+class UiServerError(CcassetsError):
+    """The UI could not be started, or one of its processes ended."""
+
+
+class DamagedSourceError(DatabaseError):
+    """A source holds other bytes than were written to it; `path` is the source."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        super().__init__(
+            f"{path}: {rows} rows are not the ones that were written. Build again: they are encoded again."
+        )
+        self.path = path

@@ -14,20 +14,10 @@ from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import BULK, IMAGE_FEATURES, STORED_IMAGE_DTYPE
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, new_file
-from ccassets.errors import DatabaseError
+from ccassets.errors import DamagedSourceError, DatabaseError
 from ccassets.progress import Progress, silent
 
 _COPY_BYTES = 256 << 20
-
-
-class DamagedSourceError(DatabaseError):
-    """A source holds other bytes than were written to it; `path` is the source."""
-
-    def __init__(self, path: Path, rows: int) -> None:
-        super().__init__(
-            f"{path}: {rows} rows are not the ones that were written. Build again: they are encoded again."
-        )
-        self.path = path
 
 
 def assemble(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ccassets.database.feature_digests import database_digest, split_digest, template_digest
 from ccassets.database.layout import LOGIT_PARAMETERS, LOGIT_SCALE_SPACE
-from ccassets.database.merging import DamagedSourceError, assemble
+from ccassets.database.merging import assemble
 from ccassets.database.reader import open_database
 from ccassets.database.row_order import unverified_rows
 from ccassets.database.validation import validate_database
@@ -23,7 +23,7 @@ from ccassets.database.writer import FileContent, RowContent
 from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.errors import DatabaseError, DatasetError, StorageError
+from ccassets.errors import DamagedSourceError, DatabaseError, DatasetError, StorageError
 from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, is_part, record_of
 from ccassets.extraction.plan import row_bytes

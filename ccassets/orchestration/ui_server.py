@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 import yaml
 
-from ccassets.errors import CcassetsError
+from ccassets.errors import UiServerError
 from ccassets.orchestration.dagster_internals import rename_location, webserver_app
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.supervised_process import SupervisedProcess
@@ -33,10 +33,6 @@ _FORMER_CODE_LOCATION = "ccassets.definitions"
 _ADDRESS = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5
-
-
-class UiServerError(CcassetsError):
-    """The UI could not be started, or one of its processes ended."""
 
 
 def serve_ui(port: int, *, allowed_hosts: Sequence[str] = (), with_token: bool = False) -> None:

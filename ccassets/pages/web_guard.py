@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from ccassets.errors import CcassetsError
+from ccassets.errors import TokenError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,10 +30,6 @@ _PROTECTIVE_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 _REPLACED_HEADERS = frozenset(name for name, _ in _PROTECTIVE_HEADERS) - {b"content-security-policy"}
-
-
-class TokenError(CcassetsError):
-    """A token that is too short to be a secret, or that no cookie can carry."""
 
 
 @dataclass(frozen=True)

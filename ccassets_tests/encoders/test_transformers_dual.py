@@ -137,7 +137,7 @@ def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy
 def test_a_model_of_one_modality_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
     BertModel(BertConfig(**TEXT_TOWER)).save_pretrained(tmp_path / "bert")
 
-    with pytest.raises(EncoderError, match="bert is a bert; a dual encoder"):
+    with pytest.raises(EncoderError, match="bert: expected a dual encoder of images and texts, found a bert"):
         inspect_encoder(make_study(kind="transformers", weights=str(tmp_path / "bert")))
 
 

@@ -23,7 +23,8 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from ccassets.pages.web_guard import TokenError, WebGuard, loopback_hosts
+from ccassets.errors import TokenError
+from ccassets.pages.web_guard import WebGuard, loopback_hosts
 
 MUTATION = "/graphql?query=mutation%7BdeletePipelineRun(runId%3A%221%22)%7B__typename%7D%7D"
 EVIL = "http://evil.example"
