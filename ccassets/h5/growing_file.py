@@ -33,7 +33,7 @@ from ccassets.database.writer import now
 from ccassets.errors import DatabaseError
 from ccassets.files import storage_error
 from ccassets.h5.exceptions import ArgumentError
-from ccassets.h5.growing_provenance import record_labels, write_provenance
+from ccassets.h5.growing_provenance import read_provenance, record_labels, write_provenance
 from ccassets.h5.journal import JournaledFile
 
 DEFAULT_DIM = 1152
@@ -245,11 +245,31 @@ def _add_missing(file: h5py.File, rows: int) -> None:
     if "ids" not in file:
         _create_rows(file, "ids", np.arange(rows), _SMALL_DTYPES["ids"])
     if "split" not in file:
-        _create_rows(file, "split", np.array([UNSPECIFIED_SPLIT] * rows, object), _TEXT)
+        _create_rows(file, "split", _splits_by_counts(file, rows), _TEXT)
     if "labels" not in file:
-        _create_rows(file, "labels", np.zeros(rows, np.int64), _SMALL_DTYPES["labels"])
         counts = count_splits(file)
+        labelled = [
+            name
+            for name, entry in read_provenance(file)["dataset"]["splits"].items()
+            if entry.get("labels") == "present"
+        ]
+        if labelled:
+            raise ArgumentError(f"{file.filename} has lost /labels, those of {labelled}; its rows cannot be completed.")
+        _create_rows(file, "labels", np.zeros(rows, np.int64), _SMALL_DTYPES["labels"])
         write_provenance(file, record_labels(file, counts, labelled=False), counts)
+
+
+def _splits_by_counts(file: h5py.File, rows: int) -> Array:
+    """The split of every row by the stored counts; "unspecified" in a file without counts."""
+    counts = read_json_attribute(file, "split_counts")
+    if not isinstance(counts, dict):
+        counts = {UNSPECIFIED_SPLIT: rows}
+    if sum(counts.values()) != rows:
+        raise ArgumentError(
+            f"{file.filename} has lost /split, and split_counts does not tell it: the file holds {rows} rows, the "
+            f"counts {counts} are of {sum(counts.values())}. `ccassets adopt --repair` keeps the right rows."
+        )
+    return np.repeat(np.array(list(counts), object), list(counts.values()))
 
 
 def _resize(file: h5py.File, rows: int) -> None:

@@ -42,11 +42,26 @@ class OriginalModel(nn.Module):
         return _features(pooled, normalize), tokens
 
 
+class ImageSettings:
+    """The settings of the original image processor; they hold what its notebook sets, and cannot be changed."""
+
+    do_rescale = False
+    do_normalize = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if getattr(self, name, None) is not value:
+            raise ArgumentError(
+                f"image_processor.{name} = {value!r}: expected do_rescale = False and do_normalize = True. Images are "
+                "preprocessed as in every build: give them with values in 0…1, or of dtype uint8."
+            )
+
+
 class OriginalProcessor:
     """Images and prompts as the model's tensors, preprocessed as in every build of ours."""
 
     def __init__(self, encoder: ConceptClipEncoder) -> None:
         self._encoder = encoder
+        self.image_processor = ImageSettings()
 
     def __call__(self, text: Any = None, images: Any = None, **_options: Any) -> BatchFeature:
         """`input_ids`, `attention_mask` and `offset_mapping` of texts, padded to the context length; `pixel_values`.

@@ -212,7 +212,7 @@ def encode_and_store_image_features(
             order of the rows. A loader without labels gives images alone, and 0 is stored.
         output_path: The growing file; one without rows takes D and T_img from the model.
         resume: Continue after the stored rows; otherwise the stored rows of these splits are replaced.
-        show_progress: Show a progress bar for every split.
+        show_progress: Show a progress bar for every split, and print the new rows.
         extra_metadata: Further root attributes, stored as JSON.
 
     Returns:
@@ -241,6 +241,11 @@ def encode_and_store_image_features(
             rows = _append_split(file, artifacts, split, loader, show_progress)
             if rows:
                 appended[split] = rows
+    if show_progress:
+        total = sum(appended.values())
+        print(f"Appended {total} samples to {output_path}." if total else "No new samples were appended.")
+        for split, rows in appended.items():
+            print(f"  - {split}: {rows}")
     return appended
 
 
@@ -477,9 +482,12 @@ def _record_model(file: h5py.File, artifacts: ModelArtifacts) -> None:
 
 @contextmanager
 def _progress(split: str, recorded: int, total: int | None, show: bool) -> Iterator[Any]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    shown = show and (console.is_terminal or console.is_jupyter)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not show, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         task = progress.add_task(f"{split} split", total=total, completed=recorded)
         yield lambda rows: progress.advance(task, rows)

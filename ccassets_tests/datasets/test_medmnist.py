@@ -16,53 +16,16 @@ import pytest
 
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
-from ccassets_tests.datasets.made_datasets import dataset_of
-
-COUNTS = {"train": 6, "val": 2, "test": 3}
-
-
-class Site:
-    """A folder for archives whose MD5 sums take the place of the published ones."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.root = folder / "medmnist"
-        self.root.mkdir()
-        self._monkeypatch = monkeypatch
-
-    def archive(self, name: str, size: int = 28, **changes: np.ndarray) -> Path:
-        info = medmnist.INFO[name]
-        rng = np.random.default_rng(size)
-        pixels = (size, size, 3) if info["n_channels"] == 3 else (size, size)
-        labels = len(info["label"])
-        arrays: dict[str, np.ndarray] = {}
-        for split, n in COUNTS.items():
-            arrays[f"{split}_images"] = rng.integers(0, 256, (n, *pixels), np.uint8)
-            arrays[f"{split}_labels"] = (
-                rng.integers(0, 2, (n, labels), np.uint8)
-                if "multi-label" in info["task"]
-                else rng.integers(0, labels, (n, 1), np.uint8)
-            )
-        path = self.root / f"{name}{'' if size == 28 else f'_{size}'}.npz"
-        np.savez_compressed(path, **(arrays | changes))
-        return self.publish(path, name, size)
-
-    def publish(self, path: Path, name: str, size: int = 28) -> Path:
-        key = "MD5" if size == 28 else f"MD5_{size}"
-        self._monkeypatch.setitem(medmnist.INFO[name], key, hashlib.md5(path.read_bytes()).hexdigest())
-        return path
-
-    def dataset(self, name: str, size: int = 28, **options: object):
-        return dataset_of(self.folder, kind="medmnist", name=name, size=size, root=self.root, **options)
+from ccassets_tests.datasets.made_datasets import MEDMNIST_COUNTS, MedMnistSite
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    return Site(tmp_path, monkeypatch)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MedMnistSite:
+    return MedMnistSite(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("size", [28, 64])
-def test_rows_are_those_of_the_archive(site: Site, size: int):
+def test_rows_are_those_of_the_archive(site: MedMnistSite, size: int):
     arrays = np.load(site.archive("bloodmnist", size))
     dataset = site.dataset("bloodmnist", size)
     dataset.fetch(silent)
@@ -70,7 +33,7 @@ def test_rows_are_those_of_the_archive(site: Site, size: int):
     assert dataset.labelled
     assert dataset.classes[0] == "basophil"
     assert len(dataset.classes) == 8
-    for split, n in COUNTS.items():
+    for split, n in MEDMNIST_COUNTS.items():
         rows = dataset.rows(split)
         assert rows.keys == [str(row) for row in range(n)]
         assert rows.labels.tolist() == arrays[f"{split}_labels"][:, 0].tolist()
@@ -80,7 +43,7 @@ def test_rows_are_those_of_the_archive(site: Site, size: int):
             assert np.array_equal(np.asarray(dataset.read(split, row)), arrays[f"{split}_images"][row])
 
 
-def test_every_2d_set_of_the_collection_can_be_read(site: Site):
+def test_every_2d_set_of_the_collection_can_be_read(site: MedMnistSite):
     names = [name for name in medmnist.INFO if not name.endswith("3d")]
     assert len(names) == 12
     for name in names:
@@ -91,14 +54,14 @@ def test_every_2d_set_of_the_collection_can_be_read(site: Site):
         assert len(dataset.rows("test")) == len(arrays["test_labels"])
 
 
-def test_grey_is_repeated_in_three_channels(site: Site):
+def test_grey_is_repeated_in_three_channels(site: MedMnistSite):
     arrays = np.load(site.archive("tissuemnist"))
     dataset = site.dataset("tissuemnist")
     dataset.fetch(silent)
     assert np.array_equal(np.asarray(dataset.read("val", 1)), np.repeat(arrays["val_images"][1][..., None], 3, axis=2))
 
 
-def test_a_multi_label_set_has_a_matrix_and_the_first_set_label(site: Site):
+def test_a_multi_label_set_has_a_matrix_and_the_first_set_label(site: MedMnistSite):
     labels = np.zeros((2, 14), np.uint8)
     labels[1, [4, 9]] = 1
     site.archive("chestmnist", val_labels=labels)
@@ -111,7 +74,7 @@ def test_a_multi_label_set_has_a_matrix_and_the_first_set_label(site: Site):
     assert np.array_equal(rows.label_matrix, labels)
 
 
-def test_an_archive_is_unpacked_once_and_again_when_it_changed(site: Site):
+def test_an_archive_is_unpacked_once_and_again_when_it_changed(site: MedMnistSite):
     path = site.archive("bloodmnist")
     steps: list[tuple[int, int]] = []
     site.dataset("bloodmnist").fetch(lambda done, total: steps.append((done, total)))
@@ -135,7 +98,7 @@ def test_an_archive_is_unpacked_once_and_again_when_it_changed(site: Site):
     assert path.is_file()
 
 
-def test_memory_stays_flat_while_unpacking_and_reading(site: Site):
+def test_memory_stays_flat_while_unpacking_and_reading(site: MedMnistSite):
     images = np.zeros((400, 128, 128, 3), np.uint8)  # 20 MB
     site.archive("bloodmnist", 128, train_images=images, train_labels=np.zeros((400, 1), np.uint8))
     dataset = site.dataset("bloodmnist", 128)
@@ -148,7 +111,7 @@ def test_memory_stays_flat_while_unpacking_and_reading(site: Site):
     assert peak < 8e6
 
 
-def test_what_a_killed_unpacking_left_is_no_data_set(site: Site):
+def test_what_a_killed_unpacking_left_is_no_data_set(site: MedMnistSite):
     site.archive("bloodmnist")
     left = site.folder / "storage/datasets/.bloodmnist_28.partial"
     left.mkdir(parents=True)
@@ -159,7 +122,7 @@ def test_what_a_killed_unpacking_left_is_no_data_set(site: Site):
     assert not left.exists()
 
 
-def test_an_archive_of_another_md5_is_refused_with_both(site: Site):
+def test_an_archive_of_another_md5_is_refused_with_both(site: MedMnistSite):
     path = site.archive("bloodmnist")
     published = medmnist.INFO["bloodmnist"]["MD5"]
     path.write_bytes(path.read_bytes() + b"\0")
@@ -168,18 +131,18 @@ def test_an_archive_of_another_md5_is_refused_with_both(site: Site):
         site.dataset("bloodmnist").fetch(silent)
 
 
-def test_nothing_is_downloaded_unasked(site: Site):
+def test_nothing_is_downloaded_unasked(site: MedMnistSite):
     with pytest.raises(DatasetError, match=r"bloodmnist_224\.npz is not there. Set `download: true`"):
         site.dataset("bloodmnist", 224).fetch(silent)
 
 
 @pytest.mark.parametrize("name", ["organmnist3d", "mnist"])
-def test_a_set_that_is_not_2d_or_not_there_is_named(site: Site, name: str):
+def test_a_set_that_is_not_2d_or_not_there_is_named(site: MedMnistSite, name: str):
     with pytest.raises(DatasetError, match=f"no 2D set '{name}'; it has pathmnist, chestmnist"):
         site.dataset(name).fetch(silent)
 
 
-def test_a_pickled_member_is_refused_and_not_run(site: Site):
+def test_a_pickled_member_is_refused_and_not_run(site: MedMnistSite):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(site.folder / "sprung"),)
@@ -202,13 +165,13 @@ def test_a_pickled_member_is_refused_and_not_run(site: Site):
         ("test_labels", np.full((3, 1), -1), "must be 0 to 7; found -1 to -1"),
     ],
 )
-def test_an_archive_that_is_not_what_it_says_is_refused(site: Site, member: str, array: np.ndarray, said: str):
+def test_an_archive_that_is_not_what_it_says_is_refused(site: MedMnistSite, member: str, array: np.ndarray, said: str):
     site.archive("bloodmnist", **{member: array})
     with pytest.raises(DatasetError, match=said):
         site.dataset("bloodmnist").fetch(silent)
 
 
-def test_a_missing_member_and_a_file_that_is_no_archive_are_refused(site: Site):
+def test_a_missing_member_and_a_file_that_is_no_archive_are_refused(site: MedMnistSite):
     path = site.root / "bloodmnist.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train_images.npy", b"")
@@ -240,7 +203,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
         thread.join()
 
 
-def test_an_archive_is_downloaded_verified_and_kept(site: Site, server: tuple[str, Path], monkeypatch):
+def test_an_archive_is_downloaded_verified_and_kept(site: MedMnistSite, server: tuple[str, Path], monkeypatch):
     address, folder = server
     site.archive("bloodmnist", 64).rename(folder / "blood.npz")
     monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url_64", f"{address}/blood.npz")
@@ -253,7 +216,7 @@ def test_an_archive_is_downloaded_verified_and_kept(site: Site, server: tuple[st
     assert (site.root / "bloodmnist_64.npz").read_bytes() == (folder / "blood.npz").read_bytes()
 
 
-def test_a_wrong_download_is_not_kept(site: Site, server: tuple[str, Path], monkeypatch):
+def test_a_wrong_download_is_not_kept(site: MedMnistSite, server: tuple[str, Path], monkeypatch):
     address, folder = server
     (folder / "blood.npz").write_bytes(b"a sign-in page")
     monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url", f"{address}/blood.npz")
@@ -263,7 +226,9 @@ def test_a_wrong_download_is_not_kept(site: Site, server: tuple[str, Path], monk
     assert list(site.root.glob(".*.partial")) == []
 
 
-def test_a_download_that_fails_says_from_where_and_what_to_do(site: Site, server: tuple[str, Path], monkeypatch):
+def test_a_download_that_fails_says_from_where_and_what_to_do(
+    site: MedMnistSite, server: tuple[str, Path], monkeypatch
+):
     address, _ = server
     for url, said in ((f"{address}/none.npz", "404"), ("http://127.0.0.1:9/none.npz", "refused")):
         monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url", url)

@@ -171,6 +171,35 @@ def test_a_missing_data_set_of_an_old_file_gets_right_values(tmp_path: Path) -> 
         assert "image_token_features" not in file
 
 
+def test_a_file_that_lost_its_splits_gets_them_back_from_the_counts(tmp_path: Path) -> None:
+    path = Path(shutil.copy(LEGACY / "legacy_good.h5", tmp_path / "old.h5"))
+    with h5py.File(path, "r+") as file:
+        before = file["split"][:].tolist()
+        del file["split"]
+
+    with init_file(path) as file:
+        assert file["split"][:].tolist() == before
+
+
+def test_counts_of_other_rows_give_no_splits_back(tmp_path: Path) -> None:
+    path = Path(shutil.copy(LEGACY / "legacy_good.h5", tmp_path / "old.h5"))
+    with h5py.File(path, "r+") as file:
+        del file["split"]
+        file.attrs["split_counts"] = json.dumps({"train": 36, "val": 20})
+
+    with pytest.raises(CcassetsError, match=r"has lost /split.*holds 70 rows.*of 56"):
+        init_file(path)
+
+
+def test_a_file_that_lost_its_labels_says_so(path: Path) -> None:
+    with init_file(path, 6, 9) as file:
+        append_batch(file, **rows(0), split_names="train", labels=[1, 0, 1, 0])
+        del file["labels"]
+
+    with pytest.raises(CcassetsError, match=r"has lost /labels, those of \['train'\]"):
+        init_file(path)
+
+
 def test_rows_that_some_data_sets_lack_are_cut_off_with_a_warning(tmp_path: Path) -> None:
     path = Path(shutil.copy(LEGACY / "legacy_partial.h5", tmp_path / "torn.h5"))
     with h5py.File(path, "r+") as file:
