@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from ccassets.extraction.adoption import adopt
     from ccassets.findings import Finding
     from ccassets.orchestration.build import build
-    from ccassets.orchestration.component import FeatureDatabaseComponent as FeatureDatabase
-    from ccassets.orchestration.component import FeatureDatabaseComponent as FeatureDatabaseComponent
+    from ccassets.orchestration.component import FeatureDatabase, FeatureDatabaseComponent
     from ccassets.study.loading import load_study
     from ccassets.study.schema import Study
     from ccassets.study.storage import Store
@@ -42,6 +41,7 @@ _HOMES = {
     "Database": "ccassets.database.reader",
     "Encoder": "ccassets.encoders.encoder_contract",
     "EncoderCard": "ccassets.encoders.encoder_contract",
+    "FeatureDatabase": "ccassets.orchestration.component",
     "FeatureDatabaseComponent": "ccassets.orchestration.component",
     "Finding": "ccassets.findings",
     "Selection": "ccassets.database.reader",
@@ -62,32 +62,8 @@ _HOMES = {
     "validate_database": "ccassets.database.validation",
 }
 
-__all__ = [
-    "CcassetsError",
-    "Database",
-    "Encoder",
-    "EncoderCard",
-    "FeatureDatabase",
-    "Finding",
-    "Selection",
-    "Store",
-    "Study",
-    "Template",
-    "__version__",
-    "adopt",
-    "assemble_database",
-    "build",
-    "extract_images",
-    "extract_text",
-    "identify_encoder",
-    "load_encoder",
-    "load_study",
-    "open_database",
-    "plan_study",
-    "read_images",
-    "validate_database",
-]
-
+# Without `FeatureDatabaseComponent`: Dagster lists every component it finds here, and a study names one type.
+__all__ = sorted({*_HOMES, "CcassetsError", "__version__"} - {"FeatureDatabaseComponent"})
 
 # pydoc has no other way to show an API without every file of its package: for pydoc alone this is no package.
 _FOLDERS = __path__
@@ -98,13 +74,10 @@ def __getattr__(name: str) -> Any:
     # Lazy: reading a file imports neither Dagster nor an encoder.
     if name == "__path__" and sys._getframe(1).f_globals.get("__name__") != "pydoc":
         return _FOLDERS
-    if name == "FeatureDatabase":  # The type that a study's YAML names.
-        name = "FeatureDatabaseComponent"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    # Without `FeatureDatabaseComponent`: Dagster lists every component it finds here, and a study names one type.
-    return sorted(__all__)
+    return __all__

@@ -47,8 +47,7 @@ def search(
 
     Repeat --text, --concept and --row for a mixture: their unit vectors are added, and those of --minus subtracted.
     """
-    from ccassets.analysis import RowFilter, image_reader, save_hit_images, write_hits
-    from ccassets.analysis import search as search_database
+    from ccassets.analysis import RowFilter, image_reader, save_hit_images, search as search_database, write_hits
     from ccassets.analysis.samples import class_names
     from ccassets.database.sandbox import open_unknown_database
     from ccassets.encoders import load_encoder

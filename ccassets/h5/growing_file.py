@@ -135,6 +135,9 @@ def init_file(
     return file
 
 
+init_feature_store = init_file
+
+
 def open_growing(
     path: str | os.PathLike[str], d: int | None, t_img: int | None, metadata: Mapping[str, object] | None
 ) -> GrowingFile:

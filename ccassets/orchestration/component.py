@@ -56,6 +56,10 @@ class FeatureDatabaseComponent(dg.Component):
             )
 
 
+FeatureDatabase = FeatureDatabaseComponent
+"""The name that the `type:` of a study's YAML has, under `ccassets`."""
+
+
 def definitions_of(*studies: Study) -> dg.Definitions:
     """Give the definitions of studies with the default resources, as the code location of `ccassets ui` has them.
 

@@ -14,8 +14,10 @@ import dagster as dg
 
 # Missing: a public call for the staleness that the UI shows. `dagster_graphql` has it, behind a workspace; the public
 # conditions `code_version_changed` and `data_version_changed` see only what changed since their last evaluation.
-from dagster._core.definitions.data_version import CachingStaleStatusResolver as CachingStaleStatusResolver
-from dagster._core.definitions.data_version import StaleStatus as StaleStatus
+from dagster._core.definitions.data_version import (
+    CachingStaleStatusResolver as CachingStaleStatusResolver,
+    StaleStatus as StaleStatus,
+)
 
 # Missing: the type of what the public `define_asset_job` returns; for annotations only.
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

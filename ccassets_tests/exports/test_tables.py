@@ -11,8 +11,7 @@ import pytest
 from ccassets import open_database
 from ccassets.analysis.scores import concept_scores
 from ccassets.errors import AnalysisError
-from ccassets.exports import export
-from ccassets.exports import tables as export_module
+from ccassets.exports import export, tables as export_module
 from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, DIM, GROUPS, LEVELS, cells, write_cells
 
 SAMPLES = cells(48, grouped=True).samples

@@ -208,8 +208,7 @@ def test_type_checkers_see_what_the_package_gives() -> None:
     }
     assert set(seen) == public_names("ccassets") - {"CcassetsError", "__version__"}
     for name, module in seen.items():
-        source = "FeatureDatabaseComponent" if name == "FeatureDatabase" else name
-        assert getattr(ccassets, name) is getattr(import_module(module or ""), source)
+        assert getattr(ccassets, name) is getattr(import_module(module or ""), name)
 
 
 @pytest.mark.parametrize("use", ["", "ccassets.open_database(sys.argv[1]).image_features[0]"])

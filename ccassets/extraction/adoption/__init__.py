@@ -31,8 +31,7 @@ from ccassets.extraction.adoption.adopted_parts import (
     write_templates,
 )
 from ccassets.extraction.adoption.order_sample import BY_DIGEST, MOST_SAMPLED, UNVERIFIED, verify_order
-from ccassets.extraction.adoption.row_matching import BY_DIGEST as MATCHED_BY_DIGEST
-from ccassets.extraction.adoption.row_matching import Images, Ints, Match, match_rows
+from ccassets.extraction.adoption.row_matching import BY_DIGEST as MATCHED_BY_DIGEST, Images, Ints, Match, match_rows
 from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
 from ccassets.extraction.parts import RowIndex, held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
