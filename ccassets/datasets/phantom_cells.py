@@ -16,42 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
+from ccassets.files import read_package_yaml
+
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 SIDE = 96.0
 SUPERSAMPLING = 4
 
-CLASSES = (
-    "basophil",
-    "eosinophil",
-    "erythroblast",
-    "immature granulocytes",
-    "lymphocyte",
-    "monocyte",
-    "neutrophil",
-    "platelet",
-)
+_TABLE = read_package_yaml(__package__, "phantom_cells.yaml")
 
-CONCEPTS = (
-    "Segmented nucleus",
-    "Band nucleus (band form)",
-    "Reniform / indented nucleus",
-    "Round nucleus",
-    "Fine azurophilic granules",
-    "Eosinophilic granules",
-    "Basophilic granules",
-    "Basophilic cytoplasm",
-    "Cytoplasmic vacuoles",
-    "High nuclear-to-cytoplasmic ratio",
-    "Pale cytoplasm",
-    "Nucleated erythrocyte (erythroblast)",
-    "Platelet fragments / clumps",
-    "Stain precipitate (artifact)",
-    "Overlapping cell clumps (artifact)",
-)
-
-NUCLEAR_CONCEPTS = CONCEPTS[:4]
+CLASSES: tuple[str, ...] = tuple(_TABLE["classes"])
+CONCEPTS: tuple[str, ...] = tuple(_TABLE["concepts"])
 
 
 # --- morphology --------------------------------------------------------------------------------------
@@ -59,13 +35,7 @@ NUCLEAR_CONCEPTS = CONCEPTS[:4]
 
 @dataclass(frozen=True)
 class CellType:
-    """A kind of cell: how often it shows which morphology, and how it looks beyond the concepts.
-
-    `nuclei`, `granules` and `cytoplasm` give odds by name, `vacuoles` and `high_ratio` (a nucleus that fills the
-    cell; round and reniform ones only) probabilities. `radius` and `lobes` are ranges, `outline` is how uneven the
-    cell's edge is. `chromatin` is (density, contrast, grain): how dark the nucleus is, how strongly and how
-    coarsely it is mottled. `tone` is the cytoplasm's RGB where it is neither pale nor basophilic.
-    """
+    """How often a class shows which morphology, and how it looks beyond the concepts; the table explains the fields."""
 
     nuclei: Mapping[str, float]
     granules: Mapping[str, float]
@@ -79,104 +49,7 @@ class CellType:
     tone: tuple[int, int, int]
 
 
-CELL_TYPES: dict[str, CellType] = {
-    "basophil": CellType(
-        nuclei={"segmented": 0.5, "round": 0.3, "band": 0.2},
-        granules={"basophilic": 1.0},
-        cytoplasm={"plain": 0.6, "pale": 0.4},
-        vacuoles=0.2,
-        high_ratio=0.25,
-        radius=(25.0, 28.5),
-        lobes=(2, 3),
-        chromatin=(0.8, 0.15, 3.5),
-        outline=0.02,
-        tone=(200, 175, 210),
-    ),
-    "eosinophil": CellType(
-        nuclei={"segmented": 0.85, "band": 0.15},
-        granules={"eosinophilic": 1.0},
-        cytoplasm={"plain": 0.7, "pale": 0.15, "basophilic": 0.15},
-        vacuoles=0.15,
-        high_ratio=0.0,
-        radius=(26.5, 30.0),
-        lobes=(2, 2),
-        chromatin=(0.95, 0.25, 4.0),
-        outline=0.02,
-        tone=(222, 175, 180),
-    ),
-    "erythroblast": CellType(
-        nuclei={"round": 1.0},
-        granules={"none": 1.0},
-        cytoplasm={"plain": 0.4, "basophilic": 0.45, "pale": 0.15},
-        vacuoles=0.08,
-        high_ratio=0.4,
-        radius=(18.5, 23.0),
-        lobes=(1, 1),
-        chromatin=(1.45, 0.25, 5.0),
-        outline=0.02,
-        tone=(203, 165, 168),
-    ),
-    "immature granulocytes": CellType(
-        nuclei={"round": 0.4, "reniform": 0.35, "band": 0.25},
-        granules={"fine": 0.6, "none": 0.2, "eosinophilic": 0.12, "basophilic": 0.08},
-        cytoplasm={"plain": 0.4, "basophilic": 0.4, "pale": 0.2},
-        vacuoles=0.2,
-        high_ratio=0.4,
-        radius=(30.0, 34.5),
-        lobes=(1, 1),
-        chromatin=(0.72, 0.18, 2.2),
-        outline=0.025,
-        tone=(196, 172, 214),
-    ),
-    "lymphocyte": CellType(
-        nuclei={"round": 0.75, "reniform": 0.25},
-        granules={"none": 0.75, "fine": 0.25},
-        cytoplasm={"plain": 0.2, "basophilic": 0.4, "pale": 0.4},
-        vacuoles=0.12,
-        high_ratio=0.6,
-        radius=(21.0, 26.0),
-        lobes=(1, 1),
-        chromatin=(1.0, 0.3, 5.5),
-        outline=0.025,
-        tone=(178, 186, 220),
-    ),
-    "monocyte": CellType(
-        nuclei={"reniform": 0.75, "round": 0.25},
-        granules={"none": 0.6, "fine": 0.4},
-        cytoplasm={"plain": 0.5, "basophilic": 0.25, "pale": 0.25},
-        vacuoles=0.6,
-        high_ratio=0.15,
-        radius=(31.0, 36.0),
-        lobes=(1, 1),
-        chromatin=(0.78, 0.42, 3.0),
-        outline=0.055,
-        tone=(176, 176, 202),
-    ),
-    "neutrophil": CellType(
-        nuclei={"segmented": 0.75, "band": 0.25},
-        granules={"fine": 0.5, "none": 0.5},
-        cytoplasm={"plain": 0.5, "pale": 0.5},
-        vacuoles=0.15,
-        high_ratio=0.0,
-        radius=(26.0, 30.5),
-        lobes=(3, 5),
-        chromatin=(1.05, 0.3, 4.5),
-        outline=0.025,
-        tone=(222, 184, 206),
-    ),
-    "platelet": CellType(
-        nuclei={"none": 1.0},
-        granules={"fine": 0.6, "none": 0.4},
-        cytoplasm={"plain": 0.6, "pale": 0.4},
-        vacuoles=0.0,
-        high_ratio=0.0,
-        radius=(7.0, 12.0),
-        lobes=(1, 1),
-        chromatin=(0.0, 0.0, 3.0),
-        outline=0.05,
-        tone=(188, 166, 210),
-    ),
-}
+CELL_TYPES = {name: CellType(**fields) for name, fields in _TABLE["classes"].items()}
 
 PLATELETS_NEARBY = 0.25
 PRECIPITATE = 0.15

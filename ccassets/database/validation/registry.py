@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
+from ccassets.files import read_package_yaml
 from ccassets.findings import Severity
 
 
@@ -24,9 +22,7 @@ class Check:
     advice: str
 
 
-# The C loader, where PyYAML has it, takes a tenth of the time: every import of the validator pays for it.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_TABLE: dict[str, Any] = yaml.load(files(__package__).joinpath("checks.yaml").read_text(encoding="utf-8"), _LOADER)
+_TABLE: dict[str, Any] = read_package_yaml(__package__, "checks.yaml")
 
 GROUPS: Mapping[str, str] = MappingProxyType({group: section["heading"] for group, section in _TABLE.items()})
 """Groups of checks, each with its heading; a group is what runs together as one Dagster asset check."""
