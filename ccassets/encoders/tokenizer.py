@@ -15,6 +15,8 @@ from ccassets.encoders.checkpoint import Architecture
 from ccassets.encoders.weights import ModelFolder
 from ccassets.errors import EncoderError
 
+Bools = npt.NDArray[np.bool_]
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 PUBMEDBERT = "microsoft/BiomedNLP-PubMedBERT-base-uncased-abstract-fulltext"
 
@@ -48,11 +50,13 @@ class BertTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         _check(self._tokenizer, file, architecture)
+        self._unknown = self._tokenizer.token_to_id("[UNK]")
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Prompts with `[CLS]` and `[SEP]`, padded to the context length.
 
-        Raises `EncoderError` naming every prompt that is longer: a cut prompt may lose the word it is about.
+        Raises `EncoderError` naming every prompt that is longer (a cut prompt may lose the word it is about), and every
+        word that is not in the vocabulary.
         """
         encodings = self._tokenizer.encode_batch(list(prompts))
         require_length([len(encoding.ids) for encoding in encodings], prompts, self._length)
@@ -63,6 +67,7 @@ class BertTokenizer:
             tokens.input_ids[row, :count] = encoding.ids
             tokens.attention_mask[row, :count] = 1
             tokens.offsets[row, :count] = encoding.offsets
+        require_known(tokens.input_ids == self._unknown, tokens.offsets, prompts)
         return tokens
 
 
@@ -73,6 +78,24 @@ def require_length(counts: Sequence[int], prompts: Sequence[str], limit: int) ->
         raise EncoderError(
             f"The text tower reads {limit} tokens, special ones included; {len(long)} prompts are longer. "
             "Shorten them:\n" + "\n".join(long)
+        )
+
+
+def require_known(unknown: Bools, offsets: npt.NDArray[np.int32], prompts: Sequence[str]) -> None:
+    """Raise `EncoderError` naming the words that have only the unknown token: different ones would become one vector.
+
+    Args:
+        unknown: Where the unknown token stands, (K, T).
+        offsets: The character range of every token, (K, T, 2).
+        prompts: The K prompts.
+    """
+    rows = np.flatnonzero(unknown.any(axis=1))
+    if len(rows):
+        words = [", ".join(repr(prompts[row][start:end]) for start, end in offsets[row][unknown[row]]) for row in rows]
+        lines = [f"{text} in {prompts[row]!r}" for row, text in zip(rows, words, strict=True)]
+        raise EncoderError(
+            f"The vocabulary of the text tower lacks words of {len(rows)} prompts; all of them would become one token, "
+            "which means nothing. Write them in the language of the model:\n" + "\n".join(lines)
         )
 
 

@@ -25,7 +25,7 @@ from ccassets.encoders.runtime import (
     strict_facts,
     tower_dtype,
 )
-from ccassets.encoders.tokenizer import Tokens, require_length
+from ccassets.encoders.tokenizer import Tokens, require_known, require_length
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
 from ccassets.files import digest_files
@@ -91,7 +91,7 @@ def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]]
 
 
 def _tokenize(tokenizer: Any, length: int, prompts: Sequence[str]) -> Tokens:
-    """Prompts padded to `length`; raises `EncoderError` naming those that are longer."""
+    """Prompts padded to `length`; raises `EncoderError` naming those that are longer, and words it does not know."""
     encoded = tokenizer(
         list(prompts),
         padding="max_length",
@@ -103,8 +103,12 @@ def _tokenize(tokenizer: Any, length: int, prompts: Sequence[str]) -> Tokens:
     )
     require_length([len(ids) for ids in encoded["input_ids"]], prompts, length)
     offsets = np.asarray(encoded["offset_mapping"], np.int32)
-    offsets[np.asarray(encoded["special_tokens_mask"], bool)] = 0
-    return Tokens(np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.uint8), offsets)
+    special = np.asarray(encoded["special_tokens_mask"], bool)
+    offsets[special] = 0
+    ids, mask = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.uint8)
+    # Some tokenizers write the unknown token for the end of a text and for padding, too.
+    require_known((ids == tokenizer.unk_token_id) & ~special & (mask == 1), offsets, prompts)
+    return Tokens(ids, mask, offsets)
 
 
 class DualEncoder:

@@ -19,7 +19,7 @@ from ccassets.datasets.manifest import (
     readable_again,
     source_digest,
 )
-from ccassets.encoders import inspect_encoder
+from ccassets.encoders import inspect_encoder, load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.files import drop_unchecked_digests, reading_refused, write_text
@@ -130,6 +130,8 @@ def identify_encoder(
 ) -> EncoderCard:
     """Find or fetch the files of a study's encoder, verify them, and record the identity card.
 
+    The study's prompts are tokenized, so that one that the model cannot read stops a build before anything is encoded.
+
     Args:
         study: The study.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
@@ -140,9 +142,11 @@ def identify_encoder(
         The card, which is stored too.
 
     Raises:
-        EncoderError: Files are missing, gated, unreadable, or do not fit each other.
+        EncoderError: Files are missing, gated, unreadable, or do not fit each other; a prompt is too long or has words
+            that the tokenizer does not know.
     """
     store = store or Store.of(study)
+    tokenize_prompts(study, hf_token=hf_token)
     card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
     if card.identity != recorded_identity(store) and drop_unchecked_digests(store.cache):
         # An identity costs an extraction: it is taken from the weights, or from digests that carry their own.
@@ -151,6 +155,14 @@ def identify_encoder(
     record["digest"] = _record_digest(record)
     write_text(store.encoder_card, json.dumps(record, indent=2, ensure_ascii=False))
     return card
+
+
+def tokenize_prompts(study: Study, *, hf_token: str | None = None) -> None:
+    """Tokenize all prompts of a study; `EncoderError` names those that are too long or hold unknown words."""
+    prompts = [prompt for template in study.vocabulary.templates().values() for prompt in template.prompts]
+    tokenize = load_tokenizer(study, hf_token=hf_token) if prompts else None
+    if tokenize is not None:
+        tokenize(prompts)
 
 
 def recorded_identity(store: Store) -> str | None:

@@ -21,6 +21,7 @@ from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
+from ccassets.extraction.sources import tokenize_prompts
 from ccassets.progress import silent
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
@@ -218,6 +219,7 @@ def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard |
     try:
         local, missing = _local(study)
         if not missing:
+            tokenize_prompts(local)
             card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
             return [Diagnosis("weights", "ok", f"{study.encoder.kind} is available, identity {card.identity}")], card
     except EncoderError as error:

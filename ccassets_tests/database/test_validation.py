@@ -15,6 +15,7 @@ import pytest
 from ccassets.database.validation import CHECKS, GROUPS, validate_database
 from ccassets.database.validation.finding_collector import rows_text
 from ccassets.database.validation.registry import checks_page
+from ccassets.database.validation.text_rules import cleaned_text
 from ccassets.errors import DatabaseError
 from ccassets_tests.database.made_files import (
     SPLITS,
@@ -258,3 +259,17 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_the_page_of_checks_is_the_registry() -> None:
     assert PAGE.read_text(encoding="utf-8") == checks_page(), "python -m ccassets.database.validation > docs/checks.md"
     assert {check.group for check in CHECKS.values()} == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("written", "cleaned"),
+    [
+        ("the “Reed–Sternberg” cell’s edge", 'the "Reed–Sternberg" cell\'s edge'),
+        ("conﬂuent", "confluent"),
+        ("ｍｉｔｏｓｉｓ", "mitosis"),
+        ("black &amp;amp; white", "black & white"),
+        ("5 µm, naïve, Gänge, α, 颗粒", "5 µm, naïve, Gänge, α, 颗粒"),
+    ],
+)
+def test_a_prompt_is_cleaned_as_the_authors_of_conceptclip_do(written: str, cleaned: str) -> None:
+    assert cleaned_text(written) == cleaned

@@ -55,6 +55,12 @@ def test_every_prompt_that_is_too_long_is_named_with_its_count(tokenizer: BertTo
     assert str(caught.value).splitlines()[1:] == [f"78 tokens: {long!r}", f"102 tokens: {longer!r}"]
 
 
+def test_words_that_the_vocabulary_lacks_are_named(tokenizer: BertTokenizer) -> None:
+    with pytest.raises(EncoderError, match="lacks words of 2 prompts") as caught:
+        tokenizer(["a blood cell", "a cell with 颗粒", "cell 🩸"])
+    assert str(caught.value).splitlines()[1:] == ["'颗', '粒' in 'a cell with 颗粒'", "'🩸' in 'cell 🩸'"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

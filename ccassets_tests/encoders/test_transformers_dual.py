@@ -107,6 +107,12 @@ def test_lower_precision_keeps_patch_and_position_embedding(siglip: Path, make_s
     np.testing.assert_allclose((result.features * reference.encode_images(images(2)).features).sum(1), 1, atol=5e-3)
 
 
+def test_words_that_the_vocabulary_lacks_are_named(clip: Path, make_study: MakeStudy) -> None:
+    encoder = load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+    with pytest.raises(EncoderError, match="'颗', '粒' in 'a cell with 颗粒'"):
+        encoder.encode_texts(["a blood cell", "a cell with 颗粒"])
+
+
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer.json"])
 def test_the_identity_knows_configuration_preprocessing_and_tokenizer(
     clip: Path, make_study: MakeStudy, file: str

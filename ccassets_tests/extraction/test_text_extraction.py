@@ -19,7 +19,7 @@ from ccassets.errors import EncoderError, StudyError
 from ccassets.extraction import extract_template, extract_text, identify_encoder
 from ccassets.study.schema import Study
 from ccassets_tests.extraction.made_parts import COLOURS, arrays, errors
-from ccassets_tests.made_studies import write_study
+from ccassets_tests.made_studies import edit_study, write_study
 
 T01 = "concept_prompts_t01"
 
@@ -54,6 +54,14 @@ def test_the_span_of_a_word_covers_its_tokens_and_no_others(study: Study) -> Non
         alone = encoder.encode_texts([word])
         inside = alone.input_ids[0][alone.attention_mask[0] == 1][1:-1]
         assert np.array_equal(ids[first:last], inside), word
+
+
+def test_a_word_that_the_model_does_not_know_stops_before_anything_is_encoded(study: Study) -> None:
+    unknown = edit_study(study, lambda section: section["vocabulary"]["concepts"]["words"].append("颗粒"))
+
+    with pytest.raises(EncoderError, match="'颗', '粒' in 'a cell showing 颗粒'"):
+        identify_encoder(unknown)
+    assert not ccassets.Store.of(unknown).encoder_card.exists()
 
 
 def test_a_second_time_costs_nothing_and_loads_no_encoder(study: Study) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +24,10 @@ LISTS: Mapping[str, tuple[str, str]] = {
 }
 """Of each kind of numbered template, the attributes with its template strings and its words."""
 
+_STRAIGHT = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
+_COMPATIBLE = re.compile("[\ufb00-\ufb06\u0132\u0133\uff01-\uff5e]")
+"""Latin ligatures and full-width characters."""
+
 _NUMBERED = re.compile(r"(concept|label)_prompts_t(\d{2,})")
 
 
@@ -30,6 +36,7 @@ def check_texts(contents: Contents, findings: FindingCollector) -> None:
     for template in contents.templates.values():
         _check_hash(template, findings)
         _check_tokens(template, findings)
+        _check_cleaning(template, contents, findings)
     for kind in LISTS:
         _check_numbered(kind, contents, findings)
     _check_concepts(contents, findings)
@@ -159,10 +166,11 @@ def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
 def _check_tokens(template: TemplateContents, findings: FindingCollector) -> None:
     arrays = {
         name: read_or_report(lambda name=name: template.datasets[name][...], f"{template.where}/{name}", findings)  # type: ignore[misc]
-        for name in ("attention_mask", "subject_span")
+        for name in ("input_ids", "attention_mask", "subject_span")
         if name in template.datasets
     }
     mask, spans = arrays.get("attention_mask"), arrays.get("subject_span")
+    _check_distinct(template, arrays.get("input_ids"), findings)
     if mask is not None:
         wrong = np.flatnonzero((mask > 1).any(axis=1) | ~(mask == 1).any(axis=1))
         if len(wrong):
@@ -181,6 +189,48 @@ def _check_tokens(template: TemplateContents, findings: FindingCollector) -> Non
                 f"{template.where}/subject_span {rows_text(wrong)}",
                 f"a range of the prompt's tokens (or 0, 0) was expected; found {spans[first].tolist()} at row {first}",
             )
+
+
+def _check_distinct(template: TemplateContents, ids: Array | None, findings: FindingCollector) -> None:
+    """Different prompts with the same tokens: the model cannot tell them apart."""
+    if ids is None or template.texts is None or len(ids) != len(template.texts):
+        return
+    texts: dict[bytes, list[str]] = {}
+    for row, text in zip(ids, template.texts, strict=True):
+        texts.setdefault(row.tobytes(), []).append(text)
+    alike = [sorted(set(same)) for same in texts.values() if len(set(same)) > 1]
+    if alike:
+        more = f" (and {len(alike) - 1} more such groups)" if len(alike) > 1 else ""
+        findings.add(
+            "prompts_alike",
+            f"{template.where}/input_ids",
+            "different tokens were expected for different prompts; the model reads "
+            f"{listed([shortened(text) for text in alike[0]])} as one{more}",
+        )
+
+
+def _check_cleaning(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
+    """Prompts of ConceptCLIP with characters that its authors' code replaces before it tokenizes them."""
+    if ((contents.provenance or {}).get("encoder") or {}).get("kind") != "conceptclip":
+        return
+    changed = [text for text in template.texts or () if cleaned_text(text) != text]
+    if changed:
+        findings.add(
+            "prompt_cleaning",
+            f"{template.where}/texts",
+            "plain characters were expected, as the code of ConceptCLIP's authors makes them; "
+            f"{count(len(changed), 'prompt')} would be another there, such as {shortened(changed[0])} "
+            f"({shortened(cleaned_text(changed[0]))})",
+        )
+
+
+def cleaned_text(text: str) -> str:
+    """The text as the tokenizer of open_clip cleans it: HTML entities, typographic quotes, ligatures, full width.
+
+    Only what changes tokens (ftfy's `fix_text` with its defaults, then `html.unescape` twice); spaces do not.
+    """
+    plain = html.unescape(html.unescape(text)).translate(_STRAIGHT)
+    return _COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), plain)
 
 
 def _spans_inside(spans: Array, mask: Array | None) -> Bools:
