@@ -43,7 +43,9 @@ def find_label_mismatch(study: Study, classes: tuple[str, ...]) -> list[Finding]
     words = study.vocabulary.labels.words
     if not words or not classes:
         return []
-    ordered_here = isinstance(study.dataset, FolderConfig | TableConfig) and study.dataset.classes is None
+    dataset = study.dataset
+    listed = isinstance(dataset, TableConfig) and not isinstance(dataset.columns.label, str)
+    ordered_here = isinstance(dataset, FolderConfig | TableConfig) and dataset.classes is None and not listed
     if len(words) == len(classes) and (not ordered_here or _all_are_words(classes, words)):
         return []
     message = (

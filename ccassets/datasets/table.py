@@ -33,6 +33,8 @@ _ROW = "ccassets row"
 class TableDataset:
     """Integer labels are label numbers as they are; any other label is a class name.
 
+    Several label columns hold 0 or 1 each: a row has the labels whose columns hold 1, which may be none.
+
     Rows of splits that the study does not name are passed over. Without a label column the data set is unlabelled.
     """
 
@@ -51,7 +53,7 @@ class TableDataset:
 
     @property
     def labelled(self) -> bool:
-        return self.config.columns.label in self._table.column_names
+        return self._multi_label or self.config.columns.label in self._table.column_names
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -68,7 +70,8 @@ class TableDataset:
         chosen = self._chosen[split]
         group = self.config.columns.group
         groups = self._table[group].take(pa.array(chosen)).to_pylist() if group else None
-        return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys), groups)
+        matrix = self._label_matrix[chosen] if self._multi_label else None
+        return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys), groups, matrix)
 
     def read(self, split: str, row: int) -> Image.Image:
         return decode_image(self.root / self._keys_of(split)[row])
@@ -120,6 +123,9 @@ class TableDataset:
         """The label number of every row, and the class names."""
         if not self.labelled:
             return np.zeros(len(self._table), np.int64), ()
+        if self._multi_label:
+            first: npt.NDArray[np.int64] = self._label_matrix.argmax(axis=1)  # 0 where none is set
+            return first, self.config.classes or self._label_columns
         column = self._table[self.config.columns.label]
         declared = self.config.classes
         if pa.types.is_string(column.type):
@@ -138,6 +144,35 @@ class TableDataset:
                 f"({len(wrong)} such rows)."
             )
         return labels, declared or ()
+
+    @property
+    def _multi_label(self) -> bool:
+        return not isinstance(self.config.columns.label, str)
+
+    @property
+    def _label_columns(self) -> tuple[str, ...]:
+        label = self.config.columns.label
+        return (label,) if isinstance(label, str) else label
+
+    @cached_property
+    def _label_matrix(self) -> npt.NDArray[np.uint8]:
+        """(n, L): 1 where a row of a multi-label data set has a label."""
+        names, declared = self._label_columns, self.config.classes
+        if declared is not None and len(declared) != len(names):
+            raise DatasetError(
+                f"{self.file}: expected a class for each of the {len(names)} label columns; dataset.classes names "
+                f"{len(declared)}."
+            )
+        values = np.stack([self._table[name].to_numpy() for name in names], axis=1)
+        wrong = np.argwhere((values != 0) & (values != 1))
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise DatasetError(
+                f"{self.file}: expected 0 or 1 in each of several label columns; row {self._table[_ROW][row]} has "
+                f"{values[row, column]:g} under {names[column]!r} ({len(wrong)} such cells). Decide what they mean, or "
+                "remove the rows."
+            )
+        return values.astype(np.uint8)
 
     @cached_property
     def _table(self) -> Any:
@@ -205,8 +240,9 @@ class TableDataset:
         columns = self.config.columns
         needed = [columns.path, columns.split, *([columns.group] if columns.group else [])]
         # Without a label column there are no labels, but not where the study speaks of labels itself.
-        if columns.label in present or "label" in columns.model_fields_set or self.config.classes:
-            needed.append(columns.label)
+        labels = self._label_columns
+        if labels[0] in present or "label" in columns.model_fields_set or self.config.classes:
+            needed += labels
         wrong = [name for name in needed if present.count(name) != 1]
         if wrong:
             raise DatasetError(
@@ -216,10 +252,13 @@ class TableDataset:
         return list(dict.fromkeys(needed))
 
     def _typed(self, name: str, column: Any) -> Any:
-        """A column as text, a label column of whole numbers as int64."""
-        label = name == self.config.columns.label
+        """A column as text, a label column of whole numbers as int64, one of several as float64."""
+        label = name in self._label_columns
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if label and self._multi_label:
+            text = pa.types.is_string(column.type)
+            return (pc.if_else(pc.equal(column, ""), None, column) if text else column).cast(pa.float64())
         whole_numbers = pa.types.is_integer(column.type)
         if not (whole_numbers or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise DatasetError(f"{self.file}: column {name!r} holds {column.type}; text or integers are expected.")

@@ -88,14 +88,14 @@ class FolderConfig(_DatasetSection):
 
 
 class TableColumns(_Section):
-    """The columns of a table.
+    """The columns of a table; several label columns of 0 and 1 make a multi-label data set, their names its classes.
 
     `concepts` gives annotated concepts, where the table has them: by concept word, the columns and the value, or the
     values, that each must have.
     """
 
     path: Text = "path"
-    label: Text = "label"
+    label: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "label"
     split: Text = "split"
     group: Text | None = None
     concepts: dict[Text, dict[Text, Text | tuple[Text, ...]]] = {}

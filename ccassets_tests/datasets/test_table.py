@@ -87,6 +87,47 @@ def test_cells_may_be_quoted_and_hold_line_breaks(cells: Path):
     assert (dataset.rows("train").keys, dataset.classes) == (["p/a.png"], ('a "b"',))
 
 
+def findings(*cells: str, header: str = "path,split,oedema,nodule") -> str:
+    rows = [f"{key},{split},{cell}\n" for key, split, cell in zip(KEYS, SPLITS, cells, strict=True)]
+    return f"{header}\n" + "".join(rows)
+
+
+SEVERAL = {"label": ["oedema", "nodule"]}
+
+
+@pytest.mark.parametrize("cell", ["0,1", "0.0,1.0", "0,1.0"])
+def test_several_columns_of_0_and_1_are_several_labels(cells: Path, cell: str):
+    dataset = table_of(cells, findings("0,0", "1,1", cell, "1,0"), columns=SEVERAL)
+    train, test = dataset.rows("train"), dataset.rows("test")
+    assert (dataset.labelled, dataset.classes) == (True, ("oedema", "nodule"))
+    assert train.label_matrix is not None
+    assert test.label_matrix is not None
+    assert (train.label_matrix.tolist(), train.label_matrix.dtype) == ([[0, 0], [0, 1]], np.uint8)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [0, 0])
+    named = table_of(cells, findings("0,0", "1,1", cell, "1,0"), columns=SEVERAL, classes=["Oedema", "Nodule"])
+    assert named.classes == ("Oedema", "Nodule")
+
+
+def test_label_columns_of_a_parquet_file_may_be_truth_values(cells: Path):
+    frame = pd.DataFrame({"path": KEYS, "split": SPLITS, "oedema": [False, True, True, False], "nodule": [0, 1, 0, 1]})
+    rows = table_of(cells, frame, columns=SEVERAL).rows("test")
+    assert rows.label_matrix is not None
+    assert rows.label_matrix.tolist() == [[1, 1], [0, 1]]
+
+
+def test_a_label_that_is_neither_0_nor_1_is_named_by_row(cells: Path):
+    with pytest.raises(DatasetError, match=r"expected 0 or 1 .* row 3 has -1 under 'nodule' \(1 such cells\)"):
+        table_of(cells, findings("0,0", "1,1", "0,-1", "1,0"), columns=SEVERAL).rows("train")
+    with pytest.raises(DatasetError, match="column 'nodule' is empty in row 3"):
+        table_of(cells, findings("0,0", "1,1", "0,", "1,0"), columns=SEVERAL).rows("train")
+    with pytest.raises(DatasetError, match=r"must have each of the columns \['nodule'\] once"):
+        table_of(cells, findings("0,0", "1,1", "0,1", "1,0", header="path,split,oedema,mass"), columns=SEVERAL).fetch(
+            silent
+        )
+    with pytest.raises(DatasetError, match=r"a class for each of the 2 label columns; dataset\.classes names 1"):
+        table_of(cells, findings("0,0", "1,1", "0,1", "1,0"), columns=SEVERAL, classes=["Oedema"]).rows("train")
+
+
 def test_without_a_label_column_there_are_no_labels(cells: Path):
     text = "path,split\np/a.png,train\n"
     dataset = table_of(cells, text, splits=["train"])
