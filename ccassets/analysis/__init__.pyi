@@ -59,7 +59,11 @@ from .localisation import (
     measure_localisation as measure_localisation,
     patch_mask as patch_mask,
 )
-from .metrics import Evaluation as Evaluation, evaluate as evaluate
+from .metrics import (
+    Evaluation as Evaluation,
+    choose_thresholds as choose_thresholds,
+    evaluate as evaluate,
+)
 from .results import AnalysisResult as AnalysisResult
 from .retrieval import Retrieval as Retrieval, measure_retrieval as measure_retrieval
 from .samples import (

@@ -21,6 +21,8 @@ from ccassets.errors import AnalysisError
 
 Array = npt.NDArray[Any]
 
+NO_THRESHOLD = "No row of val has the label, or every row, or there is no val: no threshold could be chosen."
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -28,13 +30,15 @@ class Evaluation:
 
     Attributes:
         rows: n.
-        accuracy: Share of rows whose highest score is the label's; multi-label: mean over labels at 0.5.
+        accuracy: Share of rows whose highest score is the label's; multi-label: mean over labels of the share of
+            right answers at the label's threshold.
         auc: Mean over classes of the one-against-rest AUROC.
-        recall: By class; multi-label: of each label at 0.5.
+        recall: By class; multi-label: of each label at its threshold.
         balanced_accuracy: Mean of the classes' recall; None for multi-label.
         macro_f1: Mean of the classes' F1; None for multi-label.
         confusion: (C, C), labels in rows; None for multi-label.
         absent: The classes that no row has: they are not measured, and means over classes leave them out.
+        always_no: Multi-label: the accuracy of saying no to every label that `accuracy` counts; None else.
     """
 
     rows: int
@@ -45,16 +49,21 @@ class Evaluation:
     macro_f1: Estimate | None
     confusion: npt.NDArray[np.int64] | None
     absent: tuple[int, ...]
+    always_no: float | None
 
 
-def evaluate(labels: Array, scores: Array, groups: Groups = None) -> Evaluation:
+def evaluate(
+    labels: Array, scores: Array, groups: Groups = None, thresholds: npt.NDArray[np.float64] | None = None
+) -> Evaluation:
     """Compute every metric of this module.
 
     Args:
         labels: (n,) class numbers, or (n, C) of 0 and 1 in a multi-label set.
-        scores: (n, C) float.
+        scores: (n, C) float: probabilities or their log-odds, which have no ties at 0 and 1.
         groups: (n,) the patient or slide of every row, "" for a row of its own; where they are known, intervals take
             the rows of a group as dependent.
+        thresholds: (C,) of a multi-label set: a higher score says that the row has the label; nan where none is known.
+            Without them there is no accuracy and no recall.
 
     Returns:
         The metrics, each with its interval.
@@ -63,25 +72,70 @@ def evaluate(labels: Array, scores: Array, groups: Groups = None) -> Evaluation:
         AnalysisError: Rows have no label, or scores are not finite.
     """
     single = labels.ndim == 1
+    decided = labels[:, _decided(labels, thresholds)] if not single else None
     return Evaluation(
         rows=len(labels),
-        accuracy=accuracy(labels, scores, groups),
+        accuracy=accuracy(labels, scores, groups, thresholds),
         auc=auc(labels, scores, groups),
-        recall=tuple(recall(labels, scores, groups)),
+        recall=tuple(recall(labels, scores, groups, thresholds)),
         balanced_accuracy=balanced_accuracy(labels, scores, groups) if single else None,
         macro_f1=macro_f1(labels, scores, groups) if single else None,
         confusion=confusion_matrix(labels, scores) if single else None,
         absent=tuple(np.flatnonzero(~_one_against_rest(labels, scores).any(axis=0)).tolist()),
+        always_no=None if decided is None or not decided.size else float(1 - decided.mean()),
     )
 
 
-def accuracy(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
-    """Compute MedMNIST's ACC: how often the highest score is the label's; multi-label: the mean over labels at 0.5."""
+def accuracy(
+    labels: Array, scores: Array, groups: Groups = None, thresholds: npt.NDArray[np.float64] | None = None
+) -> Estimate:
+    """Compute MedMNIST's ACC: how often the highest score is the label's.
+
+    Multi-label: the mean over labels of the share of right answers, at thresholds in the place of MedMNIST's 0.5. A
+    label without a threshold is left out.
+    """
     require_labels(labels, scores)
     if labels.ndim == 1:
         return mean_proportion(share(scores.argmax(axis=1) == labels), groups)
-    correct = (scores > 0.5) == (labels > 0)
-    return mean_proportion(share(correct.mean(axis=1), answers=scores.shape[1]), groups)
+    decided = _decided(labels, thresholds)
+    if thresholds is None or not decided.any():
+        return unmeasured(NO_THRESHOLD, groups)
+    correct = (scores > thresholds)[:, decided] == (labels > 0)[:, decided]
+    return mean_proportion(share(correct.mean(axis=1), answers=int(decided.sum())), groups)
+
+
+def choose_thresholds(labels: Array, scores: Array) -> npt.NDArray[np.float64]:
+    """Choose the threshold of every label that has the highest Matthews correlation; choose them on val.
+
+    Args:
+        labels: (n, C) of 0 and 1.
+        scores: (n, C) float.
+
+    Returns:
+        (C,), half-way between two scores; nan for a label that no row has, or every row, or whose scores are all alike.
+
+    Raises:
+        AnalysisError: Scores are not finite.
+    """
+    require_labels(labels, scores)
+    return np.array([_best_threshold(own > 0, column) for own, column in zip(labels.T, scores.T, strict=True)])
+
+
+def _best_threshold(positive: npt.NDArray[np.bool_], scores: Array) -> float:
+    from sklearn.metrics import roc_curve
+
+    rows, positives = len(positive), int(positive.sum())
+    if positives in (0, rows):
+        return np.nan
+    false_rate, true_rate, cuts = roc_curve(positive, scores, drop_intermediate=False)
+    predicted = true_rate * positives + false_rate * (rows - positives)
+    if len(cuts) == 2:  # All scores are alike.
+        return np.nan
+    # The covariance of labels and answers over the deviation of the answers: that of the labels is the same for all.
+    inside = slice(1, -1)
+    correlation = (true_rate - false_rate)[inside] / np.sqrt((predicted * (rows - predicted))[inside])
+    best = 1 + int(correlation.argmax())
+    return float(cuts[best : best + 2].mean())
 
 
 def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
@@ -121,14 +175,24 @@ def macro_f1(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     )
 
 
-def recall(labels: Array, scores: Array, groups: Groups = None) -> list[Estimate]:
-    """Compute the recall of every class; nan for a class that no row has."""
+def recall(
+    labels: Array, scores: Array, groups: Groups = None, thresholds: npt.NDArray[np.float64] | None = None
+) -> list[Estimate]:
+    """Compute the recall of every class; nan for a class that no row has, and for a label without a threshold."""
     require_labels(labels, scores)
     members = _one_against_rest(labels, scores)
-    predicted = scores > 0.5 if labels.ndim == 2 else _one_against_rest(scores.argmax(axis=1), scores)
-    present: npt.NDArray[np.bool_] = np.asarray(members.any(axis=0))
-    measured = iter(each_proportion(share((members & predicted)[:, present], members[:, present]), groups))
-    return [next(measured) if here else unmeasured("No row has this class.", groups) for here in present]
+    decided = np.ones(scores.shape[1], bool) if labels.ndim == 1 else _decided(labels, thresholds)
+    if labels.ndim == 1:
+        predicted = _one_against_rest(scores.argmax(axis=1), scores)
+    else:
+        predicted = scores > (np.inf if thresholds is None else thresholds)
+    present = np.asarray(members.any(axis=0))
+    measured = present & decided
+    estimates = iter(each_proportion(share((members & predicted)[:, measured], members[:, measured]), groups))
+    return [
+        next(estimates) if is_measured else unmeasured(NO_THRESHOLD if is_present else "No row has this class.", groups)
+        for is_measured, is_present in zip(measured, present, strict=True)
+    ]
 
 
 def confusion_matrix(labels: Array, scores: Array) -> npt.NDArray[np.int64]:
@@ -158,6 +222,11 @@ def require_labels(labels: Array, scores: Array) -> None:
 
 
 # --- shared by metrics ------------------------------------------------------------------------------------------
+
+
+def _decided(labels: Array, thresholds: npt.NDArray[np.float64] | None) -> npt.NDArray[np.bool_]:
+    """(C,): which labels of a multi-label set have a threshold."""
+    return np.zeros(labels.shape[1], bool) if thresholds is None else np.isfinite(thresholds)
 
 
 def _one_against_rest(labels: Array, scores: Array) -> npt.NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ccassets.analysis.calibration import apply_temperature, measure_calibration, reliability_diagram
 from ccassets.analysis.intervals import Groups
@@ -64,13 +65,20 @@ def held_out_splits(database: Database) -> list[str]:
 
 
 def measure_predictions(
-    labels: Array, probabilities: Array, groups: Groups, temperature: float | None
+    labels: Array,
+    probabilities: Array,
+    groups: Groups,
+    temperature: float | None,
+    *,
+    ranks: Array | None = None,
+    thresholds: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """Measure probabilities (n, C): every metric with its interval, and where labels are one a row calibration.
 
-    With a `temperature` calibration is measured a second time, after applying it.
+    `ranks` are scores of the same order without ties, by default the probabilities; `thresholds` (C,) of a multi-label
+    set are on their scale. With a `temperature` calibration is measured a second time, after applying it.
     """
-    measures = asdict(evaluate(labels, probabilities, groups))
+    measures = asdict(evaluate(labels, probabilities if ranks is None else ranks, groups, thresholds))
     if labels.ndim == 1:
         measures["calibration"] = asdict(measure_calibration(labels, probabilities))
         measures["reliability"] = asdict(reliability_diagram(labels, probabilities))

@@ -14,6 +14,9 @@ from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
 
+NO_LABEL = "none"
+"""What an image of a multi-label set without any label is called."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -140,8 +143,16 @@ def class_names(database: Database) -> tuple[str, ...]:
     return tuple(names or map(str, range(int(database.labels.max(initial=-1)) + 1)))
 
 
+def row_classes(database: Database) -> list[str]:
+    """The class of every row, "" where it is not known; of a multi-label set its labels, `a|b`, or "none"."""
+    names = class_names(database)
+    if database.label_matrix is None:
+        return [names[label] if 0 <= label < len(names) else "" for label in database.labels.tolist()]
+    return ["|".join(names[label] for label in np.flatnonzero(row)) or NO_LABEL for row in database.label_matrix]
+
+
 def label_number(database: Database, name: str) -> int:
-    """Find the number of a label by its class, its label word, or the number as a text.
+    """Find the number of a label by its class, its label word, or the number as a text; -1 for "none".
 
     Raises `AnalysisError` when the database has no such label.
     """
@@ -150,6 +161,8 @@ def label_number(database: Database, name: str) -> int:
             return list(names).index(name)
     if name.isdecimal():
         return int(name)
+    if name == NO_LABEL and database.label_matrix is not None:
+        return -1
     raise AnalysisError(f"{database.path.name} has no label {name!r}; it has {list(class_names(database))}.")
 
 

@@ -44,7 +44,7 @@ class Hit:
         row: Number of the row in the file.
         key: Where the image came from.
         split: Its split.
-        label: Number of its class.
+        label: Number of its class; in a multi-label set of its first one, -1 without any.
         group: Its patient or slide.
         score: Cosine with the query; for a mixture, with the sum of its vectors.
         patch: Number of the best patch, row by row from the top left; None for a search of whole images.
@@ -105,7 +105,7 @@ class RowFilter:
 
     Attributes:
         split: Rows of this split.
-        label: Rows of this class, by number or name.
+        label: Rows of this class, by number or name; -1 or "none" in a multi-label set: rows without any label.
         group: Rows of this patient or slide.
     """
 
@@ -125,10 +125,13 @@ class RowFilter:
         if self.label is not None:
             label = label_number(database, self.label) if isinstance(self.label, str) else self.label
             matrix = database.label_matrix
-            known = np.unique(database.labels) if matrix is None else np.arange(matrix.shape[1])
+            known = np.unique(database.labels) if matrix is None else np.arange(-1, matrix.shape[1])
             if label not in known:
                 raise AnalysisError(f"{database.path.name} has no label {label}; it has {known.tolist()}.")
-            allowed &= database.labels == label if matrix is None else matrix[:, label] > 0
+            if matrix is None:
+                allowed &= database.labels == label
+            else:
+                allowed &= matrix[:, label] > 0 if label >= 0 else ~matrix.any(axis=1)
         if self.group is not None:
             if database.groups is None or self.group not in database.groups:
                 known_groups = "no groups at all" if database.groups is None else "others"
@@ -425,10 +428,10 @@ def _hits(database: Database, best: _Best) -> list[Hit]:
 def _row_facts(database: Database) -> Callable[[int], dict[str, Any]]:
     """A function from the number of a row to its key, split, label and group."""
     labelled = ((database.provenance or {}).get("dataset") or {}).get("labels") != "none"
-    keys, groups = database.keys, database.groups
+    keys, groups, labels = database.keys, database.groups, database.shown_labels
     return lambda row: {
         "key": None if keys is None else keys[row],
         "split": database.split[row],
-        "label": int(database.labels[row]) if labelled else None,
+        "label": int(labels[row]) if labelled else None,
         "group": None if groups is None else groups[row],
     }

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ccassets.analysis.calibration import fit_temperature
+from ccassets.analysis.metrics import choose_thresholds
 from ccassets.analysis.results import (
     RESULT_FILES,
     VAL,
@@ -49,22 +51,64 @@ ALL_ROWS = "all"
 
 @dataclass(frozen=True)
 class Probabilities:
-    """The two halves of a probability, float32.
+    """The two halves of a probability, kept as the float32 logits that they are made of.
 
     Attributes:
-        global_scores: From whole images.
-        local_scores: From patches, of the same shape; None where patches were not used.
+        global_logits: From whole images.
+        local_logits: From patches, of the same shape; None where patches were not used.
+        multilabel: Whether each class has a probability of its own (sigmoid) or they sum to 1 (softmax).
     """
 
-    global_scores: FloatArray
-    local_scores: FloatArray | None
+    global_logits: FloatArray
+    local_logits: FloatArray | None
+    multilabel: bool
+
+    @property
+    def global_scores(self) -> FloatArray:
+        """The probabilities from whole images, float32."""
+        return self._probabilities(self.global_logits)
+
+    @property
+    def local_scores(self) -> FloatArray | None:
+        """The probabilities from patches, float32; None without patches."""
+        return None if self.local_logits is None else self._probabilities(self.local_logits)
 
     @property
     def scores(self) -> FloatArray:
-        """The mean of the halves; `global_scores` alone without patches."""
-        if self.local_scores is None:
-            return self.global_scores
-        return np.asarray((self.global_scores + self.local_scores) / 2, np.float32)
+        """The mean of the halves, float32; `global_scores` alone without patches."""
+        local = self.local_scores
+        return self.global_scores if local is None else np.asarray((self.global_scores + local) / 2, np.float32)
+
+    @property
+    def log_odds(self) -> npt.NDArray[np.float64]:
+        """ln p − ln(1 − p) of every probability p, computed without p: the same order, but no ties at 0 and 1.
+
+        A sigmoid of float32 is exactly 1 above 17, where a scale of 100 takes most cosines. Metrics read these.
+        """
+        logits = [half.astype(np.float64) for half in (self.global_logits, self.local_logits) if half is not None]
+        halves = [self._log_probabilities(half) for half in logits]
+        positive, negative = (np.logaddexp.reduce(parts) for parts in zip(*halves, strict=True))
+        return np.asarray(np.clip(positive - negative, np.finfo(np.float64).min, np.finfo(np.float64).max))
+
+    def _probabilities(self, logits: FloatArray) -> FloatArray:
+        from scipy.special import expit, softmax
+
+        probabilities: FloatArray = expit(logits) if self.multilabel else softmax(logits, axis=-1)
+        return probabilities
+
+    def _log_probabilities(self, logits: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+        """ln p and ln(1 − p)."""
+        from scipy.special import log_expit, logsumexp
+
+        if self.multilabel:
+            return log_expit(logits), log_expit(-logits)
+        total = logsumexp(logits, axis=-1, keepdims=True)
+        others = np.empty_like(logits)
+        for column in range(logits.shape[-1]):
+            rest = logits.copy()
+            rest[..., column] = -np.inf
+            others[..., column] = logsumexp(rest, axis=-1)
+        return logits - total, others - total
 
 
 @dataclass(frozen=True)
@@ -74,16 +118,16 @@ class ZeroShot(Probabilities):
     Attributes:
         words: The C label words.
         templates: Ids of the templates that were averaged.
-        multilabel: Whether each class has a probability of its own (sigmoid) or they sum to 1 (softmax).
         rule: Which tokens belonged to a word; None without patches.
         top: Number of patches that were averaged; None without patches.
+        bias: What was added to the logits.
     """
 
     words: tuple[str, ...]
     templates: tuple[str, ...]
-    multilabel: bool
     rule: Rule | None
     top: int | None
+    bias: float
 
 
 def zero_shot_from_arrays(
@@ -115,9 +159,9 @@ def zero_shot_from_arrays(
     Returns:
         Probabilities, (n, C) each.
     """
-    whole = _probabilities(scale * cosines(image_features, global_words), multilabel)
-    local = _probabilities(concept_scale * top_mean(patch_cosines(image_tokens, local_words), top), multilabel)
-    return Probabilities(whole, local)
+    whole = scale * cosines(image_features, global_words)
+    local = concept_scale * top_mean(patch_cosines(image_tokens, local_words), top)
+    return Probabilities(whole, local, multilabel)
 
 
 def zero_shot(
@@ -155,15 +199,16 @@ def zero_shot(
     chosen = tuple(database.attributes.get("label_texts") or ()) if words is None else tuple(as_list(words))
     sigmoid = database.label_matrix is not None if multilabel is None else multilabel
     scale = _multiplier(database, "logit")
+    bias = _sigmoid_bias(database) if sigmoid else 0.0
     global_words = database.label_features(chosen, names)
     shape = (rows.stop - rows.start, len(chosen))
     whole = np.empty(shape, np.float32)
     if rule is None:
         for first, block in iter_blocks(database.image_features, rows=rows):
             positions = slice(first - rows.start, first - rows.start + len(block))
-            whole[positions] = _probabilities(scale * cosines(block, global_words), sigmoid)
+            whole[positions] = scale * cosines(block, global_words) + bias
             progress(positions.stop, shape[0])
-        return ZeroShot(whole, None, chosen, names, sigmoid, None, None)
+        return ZeroShot(whole, None, sigmoid, chosen, names, None, None, bias)
     tokens = require_tokens(database)
     local_words = local_features(database, chosen, kind="label", templates=names, rule=rule)
     concept_scale = _multiplier(database, "concept_logit")
@@ -178,12 +223,11 @@ def zero_shot(
             scale=scale,
             concept_scale=concept_scale,
             top=top,
-            multilabel=sigmoid,
         )
-        assert part.local_scores is not None
-        whole[positions], local[positions] = part.global_scores, part.local_scores
+        assert part.local_logits is not None
+        whole[positions], local[positions] = part.global_logits + bias, part.local_logits
         progress(positions.stop, shape[0])
-    return ZeroShot(whole, local, chosen, names, sigmoid, rule, min(top, database.token_count))
+    return ZeroShot(whole, local, sigmoid, chosen, names, rule, min(top, database.token_count), bias)
 
 
 def has_local_scores(database: Database) -> bool:
@@ -237,10 +281,9 @@ def annotation_scores(
     local = patch_cosines(image_tokens, tokens).mean(axis=1)
 
     def over_prompts(logits: FloatArray) -> FloatArray:
-        by_concept = logits.reshape(len(image_features), concepts, 2).transpose(1, 0, 2)
-        return _probabilities(by_concept, multilabel=False)
+        return np.asarray(logits.reshape(len(image_features), concepts, 2).transpose(1, 0, 2))
 
-    return Probabilities(over_prompts(scale * whole), over_prompts(concept_scale * local))
+    return Probabilities(over_prompts(scale * whole), over_prompts(concept_scale * local), multilabel=False)
 
 
 def top_mean(patches: FloatArray, top: int) -> FloatArray:
@@ -253,11 +296,9 @@ def top_mean(patches: FloatArray, top: int) -> FloatArray:
     return np.asarray(by_word[:, :, count - top :].mean(axis=2))
 
 
-def _probabilities(logits: FloatArray, multilabel: bool) -> FloatArray:
-    from scipy.special import expit, softmax
-
-    probabilities: FloatArray = expit(logits) if multilabel else softmax(logits, axis=-1)
-    return probabilities
+def _sigmoid_bias(database: Database) -> float:
+    """The bias that the sigmoid was trained with, as SigLIP's; the authors use none of ConceptCLIP's."""
+    return 0.0 if database.concept_logit_scale is not None else database.logit_bias or 0.0
 
 
 def _multiplier(database: Database, name: Literal["logit", "concept_logit"]) -> float:
@@ -276,7 +317,8 @@ def _multiplier(database: Database, name: Literal["logit", "concept_logit"]) -> 
 def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[str, Any]:
     """Measure the zero-shot score of a database: what the asset `zero_shot` writes.
 
-    Patches are used where the database has what they need. The temperature is fitted on `val`.
+    Patches are used where the database has what they need. The temperature, or in a multi-label set the threshold of
+    every label, is chosen on `val`.
 
     Args:
         database: A database with labels.
@@ -284,7 +326,8 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
 
     Returns:
         JSON types. `splits` holds, for `val` and `test` or for `all` rows, every metric with its interval;
-        `classes`, `words`, `templates`, `rule`, `patches` and `temperature` say how they were made; `database` is
+        `classes`, `words`, `templates`, `rule`, `patches`, `bias`, `temperature` and `thresholds` (of log-odds) say how
+        they were made; `database` is
         the digest of the database.
 
     Raises:
@@ -304,8 +347,8 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
     rows = {name: database.select(None if name == ALL_ROWS else name) for name in names}
     matrix = database.label_matrix
     labels = {name: chosen.labels if matrix is None else matrix[chosen.rows] for name, chosen in rows.items()}
-    can_calibrate = VAL in scores and matrix is None
-    temperature = fit_temperature(labels[VAL], scores[VAL].scores) if can_calibrate else None
+    temperature = fit_temperature(labels[VAL], scores[VAL].scores) if VAL in scores and matrix is None else None
+    thresholds = choose_thresholds(labels[VAL], scores[VAL].log_odds) if VAL in scores and matrix is not None else None
     how = scores[names[0]]
     measures = {
         "classes": class_names(database),
@@ -313,9 +356,18 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
         "templates": how.templates,
         "rule": how.rule,
         "patches": how.top,
+        "bias": how.bias,
         "temperature": temperature,
+        "thresholds": thresholds,
         "splits": {
-            name: measure_predictions(labels[name], scores[name].scores, rows[name].groups, temperature)
+            name: measure_predictions(
+                labels[name],
+                scores[name].scores,
+                rows[name].groups,
+                temperature,
+                ranks=scores[name].log_odds,
+                thresholds=thresholds,
+            )
             for name in names
         },
     }

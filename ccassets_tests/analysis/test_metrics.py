@@ -42,8 +42,9 @@ def test_accuracy_and_auc_of_several_labels_are_medmnists() -> None:
     labels = rng.integers(0, 2, (300, 4))
     scores = np.round(np.clip(0.4 * labels + 0.6 * rng.random((300, 4)), 0, 1), 2)
     task = "multi-label, binary-class"
-    result = metrics.evaluate(labels, scores)
+    result = metrics.evaluate(labels, scores, thresholds=np.full(4, 0.5))
     assert result.accuracy.value == pytest.approx(getACC(labels, scores, task), abs=1e-12)
+    assert result.always_no == pytest.approx(1 - labels.mean())
     assert result.auc.value == pytest.approx(getAUC(labels, scores, task), abs=1e-12)
     assert result.recall[2].value == pytest.approx((scores[labels[:, 2] == 1, 2] > 0.5).mean())
     assert result.balanced_accuracy is None
@@ -79,6 +80,33 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_thresholds_have_the_highest_matthews_correlation() -> None:
+    from sklearn.metrics import matthews_corrcoef
+
+    rng = np.random.default_rng(6)
+    labels = (rng.random((200, 5)) < 0.15).astype(np.uint8)
+    scores = np.round(rng.standard_normal(labels.shape) + 1.2 * labels, 1)
+    labels[:, 3], scores[:, 4] = 0, 7
+    thresholds = metrics.choose_thresholds(labels, scores)
+    assert np.isnan(thresholds).tolist() == [False, False, False, True, True]
+    for own, values, threshold in zip(labels.T[:3], scores.T, thresholds, strict=False):
+        best = max(matthews_corrcoef(own, values > cut) for cut in np.unique(values))
+        assert matthews_corrcoef(own, values > threshold) == pytest.approx(best)
+    result = metrics.evaluate(labels, scores, thresholds=thresholds)
+    right = (scores[:, :3] > thresholds[:3]) == (labels[:, :3] > 0)
+    assert result.accuracy.value == pytest.approx(right.mean())
+    assert result.always_no == pytest.approx(1 - labels[:, :3].mean())
+    assert result.recall[4].reason == metrics.NO_THRESHOLD
+    assert result.recall[3].reason == "No row has this class."
+
+
+def test_several_labels_without_thresholds_have_ranks_and_no_accuracy() -> None:
+    labels = np.array([[1, 0], [0, 1], [0, 0]])
+    result = metrics.evaluate(labels, np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.1]]))
+    assert (result.accuracy.reason, result.always_no) == (metrics.NO_THRESHOLD, None)
+    assert result.auc.value == 1
+
+
 def test_a_class_that_no_row_has_is_left_out_of_means_and_has_no_recall() -> None:
     labels, scores = sample(classes=4)
     wider = np.concatenate([scores, np.zeros((len(scores), 1))], axis=1)

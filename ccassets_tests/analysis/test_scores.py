@@ -231,6 +231,39 @@ def test_a_multi_label_file_gets_sigmoids(tmp_path: Path) -> None:
         np.testing.assert_allclose(zero_shot(database, multilabel=False).scores.sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize("multilabel", [True, False])
+@pytest.mark.parametrize("halves", [1, 2])
+def test_log_odds_are_those_of_the_probabilities(multilabel: bool, halves: int) -> None:
+    logits = 3 * np.random.default_rng(5).standard_normal((2, 50, 4)).astype(np.float32)
+    result = Probabilities(logits[0], logits[1] if halves == 2 else None, multilabel)
+    shares = result.scores.astype(np.float64)
+    np.testing.assert_allclose(result.log_odds, np.log(shares) - np.log1p(-shares), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+def test_log_odds_keep_the_order_where_probabilities_are_all_0_or_1(multilabel: bool) -> None:
+    logits = np.random.default_rng(5).permutation(np.linspace(30, 900, 60, dtype=np.float32)).reshape(-1, 1)
+    pair = logits if multilabel else np.concatenate([logits, np.zeros_like(logits)], axis=1)
+    result = Probabilities(pair, None if multilabel else pair, multilabel)
+    assert set(result.scores[:, 0].tolist()) == {1.0}
+    assert result.log_odds[:, 0].argsort().tolist() == logits[:, 0].argsort().tolist()
+    alone = Probabilities(np.zeros((3, 1), np.float32), None, False)
+    assert np.isfinite(alone.log_odds).all()
+
+
+def test_only_a_sigmoid_that_was_trained_with_a_bias_gets_it(tmp_path: Path) -> None:
+    with open_database(write_database(tmp_path / "conceptclip.h5", matrix=True)) as database:
+        assert database.logit_bias == -11.1
+        assert zero_shot(database).bias == zero_shot(database, rule=None).bias == 0
+        siglip = {name: value for name, value in database.attributes.items() if not name.startswith("concept_logit")}
+        object.__setattr__(database, "attributes", siglip)
+        assert zero_shot(database, rule=None, multilabel=False).bias == 0
+        biased = zero_shot(database, rule=None)
+        assert biased.bias == -11.1
+        cosines = scores.image_cosines(database, database.label_features())
+        np.testing.assert_allclose(biased.log_odds, np.exp(4.5) * cosines - 11.1, rtol=0, atol=1e-4)
+
+
 def test_an_empty_split_has_no_scores(tmp_path: Path) -> None:
     with open_database(write_database(tmp_path / "empty.h5", {"train": 0, "val": 0})) as database:
         assert zero_shot(database, split="val").scores.shape == (0, 3)
