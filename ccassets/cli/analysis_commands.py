@@ -142,7 +142,7 @@ def apply(
 
 
 def _hit_line(hit: Hit, classes: Sequence[str]) -> str:
-    label = "no label" if hit.label is None else f"label {hit.label}"
+    label = "no label" if hit.label is None else "none" if hit.label == -1 else f"label {hit.label}"
     if hit.label is not None and 0 <= hit.label < len(classes) and classes[hit.label] != str(hit.label):
         label += f" ({classes[hit.label]})"
     parts = [f"{hit.score:7.4f}", f"row {hit.row}", hit.split, label, hit.key]

@@ -143,8 +143,14 @@ class Database:
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) int64, the data set's labels."""
+        """(N,) int64, the data set's labels; of a multi-label set the first, and 0 without any (`shown_labels`)."""
         return self._values("labels")
+
+    @property
+    def shown_labels(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, `labels` as they are to be shown: -1 for an image of a multi-label set without any label."""
+        matrix = self.label_matrix
+        return self.labels if matrix is None else np.where(matrix.any(axis=1), self.labels, -1)
 
     @cached_property
     def split(self) -> npt.NDArray[np.object_]:
@@ -347,7 +353,8 @@ class Database:
             tokens: Whether items hold token features.
 
         Returns:
-            Items (image features (D,) float16, [token features (T_img, D) float16,] label).
+            Items (image features (D,) float16, [token features (T_img, D) float16,] label): an int, or in a
+            multi-label set the row of `label_matrix`, (L,) uint8.
 
         Raises:
             DatabaseError: There is no such split, or the file has no token features.
@@ -357,10 +364,14 @@ class Database:
         return RowDataset(self, self.select(split).rows, tokens)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A table of the rows without their features: id, key, split, label, group, those that the file has."""
+        """A table of the rows without their features: id, key, split, label, group, those that the file has.
+
+        Labels are `shown_labels`.
+        """
         import pandas as pd
 
-        columns = {"id": self.ids, "key": self.keys, "split": self.split, "label": self.labels, "group": self.groups}
+        labels = self.shown_labels
+        columns = {"id": self.ids, "key": self.keys, "split": self.split, "label": labels, "group": self.groups}
         table: pd.DataFrame = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
         return table
 
@@ -595,7 +606,8 @@ class RowDataset:
         database = self._database()
         row = self._rows[index]
         features = np.array(database.image_features[row])
-        label = int(database.labels[row])
+        matrix = database.label_matrix
+        label = int(database.labels[row]) if matrix is None else np.array(matrix[row])
         if self._tokens:
             assert database.image_token_features is not None
             return features, np.array(database.image_token_features[row]), label

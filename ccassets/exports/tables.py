@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.samples import class_names, database_concepts
+from ccassets.analysis.samples import database_concepts, row_classes
 from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
@@ -94,14 +94,12 @@ class _Table:
 
 
 def _facts(database: Database) -> dict[str, npt.NDArray[Any]]:
-    classes = class_names(database)
-    names = [str(classes[label]) if 0 <= label < len(classes) else "" for label in database.labels.tolist()]
     facts = {
         "id": database.ids,
         "key": database.keys,
         "split": database.split,
-        "label": database.labels,
-        "class": np.array(names, object),
+        "label": database.shown_labels,
+        "class": np.array(row_classes(database), object),
         "group": database.groups,
     }
     return {name: values for name, values in facts.items() if values is not None}

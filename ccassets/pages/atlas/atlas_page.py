@@ -32,6 +32,8 @@ from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
+METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC"}
+
 
 @dataclass(frozen=True)
 class Atlas:
@@ -124,8 +126,8 @@ def _plotly() -> str:
 def _class_means(view: AtlasView) -> npt.NDArray[np.float64]:
     """(C, K): the mean standardised score of a class's images; nan for a class without any."""
     means = np.full((len(view.classes), len(view.concepts)), np.nan)
-    for label in np.unique(view.labels):
-        means[label] = view.scores[view.labels == label].mean(axis=0)
+    for label in np.flatnonzero(view.members.any(axis=0)):
+        means[label] = view.scores[view.members[:, label]].mean(axis=0)
     return means
 
 
@@ -150,7 +152,10 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
     if not is_labelled(database):
         notes.append("The data set has no labels: there are no classes to tell apart.")
     elif database.label_matrix is not None:
-        notes.append("Images have several labels; where one is shown it is the first.")
+        notes.append(
+            "An image can have several labels, or none. Charts show it under its first one, or under “none”; what is "
+            "said of several labels at once needs a threshold for each, chosen on val."
+        )
     if database.groups is None:
         notes.append(
             "Intervals are per image: no patients or slides are known. Where several images come from one patient, "
@@ -165,14 +170,18 @@ def _tiles(
     """The few numbers at the top of the page."""
     tiles = []
     for name, result, about in (
-        ("Zero-shot accuracy", zero_shot, "from label words alone"),
+        ("Zero-shot", zero_shot, "from label words alone"),
         ("Concept classifier", bottleneck, f"on {len(view.concepts)} concept scores"),
     ):
         if "splits" in result:
             split, values = list(result["splits"].items())[-1]
-            value, low, high = (values["accuracy"][part] for part in ("value", "low", "high"))
+            # Of several labels that few images have, an accuracy is close to that of always saying no.
+            metric = "accuracy" if view.database.label_matrix is None else "auc"
+            value, low, high = (values[metric][part] for part in ("value", "low", "high"))
+            if value is None:
+                continue
             interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f} %, "
-            tiles.append(_tile(f"{name}, {split}", f"{100 * value:.1f} %", f"{interval}{about}"))
+            tiles.append(_tile(f"{name} {METRIC_NAMES[metric]}, {split}", f"{100 * value:.1f} %", f"{interval}{about}"))
             if (sparse := result.get("sparse", {}).get(split, {}).get("anec_5")) is not None:
                 tiles.append(_tile("With 5 concepts a class", f"{100 * sparse:.1f} %", f"ANEC-5 on {split}"))
     if evidence:

@@ -13,7 +13,7 @@ from PIL import Image
 from ccassets.analysis.concept_annotations import ConceptAnnotations, read_concept_annotations
 from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.results import TRAIN
-from ccassets.analysis.samples import class_names, database_concepts, is_labelled
+from ccassets.analysis.samples import NO_LABEL, class_names, database_concepts, is_labelled
 from ccassets.analysis.scores import FloatArray, concept_scores
 from ccassets.database.reader import Database
 from ccassets.pages.thumbnails import data_uri, thumbnail
@@ -30,14 +30,17 @@ class AtlasView:
 
     `scores` (N, K) are cosine concept scores in standard deviations from the mean of `reference_rows`, the rows of
     `reference`: the split train, or "all images". `labels` (N,) are indices into `classes`: one class, "all images",
-    where there are no labels. `annotations` (N, K) are None where none are known. `read_thumbnail` returns the
-    thumbnail of a row; None where the file has no keys.
+    where there are no labels; in a multi-label set the first of each, and "none" as one class more. `members` (N, C)
+    say which classes a row has, `captions` name them. `annotations` (N, K) are None where none are known.
+    `read_thumbnail` returns the thumbnail of a row; None where the file has no keys.
     """
 
     database: Database
     concepts: tuple[Concept, ...]
     classes: tuple[str, ...]
     labels: npt.NDArray[np.int64]
+    members: npt.NDArray[np.bool_]
+    captions: list[str]
     scores: FloatArray
     reference: str
     reference_rows: Rows
@@ -55,12 +58,23 @@ def make_view(study: Study, database: Database) -> AtlasView:
     reference_rows = database.select(TRAIN if reference == TRAIN else None).rows
     cosines = concept_scores(database)
     scale = cosines[reference_rows].std(axis=0)
-    labelled = is_labelled(database)
+    classes: tuple[str, ...] = (ALL_IMAGES,)
+    labels = np.zeros(len(database), np.int64)
+    matrix = database.label_matrix
+    if is_labelled(database):
+        classes, labels = class_names(database), database.labels
+    members = labels[:, None] == np.arange(len(classes))
+    if is_labelled(database) and matrix is not None:
+        without = ~matrix.any(axis=1)
+        classes, labels = (*classes, NO_LABEL), np.where(without, len(classes), labels)
+        members = np.column_stack([matrix > 0, without])
     return AtlasView(
         database=database,
         concepts=database_concepts(database),
-        classes=class_names(database) if labelled else (ALL_IMAGES,),
-        labels=database.labels if labelled else np.zeros(len(database), np.int64),
+        classes=classes,
+        labels=labels,
+        members=members,
+        captions=[", ".join(classes[label] for label in np.flatnonzero(row)) for row in members],
         scores=(cosines - cosines[reference_rows].mean(axis=0)) / np.where(scale > 0, scale, 1),
         reference=reference,
         reference_rows=reference_rows,
@@ -116,7 +130,7 @@ def make_figure(view: AtlasView, row: int, column: int, layer: Image.Image | Non
         layer=layer,
         key=f"row {row}" if database.keys is None else str(database.keys[row]),
         split=str(database.split[row]),
-        label=view.classes[view.labels[row]],
+        label=view.captions[row],
         score=float(view.scores[row, column]),
         present=None if np.isnan(annotation) else bool(annotation),
     )

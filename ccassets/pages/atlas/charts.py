@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.samples import NO_LABEL
 from ccassets.analysis.scores import normalise
 from ccassets.pages.atlas.atlas_view import AtlasView, Rows, evenly_spaced
 from ccassets.pages.thumbnails import Sprite, make_sprite
@@ -25,6 +26,7 @@ COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
     *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#8a8f98"),
 )
+NO_LABEL_COLOUR = "#c9ccd1"
 
 
 def chart_data(view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +37,10 @@ def chart_data(view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mappin
     sheet, numbers = _hover_images(view, rows)
     return {
         "classes": view.classes,
-        "colours": [COLOURS[number % len(COLOURS)] for number in range(len(view.classes))],
+        "colours": [
+            NO_LABEL_COLOUR if name == NO_LABEL else COLOURS[number % len(COLOURS)]
+            for number, name in enumerate(view.classes)
+        ],
         "concepts": view.words,
         "standard": view.reference,
         "points": {

@@ -1,0 +1,92 @@
+"""Multi-label studies through the assets: ranks that do not saturate, thresholds from val, images without a label."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ccassets.database.reader import open_database
+from ccassets.orchestration.build import run_build
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+from ccassets_tests.orchestration.made_findings import FINDINGS, Form, made_cosines, write_findings_study
+
+pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
+
+ROWS = {"train": 100, "val": 500, "test": 900}
+
+
+def built(folder: Path, form: Form, rows: dict[str, int], monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> Study:
+    monkeypatch.setenv("CCASSETS_HOME", str(folder / "home"))
+    study = write_findings_study(folder / "studies" / "chest", form, rows, **attributes)
+    run_build(study)
+    return study
+
+
+def result(study: Study, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((Store.of(study).analysis / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("form", ["clip", "siglip", "conceptclip"])
+def test_zero_shot_ranks_are_those_of_the_cosines(form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = built(tmp_path, form, ROWS, monkeypatch)
+    labels, cosines = made_cosines(sum(ROWS.values()), form)
+    measured = result(study, "zero_shot")
+    assert measured["rule"] == ("span" if form == "conceptclip" else None)
+    assert measured["bias"] == (-12.9 if form == "siglip" else 0)
+    for split, rows in (("val", slice(100, 600)), ("test", slice(600, None))):
+        expected = roc_auc_score(labels[rows], cosines[rows], average="macro")
+        values = measured["splits"][split]
+        assert 0.8 < expected < 0.88
+        assert values["auc"]["value"] == pytest.approx(expected, abs=0.01)
+        assert values["auc"]["low"] < expected < values["auc"]["high"]
+        # No threshold of 0.5 that most probabilities exceed: few are said to have a finding that few have.
+        assert values["always_no"] == pytest.approx(1 - labels[rows].mean())
+        assert values["accuracy"]["value"] > 0.75
+    assert len(measured["thresholds"]) == len(FINDINGS)
+
+
+def test_without_val_a_sentence_stands_in_the_place_of_an_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = built(tmp_path, "clip", {"test": 400}, monkeypatch)
+    values = result(study, "zero_shot")["splits"]["test"]
+    assert values["accuracy"]["value"] is None
+    assert "there is no val" in values["accuracy"]["reason"]
+    assert values["always_no"] is None
+    assert values["auc"]["value"] > 0.8
+
+
+def test_an_image_without_a_finding_is_none_in_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {
+        "labels": {"words": list(FINDINGS), "templates": ["an image of {}"]},
+        "concepts": {"words": list(FINDINGS[:2]), "templates": ["signs of {}"]},
+    }
+    study = built(tmp_path, "clip", {"train": 60, "val": 60, "test": 60}, monkeypatch, vocabulary=words)
+    labels, _ = made_cosines(180, "clip")
+    without = ~labels.any(axis=1)
+    store = Store.of(study)
+    with open_database(store.database) as database:
+        assert database.labels[without].tolist() == [0] * int(without.sum())
+        assert (database.to_pandas().label.to_numpy() == -1).tolist() == without.tolist()
+        items = database.torch_dataset()
+        np.testing.assert_array_equal([items[row][-1] for row in range(180)], labels)
+    table = pd.read_parquet(store.analysis / "concept_scores.parquet")
+    assert (table["class"] == "none").tolist() == without.tolist()
+    assert (table["label"] == -1).tolist() == without.tolist()
+    several = int(np.flatnonzero(labels.sum(axis=1) > 1)[0])
+    assert table["class"][several] == "|".join(np.array(FINDINGS)[labels[several] > 0])
+    page = (store.analysis / "concept_atlas.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    assert data["classes"] == [*FINDINGS, "none"]
+    assert len(data["colours"]) == len(FINDINGS) + 1
+    assert (np.array(data["points"]["label"]) == len(FINDINGS)).tolist() == without.tolist()
+    assert "<br>none, " in page
+    assert "always no: " in page
