@@ -232,10 +232,10 @@ def test_a_multi_label_file_gets_sigmoids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("multilabel", [True, False])
-@pytest.mark.parametrize("halves", [1, 2])
-def test_log_odds_are_those_of_the_probabilities(multilabel: bool, halves: int) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_log_odds_are_those_of_the_probabilities(multilabel: bool, parts: int) -> None:
     logits = 3 * np.random.default_rng(5).standard_normal((2, 50, 4)).astype(np.float32)
-    result = Probabilities(logits[0], logits[1] if halves == 2 else None, multilabel)
+    result = Probabilities(logits[0], logits[1] if parts == 2 else None, multilabel)
     shares = result.scores.astype(np.float64)
     np.testing.assert_allclose(result.log_odds, np.log(shares) - np.log1p(-shares), rtol=1e-4, atol=1e-4)
 
