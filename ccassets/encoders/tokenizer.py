@@ -89,7 +89,7 @@ def require_known(unknown: Bools, offsets: npt.NDArray[np.int32], prompts: Seque
         offsets: The character range of every token, (K, T, 2).
         prompts: The K prompts.
     """
-    rows = np.flatnonzero(unknown.any(axis=1))
+    rows = np.flatnonzero(unknown.any(axis=1)).tolist()
     if len(rows):
         words = [", ".join(repr(prompts[row][start:end]) for start, end in offsets[row][unknown[row]]) for row in rows]
         lines = [f"{text} in {prompts[row]!r}" for row, text in zip(rows, words, strict=True)]

@@ -19,7 +19,7 @@ from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.names import job_name
 from ccassets.study.schema import Study
-from ccassets_tests.datasets.test_medmnist import Site
+from ccassets_tests.datasets.made_datasets import MedMnistSite
 from ccassets_tests.made_studies import edit_study
 
 
@@ -35,7 +35,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (tmp_path / "site").mkdir()
-    hub = Hub(Site(tmp_path / "site", monkeypatch).archive("bloodmnist"))
+    hub = Hub(MedMnistSite(tmp_path / "site", monkeypatch).archive("bloodmnist"))
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

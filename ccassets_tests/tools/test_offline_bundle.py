@@ -23,8 +23,7 @@ from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
 from ccassets.tools.offline_bundle import changed_files, write_bundle
-from ccassets_tests.datasets.made_datasets import save_image
-from ccassets_tests.datasets.test_medmnist import Site
+from ccassets_tests.datasets.made_datasets import MedMnistSite, save_image
 from ccassets_tests.encoders.conftest import (
     clip,  # noqa: F401
     config,  # noqa: F401
@@ -229,7 +228,7 @@ def test_a_table_whose_paths_lead_elsewhere_is_refused_and_nothing_is_left(
 def test_an_archive_of_medmnist_is_bundled_as_it_is(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = Site(tmp_path, monkeypatch)
+    site = MedMnistSite(tmp_path, monkeypatch)
     site.archive("bloodmnist")
     dataset = {"kind": "medmnist", "name": "bloodmnist", "size": 28, "root": str(site.root), "download": True}
     bundled = load_study(
