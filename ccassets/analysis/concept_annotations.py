@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ccassets.database.reader import Database
 from ccassets.datasets.image_files import MAX_TABLE_BYTES
+from ccassets.datasets.table import without_blanks
 from ccassets.errors import AnalysisError, DatasetError
 from ccassets.files import reading_refused, unreadable_reason
 from ccassets.study.schema import PhantomDatasetConfig, Study, TableConfig
@@ -80,7 +81,8 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
         word: {column: {values} if isinstance(values, str) else set(values) for column, values in rules.items()}
         for word, rules in columns.concepts.items()
     }
-    rows = _table_rows(study, config)
+    root = study.resolve(config.root) if config.root else study.resolve(config.file).parent
+    rows = _table_rows(study, config, root)
     for word, rules in rules_of.items():
         for column, values in rules.items():
             absent = values - {row[column] for row in rows}
@@ -89,7 +91,6 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
                     f"dataset.columns.concepts: no row has {sorted(absent)} in the column {column!r}, which would make "
                     f"{word!r} true. Correct the value (in YAML, yes and no need quotes)."
                 )
-    root = study.resolve(config.root) if config.root else study.resolve(config.file).parent
     by_key = {(row[columns.split], _key(row[columns.path], root)): row for row in rows}
 
     def annotations_of(split: str, key: str) -> dict[str, bool]:
@@ -106,7 +107,7 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
     return annotations_of
 
 
-def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
+def _table_rows(study: Study, config: TableConfig, root: Path) -> list[dict[str, Any]]:
     """The rows of the table as text, with the columns that the annotations need."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
@@ -130,7 +131,8 @@ def _table_rows(study: Study, config: TableConfig) -> list[dict[str, Any]]:
         raise reading_refused(error, str(file)) or DatasetError(
             f"{file}: the columns {names} cannot be read: {error}"
         ) from error
-    rows: list[dict[str, Any]] = table.to_pylist()
+    cells = {name: without_blanks(table[name], root if name == config.columns.path else None) for name in names}
+    rows: list[dict[str, Any]] = pa.table(cells).to_pylist()
     return rows
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +26,8 @@ from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import reading_refused, unreadable_reason
 from ccassets.progress import Progress
 from ccassets.study.schema import TableConfig
+
+_log = logging.getLogger(__name__)
 
 _ROW = "ccassets row"
 
@@ -264,7 +267,36 @@ class TableDataset:
             raise DatasetError(f"{self.file}: column {name!r} holds {column.type}; text or integers are expected.")
         if label and whole_numbers:
             return column.cast(pa.int64())
-        column = column.cast(pa.string())
+        cells = column.cast(pa.string())
+        column = without_blanks(cells, self.root if name == self.config.columns.path else None)
+        if count := pc.sum(pc.not_equal(column, cells)).as_py():
+            _warn_of_blanks(self.file, name, count, len(cells))
         if label and self._is_csv and pc.all(pc.match_substring_regex(column, r"^(-?\d+)?$")).as_py():
             return pc.if_else(pc.equal(column, ""), None, column).cast(pa.int64())
         return column
+
+
+def without_blanks(column: Any, names_files_in: Path | None = None) -> Any:
+    """Text cells without the blanks around them, which no spreadsheet shows.
+
+    Args:
+        column: The cells.
+        names_files_in: A folder; cells that are exactly the path of a file in it stay as they are.
+
+    Returns:
+        The cells, as many as there were.
+    """
+    stripped = pc.utf8_trim_whitespace(column)
+    if names_files_in is None:
+        return stripped
+    padded = column.filter(pc.not_equal(column, stripped)).to_pylist()
+    files = [path for path in padded if (names_files_in / path).is_file()]
+    return pc.if_else(pc.is_in(column, pa.array(files, pa.string())), column, stripped)
+
+
+@cache
+def _warn_of_blanks(file: Path, column: str, count: int, total: int) -> None:
+    """Say once how many cells are read without the blanks around them; a table is opened many times in a build."""
+    _log.warning(
+        "%s: %d of %d cells of column %r have blanks around them, which were left out.", file, count, total, column
+    )

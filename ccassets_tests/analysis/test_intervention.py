@@ -189,6 +189,17 @@ def test_truth_of_a_table_is_read_by_split_and_key(database, tmp_path: Path):
     assert np.isnan(annotations[:, 1]).all()
 
 
+def test_blanks_around_the_cells_of_a_table_hide_no_annotation(database, tmp_path: Path):
+    rows = [
+        {"path": f"{key} ", "split": f" {split}", "label": "1", "nucleus": "bilobed", "vacuole": "yes\t"}
+        for split, key in zip(database.split, database.keys, strict=True)
+    ]
+    rows[0]["nucleus"] = "multilobed "
+    write_table(tmp_path / "cells.csv", rows)
+    annotations = read_concept_annotations(study(tmp_path, **TABLE), database)
+    assert (annotations[:, [0, CONCEPTS.index("Cytoplasmic vacuoles")]] == 1).all()
+
+
 def test_a_value_or_a_word_that_does_not_exist_is_named(database, tmp_path: Path):
     write_table(
         tmp_path / "cells.csv", [{"path": "a", "split": "train", "label": "1", "nucleus": "x", "vacuole": "no"}]

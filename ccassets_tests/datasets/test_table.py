@@ -151,6 +151,32 @@ def test_rows_of_other_splits_are_passed_over(cells: Path):
     assert dataset.rows("train").labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\u3000"])
+def test_blanks_around_cells_lose_no_row(cells: Path, blank: str, caplog: pytest.LogCaptureFixture):
+    splits = ["train", f"train{blank}", f"{blank}train", "test"]
+    text = lines(f"RBC{blank}", "RBC", f"{blank}WBC", "WBC", splits=splits).replace("p/a.png", f"{blank}p/a.png")
+    frame = pd.DataFrame({"path": KEYS, "label": ["RBC", f"RBC{blank}", "WBC", "WBC"], "split": splits})
+    for content in (text, frame):
+        caplog.clear()
+        dataset = table_of(cells, content)
+        rows = dataset.rows("train")
+        assert (list(rows.keys), rows.labels.tolist()) == (["p/c.png", "p/a.png", "p/b.png"], [0, 0, 1])
+        assert dataset.classes == ("RBC", "WBC")
+        table_of(cells, content).rows("train")
+        assert caplog.text.count("2 of 4 cells of column 'split' have blanks around them") == 1
+    assert table_of(cells, lines(f" {3}", 0, "1 ", 0)).rows("train").labels.tolist() == [3, 1]
+
+
+def test_blanks_in_the_name_of_a_file_stay(cells: Path):
+    save_folder(cells, [" p/a .png "])
+    assert table_of(cells, lines(0, 0, 0, 0).replace("p/a.png", " p/a .png ")).rows("test").keys[0] == " p/a .png "
+
+
+def test_a_cell_of_blanks_is_empty(cells: Path):
+    with pytest.raises(DatasetError, match="column 'split' is empty in row 2"):
+        table_of(cells, lines(0, 1, 2, 3, splits=["train", " ", "train", "test"])).fetch(silent)
+
+
 def test_a_split_without_rows_is_named_with_those_that_are_there(cells: Path):
     with pytest.raises(DatasetError, match=r"no rows of the splits \['val'\]; column 'split' holds test, train"):
         table_of(cells, lines(0, 0, 0, 0), splits=["train", "val"]).fetch(silent)
