@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ccassets.datasets import open_dataset
@@ -21,10 +22,11 @@ from ccassets.datasets.manifest import (
 )
 from ccassets.encoders import inspect_encoder, load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.errors import DatasetError, EncoderError
+from ccassets.errors import DatasetError, EncoderError, StudyError
 from ccassets.files import drop_unchecked_digests, reading_refused, write_text
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
+from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -53,8 +55,10 @@ def read_images(
 
     Raises:
         DatasetError: The data set is missing, or images cannot be read; all of them are named.
+        StudyError: The study's folder in the storage belongs to a study of the same name at another path.
     """
     store = store or Store.of(study)
+    _record_study(study, store)
     dataset = dataset or fetch_dataset(study, store)
     path = store.manifest(split)
     previous = Manifest.load(path) if path.exists() else None
@@ -110,6 +114,7 @@ def find_source_problems(study: Study, store: Store) -> list[Finding]:
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
     """The manifest that `read_images` stored; `DatasetError` when there is none, or one with another limit."""
+    require_own_folder(study, store)
     path = store.manifest(split)
     if not path.exists():
         raise DatasetError(
@@ -123,6 +128,36 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
             f"now says {study.extraction.limit}. Materialize `{study.name}/images` for {split!r} again."
         )
     return manifest
+
+
+def require_own_folder(study: Study, store: Store) -> None:
+    """Refuse a study whose folder in the storage holds the files of another one of the same name.
+
+    Raises:
+        StudyError: The files are those of a study at another path, which is still there.
+    """
+    try:
+        record = json.loads(store.study_record.read_text(encoding="utf-8"))
+        owner = Path(record["folder"] or SHIPPED_STUDIES / study.name)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if refusal := reading_refused(error, str(store.study_record)):
+            raise refusal from error
+        return  # Made by an older version, or damaged.
+    if owner.resolve() != study.folder.resolve() and (owner / STUDY_FILE).is_file():
+        raise StudyError(
+            f"{store.folder} holds the files of {owner / STUDY_FILE}, and {study.folder / STUDY_FILE} has the same "
+            "name. Rename the folder of one of the two studies, or build it in another home (--home). If they are one "
+            "study, remove the copy that you do not use."
+        )
+
+
+def _record_study(study: Study, store: Store) -> None:
+    """Record whose files the study's folder in the storage holds; one that ships has no path of its own."""
+    require_own_folder(study, store)
+    folder = study.folder.resolve()
+    text = json.dumps({"folder": None if folder.is_relative_to(SHIPPED_STUDIES.resolve()) else str(folder)})
+    if not store.study_record.is_file() or store.study_record.read_bytes() != text.encode():
+        write_text(store.study_record, text)
 
 
 def identify_encoder(
@@ -144,8 +179,10 @@ def identify_encoder(
     Raises:
         EncoderError: Files are missing, gated, unreadable, or do not fit each other; a prompt is too long or has words
             that the tokenizer does not know.
+        StudyError: The study's folder in the storage belongs to a study of the same name at another path.
     """
     store = store or Store.of(study)
+    _record_study(study, store)
     tokenize_prompts(study, hf_token=hf_token)
     card = inspect_encoder(study, cache=store.cache, device=device, hf_token=hf_token)
     if card.identity != recorded_identity(store) and drop_unchecked_digests(store.cache):
@@ -176,6 +213,7 @@ def recorded_card(study: Study, store: Store) -> EncoderCard:
 
     Raises `EncoderError` when there is none, or when the study's encoder section changed since.
     """
+    require_own_folder(study, store)
     record = _read_record(store)
     if record is None:
         raise EncoderError(

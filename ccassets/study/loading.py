@@ -14,6 +14,7 @@ from ccassets.errors import StudyError
 from ccassets.files import unreadable_reason
 from ccassets.study.schema import Study, StudyConfig
 
+STUDY_FILE = "defs.yaml"
 COMPONENT_TYPE = "ccassets.FeatureDatabase"
 SHIPPED_STUDIES = Path(__file__).parents[1] / "defs"
 
@@ -48,7 +49,7 @@ def load_study(name_or_path: str | os.PathLike[str]) -> Study:
 def study_files() -> dict[str, Path]:
     """Every study file by the study's name; a study of one's own replaces a shipped one of its name."""
     roots = [SHIPPED_STUDIES, own_studies_folder()]
-    return {path.parent.name: path for root in roots if root for path in sorted(root.glob("*/defs.yaml"))}
+    return {path.parent.name: path for root in roots if root for path in sorted(root.glob(f"*/{STUDY_FILE}"))}
 
 
 def own_studies_folder() -> Path | None:
@@ -74,7 +75,7 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
         return known[text]
     path = Path(text).expanduser()
     if path.is_dir():
-        path = path / "defs.yaml"
+        path = path / STUDY_FILE
     if path.is_file():
         return path.absolute()
     raise StudyError(

@@ -59,6 +59,11 @@ class Store:
         return self.folder / "encoder.json"
 
     @property
+    def study_record(self) -> Path:
+        """The file that says which study the folder belongs to."""
+        return self.folder / "study.json"
+
+    @property
     def reports(self) -> Path:
         """The folder of validation reports."""
         return self.folder / "reports"

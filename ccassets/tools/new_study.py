@@ -20,7 +20,7 @@ from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.errors import DatasetError, StudyError
 from ccassets.files import storage_error, write_text
 from ccassets.progress import silent
-from ccassets.study.loading import load_study
+from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE, load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig
 
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
@@ -110,7 +110,9 @@ def write_medmnist_study(name: str, flag: str, studies: Path) -> NewStudy:
 def _new_study_path(name: str, studies: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
         raise StudyError(f"{name!r} cannot name a study: expected letters, digits and _.")
-    path = studies.expanduser().absolute() / name / "defs.yaml"
+    if (SHIPPED_STUDIES / name).is_dir():
+        raise StudyError(f"{name!r} is the name of a study that ships, which yours would hide; choose another name.")
+    path = studies.expanduser().absolute() / name / STUDY_FILE
     if path.exists():
         raise StudyError(f"{path} exists and was not changed; choose another name or folder.")
     return path

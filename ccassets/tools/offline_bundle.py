@@ -31,7 +31,7 @@ from ccassets.files import (
     write_text,
 )
 from ccassets.progress import Progress, silent
-from ccassets.study.loading import COMPONENT_TYPE, load_study
+from ccassets.study.loading import COMPONENT_TYPE, STUDY_FILE, load_study
 from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study, StudyConfig
 from ccassets.study.storage import Store
 
@@ -91,7 +91,7 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
             if isinstance(dataset, FolderDataset):
                 for split in study.splits:  # An empty split is a folder too.
                     make_folder(partial / "data" / dataset.name / split)
-            path = partial / study.name / "defs.yaml"
+            path = partial / study.name / STUDY_FILE
             write_text(path, _HEADER + _study_yaml(study, dataset, weights))
             files[f"{study.name}/defs.yaml"] = _record(path)
             _require_same_rows(study, dataset, load_study(path))
@@ -103,7 +103,7 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
             write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise storage_error(error, folder) from error
-    return Bundle(folder / study.name / "defs.yaml", len(files), sum(file["bytes"] for file in files.values()))
+    return Bundle(folder / study.name / STUDY_FILE, len(files), sum(file["bytes"] for file in files.values()))
 
 
 def changed_files(folder: Path) -> list[str]:
