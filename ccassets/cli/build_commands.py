@@ -26,6 +26,9 @@ def build(
         bool, typer.Option("--plan", help="Only show what would be encoded, how many bytes, and how long.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore finished parts and encode everything again.")] = False,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Replace a database although nothing else holds some of its rows.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", dir_okay=False, help="Also write the database to this file.")
     ] = None,
@@ -44,7 +47,7 @@ def build(
     from ccassets.orchestration.build import run_build
 
     with progress_bars() as listener:
-        result = run_build(loaded, splits=split, fresh=fresh, output=output, listener=listener)
+        result = run_build(loaded, splits=split, fresh=fresh, allow_loss=allow_loss, output=output, listener=listener)
     if as_json:
         database = None if result.path is None else str(result.path)
         print_json({"database": database, "materialized": result.materialized, "notices": result.notices})

@@ -24,6 +24,7 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DamagedSourceError, DatabaseError, DatasetError, StorageError
+from ccassets.extraction.data_loss import require_no_loss
 from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, is_part, record_of
 from ccassets.extraction.plan import row_bytes
@@ -57,6 +58,7 @@ def assemble_database(
     store: Store | None = None,
     output: str | os.PathLike[str] | None = None,
     fresh: bool = False,
+    allow_loss: bool = False,
     progress: Progress = silent,
 ) -> Assembly:
     """Assemble the database of a study from its parts.
@@ -69,14 +71,17 @@ def assemble_database(
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         output: The file to write, by default the study's database.
         fresh: Take nothing from the old file, and write also what is up to date.
+        allow_loss: Replace the old file although no part and no other database holds some of its rows.
         progress: Called with the rows copied so far and the rows of the database.
 
     Returns:
         The file and its digest.
 
     Raises:
-        StorageError: Parts are missing or damaged (split or template are named), or the disk is too small.
+        StorageError: Parts are missing or damaged (split or template are named), the disk is too small, or rows of the
+            old file would be lost.
         DatasetError: Splits were read under different class lists.
+        StudyError: The study's folder in the storage belongs to a study of the same name at another path.
         DatabaseError: `keep_parts: false` and the database is not valid; parts are kept then.
     """
     store = store or Store.of(study)
@@ -96,6 +101,8 @@ def assemble_database(
                 unchanged = not fresh and _is_already(path, content, VerifiedFiles(store.folder))
                 if unchanged:
                     break
+                if not allow_loss:
+                    require_no_loss(study, store, path, card.identity, manifests)
                 require_space(path.parent, len(entries) * row_bytes(card), f"The database of {study.name}")
                 try:
                     _write(path, content, index, entries, progress, fresh=fresh)

@@ -24,6 +24,7 @@ def build(
     *,
     splits: str | Sequence[str] | None = None,
     fresh: bool = False,
+    allow_loss: bool = False,
     output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
 ) -> Path | None:
@@ -36,6 +37,7 @@ def build(
         study: The study, its name, or the path of its file.
         splits: Stop after the features of this split, or of these; by default the whole study is built.
         fresh: Encode again even what parts already hold.
+        allow_loss: Replace the database although no part and no other database holds some of its rows.
         output: Write the database here as well.
         listener: Called with (what, done, total, remark) while steps work.
 
@@ -46,7 +48,7 @@ def build(
         StudyError: There is no such study, its file is wrong, or it has no such split.
         BuildError: A step failed, with its sentence; everything finished until then is kept.
     """
-    result = run_build(study, splits=splits, fresh=fresh, output=output, listener=listener)
+    result = run_build(study, splits=splits, fresh=fresh, allow_loss=allow_loss, output=output, listener=listener)
     for notice in result.notices:
         warnings.warn(notice, stacklevel=2)
     return result.path
@@ -57,6 +59,7 @@ def run_build(
     *,
     splits: str | Sequence[str] | None = None,
     fresh: bool = False,
+    allow_loss: bool = False,
     output: str | os.PathLike[str] | None = None,
     listener: Listener | None = None,
 ) -> BuildResult:
@@ -66,6 +69,7 @@ def run_build(
         study: The study, its name, or the path of its file.
         splits: Stop after the features of this split, or of these; by default the whole study is built.
         fresh: Encode again even what parts already hold.
+        allow_loss: Replace the database although no part and no other database holds some of its rows.
         output: Write the database here as well.
         listener: Called with (what, done, total, remark) while steps work.
 
@@ -84,10 +88,18 @@ def run_build(
     token = progress_listener.set(listener)
     try:
         with dagster_instance() as instance:
-            building = Build(study, repository, instance, store=store, encoder=EncoderResource(), fresh=fresh)
-            result = building.run(splits)
+            result = Build(
+                study,
+                repository,
+                instance,
+                store=store,
+                encoder=EncoderResource(),
+                fresh=fresh,
+                allow_loss=allow_loss,
+            ).run(splits)
     finally:
         progress_listener.reset(token)
     if output is not None and result.path is not None:
-        result.path = assemble_database(study, store=store, output=Path(output).absolute()).path
+        output = Path(output).absolute()
+        result.path = assemble_database(study, store=store, output=output, allow_loss=allow_loss).path
     return result

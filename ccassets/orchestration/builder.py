@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ import dagster as dg
 from ccassets.analysis.results import available_analyses
 from ccassets.errors import AbsentDataError, BuildError, InterruptedBuildError
 from ccassets.extraction import plan_study
-from ccassets.extraction.sources import changed_splits, current_identity, recorded_card, recorded_identity
+from ccassets.extraction.data_loss import require_no_loss
+from ccassets.extraction.sources import (
+    changed_splits,
+    current_identity,
+    recorded_card,
+    recorded_identity,
+    recorded_manifest,
+    require_own_folder,
+)
 from ccassets.extraction.text_extraction import missing_templates
 from ccassets.orchestration.missing_files import missing_database, missing_pages
 from ccassets.orchestration.names import BUILD, STARTED_BY, asset_key, job_name
@@ -49,6 +57,7 @@ class Build:
         store: Store,
         encoder: EncoderResource,
         fresh: bool,
+        allow_loss: bool = False,
         started_by: str = BUILD,
     ) -> None:
         self.study = study
@@ -57,6 +66,7 @@ class Build:
         self.store = store
         self.encoder = encoder
         self.fresh = fresh
+        self.allow_loss = allow_loss
         self.started_by = started_by
         self.materialized: list[str] = []
         self.notices: list[str] = []
@@ -64,11 +74,12 @@ class Build:
 
     def run(self, splits: Sequence[str] | None) -> BuildResult:
         """Build the study, or with `splits` no more than their features and all texts."""
+        require_own_folder(self.study, self.store)
         chosen = tuple(splits or self.study.splits)
         with watch_for_dead_runs(self.instance, self.store.runs):
             self._sources(chosen)
             self._text()
-            self._images(chosen)
+            self._images(chosen, replaces_database=not splits)
             if splits:
                 return BuildResult(None, self.materialized, self.notices)
             self._database()
@@ -91,7 +102,7 @@ class Build:
             return
         for split in self._runs_of(splits):
             if split in changed or (split is None and changed) or self._is_stale("images", split=split):
-                self._run("read_images", ["images"], split)
+                self._run("read_images", ["images"], split=split)
 
     def _text(self) -> None:
         missing = missing_templates(self.study, recorded_card(self.study, self.store), self.store)
@@ -101,20 +112,28 @@ class Build:
             if self.fresh or template_id in missing or self._is_stale("template_features", template_id)
         ]
         if stale:
-            self._run("extract_text", stale, fresh=stale if self.fresh else ())
+            self._run("extract_text", stale, {asset: {"fresh": self.fresh} for asset in stale})
 
-    def _images(self, splits: Sequence[str]) -> None:
+    def _images(self, splits: Sequence[str], *, replaces_database: bool) -> None:
         plan = plan_study(self.study, splits, store=self.store, fresh=self.fresh)
+        if plan.to_encode and replaces_database and not self.allow_loss:
+            self._require_no_loss()
         to_encode = {part.split: part.to_encode for part in plan.images}
         for split in self._runs_of(splits):
             names = [split] if split else list(splits)
             if self._is_stale("image_features", split=split) or any(to_encode[name] for name in names):
-                self._run("extract_images", ["image_features"], split, fresh=["image_features"] if self.fresh else ())
+                self._run("extract_images", ["image_features"], {"image_features": {"fresh": self.fresh}}, split)
+
+    def _require_no_loss(self) -> None:
+        """Refuse before anything is encoded what the database would refuse at the end."""
+        identity = recorded_card(self.study, self.store).identity
+        manifests = [recorded_manifest(self.study, split, self.store) for split in self.study.splits]
+        require_no_loss(self.study, self.store, self.store.database, identity, manifests)
 
     def _database(self) -> None:
         if self.fresh or self._is_stale("feature_database") or missing_database(self.store):
-            fresh = ["feature_database"] if self.fresh else ()
-            self._run("build_database", ["feature_database", "validation_report"], fresh=fresh)
+            options = {"fresh": self.fresh, "allow_loss": self.allow_loss}
+            self._run("build_database", ["feature_database", "validation_report"], {"feature_database": options})
         elif self._is_stale("validation_report") or "validation_report" in missing_pages(self.study, self.store):
             self._run("build_database", ["validation_report"])
 
@@ -145,13 +164,21 @@ class Build:
         self._snapshot = self._snapshot or StatusSnapshot(self.instance, self.repository)
         return self._snapshot
 
-    def _run(self, job: str, assets: Sequence[str], split: str | None = None, *, fresh: Sequence[str] = ()) -> None:
-        """Run assets of a job, those of `fresh` without what was kept of them."""
+    def _run(
+        self,
+        job: str,
+        assets: Sequence[str],
+        options: Mapping[str, Mapping[str, bool]] | None = None,
+        split: str | None = None,
+    ) -> None:
+        """Run assets of a job, with the options of those that have any."""
         keys = [asset_key(self.study, asset) for asset in assets]
         config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-        if fresh:
-            names = [asset_key(self.study, asset).to_python_identifier() for asset in fresh]
-            config["ops"] = {name: {"config": {"fresh": True}} for name in names}
+        if options:
+            config["ops"] = {
+                asset_key(self.study, asset).to_python_identifier(): {"config": dict(chosen)}
+                for asset, chosen in options.items()
+            }
         run_id = str(uuid.uuid4())
         self._snapshot = None  # It is out of date now.
         with hold_run_lock(self.store.runs, run_id):

@@ -107,7 +107,7 @@ def read_sources(study: Study, *, store: Store | None = None) -> None:
         ccassets.read_images(study, split, store=store)
 
 
-def build(study: Study, *, store: Store | None = None, fresh: bool = False) -> Built:
+def build(study: Study, *, store: Store | None = None, fresh: bool = False, allow_loss: bool = False) -> Built:
     """Read the sources again, encode what is missing, assemble."""
     store = store or Store.of(study)
     read_sources(study, store=store)
@@ -116,7 +116,7 @@ def build(study: Study, *, store: Store | None = None, fresh: bool = False) -> B
     return Built(
         {part.template_id: part for part in templates},
         extractions,
-        ccassets.assemble_database(study, store=store),
+        ccassets.assemble_database(study, store=store, allow_loss=allow_loss),
     )
 
 

@@ -285,7 +285,7 @@ def test_without_parts_the_database_is_what_is_built_on(lean: Study, image_folde
     picture(1000).save(image_folder / "train" / "platelet" / "004a.png")
     (image_folder / "test" / "blood" / "000.png").unlink()
 
-    second = build(lean)
+    second = build(lean, allow_loss=True)  # The removed image's row was nowhere else.
 
     assert (first.encoded, second.encoded) == (25, 1)
     assert parts(lean) == []

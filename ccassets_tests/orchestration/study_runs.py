@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import dagster as dg
 
 from ccassets.orchestration.component import definitions_of
@@ -34,14 +37,19 @@ def _snapshot(instance: dg.DagsterInstance, study: Study) -> StatusSnapshot:
     return StatusSnapshot(instance, definitions_of(study).get_repository_def())
 
 
-def run_job(study: Study, job: str, split: str | None = None, *assets: str) -> dg.ExecuteInProcessResult:
-    """What the UI does when somebody presses Materialize, on the whole job or on some of its assets."""
+def run_job(
+    study: Study, job: str, split: str | None = None, *assets: str, ops: Mapping[str, Any] | None = None
+) -> dg.ExecuteInProcessResult:
+    """What the UI does when somebody presses Materialize, on the whole job or on some of its assets.
+
+    `ops` is the config of steps as the Launchpad takes it.
+    """
     with dagster_instance() as instance:
         resolved = definitions_of(study).resolve_job_def(job_name(study, job))
         return resolved.execute_in_process(
             instance=instance,
             partition_key=split,
             asset_selection=[asset_key(study, asset) for asset in assets] or None,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": dict(ops or {})},
             raise_on_error=False,
         )

@@ -20,7 +20,7 @@ import pytest
 import ccassets
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.writer import FileContent, RowContent, new_file
-from ccassets.errors import BuildError, DatasetError, InterruptedBuildError, StudyError
+from ccassets.errors import BuildError, DatasetError, InterruptedBuildError, StorageError, StudyError
 from ccassets.orchestration.build import run_build
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
@@ -299,6 +299,29 @@ def rewrite_with_long_vectors(part: Path) -> None:
     with new_file(part, content) as rows:
         rows.write("image_features", 0, features)
         rows.write("image_token_features", 0, tokens)
+
+
+def test_rows_that_only_the_database_holds_are_not_dropped_by_a_build_nor_in_the_ui(
+    study: Study, image_folder: Path, weights: Path
+) -> None:
+    lean = write_study(study.folder, images=image_folder, encoder=weights, storage={"keep_parts": False})
+    run_build(lean)
+    before = Store.of(lean).database.read_bytes()
+    edited = edit_study(lean, lambda a: a["encoder"].update(dtype="bfloat16"))
+
+    with pytest.raises(StorageError, match=r"18 of 18 rows nowhere else .*--allow-loss"):
+        run_build(edited)
+
+    store = Store.of(edited)
+    assert not list(store.image_parts(ccassets.identify_encoder(edited).identity).glob("*.h5"))  # Nothing was encoded.
+    run_job(edited, "extract_text")
+    for split in edited.splits:
+        run_job(edited, "extract_images", split)
+    assert "18 of 18 rows nowhere else" in failure(run_job(edited, "build_database"))
+    assert store.database.read_bytes() == before
+    ops = {"cells__feature_database": {"config": {"allow_loss": True}}}
+    assert run_job(edited, "build_database", None, "feature_database", ops=ops).success
+    assert store.database.read_bytes() != before
 
 
 def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weights: Path, tmp_path: Path) -> None:

@@ -13,6 +13,12 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 
+class DatabaseRun(ExtractionRun):
+    """The options of one run: with `allow_loss` it replaces a file although nothing else holds some of its rows."""
+
+    allow_loss: bool = False
+
+
 def feature_database(study: Study) -> dg.AssetsDefinition:
     splits = dg.AssetDep(
         asset_key(study, "image_features"),
@@ -29,11 +35,13 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         description=_description(study),
     )
     def _feature_database(
-        context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource
+        context: dg.AssetExecutionContext, config: DatabaseRun, store: StoreResource
     ) -> dg.MaterializeResult[None]:
         study_store = store.of(study)
         progress = log_progress(context, "assemble the database")
-        done = assemble_database(study, store=study_store, fresh=config.fresh, progress=progress)
+        done = assemble_database(
+            study, store=study_store, fresh=config.fresh, allow_loss=config.allow_loss, progress=progress
+        )
         if done.unchanged:
             context.log.info("The database already is what it should be; it was left as it is.")
         return dg.MaterializeResult(

@@ -1,0 +1,76 @@
+"""Data loss: rows that replacing a database would destroy, since no part and no other database holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.database.reader import Database, open_database
+from ccassets.datasets.manifest import Manifest
+from ccassets.errors import StorageError
+from ccassets.extraction.parts import UNUSABLE, as_keys, held_rows
+from ccassets.files import reading_refused
+from ccassets.study.schema import Study
+from ccassets.study.storage import Store
+
+
+def require_no_loss(study: Study, store: Store, path: Path, identity: str, manifests: Sequence[Manifest]) -> None:
+    """Refuse to replace the database at `path` where that would destroy rows that nothing else holds.
+
+    Args:
+        study: The study.
+        store: Its files.
+        path: The database that is to be replaced; there may be none.
+        identity: The encoder identity of the rows of the new database.
+        manifests: The rows of the new database.
+
+    Raises:
+        StorageError: Rows would be lost; the message says which, and how to drop them all the same.
+    """
+    if not path.is_file():
+        return
+    try:
+        with open_database(path) as database:
+            lost = _lost_rows(database, store, identity, manifests)
+    except UNUSABLE as error:
+        if refusal := reading_refused(error, str(path)):
+            raise refusal from error
+        return  # Nothing can be taken from a damaged file.
+    if len(lost):
+        with open_database(path) as database:
+            raise StorageError(_refusal(study, database, lost))
+
+
+def _lost_rows(database: Database, store: Store, identity: str, manifests: Sequence[Manifest]) -> npt.NDArray[np.int64]:
+    """The rows of a database that are neither in the manifests nor in parts or other databases."""
+    if database.image_digest is None:
+        return np.arange(len(database))  # Of the original scripts: nobody knows which images these are.
+    images = as_keys(database.image_digest)
+    old_identity = (database.provenance or {}).get("encoder", {}).get("identity", identity)
+    lost = np.arange(len(images))
+    if old_identity == identity:
+        kept = np.concatenate([np.empty((0, 32), np.uint8), *(manifest.image_digest for manifest in manifests)])
+        lost = np.flatnonzero(~np.isin(images, as_keys(kept)))
+    if not len(lost):
+        return lost
+    index = held_rows(store, old_identity)
+    is_other = np.array([source != database.path for source in index.sources], np.bool_)
+    return lost[~np.isin(images[lost], as_keys(index.image_digest[is_other[index.source]]))]
+
+
+def _refusal(study: Study, database: Database, lost: npt.NDArray[np.int64]) -> str:
+    splits, counts = np.unique(database.split[lost].astype(str), return_counts=True)
+    by_split = ", ".join(f"{count} of {split}" for split, count in zip(splits, counts, strict=True))
+    first = "" if database.keys is None else f"; the first is {database.keys[lost[0]]!r}"
+    encoder = (database.provenance or {}).get("encoder")
+    source = f", encoded by {encoder['kind']} in {encoder['dtype']}" if encoder else ""
+    return (
+        f"{database.path} would be replaced. Expected all its rows in the new file, in a part or in another database; "
+        f"found {len(lost)} of {len(database)} rows nowhere else ({by_split}{source}{first}). The file was left as it "
+        "is. Make the data set complete, or change the encoder back, and build again; or keep a copy of the file. To "
+        f"lose these rows, run `ccassets build {study.name} --allow-loss`, or materialize "
+        f"`{study.name}/feature_database` in the UI with `allow_loss: true` in its config."
+    )
