@@ -260,8 +260,10 @@ class TableDataset:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if label and self._multi_label:
-            text = pa.types.is_string(column.type)
-            return (pc.if_else(pc.equal(column, ""), None, column) if text else column).cast(pa.float64())
+            if pa.types.is_string(column.type):
+                cells = without_blanks(column)
+                column = pc.if_else(pc.equal(cells, ""), None, cells)
+            return column.cast(pa.float64())
         whole_numbers = pa.types.is_integer(column.type)
         if not (whole_numbers or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise DatasetError(f"{self.file}: column {name!r} holds {column.type}; text or integers are expected.")

@@ -167,6 +167,12 @@ def test_blanks_around_cells_lose_no_row(cells: Path, blank: str, caplog: pytest
     assert table_of(cells, lines(f" {3}", 0, "1 ", 0)).rows("train").labels.tolist() == [3, 1]
 
 
+def test_blanks_around_the_cells_of_several_label_columns_lose_no_label(cells: Path):
+    rows = [f"{key}, 1,0 ,{split}\n" for key, split in zip(KEYS, SPLITS, strict=True)]
+    dataset = table_of(cells, "path,a,b,split\n" + "".join(rows), columns={"label": ["a", "b"]})
+    assert dataset.rows("train").label_matrix.tolist() == [[1, 0], [1, 0]]
+
+
 def test_blanks_in_the_name_of_a_file_stay(cells: Path):
     save_folder(cells, [" p/a .png "])
     assert table_of(cells, lines(0, 0, 0, 0).replace("p/a.png", " p/a .png ")).rows("test").keys[0] == " p/a .png "
