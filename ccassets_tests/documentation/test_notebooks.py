@@ -9,20 +9,33 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from ccassets.study.schema import Study
+from ccassets_tests.extraction.made_parts import build
+from ccassets_tests.h5.batches import LEGACY
+from ccassets_tests.made_studies import edit_study
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = ("1_generate_concept_features.ipynb", "2_access_database.ipynb")
 
 
-def run(name: str) -> Any:
-    """A notebook, run with its outputs: what was printed as one text, and without what was told on stderr."""
+def run(name: str, replaced: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A notebook, run with its outputs: what was printed as one text, and without what was told on stderr.
+
+    `replaced` gives the beginnings of single lines and what is put in place of these lines.
+    """
     notebook = nbformat.read(FOLDER / name, as_version=4)
+    for beginning, line in replaced.items():
+        cell = next(cell for cell in notebook.cells if f"\n{beginning}" in f"\n{cell.source}")
+        cell.source = re.sub(rf"^{re.escape(beginning)}.*$", line, cell.source, flags=re.MULTILINE)
     client = NotebookClient(notebook, timeout=240, record_timing=False, resources={"metadata": {"path": str(FOLDER)}})
     client.execute()
     for cell in notebook.cells:
@@ -54,6 +67,50 @@ def test_the_notebooks_run_and_show_what_is_stored(home: Path) -> None:
         for before, after in zip(stored.cells, run(name).cells, strict=True):
             assert list(map(without_numbers, texts(before))) == list(map(without_numbers, texts(after))), before.source
     assert (home / "storage" / "demo" / "conceptclip_features.h5").is_file()
+
+    printed = "".join(text for name in NAMES for cell in run(name).cells for text in texts(cell))
+    assert "nothing: everything was up to date" in printed  # Where the demo is built, they run as well.
+
+
+def slow(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+def no_tokens(content: dict[str, Any]) -> None:
+    content["encoder"]["tokens"] = False
+
+
+def no_concepts(content: dict[str, Any]) -> None:
+    content["vocabulary"]["concepts"] = {"words": [], "templates": []}
+
+
+def no_vocabulary(content: dict[str, Any]) -> None:
+    content["vocabulary"] = {"custom": {"sentences": ["a cell", "no cell"]}}
+
+
+@pytest.mark.parametrize("change", [no_vocabulary, *(slow(change) for change in (None, no_tokens, no_concepts))])
+def test_the_second_notebook_runs_on_the_database_of_another_study(
+    study: Study, change: Callable[[dict[str, Any]], None] | None
+) -> None:
+    changed = study if change is None else edit_study(study, change)
+    path = build(changed).path
+
+    run(
+        NAMES[1],
+        {"path = ": f"path = Path({str(path)!r})", "study = ": f"study = ccassets.load_study({str(study.folder)!r})"},
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["legacy_no_labels", *map(slow, ("legacy_good", "legacy_no_labels_zero", "legacy_partial"))]
+)
+def test_the_second_notebook_runs_on_a_file_of_the_original_scripts(name: str) -> None:
+    run(NAMES[1], {"path = ": f"path = Path({str(LEGACY / f'{name}.h5')!r})", "study = ": "study = None"})
+
+
+@pytest.mark.slow
+def test_the_first_notebook_runs_on_the_images_of_another_study(study: Study) -> None:
+    run(NAMES[0], {"study = ": f"study = ccassets.load_study({str(study.folder)!r})"})
 
 
 @pytest.mark.parametrize("name", NAMES)

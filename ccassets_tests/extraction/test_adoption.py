@@ -33,56 +33,11 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests import made_studies as building
 from ccassets_tests.database import original_scripts
+from ccassets_tests.extraction.made_parts import STAND_IN
 from ccassets_tests.made_studies import picture
 
 LEGACY = Path(__file__).parents[1] / "data" / "legacy"
 FULL = {"train": 36, "val": 20, "test": 14}
-
-STAND_IN = """
-import hashlib
-from pathlib import Path
-
-import numpy as np
-
-from ccassets.encoders import ImageFeatures, TextFeatures
-from ccassets.encoders.encoder_contract import EncoderCard
-
-
-class StandIn:
-    device = "cpu"
-
-    def __init__(self, dim, tokens, **logits):
-        self.card = EncoderCard(
-            kind="python", weights_digest="ab" * 32, architecture={}, preprocessing={}, text_pooling="mean",
-            tokenizer_digest="cd" * 32, dim=dim, token_count=tokens, image_size=8, dtype="float32", **logits,
-        )
-        path = Path(__file__).with_name("features.npz")
-        self.known = dict(np.load(path)) if path.exists() else {}
-
-    def preprocess(self, image):
-        return np.asarray(image.resize((8, 8)), np.float32).transpose(2, 0, 1) / 255
-
-    def encode_pixels(self, pixels):
-        made = np.stack([self._vectors(image.tobytes(), 1 + self.card.token_count) for image in pixels])
-        for vectors, image in zip(made, pixels):
-            vectors[0] = self.known.get(hashlib.sha256(image.tobytes()).hexdigest(), vectors[0])
-        return ImageFeatures(made[:, 0], made[:, 1:] if self.card.token_count else None)
-
-    def encode_images(self, images):
-        return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
-
-    def encode_texts(self, prompts):
-        made = np.stack([self._vectors(prompt.encode(), 5) for prompt in prompts])
-        ids = np.ones((len(prompts), 4), np.int32)
-        offsets = np.array([[(0, 0), (0, len(prompt)), (0, 0), (0, 0)] for prompt in prompts], np.int32)
-        return TextFeatures(made[:, 0], made[:, 1:], ids, ids.astype(np.uint8), offsets)
-
-    def _vectors(self, seed, count):
-        number = int.from_bytes(hashlib.sha256(seed).digest()[:8], "little")
-        vectors = np.random.default_rng(number).standard_normal((count, self.card.dim)).astype(np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-"""
-
 
 def write_study(
     folder: Path,

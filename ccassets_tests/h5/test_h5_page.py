@@ -33,4 +33,4 @@ def test_the_example_of_the_page_runs(
 def test_the_table_names_every_function() -> None:
     named = set(re.findall(r"`(\w+)", "".join(line for line in PAGE.splitlines() if line.startswith("|"))))
 
-    assert set(ccassets.h5.__all__) - named == {"DatasetBundle", "FeatureStoreSummary", "ModelArtifacts"}
+    assert set(ccassets.h5.__all__) - named == {"DatasetBundle", "FeatureStoreSummary"}
