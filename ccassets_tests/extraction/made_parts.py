@@ -71,7 +71,7 @@ class Colours:
 '''
 
 
-STAND_IN = '''
+STAND_IN = """
 import hashlib
 from pathlib import Path
 
@@ -115,7 +115,7 @@ class StandIn:
         vectors = np.random.default_rng(number).standard_normal((count, self.card.dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return (vectors.view(np.uint32) & 0xFFFF0000).view(np.float32) if self.card.dtype == "bfloat16" else vectors
-'''
+"""
 """An encoder whose vectors are a function of the pixels or the prompt alone, the same in every batch."""
 
 

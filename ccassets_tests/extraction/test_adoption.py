@@ -39,6 +39,7 @@ from ccassets_tests.made_studies import picture
 LEGACY = Path(__file__).parents[1] / "data" / "legacy"
 FULL = {"train": 36, "val": 20, "test": 14}
 
+
 def write_study(
     folder: Path,
     labels: Mapping[str, Sequence[int] | int],
