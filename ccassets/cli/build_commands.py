@@ -42,7 +42,7 @@ def build(
         raise typer.BadParameter("--output needs a whole build: use it without --plan and --split.")
     loaded = load_study(study)
     if plan:
-        _print_plan(_plan_build(loaded, split, fresh), as_json)
+        _print_plan(*_plan_build(loaded, split, fresh), as_json)
         return
     from ccassets.orchestration.build import run_build
 
@@ -176,26 +176,28 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
         print_text(f"{name:<{width}}  {counts}")
 
 
-def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> StudyPlan:
-    """Read what a plan needs, the encoder's identity and every image, and plan."""
+def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> tuple[StudyPlan, float]:
+    """Read what a plan needs, and plan; with the mean share of a picture that the encoder never sees."""
     from ccassets.extraction import identify_encoder, plan_study, read_images
-    from ccassets.extraction.sources import fetch_dataset
+    from ccassets.extraction.sources import fetch_dataset, unseen_share
     from ccassets.study.storage import Store
 
     study.require_splits(splits or ())
     store = Store.of(study)
-    identify_encoder(study, store=store)
+    card = identify_encoder(study, store=store)
     dataset = fetch_dataset(study, store)
     for split in study.splits:
         read_images(study, split, store=store, dataset=dataset)
-    return plan_study(study, splits, fresh=fresh)
+    return plan_study(study, splits, fresh=fresh), unseen_share(study, dataset, card)
 
 
-def _print_plan(plan: StudyPlan, as_json: bool) -> None:
+def _print_plan(plan: StudyPlan, unseen: float, as_json: bool) -> None:
     if as_json:
-        print_json(_plan_facts(plan))
-    else:
-        print_text("\n".join(_plan_lines(plan)))
+        print_json({**_plan_facts(plan), "unseen_share": unseen})
+        return
+    print_text("\n".join(_plan_lines(plan)))
+    if unseen >= 0.01:
+        print_text(f"the encoder crops: it never sees {unseen:.0%} of an average picture")
 
 
 def _plan_facts(plan: StudyPlan) -> dict[str, Any]:

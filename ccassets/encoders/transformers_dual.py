@@ -324,8 +324,23 @@ def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | N
             "weights": folder.name,
             "commit": folder.commit,
             "parameters": sum(prod(tensor.shape) for tensor in tensors.values()),
+            # Their objective compares whole images with whole texts; patches are a by-product.
+            "tokens_for_words": False,
+            "geometry": _geometry(_image_processor(folder)),
         },
     )
+
+
+def _geometry(processor: Any) -> dict[str, Any] | None:
+    """Which rectangle of a picture the pixels are taken from, as `TokenGeometry` has it; None for any other rule."""
+    resized, cropped = (dict(getattr(processor, name, None) or {}) for name in ("size", "crop_size"))
+    crops = bool(getattr(processor, "do_center_crop", False))
+    if getattr(processor, "do_resize", False) and crops == bool(resized.get("shortest_edge")):
+        if not crops and resized.get("height") and resized.get("width"):
+            return {"rule": "squash"}
+        if crops and cropped.get("height") == cropped.get("width"):
+            return {"rule": "crop", "shortest_edge": resized["shortest_edge"], "crop": cropped["height"]}
+    return None
 
 
 def _present(folder: ModelFolder, names: Sequence[str], what: str) -> list[Path]:
@@ -361,19 +376,26 @@ def _model(folder: ModelFolder) -> Any:
 
 
 def _parts(folder: ModelFolder) -> _Parts:
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    with _library_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise EncoderError(f"{type(tokenizer).__name__} of {folder.name} gives no character offsets.")
+    return _Parts(_image_processor(folder), tokenizer)
+
+
+def _image_processor(folder: ModelFolder) -> Any:
+    from transformers import AutoImageProcessor
 
     with _library_errors(folder):
         processor = AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", trust_remote_code=False, local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
     if not type(processor).__name__.endswith("Pil"):
         # The library falls back to its torchvision form, whose pixels differ, and only warns.
         raise EncoderError(f"{type(processor).__name__} of {folder.name} has no Pillow form.")
-    if not tokenizer.is_fast:
-        raise EncoderError(f"{type(tokenizer).__name__} of {folder.name} gives no character offsets.")
-    return _Parts(processor, tokenizer)
+    return processor
 
 
 @contextmanager

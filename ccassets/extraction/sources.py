@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ccassets.database.token_geometry import token_geometry
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch
@@ -29,6 +33,9 @@ from ccassets.progress import Progress, silent
 from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+
+SIZED_IMAGES = 64
+"""Images whose sizes say how much of a picture a cropping encoder never sees."""
 
 
 def read_images(
@@ -79,6 +86,20 @@ def fetch_dataset(study: Study, store: Store, progress: Progress = silent) -> Da
     dataset = open_dataset(study, store)
     dataset.fetch(progress)
     return dataset
+
+
+def unseen_share(study: Study, dataset: Dataset, card: EncoderCard) -> float:
+    """The mean share of a picture that the encoder never sees, from the sizes of at most 64 pictures; 0 if unknown."""
+    geometry = token_geometry(card.declared())
+    if geometry is None or geometry.rule != "crop":
+        return 0.0
+    shares = []
+    for split in study.splits:
+        count = len(dataset.rows(split))
+        for row in np.linspace(0, count - 1, min(count, SIZED_IMAGES // len(study.splits) + 1)).round().astype(int):
+            with suppress(DatasetError):  # Reading all images names the bad ones.
+                shares.append(geometry.unseen_share(*dataset.read(split, int(row)).size))
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ccassets.database.token_geometry import Rectangle
+
 THUMBNAIL_SIDE = 128
 """Pixels of the longer side of an image on a page; smaller images keep their size."""
 
@@ -33,13 +35,23 @@ def thumbnail(image: Image.Image, side: int = THUMBNAIL_SIDE) -> Image.Image:
     return small
 
 
-def heat_layer(heat: npt.NDArray[np.floating[np.typing.NBitBase]]) -> Image.Image:
+def heat_layer(heat: npt.NDArray[np.float32]) -> Image.Image:
     """Draw heat (T,) from 0 to 1, row by row from the top left, as a transparent image: one pixel a patch."""
     side = int(np.sqrt(len(heat)))
     layer = np.empty((side, side, 4), np.uint8)
     layer[..., :3] = HEAT_COLOUR
     layer[..., 3] = (np.clip(heat, 0, 1) * HEAT_OPACITY * 255).reshape(side, side)
     return Image.fromarray(layer)
+
+
+def fit_layer(layer: Image.Image, size: tuple[int, int], rectangle: Rectangle) -> Image.Image:
+    """Fit a heat layer to an image of that size, (width, height): it covers `rectangle` of it, and nothing beside."""
+    if rectangle == (0, 0, *size):
+        return layer
+    left, top, right, bottom = (round(edge) for edge in rectangle)
+    fitted = Image.new("RGBA", size)
+    fitted.paste(layer.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
+    return fitted
 
 
 def overlay(image: Image.Image, layer: Image.Image) -> Image.Image:

@@ -21,7 +21,7 @@ from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
-from ccassets.extraction.sources import tokenize_prompts
+from ccassets.extraction.sources import tokenize_prompts, unseen_share
 from ccassets.progress import silent
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
@@ -83,6 +83,7 @@ def diagnose(
         *_bundle(study),
         data,
         *weights,
+        *(_cropping(study, dataset, card) if dataset and card else ()),
         _memory(study, card),
         _storage(needed),
         *(diagnose_records(study) if _home_exists() else ()),
@@ -225,6 +226,18 @@ def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard |
     except EncoderError as error:
         return [Diagnosis("weights", "problem", str(error))], None
     return [line for repo, revision in missing for line in _hub(repo, revision)], None
+
+
+def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Diagnosis]:
+    try:
+        share = unseen_share(study, dataset, card)
+    except (DatasetError, StorageError):
+        return  # `_data` reports it.
+    if share >= 0.01:
+        advice = "Crop or pad the pictures to squares yourself, if what lies at their borders matters."
+        yield Diagnosis(
+            "cropping", "warning", f"the encoder crops: it never sees {share:.0%} of an average picture", advice
+        )
 
 
 def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:

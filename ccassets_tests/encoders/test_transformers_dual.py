@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -16,9 +17,12 @@ from transformers import (
     BertModel,
 )
 
+from ccassets.database.token_geometry import TokenGeometry, no_map_reason, token_geometry
 from ccassets.encoders import inspect_encoder, load_encoder, token_spans
 from ccassets.errors import EncoderError
 from ccassets_tests.encoders.conftest import TEXT_TOWER, MakeStudy, images
+from ccassets_tests.made_studies import write_study
+from ccassets_tests.tools.doctor_lines import doctor_lines
 
 PROMPTS = ["a photo of a platelet", "red blood cell"]
 
@@ -105,6 +109,31 @@ def test_lower_precision_keeps_patch_and_position_embedding(siglip: Path, make_s
 
     assert seen == [torch.float32, torch.bfloat16]
     np.testing.assert_allclose((result.features * reference.encode_images(images(2)).features).sum(1), 1, atol=5e-3)
+
+
+def test_what_lies_beside_the_crop_changes_nothing_and_the_card_says_so(clip: Path, make_study: MakeStudy) -> None:
+    encoder = load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+    plain = Image.new("RGB", (192, 64), "white")
+    with_object = plain.copy()
+    with_object.paste("darkred", (0, 0, 60, 64))
+
+    np.testing.assert_array_equal(encoder.preprocess(with_object), encoder.preprocess(plain))
+    geometry = token_geometry(encoder.card.declared())
+    assert geometry == TokenGeometry("crop", 32, 32)
+    assert geometry.rectangle(192, 64) == (64, 0, 128, 64)
+    assert "not trained to be compared with words" in str(no_map_reason(encoder.card.declared(), 16))
+
+
+def test_the_doctor_says_how_much_a_crop_never_sees(clip: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        folder = tmp_path / "images" / split / "cell"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (192, 64), "white").save(folder / "wide.png")
+    section = {"kind": "transformers", "weights": str(clip)}
+    study = write_study(tmp_path / "wide", images=tmp_path / "images", encoder=section, splits=["train", "val"])
+
+    messages = {diagnosis.what: diagnosis.message for diagnosis in doctor_lines(study)}
+    assert messages["cropping"] == "the encoder crops: it never sees 67% of an average picture"
 
 
 def test_words_that_the_vocabulary_lacks_are_named(clip: Path, make_study: MakeStudy) -> None:

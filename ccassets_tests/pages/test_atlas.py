@@ -199,6 +199,23 @@ def test_the_page_says_that_only_some_rows_were_taken(tmp_path: Path) -> None:
     assert "No zero-shot classes: The study has no label words" in page
 
 
+def test_heat_maps_are_drawn_for_encoders_made_for_them_alone(made: Made, tmp_path: Path) -> None:
+    store = replace(made.store, root=tmp_path)
+    for recorded, sentence in (
+        ({}, "were not trained to be compared with words"),
+        ({"tokens_for_words": True, "geometry": {"rule": "crop", "shortest_edge": 4, "crop": 2}}, "never sees 75 %"),
+    ):
+        shutil.rmtree(store.folder, ignore_errors=True)
+        shutil.copytree(made.store.folder, store.folder)
+        with h5py.File(store.database, "r+") as file:
+            provenance = json.loads(file.attrs["provenance"])
+            provenance["encoder"] |= {"kind": "python", "recorded": recorded}
+            file.attrs["provenance"] = json.dumps(provenance)
+        page = write_atlas(made.study, store).page.read_text(encoding="utf-8")
+        assert sentence in page
+        assert ('class="heat"' in page) == bool(recorded)
+
+
 def test_a_file_that_knows_no_keys_has_an_atlas_without_pictures(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.store.root, tmp_path / "storage")
     store = replace(made.store, root=tmp_path / "storage")

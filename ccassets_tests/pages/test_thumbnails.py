@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ccassets.database.token_geometry import TokenGeometry
 from ccassets.datasets import open_dataset
 from ccassets.extraction import read_images
 from ccassets.pages.contact_sheet import contact_sheet
-from ccassets.pages.thumbnails import heat_layer, image_strip, make_sprite, overlay
+from ccassets.pages.thumbnails import fit_layer, heat_layer, image_strip, make_sprite, overlay
 from ccassets.study.storage import Store
 from ccassets_tests.analysis.made_phantoms import phantom_study
 
@@ -25,6 +26,17 @@ def test_heat_lies_over_the_patch_it_belongs_to() -> None:
     change = np.abs(heated - 255).sum(axis=2)
     assert change[5, 35] > 100
     assert change[35, 5] < 20
+
+
+def test_heat_lies_in_the_rectangle_that_the_patches_cover() -> None:
+    layer = heat_layer(np.ones(4, np.float32))
+    size = (120, 40)
+    fitted = fit_layer(layer, size, TokenGeometry("crop", 224, 224).rectangle(*size))
+    covered = np.asarray(overlay(Image.new("RGB", size, "white"), fitted), int).sum(axis=2) < 3 * 255
+    assert covered[:, 40:80].all()
+    assert not covered[:, :39].any()
+    assert not covered[:, 81:].any()
+    assert fit_layer(layer, size, TokenGeometry("squash").rectangle(*size)) is layer
 
 
 def test_a_sprite_and_a_strip_hold_every_image() -> None:

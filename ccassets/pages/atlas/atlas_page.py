@@ -19,9 +19,10 @@ from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result
 from ccassets.analysis.samples import is_labelled
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
+from ccassets.database.token_geometry import encoder_facts, token_geometry
 from ccassets.database.validation import run_checks
 from ccassets.files import write_text
-from ccassets.pages.atlas.atlas_view import AtlasView, make_view
+from ccassets.pages.atlas.atlas_view import AtlasView, evenly_spaced, make_view
 from ccassets.pages.atlas.charts import chart_data
 from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, cards_as_markdown, make_cards
 from ccassets.pages.atlas.evidence import ConceptEvidence, MapEvidence, measure_concepts, measure_maps
@@ -31,6 +32,9 @@ from ccassets.pages.thumbnails import HEAT_COLOUR, HEAT_OPACITY
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+
+SIZED_IMAGES = 64
+"""Images whose sizes say how much of a picture a cropping encoder never sees."""
 
 METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
@@ -149,6 +153,11 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
         notes.append(f"A first try: only {limit} images of each split were taken.")
     if view.read_thumbnail is None:
         notes.append("The file does not say where its rows came from: there are no pictures.")
+    elif unseen := _unseen_share(view):
+        notes.append(
+            f"The encoder crops: it never sees {100 * unseen:.0f} % of an average picture here (its borders), and what "
+            "lies there changes no score."
+        )
     if not is_labelled(database):
         notes.append("The data set has no labels: there are no classes to tell apart.")
     elif database.label_matrix is not None:
@@ -162,6 +171,15 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
             "they are too narrow."
         )
     return notes
+
+
+def _unseen_share(view: AtlasView) -> float:
+    """The mean share of pictures, at most 64 of them, that the encoder never sees, rounded to whole percents."""
+    geometry = token_geometry(encoder_facts(view.database))
+    if geometry is None or view.read_thumbnail is None or not len(view.database):
+        return 0.0
+    sizes = [view.read_thumbnail(int(row)).size for row in evenly_spaced(np.arange(len(view.database)), SIZED_IMAGES)]
+    return round(float(np.mean([geometry.unseen_share(*size) for size in sizes])), 2)
 
 
 def _tiles(

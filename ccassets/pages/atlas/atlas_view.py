@@ -16,7 +16,8 @@ from ccassets.analysis.results import TRAIN
 from ccassets.analysis.samples import NO_LABEL, class_names, database_concepts, is_labelled
 from ccassets.analysis.scores import FloatArray, concept_scores
 from ccassets.database.reader import Database
-from ccassets.pages.thumbnails import data_uri, thumbnail
+from ccassets.database.token_geometry import encoder_facts, token_geometry
+from ccassets.pages.thumbnails import data_uri, fit_layer, heat_layer, thumbnail
 from ccassets.study.schema import Concept, Study
 
 ALL_IMAGES = "all images"
@@ -121,12 +122,17 @@ class Figure:
         return None if self.layer is None else data_uri(self.layer, lossless=True)
 
 
-def make_figure(view: AtlasView, row: int, column: int, layer: Image.Image | None = None) -> Figure:
-    """Show a row with its score on the concept of that column."""
+def make_figure(view: AtlasView, row: int, column: int, heat: FloatArray | None = None) -> Figure:
+    """Show a row with its score on the concept of that column, and heat (T,) between 0 and 1 over its patches."""
     database = view.database
+    image = None if view.read_thumbnail is None else view.read_thumbnail(row)
+    geometry = token_geometry(encoder_facts(database))
+    layer = None
+    if heat is not None and image is not None and geometry is not None:
+        layer = fit_layer(heat_layer(heat), image.size, geometry.rectangle(*image.size))
     annotation = np.nan if view.annotations is None else view.annotations[row, column]
     return Figure(
-        image=None if view.read_thumbnail is None else view.read_thumbnail(row),
+        image=image,
         layer=layer,
         key=f"row {row}" if database.keys is None else str(database.keys[row]),
         split=str(database.split[row]),

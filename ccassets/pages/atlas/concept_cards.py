@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isqrt
 
 import numpy as np
 
 from ccassets.analysis.scores import FloatArray, patch_scores
+from ccassets.database.token_geometry import encoder_facts, no_map_reason
 from ccassets.errors import DatabaseError
 from ccassets.pages.atlas.atlas_view import AtlasView, Figure, Rows, evenly_spaced, make_figure
 from ccassets.pages.renderer import markdown_cell
-from ccassets.pages.thumbnails import data_uri, heat_layer, image_strip, overlay
+from ccassets.pages.thumbnails import data_uri, image_strip, overlay
 from ccassets.progress import Progress
 from ccassets.study.schema import Concept
 
@@ -44,8 +44,8 @@ def make_cards(view: AtlasView, progress: Progress) -> Cards:
     cards = []
     for column, concept in enumerate(view.concepts):
         rows = np.argsort(-view.scores[:, column], kind="stable")[:CARD_IMAGES]
-        layers = [None] * len(rows) if heat is None else [heat_layer(patches) for patches in heat(column, rows)]
-        figures = tuple(make_figure(view, int(row), column, layer) for row, layer in zip(rows, layers, strict=True))
+        heats = [None] * len(rows) if heat is None else heat(column, rows)
+        figures = tuple(make_figure(view, int(row), column, map_) for row, map_ in zip(rows, heats, strict=True))
         cards.append((concept, figures))
         progress(column + 1, len(view.concepts))
     return Cards(tuple(cards), unavailable_reason)
@@ -58,9 +58,8 @@ Heat = Callable[[int, Rows], FloatArray]
 def _heat(view: AtlasView) -> tuple[Heat | None, str | None]:
     """Heat as standard deviations above the mean patch of the reference images; or why there is none."""
     database = view.database
-    side = isqrt(database.token_count)
-    if side * side != database.token_count:
-        return None, f"{database.token_count} patches are no square: there is no way to lay them over a picture."
+    if reason := no_map_reason(encoder_facts(database), database.token_count):
+        return None, reason
     try:
         baseline = patch_scores(database, evenly_spaced(view.reference_rows, BASELINE_IMAGES))
     except DatabaseError as error:
