@@ -21,24 +21,39 @@ from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
 
 PERCENTILES = (5.0, 95.0)
-"""An absent concept is set to the first percentile of train's scores, a present one to the second."""
+"""Of a concept whose truth train does not show, the percentiles of train's scores that stand for absent and present."""
 
 Order = Literal["random", "uncertainty"]
 ORDERS: tuple[Order, ...] = ("random", "uncertainty")
 
 
 @dataclass(frozen=True, eq=False)
-class Extremes:
-    """The scores of absent (`low`) and present (`high`) concepts, (K,) each: percentiles of train."""
+class ConceptLevels:
+    """The scores that absent and present concepts are set to, (K,) each.
 
-    low: FloatArray
-    high: FloatArray
+    Attributes:
+        absent: The mean of train's scores of images that do not show the concept, or the 5th percentile of all.
+        present: The mean of those that show it, or the 95th percentile.
+        guessed: (K,), where the percentiles stand, because train does not show the truth of both.
+    """
+
+    absent: FloatArray
+    present: FloatArray
+    guessed: npt.NDArray[np.bool_]
 
 
-def extremes(samples: Samples, train: str = "train") -> Extremes:
-    """Compute the 5th and 95th percentile of every column of train."""
-    low, high = np.percentile(np.asarray(samples.of(train).features, np.float64), PERCENTILES, axis=0)
-    return Extremes(low, high)
+def concept_levels(samples: Samples, annotations: ConceptAnnotations, train: str = "train") -> ConceptLevels:
+    """Find what scores absent and present concepts have in train.
+
+    A percentile says little of a rare concept: with a prevalence of 2 %, the 95th is a score of images without it.
+    """
+    scores, known = np.asarray(samples.of(train).features, np.float64), annotations[samples.split == train]
+    levels = np.percentile(scores, PERCENTILES, axis=0)
+    shows = np.stack([known <= 0.5, known > 0.5])  # Both are false where it is nan.
+    guessed: npt.NDArray[np.bool_] = ~shows.any(axis=1).min(axis=0)
+    means = [np.mean(scores, axis=0, where=mask | guessed) for mask in shows]
+    absent, present = np.where(guessed, levels, means)
+    return ConceptLevels(absent, present, guessed)
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,13 @@ class InterventionCurve:
         order: The order of correction.
         groups: The groups of concepts.
         accuracy: One value more than there are groups, the first without any correction.
+        guessed: Concepts that were set to percentiles, since train does not show their truth.
     """
 
     order: Order
     groups: tuple[str, ...]
     accuracy: tuple[float, ...]
+    guessed: tuple[str, ...]
 
 
 def concept_groups(concepts: Sequence[Concept]) -> list[str]:
@@ -131,19 +148,20 @@ def intervention_curve(
 ) -> InterventionCurve:
     """Measure accuracy on a split while concepts are corrected to their annotations, one group after another.
 
-    A present concept is set to the 95th percentile of train's scores, an absent one to the 5th (Koh et al. 2020,
-    arXiv 2007.04612).
+    A concept is set to the mean score of train's images that show it, or that do not (conditional means). Where train
+    does not know the truth of a concept, to the 95th or 5th percentile of its scores (Koh et al. 2020, arXiv
+    2007.04612).
 
     Args:
         classifier: The classifier.
         samples: The rows, described by concept scores.
         annotations: (N, K) for the rows and columns of `samples`; where it is nan the score stays.
         groups: (K,), the group of every concept (`concept_groups`).
-        order: "uncertainty" corrects the group first whose scores are closest to the middle of the two percentiles;
+        order: "uncertainty" corrects the group first whose scores are closest to the middle of the two levels;
             "random" draws an order for every image.
         split: The held-out split.
         log: Records the access.
-        train: The split whose percentiles are used.
+        train: The split whose scores give the levels.
         repeats: Number of random orders.
         seed: Seed of the random orders.
 
@@ -158,27 +176,29 @@ def intervention_curve(
             f"Expected annotations of shape {samples.features.shape} and {len(samples.columns)} groups, found "
             f"{annotations.shape} and {len(groups)}."
         )
-    ends = extremes(samples, train)
+    levels = concept_levels(samples, annotations, train)
     chosen = np.flatnonzero(samples.split == split)
     rows, known = samples.of(split), annotations[chosen]
     log.record(f"intervention curve, {order}", model=classifier_digest(classifier), split=split, rows=len(rows))
     names = tuple(dict.fromkeys(groups))
     member = np.array([[group == name for group in groups] for name in names])
     scores = np.asarray(rows.features, np.float64)
-    corrected = np.where(np.isnan(known), scores, np.where(known > 0.5, ends.high, ends.low))
+    corrected = np.where(np.isnan(known), scores, np.where(known > 0.5, levels.present, levels.absent))
     rng = np.random.default_rng(seed)
     curves = []
     for _ in range(repeats if order == "random" else 1):
         rank = _ranks(
-            _uncertainty(scores, ends, member) if order == "uncertainty" else rng.random((len(rows), len(names)))
+            _uncertainty(scores, levels, member) if order == "uncertainty" else rng.random((len(rows), len(names)))
         )
         curves.append(_accuracies(classifier, scores, corrected, rank, member, rows.labels))
-    return InterventionCurve(order, names, tuple(np.mean(curves, axis=0).tolist()))
+    guessed = tuple(name for name, is_guess in zip(samples.columns, levels.guessed, strict=True) if is_guess)
+    return InterventionCurve(order, names, tuple(np.mean(curves, axis=0).tolist()), guessed)
 
 
-def _uncertainty(scores: FloatArray, ends: Extremes, member: npt.NDArray[np.bool_]) -> FloatArray:
-    """(n, groups): 1 where every score is midway between the two percentiles, 0 where none is between them."""
-    position = (scores - ends.low) / np.maximum(ends.high - ends.low, np.finfo(float).tiny)
+def _uncertainty(scores: FloatArray, levels: ConceptLevels, member: npt.NDArray[np.bool_]) -> FloatArray:
+    """(n, groups): 1 where every score is midway between the two levels, 0 where none is between them."""
+    distance = levels.present - levels.absent
+    position = (scores - levels.absent) / np.where(distance == 0, np.finfo(float).tiny, distance)
     uncertainty = 1 - np.abs(2 * np.clip(position, 0, 1) - 1)
     mean: FloatArray = uncertainty @ member.T / member.sum(axis=1)
     return mean

@@ -14,10 +14,11 @@ from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.intervention import (
     concept_auroc,
     concept_groups,
-    extremes,
+    concept_levels,
     intervention_curve,
     what_if,
 )
+from ccassets.analysis.samples import Samples
 from ccassets.datasets.phantom import PhantomDataset
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import PhantomDatasetConfig, Study
@@ -34,9 +35,9 @@ def curve(annotations=NOISY.annotations, order="uncertainty", log=None):
 
 
 def test_setting_a_telling_concept_changes_the_class():
-    ends = extremes(NOISY.samples)
+    levels = concept_levels(NOISY.samples, NOISY.annotations)
     row = NOISY.samples.features[np.flatnonzero(NOISY.samples.labels == CLASSES.index("lymphocyte"))[0]]
-    low, high = ends.low[CONCEPTS.index("Round nucleus")], ends.high[CONCEPTS.index("Giant platelets")]
+    low, high = levels.absent[CONCEPTS.index("Round nucleus")], levels.present[CONCEPTS.index("Giant platelets")]
     result = what_if(CLASSIFIER, row, {"Round nucleus": low, "Giant platelets": high})
     assert result.predicted == ("lymphocyte", "platelet")
     assert sum(result.after.values()) == pytest.approx(1)
@@ -58,9 +59,10 @@ def test_correcting_concepts_raises_accuracy_and_doubt_is_the_better_order():
     assert sum(doubtful.accuracy[1:-1]) > sum(random.accuracy[1:-1])
 
 
-def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
+def test_all_concepts_corrected_are_the_truth_at_the_means_of_train():
     train, test = NOISY.samples.of("train"), NOISY.samples.of("test")
-    low, high = np.percentile(train.features, [5, 95], axis=0)
+    shown = NOISY.annotations[NOISY.samples.split == "train"] == 1
+    low, high = (np.mean(train.features, axis=0, where=where, dtype=np.float64) for where in (~shown, shown))
     annotations = NOISY.annotations[NOISY.samples.split == "test"]
     predicted = CLASSIFIER.probabilities(np.where(annotations == 1, high, low)).argmax(axis=1)
     assert curve().accuracy[-1] == np.mean(predicted == test.labels)
@@ -77,6 +79,43 @@ def test_all_concepts_corrected_are_the_truth_at_the_ends_of_train():
     )
     assert moved.accuracy[0] < 0.6
     assert moved.accuracy[-1] == pytest.approx(curve().accuracy[-1])
+
+
+@pytest.mark.parametrize("prevalence", [0.02, 0.04, 0.1])
+def test_the_truth_of_a_rare_concept_finds_its_class(prevalence):
+    rng = np.random.default_rng(0)
+    shown = np.zeros((2000, 2))
+    for split in (slice(0, 1000), slice(1000, 2000)):
+        shown[split][: round(1000 * prevalence), 0] = 1
+    shown[:, 1] = rng.random(2000) < 0.5
+    samples = Samples(
+        features=shown + rng.normal(0, 0.25, shown.shape),
+        columns=("rare finding", "frequent finding"),
+        labels=shown[:, 0].astype(np.int64),
+        split=np.repeat(["train", "test"], 1000),
+        classes=("healthy", "ill"),
+        ids=np.arange(2000),
+    )
+    classifier = fit_logistic(samples, val=None)
+    both = intervention_curve(
+        classifier, samples, shown, ["a", "b"], order="random", split="test", log=HoldoutLog(), repeats=1
+    )
+    # The class is the concept, so the truth of the concept is the truth of the class.
+    assert both.accuracy[-1] == 1.0
+    assert both.accuracy[0] < 1.0
+    assert both.guessed == ()
+
+
+def test_a_concept_that_train_does_not_know_is_set_to_percentiles_and_named():
+    annotations = NOISY.annotations.copy()
+    annotations[NOISY.samples.split == "train", 0] = np.nan
+    annotations[NOISY.samples.split == "train", 1] = 1
+    levels = concept_levels(NOISY.samples, annotations)
+    low, high = np.percentile(NOISY.samples.of("train").features, [5, 95], axis=0)
+    assert curve(annotations=annotations).guessed == CONCEPTS[:2]
+    assert (levels.absent[:2] == low[:2]).all()
+    assert (levels.present[:2] == high[:2]).all()
+    assert levels.guessed.tolist() == [True, True] + [False] * (len(CONCEPTS) - 2)
 
 
 def test_without_known_truth_nothing_moves():
