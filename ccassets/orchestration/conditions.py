@@ -5,7 +5,8 @@ from __future__ import annotations
 import dagster as dg
 from dagster import AutomationCondition as When
 
-from ccassets.orchestration.dagster_internals import stale_candidates
+from ccassets.orchestration.blocking import failed_blocking_checks
+from ccassets.orchestration.dagster_internals import filter_candidates, stale_candidates
 
 NIGHT = "0 3 * * *"
 
@@ -25,6 +26,34 @@ class Stale(dg.AutomationCondition[dg.AssetKey]):
         return stale_candidates(context)
 
 
+class Blocked(dg.AutomationCondition[dg.AssetKey]):
+    """Made of something whose blocking check failed.
+
+    Dagster's own `all_deps_blocking_checks_passed` also holds back what is made of something that was never checked,
+    and what is made of something that was only warned of; a run of Dagster stops for neither.
+    """
+
+    @property
+    def name(self) -> str:
+        return "blocked by a failed check"
+
+    def evaluate(self, context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
+        graph, instance = context.asset_graph, context.asset_graph_view.instance
+        parents = [graph.get(key) for key in graph.get(context.key).parent_keys]
+        checks = [key for key in graph.asset_check_keys if graph.get(key).blocking]
+
+        def is_blocked(partition: str | None) -> bool:
+            read = {
+                parent.key: [partition]
+                if partition or parent.partitions_def is None
+                else parent.partitions_def.get_partition_keys()
+                for parent in parents
+            }
+            return any(failed_blocking_checks(instance, read, checks))
+
+        return filter_candidates(context, is_blocked)
+
+
 _night = When.cron_tick_passed(NIGHT)
 _failed = When.execution_failed()
 _due = Stale() | When.missing()
@@ -33,9 +62,13 @@ _upstream_is_there = ~When.any_deps_missing() & ~When.any_deps_in_progress()
 # What failed is asked for again every night and when something upstream changes, not once a minute.
 _once_more = _failed & (_night | When.any_deps_updated().since_last_handled())
 
-REBUILD_STALE = (((_due & ~_failed) | (_due & _once_more)) & _upstream_is_there & ~When.in_progress()).with_label(
-    "stale or missing, and everything upstream is there"
-)
+_rebuild = ((_due & ~_failed) | (_due & _once_more)) & _upstream_is_there & ~When.in_progress()
+_REBUILD_LABEL = "stale or missing, and everything upstream is there"
+
+REBUILD_STALE = (_rebuild & ~Blocked()).with_label(_REBUILD_LABEL)
+
+REPORT_STALE = _rebuild.with_label(_REBUILD_LABEL)
+"""That of the validation report, which is made also of a database that failed its checks."""
 
 READ_SOURCES = ((_night | (_due & ~_failed)) & ~When.in_progress()).with_label(
     "every night, when the study changed, and when it was never read"

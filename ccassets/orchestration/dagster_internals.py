@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._check import CheckError
 
 # Missing: a public call for the staleness that the UI shows. `dagster_graphql` has it, behind a workspace; the public
 # conditions `code_version_changed` and `data_version_changed` see only what changed since their last evaluation.
@@ -69,17 +70,32 @@ class AssetRecords:
         return record.asset_entry if record else None
 
 
+def loaded_checks(context: dg.AssetExecutionContext) -> Collection[dg.AssetCheckKey]:
+    """The checks of the definitions that a step was loaded with; none where a job runs without its definitions."""
+    # Missing: a public way to ask whether a step has a repository; `repository_def` raises this where it has none.
+    try:
+        return context.repository_def.asset_graph.asset_check_keys
+    except CheckError:
+        return ()
+
+
+def filter_candidates(
+    context: dg.AutomationContext[dg.AssetKey], accept: Callable[[str | None], bool]
+) -> dg.AutomationResult[dg.AssetKey]:
+    """Keep the candidates of an automation condition, partitions or the one asset, that are accepted."""
+    candidates = context.candidate_subset.expensively_compute_asset_partitions()
+    accepted = {candidate for candidate in candidates if accept(candidate.partition_key)}
+    subset = context.asset_graph_view.get_asset_subset_from_asset_partitions(context.key, accepted)
+    return dg.AutomationResult(context, subset)
+
+
 def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.AutomationResult[dg.AssetKey]:
-    """Of the candidates of an automation condition those that the UI shows as stale."""
+    """Keep the candidates of an automation condition that the UI shows as stale."""
     view = context.asset_graph_view
     resolver = CachingStaleStatusResolver(view.instance, view.asset_graph, view)
-    candidates = context.candidate_subset.expensively_compute_asset_partitions()
-    stale = {
-        candidate
-        for candidate in candidates
-        if resolver.get_status(candidate.asset_key, candidate.partition_key) == StaleStatus.STALE
-    }
-    return dg.AutomationResult(context, view.get_asset_subset_from_asset_partitions(context.key, stale))
+    return filter_candidates(
+        context, lambda partition: resolver.get_status(context.key, partition) == StaleStatus.STALE
+    )
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""The decorator of every asset of a study, and the versions by which Dagster sees what is stale."""
+"""What every asset of a study has: a specification, a step, and versions by which Dagster sees what is stale."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from ccassets.analysis import AnalysisResult
 from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
+from ccassets.orchestration.blocking import require_passed_checks
 from ccassets.orchestration.conditions import REBUILD_STALE
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.steps import errors_as_failures
@@ -21,7 +22,7 @@ from ccassets.study.storage import Store
 ANALYSIS_VERSION = 2
 """Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
 
-Body = Callable[..., dg.MaterializeResult[None]]
+Body = Callable[..., dg.MaterializeResult[None] | Iterator[dg.MaterializeResult[None]]]
 
 
 class ExtractionRun(dg.Config):
@@ -30,7 +31,7 @@ class ExtractionRun(dg.Config):
     fresh: bool = False
 
 
-def study_asset(
+def asset_spec(
     study: Study,
     name: str,
     *,
@@ -39,10 +40,8 @@ def study_asset(
     version: Sequence[object] = (),
     deps: Sequence[dg.AssetDep | str] = (),
     condition: dg.AutomationCondition[dg.AssetKey] = REBUILD_STALE,
-    partitions: dg.PartitionsDefinition[str] | None = None,
-    pool: str | None = None,
-) -> Callable[[Body], dg.AssetsDefinition]:
-    """Make a function an asset of a study, in its group and under its name; our errors become the step's failure.
+) -> dg.AssetSpec:
+    """Say what an asset of a study is, in its group and under its name.
 
     Args:
         study: The study.
@@ -52,29 +51,65 @@ def study_asset(
         version: What changes the asset's code version, besides our own extraction code.
         deps: The assets of the study that it is made of, by name.
         condition: When it asks to be materialized, once the study's sensor is turned on.
-        partitions: The splits, where they are partitions of the asset.
-        pool: The pool whose slots limit how many of its steps run at once.
 
     Returns:
-        A decorator for a function with Dagster's context, config and resources as parameters.
+        The specification.
     """
+    return dg.AssetSpec(
+        key=asset_key(study, name),
+        deps=[dep if isinstance(dep, dg.AssetDep) else asset_key(study, dep) for dep in deps],
+        group_name=study.name,
+        automation_condition=condition,
+        kinds=set(kinds),
+        code_version=code_version(*version),
+        description=description,
+    )
+
+
+def study_asset(
+    study: Study,
+    name: str,
+    *,
+    partitions: dg.PartitionsDefinition[str] | None = None,
+    pool: str | None = None,
+    companions: Sequence[dg.AssetSpec] = (),
+    **facts: Any,
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Make a function the step of an asset of a study; our errors become the step's failure.
+
+    The step is refused while a blocking check of what it reads failed, in whatever run that was.
+
+    Args:
+        study: The study.
+        name: The key of the asset after the study's name; several parts are joined with `/`.
+        partitions: The splits, where they are partitions of the asset.
+        pool: The pool whose slots limit how many of its steps run at once.
+        companions: Assets that the same step makes; each of them can be materialized without the others.
+        facts: What `asset_spec` takes, of the asset.
+
+    Returns:
+        A decorator for a function with Dagster's context, config and resources as parameters, which gives one result
+        or yields several.
+    """
+    specs = [asset_spec(study, name, **facts), *companions]
 
     def decorate(body: Body) -> dg.AssetsDefinition:
         @functools.wraps(body)
-        def materialize(*args: Any, **kwargs: Any) -> dg.MaterializeResult[None]:
+        def materialize(*args: Any, **kwargs: Any) -> Iterator[dg.MaterializeResult[None]]:
             with errors_as_failures():
-                return body(*args, **kwargs)
+                context = dg.AssetExecutionContext.get()
+                made = [spec for spec in specs if spec.key in context.selected_asset_keys]
+                read = {dep.asset_key for spec in made for dep in spec.deps} - {spec.key for spec in specs}
+                require_passed_checks(context, study, read)
+                result = body(*args, **kwargs)
+                yield from (result,) if isinstance(result, dg.MaterializeResult) else result
 
-        return dg.asset(
-            key=asset_key(study, name),
-            deps=[dep if isinstance(dep, dg.AssetDep) else asset_key(study, dep) for dep in deps],
-            group_name=study.name,
-            automation_condition=condition,
+        return dg.multi_asset(
+            name=specs[0].key.to_python_identifier(),
+            specs=specs,
+            can_subset=len(specs) > 1,
             partitions_def=partitions,
             pool=pool,
-            kinds=set(kinds),
-            code_version=code_version(*version),
-            description=description,
         )(materialize)
 
     return decorate

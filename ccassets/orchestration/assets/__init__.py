@@ -15,7 +15,6 @@ from ccassets.orchestration.assets.feature_database import feature_database
 from ccassets.orchestration.assets.image_features import image_features
 from ccassets.orchestration.assets.images import images
 from ccassets.orchestration.assets.template_features import template_features
-from ccassets.orchestration.assets.validation_report import validation_report
 from ccassets.orchestration.assets.zero_shot import zero_shot
 from ccassets.study.schema import Study
 
@@ -38,7 +37,6 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
         *(template_features(study, template) for template in study.vocabulary.templates().values()),
         image_features(study),
         feature_database(study),
-        validation_report(study),
         *(_ANALYSES[name](study) for name in available_analyses(study)),
     ]
     return [asset.map_asset_specs(lambda spec: _with_tags(spec, study)) for asset in assets]

@@ -1,9 +1,15 @@
-"""The asset `feature_database`: all parts of a study assembled into one file, which replaces the old one at the end."""
+"""The asset `feature_database`: all parts of a study assembled into one file, which replaces the old one at the end.
+
+Its step makes the report as well.
+"""
+
+from collections.abc import Iterator
 
 import dagster as dg
 
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database
+from ccassets.orchestration.assets.validation_report import validation_report, write_report
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
@@ -24,6 +30,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         asset_key(study, "image_features"),
         partition_mapping=dg.AllPartitionMapping() if is_partitioned(study) else None,
     )
+    report = validation_report(study)
     templates = [f"template_features/{name}" for name in study.vocabulary.templates()]
 
     @study_asset(
@@ -33,28 +40,33 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         kinds={"hdf5"},
         version=(_grouping(study), study.splits, study.storage, study.extraction.limit),
         description=_description(study),
+        companions=[report],
     )
     def _feature_database(
         context: dg.AssetExecutionContext, config: DatabaseRun, store: StoreResource
-    ) -> dg.MaterializeResult[None]:
+    ) -> Iterator[dg.MaterializeResult[None]]:
         study_store = store.of(study)
-        progress = log_progress(context, "assemble the database")
-        done = assemble_database(
-            study, store=study_store, fresh=config.fresh, allow_loss=config.allow_loss, progress=progress
-        )
-        if done.unchanged:
-            context.log.info("The database already is what it should be; it was left as it is.")
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(done.digest),
-            metadata={
-                "dagster/row_count": done.rows,
-                "bytes": done.bytes,
-                "seconds": round(done.seconds, 3),
-                "digest": done.digest,
-                "file": study_store.relative(done.path),
-                "dagster/column_schema": _schema(study_store),
-            },
-        )
+        if asset_key(study, "feature_database") in context.selected_asset_keys:
+            progress = log_progress(context, "assemble the database")
+            done = assemble_database(
+                study, store=study_store, fresh=config.fresh, allow_loss=config.allow_loss, progress=progress
+            )
+            if done.unchanged:
+                context.log.info("The database already is what it should be; it was left as it is.")
+            yield dg.MaterializeResult(
+                asset_key=asset_key(study, "feature_database"),
+                data_version=dg.DataVersion(done.digest),
+                metadata={
+                    "dagster/row_count": done.rows,
+                    "bytes": done.bytes,
+                    "seconds": round(done.seconds, 3),
+                    "digest": done.digest,
+                    "file": study_store.relative(done.path),
+                    "dagster/column_schema": _schema(study_store),
+                },
+            )
+        if report.key in context.selected_asset_keys:
+            yield write_report(study, study_store)
 
     return _feature_database
 

@@ -1,36 +1,44 @@
-"""The asset `validation_report`: every check of the finished database, as JSON and as a page to read."""
+"""The asset `validation_report`: every check of the finished database, as JSON and as a page to read.
+
+It is made in the step of the database: as one of its own it would be stopped by the database's failed checks, and the
+report is needed most when they fail.
+"""
 
 import dagster as dg
 
-from ccassets.orchestration.resources import StoreResource
-from ccassets.orchestration.study_asset import study_asset
+from ccassets.orchestration.conditions import REPORT_STALE
+from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.study_asset import asset_spec
 from ccassets.pages.report_page import write_validation_report
 from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 REPORT_VERSION = 1
 
 
-def validation_report(study: Study) -> dg.AssetsDefinition:
-    @study_asset(
+def validation_report(study: Study) -> dg.AssetSpec:
+    return asset_spec(
         study,
         "validation_report",
         deps=["feature_database"],
+        condition=REPORT_STALE,
         kinds={"html", "json"},
         version=(REPORT_VERSION,),
         description="What the validator found in the database: `validation.json`, and `validation.html` to read.",
     )
-    def _validation_report(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
-        study_store = store.of(study)
-        report = write_validation_report(study, study_store)
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(report.digest),
-            metadata={
-                "ok": report.ok,
-                "errors": sum(finding.severity == "error" for finding in report.findings),
-                "warnings": sum(finding.severity == "warning" for finding in report.findings),
-                "page": study_store.relative(report.page),
-                "findings": dg.MetadataValue.md(report.markdown),
-            },
-        )
 
-    return _validation_report
+
+def write_report(study: Study, store: Store) -> dg.MaterializeResult[None]:
+    """Validate the database, write the report, and give what Dagster records of it."""
+    report = write_validation_report(study, store)
+    return dg.MaterializeResult(
+        asset_key=asset_key(study, "validation_report"),
+        data_version=dg.DataVersion(report.digest),
+        metadata={
+            "ok": report.ok,
+            "errors": sum(finding.severity == "error" for finding in report.findings),
+            "warnings": sum(finding.severity == "warning" for finding in report.findings),
+            "page": store.relative(report.page),
+            "findings": dg.MetadataValue.md(report.markdown),
+        },
+    )

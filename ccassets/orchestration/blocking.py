@@ -1,0 +1,75 @@
+"""Blocking checks across runs: what failed on the newest materialization of an asset holds back what is made of it.
+
+Dagster by itself lets a failed blocking check stop the steps of its own run, and no other run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from ccassets.errors import BuildError
+from ccassets.orchestration.dagster_internals import loaded_checks
+from ccassets.orchestration.partitions import is_partitioned
+from ccassets.study.schema import Study
+
+_EVALUATIONS_A_PARTITION = 20
+"""How many evaluations of a check are looked through for each partition of its asset, newest first."""
+
+
+def failed_blocking_checks(
+    instance: dg.DagsterInstance,
+    parents: Mapping[dg.AssetKey, Sequence[str | None]],
+    checks: Iterable[dg.AssetCheckKey],
+) -> Iterator[str]:
+    """Find the failed blocking checks of assets, and say of each what it found.
+
+    A check counts as failed when its newest evaluation of the newest materialization, of a partition or of the whole,
+    failed with the severity of an error.
+
+    Args:
+        instance: The instance with the records.
+        parents: The assets, each with its partitions, or with None alone.
+        checks: Checks of the assets that may have run alone; those that ran with a materialization are known by it.
+
+    Yields:
+        A sentence for every check that failed.
+    """
+    newest: dict[int, str | None] = {}
+    runs: set[str] = set()
+    for key, partitions in parents.items():
+        for partition in partitions:
+            records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+            for record in instance.fetch_materializations(records, limit=1).records:
+                newest[record.storage_id] = partition
+                runs.add(record.run_id)
+    known = {key for key in checks if key.asset_key in parents}
+    for run in filter(instance.has_run, runs):
+        for entry in instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+            ran = entry.get_dagster_event().asset_check_evaluation_data
+            if ran.blocking and ran.asset_key in parents:
+                known.add(ran.asset_check_key)
+    for check in sorted(known):
+        limit = _EVALUATIONS_A_PARTITION * len(parents[check.asset_key])
+        evaluated = set()
+        for execution in instance.event_log_storage.get_asset_check_execution_history(check, limit=limit):
+            evaluation = execution.evaluation
+            target = evaluation.target_materialization_data if evaluation else None
+            if evaluation is None or target is None or target.storage_id not in newest.keys() - evaluated:
+                continue
+            evaluated.add(target.storage_id)
+            if evaluation.blocking and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+                partition = newest[target.storage_id]
+                asset = check.asset_key.to_user_string() + (f" ({partition})" if partition else "")
+                yield f"The check {check.name} of {asset} failed: {evaluation.description or 'it says no more'}"
+
+
+def require_passed_checks(context: dg.AssetExecutionContext, study: Study, keys: Iterable[dg.AssetKey]) -> None:
+    """Refuse a step, with a BuildError, while a blocking check of an asset of the study that it reads failed."""
+    of_splits = [context.partition_key] if context.has_partition_key else list(study.splits)
+    by_split = is_partitioned(study)
+    parents = {key: of_splits if by_split and key.path[-1] in ("images", "image_features") else [None] for key in keys}
+    if failed := list(failed_blocking_checks(context.instance, parents, loaded_checks(context))):
+        advice = "Mend what it found and run the check again, or materialize its asset again."
+        raise BuildError("\n".join([*failed, advice]))
