@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +81,7 @@ def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
     others = [
         folder.path / CONFIG,
         *_present(folder, PROCESSOR_FILES, "image processor"),
-        *_present(folder, TOKENIZER_FILES, "tokenizer"),
+        *_tokenizer_files(folder),
     ]
     return {file.name: file for file in (*with_index(safetensors_files(folder)), *others)}
 
@@ -308,10 +310,10 @@ def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | N
         },
         preprocessing={
             "backend": "pillow",
-            "config_digest": digest_files(_present(folder, PROCESSOR_FILES, "image processor")[:1], cache=cache),
+            "config_digest": _image_processor_digest(folder, cache),
         },
         text_pooling="model",
-        tokenizer_digest=digest_files(_present(folder, TOKENIZER_FILES, "tokenizer"), cache=cache),
+        tokenizer_digest=digest_files(_tokenizer_files(folder), cache=cache),
         dim=source.dim,
         token_count=source.token_count,
         image_size=source.image_size,
@@ -341,6 +343,51 @@ def _geometry(processor: Any) -> dict[str, Any] | None:
         if crops and cropped.get("height") == cropped.get("width"):
             return {"rule": "crop", "shortest_edge": resized["shortest_edge"], "crop": cropped["height"]}
     return None
+
+
+def _image_processor_digest(folder: ModelFolder, cache: Path | None) -> str:
+    """The digest of the file that holds the settings the library takes; it knows several, in an order of its own."""
+    from transformers import ImageProcessingMixin
+
+    files = _present(folder, PROCESSOR_FILES, "image processor")
+    with _library_errors(folder):
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(folder.path, local_files_only=True)
+        for file in files:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if settings in (content, content.get("image_processor")):
+                return digest_files([file], cache=cache)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_files(folder: ModelFolder) -> list[Path]:
+    """The files that determine the tokenizer: the usual ones, and every other one without which it is not the same."""
+    usual = _present(folder, TOKENIZER_FILES, "tokenizer")
+    known = {CONFIG, *PROCESSOR_FILES, *(file.name for file in usual)}
+    others = [
+        file
+        for file in sorted(folder.path.iterdir())
+        if file.is_file() and file.name not in known and file.suffix != ".safetensors"
+    ]
+    if not others:
+        return usual
+    state = _tokenizer_state(folder, [*usual, *others])
+    if _tokenizer_state(folder, usual) == state:
+        return usual
+    needed = [file for file in others if _tokenizer_state(folder, [*usual, *(f for f in others if f != file)]) != state]
+    return [*usual, *needed]
+
+
+def _tokenizer_state(folder: ModelFolder, files: Sequence[Path]) -> str | None:
+    """Everything about the tokenizer that the library makes of these files of a folder; None where it makes none."""
+    with TemporaryDirectory() as only:
+        for file in (folder.path / CONFIG, *files):
+            (Path(only) / file.name).symlink_to(file.absolute())
+        try:
+            tokenizer = _tokenizer(ModelFolder(Path(only), folder.name))
+        except EncoderError:
+            return None
+    names = ("model_input_names", "padding_side", "pad_token_id", "unk_token_id")
+    return repr([tokenizer.backend_tokenizer.to_str(), *(getattr(tokenizer, name) for name in names)])
 
 
 def _present(folder: ModelFolder, names: Sequence[str], what: str) -> list[Path]:
@@ -376,13 +423,7 @@ def _model(folder: ModelFolder) -> Any:
 
 
 def _parts(folder: ModelFolder) -> _Parts:
-    from transformers import AutoTokenizer
-
-    with _library_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    if not tokenizer.is_fast:
-        raise EncoderError(f"{type(tokenizer).__name__} of {folder.name} gives no character offsets.")
-    return _Parts(_image_processor(folder), tokenizer)
+    return _Parts(_image_processor(folder), _tokenizer(folder))
 
 
 def _image_processor(folder: ModelFolder) -> Any:
@@ -396,6 +437,16 @@ def _image_processor(folder: ModelFolder) -> Any:
         # The library falls back to its torchvision form, whose pixels differ, and only warns.
         raise EncoderError(f"{type(processor).__name__} of {folder.name} has no Pillow form.")
     return processor
+
+
+def _tokenizer(folder: ModelFolder) -> Any:
+    from transformers import AutoTokenizer
+
+    with _library_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise EncoderError(f"{type(tokenizer).__name__} of {folder.name} gives no character offsets.")
+    return tokenizer
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ccassets.database.token_geometry import TokenGeometry, no_map_reason, token_geometry
-from ccassets.encoders import inspect_encoder, load_encoder, token_spans
+from ccassets.encoders import encoder_files, inspect_encoder, load_encoder, token_spans
 from ccassets.errors import EncoderError
 from ccassets_tests.encoders.conftest import TEXT_TOWER, MakeStudy, images
 from ccassets_tests.made_studies import write_study
@@ -151,6 +151,63 @@ def test_the_identity_knows_configuration_preprocessing_and_tokenizer(
     (clip / file).write_text((clip / file).read_text() + "\n")
 
     assert inspect_encoder(study).identity != before
+
+
+def test_the_identity_knows_the_preprocessing_that_the_library_takes(clip: Path, make_study: MakeStudy) -> None:
+    """transformers takes a nested `image_processor` of processor_config.json before preprocessor_config.json."""
+    study = make_study(kind="transformers", weights=str(clip))
+    image = images(1)
+    own = inspect_encoder(study).identity
+    pixels = load_encoder(study, device="cpu").preprocess(image[0])
+    settings = json.loads((clip / "preprocessor_config.json").read_text())
+    nested = clip / "processor_config.json"
+
+    for unused in ({"processor_class": "CLIPProcessor"}, {"image_processor": settings}):
+        nested.write_text(json.dumps(unused))
+        assert inspect_encoder(study).identity == own, unused
+
+    identities = {own}
+    for mean in ([0.5, 0.5, 0.5], [0.4, 0.5, 0.5]):
+        nested.write_text(json.dumps({"image_processor": {**settings, "image_mean": mean}}))
+        encoder = load_encoder(study, device="cpu")
+        assert not np.array_equal(encoder.preprocess(image[0]), pixels)
+        identities |= {encoder.card.identity, inspect_encoder(study).identity}
+    assert len(identities) == 3
+
+    (clip / "preprocessor_config.json").unlink()
+    assert inspect_encoder(study).identity in identities - {own}
+    nested.unlink()
+    with pytest.raises(EncoderError, match="holds no image processor"):
+        inspect_encoder(study)
+
+
+@pytest.mark.parametrize("version", ["tokenizer.json", "tokenizer.5.0.0.json"])
+def test_the_identity_knows_every_file_that_makes_the_tokenizer(
+    clip: Path, make_study: MakeStudy, version: str
+) -> None:
+    """Other files of the folder, as a tokenizer for another release of the library, count where they are read."""
+    study = make_study(kind="transformers", weights=str(clip))
+    own = inspect_encoder(study).identity
+    other = json.loads((clip / "tokenizer.json").read_text())
+    other["normalizer"]["lowercase"] = False
+    (clip / "tokenizer.5.0.0.json").write_text(json.dumps(other))
+    (clip / "README.md").write_text("A model.")
+    assert inspect_encoder(study).identity == own
+
+    config = json.loads((clip / "tokenizer_config.json").read_text())
+    (clip / "tokenizer_config.json").write_text(json.dumps({**config, "fast_tokenizer_files": [version]}))
+    before = inspect_encoder(study).identity
+    files = encoder_files(study)
+    (clip / "README.md").write_text("A good model.")
+    assert inspect_encoder(study).identity == before
+
+    other["normalizer"]["strip_accents"] = True
+    (clip / "tokenizer.5.0.0.json").write_text(json.dumps(other))
+
+    is_read = version == "tokenizer.5.0.0.json"
+    assert (inspect_encoder(study).identity != before) == is_read
+    assert ("tokenizer.5.0.0.json" in files) == is_read
+    assert "README.md" not in files
 
 
 def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy) -> None:
