@@ -77,13 +77,14 @@ def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
     """Every file a `transformers` encoder is read from, by its name in a model folder."""
-    folder = _find(study, hf_token).folder
+    source = _find(study, hf_token)
+    folder = source.folder
     others = [
         folder.path / CONFIG,
         *_present(folder, PROCESSOR_FILES, "image processor"),
         *_tokenizer_files(folder),
     ]
-    return {file.name: file for file in (*with_index(safetensors_files(folder)), *others)}
+    return {file.name: file for file in (*with_index(_weights_files(source)), *others)}
 
 
 def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]], Tokens]:
@@ -242,6 +243,7 @@ class _ModelFiles:
     """A model's folder and what its configuration says."""
 
     folder: ModelFolder
+    weights: str | None
     model_type: str
     dim: int
     image_size: int
@@ -276,6 +278,7 @@ def _find(study: Study, hf_token: str | None) -> _ModelFiles:
         raise EncoderError(f"{folder.name} has no patches ({patch}): set encoder.tokens: false.")
     return _ModelFiles(
         folder=folder,
+        weights=getattr(config, "transformers_weights", None),
         model_type=config.model_type,
         dim=getattr(config, "projection_dim", None) or vision.hidden_size,
         image_size=size,
@@ -297,7 +300,7 @@ def _context_length(folder: ModelFolder, text_config: Any) -> int:
 
 def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     folder = source.folder
-    files = safetensors_files(folder)
+    files = _weights_files(source)
     tensors = read_headers(files)
     scales = {name: read_scalar(tensors[name]) for name in ("logit_scale", "logit_bias") if name in tensors}
     return EncoderCard(
@@ -343,6 +346,12 @@ def _geometry(processor: Any) -> dict[str, Any] | None:
         if crops and cropped.get("height") == cropped.get("width"):
             return {"rule": "crop", "shortest_edge": resized["shortest_edge"], "crop": cropped["height"]}
     return None
+
+
+def _weights_files(source: _ModelFiles) -> list[Path]:
+    """The weights that the library takes: what the configuration names, else one file before the shards of an index."""
+    file = source.folder.path / (source.weights or "model.safetensors")
+    return [file] if file.is_file() and file.suffix == ".safetensors" else safetensors_files(source.folder)
 
 
 def _image_processor_digest(folder: ModelFolder, cache: Path | None) -> str:

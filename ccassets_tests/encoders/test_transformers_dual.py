@@ -181,6 +181,25 @@ def test_the_identity_knows_the_preprocessing_that_the_library_takes(clip: Path,
         inspect_encoder(study)
 
 
+def test_the_identity_knows_the_weights_that_the_library_takes(clip: Path, make_study: MakeStudy) -> None:
+    """One file comes before the shards of an index, and a file that the configuration names before both."""
+    study = make_study(kind="transformers", weights=str(clip))
+    own = inspect_encoder(study)
+    tensors = load_file(clip / "model.safetensors")
+    tensors["visual_projection.weight"] += 1
+    save_file(tensors, clip / "other.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(tensors, "other.safetensors")}
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = load_encoder(study, device="cpu").encode_images(images(1)).features
+    assert inspect_encoder(study).identity == own.identity
+
+    config = json.loads((clip / "config.json").read_text())
+    (clip / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    assert not np.array_equal(load_encoder(study, device="cpu").encode_images(images(1)).features, expected)
+    assert inspect_encoder(study).weights_digest != own.weights_digest
+    assert "other.safetensors" in encoder_files(study)
+
+
 @pytest.mark.parametrize("version", ["tokenizer.json", "tokenizer.5.0.0.json"])
 def test_the_identity_knows_every_file_that_makes_the_tokenizer(
     clip: Path, make_study: MakeStudy, version: str
