@@ -17,6 +17,7 @@ CAMPAIGNS = {
     "kill": ("--kills", 200, 20),
     "faults": ("--faults", 120, 12),
     "corruption": ("--mutations", 500, 30),
+    "rows": ("--scenarios", 500, 12),
     "fuzz": ("--iterations", 10_000, 250),
 }
 """What says how often, and how often, in a long run and in a short one."""

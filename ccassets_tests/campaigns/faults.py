@@ -59,7 +59,7 @@ class Campaign:
     def _moments(self, state: str) -> int:
         """How many moments a build from that state has at which the disk could begin to refuse."""
         store = self._storage(state, "counted")
-        code, text = self._in_a_fork(store, lambda: None, at=1 << 40)
+        code, text = build_in_a_fork(self.study, store, lambda: None, at=1 << 40)
         assert code == 0, text
         shutil.rmtree(store.root)
         return int(text)
@@ -77,7 +77,7 @@ class Campaign:
         fault: Fault = FAULTS[int(rng.integers(len(FAULTS)))]
         at = int(rng.integers(self.moments[state]))
         store = self._storage(state, f"storage-{number}")
-        end, text = self._judged(store, *self._in_a_fork(store, fault.start, at))
+        end, text = self._judged(store, *build_in_a_fork(self.study, store, fault.start, at))
         shutil.rmtree(store.root, ignore_errors=True)  # It may never have been made.
         return end, f"{number}: {state}, {fault.name} from moment {at} of {self.moments[state]}: {end} ({text})"
 
@@ -87,7 +87,7 @@ class Campaign:
         folder = self.folder / f"disk-{number}"
         with mounted(folder, int(needed * share)):
             store = Store.of(self.study, folder / "storage")
-            code, text = self._in_a_fork(store, lambda: None, at=1 << 40)
+            code, text = build_in_a_fork(self.study, store, lambda: None, at=1 << 40)
             if code == 0:
                 wrong = differences(store.database, self.reference.database)
             else:
@@ -114,22 +114,23 @@ class Campaign:
             return "WRONG", f"left behind: {left}"
         return ("right", "it was not needed any more") if code == 0 else ("refused", text.replace(str(store.root), "…"))
 
-    def _in_a_fork(self, store: Store, start: Callable[[], None], at: int) -> tuple[int, str]:
-        """Build in a fork, with a fault from a moment on: 0 and the number of moments, 1 and the sentence, or 2."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(reading)
-            _work(self.study, store, start, at, writing)
-        os.close(writing)
-        ending = threading.Timer(_PATIENCE, os.kill, (child, 9))
-        ending.start()
-        with os.fdopen(reading, encoding="utf-8") as pipe:
-            text = pipe.read()
-        _, status = os.waitpid(child, 0)
-        ending.cancel()
-        code = os.waitstatus_to_exitcode(status)
-        return (code, text) if code in (0, 1) else (2, text or f"exit {code}")
+
+def build_in_a_fork(study: Study, store: Store, start: Callable[[], None], at: int) -> tuple[int, str]:
+    """Build in a fork, with a fault from a moment on: 0 and the number of moments, 1 and the sentence, or 2."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _work(study, store, start, at, writing)
+    os.close(writing)
+    ending = threading.Timer(_PATIENCE, os.kill, (child, 9))
+    ending.start()
+    with os.fdopen(reading, encoding="utf-8") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    ending.cancel()
+    code = os.waitstatus_to_exitcode(status)
+    return (code, text) if code in (0, 1) else (2, text or f"exit {code}")
 
 
 def _work(study: Study, store: Store, start: Callable[[], None], at: int, answer: int) -> NoReturn:

@@ -113,8 +113,9 @@ class StandIn:
     def _vectors(self, seed, count):
         number = int.from_bytes(hashlib.sha256(seed).digest()[:8], "little")
         vectors = np.random.default_rng(number).standard_normal((count, self.card.dim)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors.view(np.uint32) & 0xFFFF0000).view(np.float32) if self.card.dtype == "bfloat16" else vectors
+        if self.card.dtype == "bfloat16":
+            vectors = (vectors.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 """
 """An encoder whose vectors are a function of the pixels or the prompt alone, the same in every batch."""
 
