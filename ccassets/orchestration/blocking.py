@@ -55,8 +55,10 @@ def failed_blocking_checks(
         evaluated = set()
         for execution in instance.event_log_storage.get_asset_check_execution_history(check, limit=limit):
             evaluation = execution.evaluation
-            target = evaluation.target_materialization_data if evaluation else None
-            if evaluation is None or target is None or target.storage_id not in newest.keys() - evaluated:
+            if not isinstance(evaluation, dg.AssetCheckEvaluation):
+                continue  # Only planned.
+            target = evaluation.target_materialization_data
+            if target is None or target.storage_id not in newest.keys() - evaluated:
                 continue
             evaluated.add(target.storage_id)
             if evaluation.blocking and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
