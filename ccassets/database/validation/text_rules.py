@@ -211,7 +211,8 @@ def _check_distinct(template: TemplateContents, ids: Array | None, findings: Fin
 
 def _check_cleaning(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
     """Prompts of ConceptCLIP with characters that its authors' code replaces before it tokenizes them."""
-    if ((contents.provenance or {}).get("encoder") or {}).get("kind") != "conceptclip":
+    encoder = contents.provenance.get("encoder") if isinstance(contents.provenance, dict) else None
+    if not isinstance(encoder, dict) or encoder.get("kind") != "conceptclip":
         return
     changed = [text for text in template.texts or () if cleaned_text(text) != text]
     if changed:
