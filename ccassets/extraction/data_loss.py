@@ -57,8 +57,13 @@ def _lost_rows(database: Database, store: Store, identity: str, manifests: Seque
     if not len(lost):
         return lost
     index = held_rows(store, old_identity)
-    is_other = np.array([source != database.path for source in index.sources], np.bool_)
-    return lost[~np.isin(images[lost], as_keys(index.image_digest[is_other[index.source]]))]
+    is_other = np.array([source != database.path for source in index.sources], np.bool_)[index.source]
+    lost = lost[~np.isin(images[lost], as_keys(index.image_digest[is_other]))]
+    if database.feature_digest is None:
+        return lost
+    # Where an image digest is damaged, equal features are the same row.
+    held = {digest.tobytes() for digest in index.feature_digest[is_other]} if len(lost) else set()
+    return np.array([row for row in lost.tolist() if database.feature_digest[row].tobytes() not in held], np.int64)
 
 
 def _refusal(study: Study, database: Database, lost: npt.NDArray[np.int64]) -> str:
