@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log, prod
 from pathlib import Path
@@ -282,22 +283,14 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
 
     Raises `EncoderError` when a file is not whole, or a name stands in two files.
     """
-    from safetensors import SafetensorError, safe_open
-
     tensors: dict[str, Tensor] = {}
     for file in files:
-        try:
-            file.open("rb").close()  # Whatever the reason, safetensors calls a file that it cannot open missing.
-            with safe_open(file, framework="np") as opened:
-                for name in opened.keys():  # noqa: SIM118  (not a mapping)
-                    if name in tensors:
-                        raise EncoderError(f"{name} stands in two files: {tensors[name].file.name} and {file.name}")
-                    part = opened.get_slice(name)
-                    tensors[name] = Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
-        except (OSError, SafetensorError) as error:
-            raise reading_refused(error, str(file)) or EncoderError(
-                f"{file} is not a whole safetensors file ({error}). Was a copy or download cut off? Fetch it again."
-            ) from error
+        with _opened(file, "np") as opened:
+            for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                if name in tensors:
+                    raise EncoderError(f"{name} stands in two files: {tensors[name].file.name} and {file.name}")
+                part = opened.get_slice(name)
+                tensors[name] = Tensor(name, file, tuple(part.get_shape()), part.get_dtype())
     return tensors
 
 
@@ -338,11 +331,24 @@ def match_tensors(tensors: Mapping[str, Tensor], architecture: Architecture) -> 
 
 def read_scalar(tensor: Tensor) -> float:
     """The value of a tensor that holds one number."""
-    from safetensors import safe_open
-
     # NumPy has no bfloat16; torch is imported for it alone.
-    with safe_open(tensor.file, framework="pt" if tensor.dtype == "BF16" else "np") as opened:
+    with _opened(tensor.file, "pt" if tensor.dtype == "BF16" else "np") as opened:
         return float(opened.get_tensor(tensor.name).item())
+
+
+@contextmanager
+def _opened(file: Path, framework: Literal["np", "pt"]) -> Iterator[Any]:
+    """A safetensors file; `StorageError` when the system does not let it be read, `EncoderError` if it is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file.open("rb").close()  # Whatever the reason, safetensors calls a file that it cannot open missing.
+        with safe_open(file, framework=framework) as opened:
+            yield opened
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch calls every refusal a RuntimeError.
+        raise reading_refused(error, str(file)) or EncoderError(
+            f"{file} is not a whole safetensors file ({error}). Was a copy or download cut off? Fetch it again."
+        ) from error
 
 
 def _by_canonical_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

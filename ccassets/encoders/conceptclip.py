@@ -36,7 +36,7 @@ from ccassets.encoders.runtime import (
 from ccassets.encoders.tokenizer import TOKENIZER_FILES, BertTokenizer, tokenizer_file
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
 from ccassets.errors import EncoderError
-from ccassets.files import digest_files
+from ccassets.files import digest_files, reading_refused
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import ConceptClipConfig, PhantomEncoderConfig, Study
 
@@ -241,7 +241,7 @@ def _read_architecture(file: Path | None) -> Architecture:
     try:
         return read_architecture(json.loads(file.read_text(encoding="utf-8")), where=file.name)
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{file} cannot be read as JSON: {error}") from error
+        raise reading_refused(error, str(file)) or EncoderError(f"{file} cannot be read as JSON: {error}") from error
 
 
 def _card(source: _Checkpoint, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:

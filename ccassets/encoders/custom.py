@@ -18,6 +18,7 @@ from ccassets.encoders.contract_check import card_problems, image_problems, pixe
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures, TextFeatures
 from ccassets.encoders.runtime import strict_facts
 from ccassets.errors import CcassetsError, EncoderError
+from ccassets.files import reading_refused
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import PythonEncoderConfig, Study
 
@@ -165,4 +166,6 @@ def _errors_of(target: str, what: str) -> Iterator[None]:
     except CcassetsError:
         raise
     except Exception as error:
-        raise EncoderError(f"{target} {what}: {type(error).__name__}: {error}") from error
+        raise reading_refused(error, target) or EncoderError(
+            f"{target} {what}: {type(error).__name__}: {error}"
+        ) from error

@@ -14,6 +14,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from ccassets.encoders.checkpoint import Architecture
 from ccassets.encoders.weights import ModelFolder
 from ccassets.errors import EncoderError
+from ccassets.files import reading_refused
 
 Bools = npt.NDArray[np.bool_]
 
@@ -106,7 +107,9 @@ def _read(file: Path) -> Tokenizer:
         else:
             tokenizer = BertWordPieceTokenizer(str(file), lowercase=True)._tokenizer
     except Exception as error:  # the library raises bare Exception
-        raise EncoderError(f"{file.name} is not a tokenizer that can be read: {error}") from error
+        raise reading_refused(error, str(file)) or EncoderError(
+            f"{file.name} is not a tokenizer that can be read: {error}"
+        ) from error
     return tokenizer
 
 

@@ -29,8 +29,8 @@ from ccassets.encoders.runtime import (
 )
 from ccassets.encoders.tokenizer import Tokens, require_known, require_length
 from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
-from ccassets.errors import EncoderError
-from ccassets.files import digest_files
+from ccassets.errors import CcassetsError, EncoderError
+from ccassets.files import digest_files, reading_refused
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study, TransformersConfig
 
@@ -294,7 +294,9 @@ def _context_length(folder: ModelFolder, text_config: Any) -> int:
     try:
         limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
-        raise EncoderError(f"{file.name} of {folder.name} cannot be read: expected a JSON object.") from error
+        raise reading_refused(error, str(file)) or EncoderError(
+            f"{file.name} of {folder.name} cannot be read: expected a JSON object."
+        ) from error
     return min(positions, int(limit)) if limit else positions
 
 
@@ -460,8 +462,18 @@ def _tokenizer(folder: ModelFolder) -> Any:
 
 @contextmanager
 def _library_errors(folder: ModelFolder) -> Iterator[None]:
-    """Turn what the library raises for files it cannot use into one `EncoderError`."""
+    """Turn what the library raises for files it cannot use into one `EncoderError`.
+
+    Raises `StorageError` instead where the system refused to read, whatever the library made of that.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except CcassetsError:
+        raise
+    except Exception as error:  # Tokenizers raise just that.
+        reason: BaseException | None = error
+        while reason is not None:
+            if refusal := reading_refused(reason, folder.name):
+                raise refusal from error
+            reason = reason.__cause__ or reason.__context__
         raise EncoderError(f"transformers cannot use {folder.name}: {str(error).strip()}") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccassets.errors import AbsentWeightsError, EncoderError
+from ccassets.files import reading_refused, storage_error
 from ccassets.study.schema import Study
 
 INDEX = "model.safetensors.index.json"
@@ -104,7 +105,7 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EncoderError(
+        raise reading_refused(error, str(index)) or EncoderError(
             f"{INDEX} of {folder.name} cannot be read: expected a JSON object with weight_map."
         ) from error
     # An index lists files beside it; a path in it would lead out of the folder.
@@ -159,9 +160,9 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
         raise EncoderError(
             f"The hub answered {status} for {repo} at {revision!r}: {hint}.", transient=status >= 500 or status == 429
         ) from error
-    except OSError as error:
-        raise EncoderError(f"{repo} could not be stored in {constants.HF_HUB_CACHE}: {error.strerror}.") from error
     except Exception as error:  # The transports of the hub's releases share no base class.
+        if isinstance(error, OSError) and error.errno:
+            raise storage_error(error, Path(constants.HF_HUB_CACHE)) from error
         raise EncoderError(
             f"{repo} could not be downloaded: {constants.ENDPOINT} cannot be reached, or the connection broke off "
             f"({type(error).__name__}). Check the network, HF_ENDPOINT and proxies, then start again: finished files "

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from ccassets.database.token_geometry import TokenGeometry, no_map_reason, token_geometry
-from ccassets.encoders import encoder_files, inspect_encoder, load_encoder, token_spans
-from ccassets.errors import EncoderError
+from ccassets.encoders import encoder_files, inspect_encoder, load_encoder, load_tokenizer, token_spans
+from ccassets.errors import EncoderError, StorageError
 from ccassets_tests.encoders.conftest import TEXT_TOWER, MakeStudy, images
 from ccassets_tests.made_studies import write_study
 from ccassets_tests.tools.doctor_lines import doctor_lines
@@ -227,6 +227,33 @@ def test_the_identity_knows_every_file_that_makes_the_tokenizer(
     assert (inspect_encoder(study).identity != before) == is_read
     assert ("tokenizer.5.0.0.json" in files) == is_read
     assert "README.md" not in files
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"]
+)
+def test_a_disk_that_fails_is_no_fault_of_the_model(clip: Path, make_study: MakeStudy, name: str) -> None:
+    """The kernel refuses to read the first byte of /proc/self/mem: Input/output error."""
+    (clip / name).unlink(missing_ok=True)
+    (clip / name).symlink_to("/proc/self/mem")
+    for use in (inspect_encoder, load_encoder):
+        with pytest.raises(StorageError, match="cannot be read: Input/output error") as caught:
+            use(make_study(kind="transformers", weights=str(clip)))
+        assert caught.value.transient
+
+
+def test_a_disk_that_fails_is_no_fault_of_the_tokenizer(clip: Path, make_study: MakeStudy) -> None:
+    (clip / "tokenizer.json").unlink()
+    (clip / "tokenizer.json").symlink_to("/proc/self/mem")
+    for use in (load_tokenizer, load_encoder):
+        with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+            use(make_study(kind="transformers", weights=str(clip)))
+
+
+def test_a_tokenizer_that_is_none_is_an_error_not_a_traceback(clip: Path, make_study: MakeStudy) -> None:
+    (clip / "tokenizer.json").write_text("{")
+    with pytest.raises(EncoderError, match="transformers cannot use clip"):
+        load_encoder(make_study(kind="transformers", weights=str(clip)))
 
 
 def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy) -> None:

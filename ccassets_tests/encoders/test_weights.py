@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ccassets.encoders import inspect_encoder
-from ccassets.errors import EncoderError
+from ccassets.encoders import inspect_encoder, load_encoder
+from ccassets.errors import EncoderError, StorageError
 from ccassets_tests.encoders.conftest import MakeStudy, write_weights_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -265,3 +265,27 @@ def test_a_hub_that_cannot_be_reached_or_may_not_be_says_so(tmp_path: Path, hub:
     assert f"{nobody} cannot be reached" in ask(tmp_path, nobody, "lab/tiny")
     assert "offline mode is on (HF_HUB_OFFLINE)" in ask(tmp_path, hub.url, "lab/tiny", HF_HUB_OFFLINE="1")
     assert f"{hub.url} answered 500" in ask(tmp_path, hub.url, "lab/broken")
+
+
+# --- what the system refuses -------------------------------------------------------------------------
+
+FAILING = Path("/proc/self/mem")
+"""A file whose first byte the kernel refuses to read, as a broken disk would: Input/output error."""
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "vocab.txt", "model.safetensors.index.json", "tokenizer.json"])
+def test_a_disk_that_fails_is_no_fault_of_the_weights(make_study: MakeStudy, weights_folder: Path, name: str) -> None:
+    study = make_study(weights=str(weights_folder))
+    (weights_folder / name).unlink(missing_ok=True)
+    (weights_folder / name).symlink_to(FAILING)
+    for use in (inspect_encoder, load_encoder):
+        with pytest.raises(StorageError, match=f"{name} cannot be read: Input/output error") as caught:
+            use(study)
+        assert caught.value.transient
+
+
+def test_weights_that_cannot_be_mapped_are_no_bad_weights(make_study: MakeStudy, weights_folder: Path) -> None:
+    (weights_folder / "model.safetensors").unlink()
+    (weights_folder / "model.safetensors").symlink_to(FAILING)
+    with pytest.raises(StorageError, match=r"model.safetensors cannot be read: No such device"):
+        inspect_encoder(make_study(weights=str(weights_folder)))
