@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ccassets.errors import StorageError
+from ccassets.errors import CcassetsError, StorageError
 from ccassets.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
@@ -270,7 +270,9 @@ def reading_errors(path: Path) -> Iterator[None]:
     """Raise what the system refuses to read inside the block as a `StorageError`; errors of the file itself pass."""
     try:
         yield
-    except OSError as error:
+    except CcassetsError:
+        raise
+    except Exception as error:  # A library may have a type of its own.
         if refusal := reading_refused(error, str(path)):
             raise refusal from error
         raise

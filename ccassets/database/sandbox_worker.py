@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.hdf5 import iter_blocks, read_errors_at
 from ccassets.database.reader import Database, open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
@@ -31,7 +31,7 @@ def _answer(request: dict[str, Any]) -> Any:
         with open_database(path) as database:
             return summarize(database)
     if request["task"] == "read":
-        with open_database(path) as database:
+        with open_database(path) as database, read_errors_at(str(path)):
             return _read(database)
     study = Study.model_validate(request["study"]) if request["study"] else None
     findings = validate_database(path, study=study, deep=request["deep"], only=request["only"])

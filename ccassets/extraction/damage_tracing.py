@@ -10,6 +10,7 @@ from ccassets.database.validation import CHECKS
 from ccassets.errors import StorageError
 from ccassets.extraction.parts import UNUSABLE, VerifiedFiles, is_part, verify_rows
 from ccassets.extraction.sources import recorded_identity
+from ccassets.files import reading_refused
 from ccassets.findings import Finding
 from ccassets.study.storage import Store
 
@@ -61,7 +62,9 @@ def _damaged_parts(folder: Path) -> Iterator[Path]:
             with open_database(path) as part:
                 if not verify_rows(part):
                     yield path
-        except UNUSABLE:
+        except UNUSABLE as error:
+            if refusal := reading_refused(error, str(path)):
+                raise refusal from error
             yield path
 
 

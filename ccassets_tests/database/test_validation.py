@@ -12,11 +12,14 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database.validation import CHECKS, GROUPS, validate_database
+from ccassets.database.reader import open_database
+from ccassets.database.validation import CHECKS, GROUPS, run_checks, validate_database
 from ccassets.database.validation.finding_collector import rows_text
 from ccassets.database.validation.registry import checks_page
 from ccassets.database.validation.text_rules import cleaned_text
 from ccassets.errors import DatabaseError
+from ccassets_tests.campaigns.forks import Fork
+from ccassets_tests.campaigns.refusals import AVAILABLE, READ_FAULTS, Fault
 from ccassets_tests.database.made_files import (
     SPLITS,
     VOCABULARY,
@@ -273,3 +276,19 @@ def test_the_page_of_checks_is_the_registry() -> None:
 )
 def test_a_prompt_is_cleaned_as_the_authors_of_conceptclip_do(written: str, cleaned: str) -> None:
     assert cleaned_text(written) == cleaned
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="the kernel cannot be asked to refuse")
+@pytest.mark.parametrize("fault", READ_FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_disk_that_fails_in_the_middle_of_a_file_is_no_damage(tmp_path: Path, fault: Fault, deep: bool) -> None:
+    path = write_database(tmp_path / "a.h5")
+
+    def check() -> dict[str, object]:
+        with open_database(path) as database:
+            fault.start()
+            return {"findings": [finding.as_dict() for finding in run_checks(database, deep=deep).findings]}
+
+    code, answer = Fork(check).end()
+    assert code == 1, answer
+    assert answer["sentence"].startswith(f"{path} cannot be read: Input/output error.")

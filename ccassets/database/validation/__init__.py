@@ -23,6 +23,7 @@ from ccassets.database.validation.study_rules import check_study
 from ccassets.database.validation.text_rules import check_texts
 from ccassets.database.validation.value_rules import BULK_CHECKS, check_logit_parameters, check_values
 from ccassets.errors import DatabaseError
+from ccassets.files import reading_errors
 from ccassets.findings import Finding
 from ccassets.study.schema import Study
 
@@ -67,6 +68,7 @@ def validate_database(
 
     Raises:
         DatabaseError: There is no such file, it is not HDF5, or `only` names an unknown check.
+        StorageError: The system does not let the file be read now.
     """
     unknown = sorted(set(only or ()) - set(CHECKS))
     if unknown:
@@ -97,28 +99,29 @@ def run_checks(
 ) -> CheckResults:
     """Check an open file as `validate_database` does, and give its content and its unsound rows as well."""
     selected = frozenset(CHECKS if only is None else only)
-    findings = FindingCollector()
-    contents = read_contents(database, findings)
-    unsound_rows = np.empty(0, np.int64)
-    if selected & checks_of("structure"):
-        check_structure(contents, findings)
-    if selected & checks_of("counts"):
-        check_rows(contents, findings)
-    if selected & TRACE_CHECKS:
-        check_traces(contents, findings)
-    if "logit_parameters" in selected:
-        check_logit_parameters(contents, findings)
-    compare_digests = deep and contents.feature_digest is not None and "feature_digest" in selected
-    if selected & BULK_CHECKS or compare_digests:
-        unsound_rows = check_values(contents, findings, digests=compare_digests)
-    if selected & _TEXT_CHECKS:
-        check_texts(contents, findings)
-    if selected & checks_of("provenance"):
-        check_provenance(contents, findings)
-    if deep and selected & _DIGEST_CHECKS:
-        check_digests(contents, findings)
-    if study is not None and selected & _STUDY_CHECKS:
-        check_study(contents, study, findings)
-    order = {name: number for number, name in enumerate(CHECKS)}
-    chosen = [finding for finding in findings if finding.check in selected]
-    return CheckResults(sorted(chosen, key=lambda finding: order[finding.check]), contents, unsound_rows)
+    with reading_errors(database.path):
+        findings = FindingCollector()
+        contents = read_contents(database, findings)
+        unsound_rows = np.empty(0, np.int64)
+        if selected & checks_of("structure"):
+            check_structure(contents, findings)
+        if selected & checks_of("counts"):
+            check_rows(contents, findings)
+        if selected & TRACE_CHECKS:
+            check_traces(contents, findings)
+        if "logit_parameters" in selected:
+            check_logit_parameters(contents, findings)
+        compare_digests = deep and contents.feature_digest is not None and "feature_digest" in selected
+        if selected & BULK_CHECKS or compare_digests:
+            unsound_rows = check_values(contents, findings, digests=compare_digests)
+        if selected & _TEXT_CHECKS:
+            check_texts(contents, findings)
+        if selected & checks_of("provenance"):
+            check_provenance(contents, findings)
+        if deep and selected & _DIGEST_CHECKS:
+            check_digests(contents, findings)
+        if study is not None and selected & _STUDY_CHECKS:
+            check_study(contents, study, findings)
+        order = {name: number for number, name in enumerate(CHECKS)}
+        chosen = [finding for finding in findings if finding.check in selected]
+        return CheckResults(sorted(chosen, key=lambda finding: order[finding.check]), contents, unsound_rows)

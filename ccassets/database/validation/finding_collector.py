@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.validation.registry import CHECKS
+from ccassets.files import system_error_kind
 from ccassets.findings import Finding
 
 _RANGES_SHOWN = 4
@@ -28,6 +29,12 @@ class FindingCollector:
     def add(self, check: str, where: str, message: str) -> None:
         """Add a finding of the named check, with the severity of that check."""
         self._findings.append(Finding(check, CHECKS[check].severity, _printable(message), _printable(where)))
+
+    def add_unreadable(self, where: str, message: str, error: Exception) -> None:
+        """Add a finding for bytes that cannot be read; raises the error where the system refused to read them."""
+        if system_error_kind(error):
+            raise error
+        self.add("unreadable", where, f"{message}: {error}")
 
 
 def _printable(text: str) -> str:

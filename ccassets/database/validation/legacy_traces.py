@@ -15,6 +15,7 @@ from ccassets.database.validation.contents import Contents, SplitRun
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text
 from ccassets.database.validation.row_rules import split_rows
 from ccassets.database.validation.stored_rows import StoredRows
+from ccassets.files import system_error_kind
 
 Bools = npt.NDArray[np.bool_]
 
@@ -254,7 +255,9 @@ def _read(rows: StoredRows, first: int, number: int) -> npt.NDArray[np.float32]:
     """Rows as float32; unreadable ones are NaN, which equals nothing (the pass over features reports them)."""
     try:
         return rows.read(first, number).astype(np.float32)
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        if system_error_kind(error):
+            raise
         return np.full((number, rows.width), np.nan, np.float32)
 
 

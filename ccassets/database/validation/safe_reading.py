@@ -20,6 +20,7 @@ from ccassets.database.validation.finding_collector import (
     shortened,
 )
 from ccassets.errors import DatabaseError
+from ccassets.files import system_error_kind
 
 T = TypeVar("T")
 
@@ -67,13 +68,13 @@ def read_plain_attributes(group: h5py.Group, where: str, findings: FindingCollec
     try:
         names = list(group.attrs)
     except READ_ERRORS as error:
-        findings.add("unreadable", where, f"The attributes cannot be listed: {error}")
+        findings.add_unreadable(where, "The attributes cannot be listed", error)
         return attributes
     for name in names:
         try:
             value = plain_value(group.attrs[name])
         except READ_ERRORS as error:
-            findings.add("unreadable", f"{where}@{name}", f"The attribute cannot be read: {error}")
+            findings.add_unreadable(f"{where}@{name}", "The attribute cannot be read", error)
             continue
         if isinstance(value, str) and not is_utf8(value):
             findings.add("utf8", f"{where}@{name}", f"UTF-8 text was expected; found {shortened(value)}")
@@ -113,7 +114,7 @@ def member_names(group: h5py.Group, findings: FindingCollector) -> list[str]:
     try:
         names = list(group)
     except READ_ERRORS as error:
-        findings.add("unreadable", group.name, f"the names in the group cannot be read: {error}")
+        findings.add_unreadable(group.name, "the names in the group cannot be read", error)
         return []
     broken = [repr(name) for name in names if not isinstance(name, str)]
     if broken:
@@ -140,7 +141,7 @@ def read_group(group: h5py.Group, name: str, findings: FindingCollector, *, list
             return None
         member = group[name]
     except READ_ERRORS as error:
-        findings.add("unreadable", where, f"the group cannot be opened: {error}")
+        findings.add_unreadable(where, "the group cannot be opened", error)
         return None
     if not isinstance(member, h5py.Group):
         findings.add("datasets", where, "a group was expected; found another kind of object")
@@ -172,7 +173,7 @@ def usable_dataset(
         findings.add("self_contained", where, str(error))
         return None
     except READ_ERRORS as error:
-        findings.add("unreadable", where, f"the data set cannot be opened: {error}")
+        findings.add_unreadable(where, "the data set cannot be opened", error)
         return None
     return dataset if fits else None
 
@@ -252,7 +253,9 @@ def _filters_work(dataset: h5py.Dataset, where: str, findings: FindingCollector)
         # An optional filter that was not applied is not needed either: only reading tells.
         if missing and dataset.size:
             dataset[:1]
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        if system_error_kind(error):
+            raise
         findings.add("unreadable", where, f"the HDF5 filter {listed(missing)} is needed, and not installed here")
         return False
     return True
@@ -267,7 +270,7 @@ def read_or_report(read: Callable[[], T], where: str, findings: FindingCollector
     try:
         return read()
     except READ_ERRORS as error:
-        findings.add("unreadable", where, f"the values cannot be read: {error}")
+        findings.add_unreadable(where, "the values cannot be read", error)
         return None
 
 
@@ -280,7 +283,7 @@ def read_names(dataset: h5py.Dataset, findings: FindingCollector) -> Categorical
             block: list[bytes] = dataset[first : first + _STRINGS_PER_READ].tolist()
             codes[first : first + len(block)] = [code_of.setdefault(text, len(code_of)) for text in block]
     except READ_ERRORS as error:
-        findings.add("unreadable", dataset.name, f"the strings cannot be read: {error}")
+        findings.add_unreadable(dataset.name, "the strings cannot be read", error)
         return None
     names, broken = [], []
     for code, text in enumerate(code_of):

@@ -21,6 +21,7 @@ from ccassets.database.layout import (
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, RowNumbers, count, rows_text
 from ccassets.database.validation.stored_rows import StoredRows
+from ccassets.files import system_error_kind
 
 BULK_CHECKS = frozenset({"finite", "zero_rows", "zero_tokens", "norms", "unreadable_rows"})
 """The checks that need the pass over features."""
@@ -115,6 +116,8 @@ def _read_and_inspect(source: StoredRows, first: int, rows: int, faults: _Faults
     try:
         block = source.read(first, rows)
     except READ_ERRORS as error:
+        if system_error_kind(error):
+            raise
         faults.reason = str(error)
         if rows == 1:
             faults.unreadable.append(first)
