@@ -31,7 +31,7 @@ from ccassets.analysis.results import (
     measure_predictions,
     write_result,
 )
-from ccassets.analysis.samples import Samples, concept_samples, database_concepts
+from ccassets.analysis.samples import Samples, concept_samples, database_concepts, is_ordinal
 from ccassets.analysis.sparse_classifiers import accuracy_against_nec, sparse_path
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError
@@ -103,7 +103,13 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         "nec": classifier.nec,
         "temperature": temperature,
         "splits": {
-            name: measure_predictions(rows[name].labels, probabilities[name], rows[name].groups, temperature)
+            name: measure_predictions(
+                rows[name].labels,
+                probabilities[name],
+                rows[name].groups,
+                temperature,
+                ordinal=is_ordinal(database),
+            )
             for name in names
         },
         "sparse": {name: _sparse(path, samples, name, log) for name in names},

@@ -131,8 +131,9 @@ class Proportions:
 
     @property
     def exact(self) -> bool:
-        """Whether this is one share of rows."""
-        return len(self.values) == 1 and len(self.counted) == self.answers == 1
+        """Whether this is one share of rows, which no other row moves."""
+        one = len(self.values) == 1 and len(self.counted) == self.answers == 1
+        return one and not self.influence[~self.counted[0]].any()
 
 
 def share(right: npt.NDArray[Any], counted: npt.NDArray[np.bool_] | None = None, answers: int = 1) -> Proportions:
@@ -172,6 +173,33 @@ def area(
         influence[positive[:, column], column] = _centred(placed[0])
         influence[negative[:, column], column] = _centred(placed[1])
     return Proportions(values, influence, (positive, negative))
+
+
+def precision_area(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> Proportions:
+    """Compute average precisions: the mean over positive rows of the share of positive ones among the rows at or above.
+
+    It is worth at most as many rows as are positive (Boyd, Eng and Page 2013). The influence of a row is the derivative
+    by its weight: what it adds as a positive row, and what it changes of the shares at the positive rows below.
+
+    Args:
+        scores: (n, K).
+        positive: (n, K), which rows are positive; one at least in every column.
+    """
+    values = np.empty(scores.shape[1])
+    influence = np.zeros(scores.shape)
+    for column, (own, members) in enumerate(zip(scores.T, positive.T, strict=True)):
+        ranked = np.sort(own)
+        above = len(own) - np.searchsorted(ranked, own, "left")
+        precision = (members.sum() - np.searchsorted(np.sort(own[members]), own, "left")) / above
+        values[column] = precision[members].mean()
+        order = np.argsort(own[members])
+        below = np.searchsorted(own[members][order], own, "right")
+        hits, shares = (
+            np.concatenate([[0.0], np.cumsum((part / above)[members][order])])[below]
+            for part in (np.ones(len(own)), precision)
+        )
+        influence[:, column] = (members * (precision - values[column] + hits) - shares) / members.sum()
+    return Proportions(values, influence, (positive,))
 
 
 def _placements(values: npt.NDArray[Any], others: npt.NDArray[Any]) -> FloatArray:

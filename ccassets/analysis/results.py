@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ccassets.analysis.calibration import apply_temperature, measure_calibration, reliability_diagram
-from ccassets.analysis.intervals import Groups
+from ccassets.analysis.intervals import FloatArray, Groups
 from ccassets.analysis.metrics import Array, evaluate
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
@@ -30,6 +29,12 @@ RESULT_FILES = {
 """The analyses of a study, each after those it reads, and the files they write to `Store.analysis`."""
 
 TRAIN, VAL, TEST = "train", "val", "test"
+
+HEADLINES = (
+    *("accuracy", "auc", "balanced_accuracy", "macro_f1", "average_precision", "sensitivity", "mcc"),
+    *("quadratic_kappa", "mean_absolute_error"),
+)
+"""The metrics of a split whose history the UI plots."""
 
 _UNAVAILABLE = "obstacle"
 """Key of a result file that says why the analysis is unavailable."""
@@ -71,14 +76,16 @@ def measure_predictions(
     temperature: float | None,
     *,
     ranks: Array | None = None,
-    thresholds: npt.NDArray[np.float64] | None = None,
+    thresholds: FloatArray | None = None,
+    ordinal: bool = False,
 ) -> dict[str, Any]:
     """Measure probabilities (n, C): every metric with its interval, and where labels are one a row calibration.
 
     `ranks` are scores of the same order without ties, by default the probabilities; `thresholds` (C,) of a multi-label
     set are on their scale. With a `temperature` calibration is measured a second time, after applying it.
     """
-    measures = asdict(evaluate(labels, probabilities if ranks is None else ranks, groups, thresholds))
+    scores = probabilities if ranks is None else ranks
+    measures = asdict(evaluate(labels, scores, groups, thresholds, ordinal))
     if labels.ndim == 1:
         measures["calibration"] = asdict(measure_calibration(labels, probabilities))
         measures["reliability"] = asdict(reliability_diagram(labels, probabilities))
@@ -92,7 +99,7 @@ def headline_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     """The metrics whose history the UI plots: `val_accuracy`, `val_accuracy_low`, …, of every split of a result."""
     metrics = {}
     for split, measures in content.get("splits", {}).items():
-        for name in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
+        for name in HEADLINES:
             for part, value in (measures[name] or {}).items():
                 if isinstance(value, float):
                     metrics[f"{split}_{name}" if part == "value" else f"{split}_{name}_{part}"] = value

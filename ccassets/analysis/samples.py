@@ -137,6 +137,11 @@ def is_labelled(database: Database) -> bool:
     return bool(((database.provenance or {}).get("dataset") or {}).get("labels") != "none")
 
 
+def is_ordinal(database: Database) -> bool:
+    """Tell whether the classes are grades, in their order."""
+    return bool(database.attributes.get("label_ordinal"))
+
+
 def class_names(database: Database) -> tuple[str, ...]:
     """Name the labels: by the data set's classes, else by the label words, else by their numbers."""
     names = database.attributes.get("label_classes") or database.attributes.get("label_texts")

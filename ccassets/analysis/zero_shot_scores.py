@@ -20,7 +20,7 @@ from ccassets.analysis.results import (
     result_content,
     write_result,
 )
-from ccassets.analysis.samples import class_names, is_labelled
+from ccassets.analysis.samples import class_names, is_labelled, is_ordinal
 from ccassets.analysis.scores import (
     FloatArray,
     Rule,
@@ -367,6 +367,7 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
                 temperature,
                 ranks=scores[name].log_odds,
                 thresholds=thresholds,
+                ordinal=is_ordinal(database),
             )
             for name in names
         },

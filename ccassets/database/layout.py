@@ -31,6 +31,7 @@ JSON_ATTRIBUTES = (
     *WORD_LISTS,
     "concepts",
     "label_classes",
+    "label_ordinal",
     "provenance",
     "dataset",
     "attribute_digests",

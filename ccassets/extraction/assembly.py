@@ -190,6 +190,7 @@ def _content(
         **vocabulary,
         "concepts": [concept.model_dump(mode="json") for concept in study.vocabulary.concepts.words],
         "label_classes": list(manifests[0].classes),
+        **({"label_ordinal": True} if study.vocabulary.labels.ordinal else {}),
         **logit_parameters,
         **({"logit_scale_space": LOGIT_SCALE_SPACE} if logit_parameters else {}),
         **({"limit": study.extraction.limit} if study.extraction.limit else {}),

@@ -128,6 +128,11 @@ def analysis_result(
     )
 
 
+def label_scale(study: Study) -> tuple[str, ...]:
+    """What a code version says of labels that are grades; nothing else, so that other versions stay."""
+    return ("ordinal",) if study.vocabulary.labels.ordinal else ()
+
+
 def code_version(*parts: object) -> str:
     """A version that changes with what is given and with our own extraction code."""
     text = "|".join(part.model_dump_json() if isinstance(part, BaseModel) else str(part) for part in parts)

@@ -260,9 +260,13 @@ class _Words(_Section):
 
 
 class LabelWords(_Words):
-    """Label words, in the order of the label numbers, and the templates they are put into."""
+    """Label words, in the order of the label numbers, and the templates they are put into.
+
+    `ordinal` says that the classes are grades, the lowest first.
+    """
 
     words: tuple[Text, ...] = ()
+    ordinal: bool = False
 
 
 class ConceptWords(_Words):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +97,7 @@ def write_cells(
     templates: tuple[str, ...] = TEMPLATES,
     off_domain: int = 0,
     labels: str = "present",
+    attributes: Mapping[str, Any] = {},
 ) -> Path:
     """A database whose cosine concept scores are those of the samples; the rest of each feature is noise.
 
@@ -140,6 +143,7 @@ def write_cells(
                 if word in concepts
             ],
             "provenance": {"encoder": {"identity": identity}, "dataset": {"labels": labels}},
+            **attributes,
         },
     )
     with new_file(path, content) as rows:

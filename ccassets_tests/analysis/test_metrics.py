@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ccassets.analysis import metrics
-from ccassets.analysis.intervals import FEWEST_GROUPS
+from ccassets.analysis.intervals import FEWEST_GROUPS, precision_area
 from ccassets.errors import AnalysisError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "conceptclip" / "tiny_a_scores.npz")
@@ -80,6 +80,63 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+def test_average_precision_and_sensitivity_are_scikit_learns() -> None:
+    from sklearn.metrics import average_precision_score, roc_curve
+
+    labels, scores = sample()  # with ties
+    expected = average_precision_score(np.eye(5)[labels], scores, average="macro")
+    assert metrics.average_precision(labels, scores).value == pytest.approx(expected, abs=1e-12)
+    sensitivities = []
+    for label in range(5):
+        false, true, _ = roc_curve(labels == label, scores[:, label])
+        sensitivities.append(true[false <= 0.1].max())
+    assert metrics.sensitivity(labels, scores).value == pytest.approx(np.mean(sensitivities), abs=1e-12)
+
+
+def test_influence_on_average_precision_is_the_derivative_by_a_rows_weight() -> None:
+    from sklearn.metrics import average_precision_score
+
+    labels, scores = sample(60)
+    positive = labels[:, None] == np.arange(5)
+    parts = precision_area(scores, positive)
+    assert np.abs(parts.influence.sum(axis=0)).max() < 1e-12
+    for row in range(0, 60, 7):
+        weights = np.ones(60)
+        weights[row] += 1e-6
+        moved = [average_precision_score(positive[:, c], scores[:, c], sample_weight=weights) for c in range(5)]
+        np.testing.assert_allclose((np.array(moved) - parts.values) / 1e-6, parts.influence[row], rtol=1e-3, atol=1e-5)
+
+
+def test_matthews_correlation_and_measures_of_grades_are_scikit_learns() -> None:
+    from sklearn.metrics import cohen_kappa_score, f1_score, matthews_corrcoef, mean_absolute_error
+
+    labels, scores = sample(skill=2)
+    predicted = scores.argmax(axis=1)
+    result = metrics.evaluate(labels, scores, ordinal=True)
+    assert result.mcc.value == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert result.quadratic_kappa is not None
+    assert result.quadratic_kappa.value == pytest.approx(cohen_kappa_score(labels, predicted, weights="quadratic"))
+    assert result.quadratic_kappa.low < result.quadratic_kappa.value < result.quadratic_kappa.high
+    assert result.mean_absolute_error is not None
+    assert result.mean_absolute_error.value == pytest.approx(mean_absolute_error(labels, predicted))
+    assert result.mean_absolute_error.low < result.mean_absolute_error.value < result.mean_absolute_error.high
+    assert metrics.evaluate(labels, scores).quadratic_kappa is None
+    several = np.eye(5, dtype=np.uint8)[labels]
+    measured = metrics.evaluate(several, scores, thresholds=np.full(5, 0.4))
+    assert measured.macro_f1.value == pytest.approx(f1_score(several, scores > 0.4, average="macro"))
+    expected = np.mean([matthews_corrcoef(several[:, c], scores[:, c] > 0.4) for c in range(5)])
+    assert measured.mcc.value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["average_precision", "sensitivity", "matthews_correlation", "quadratic_kappa"])
+def test_intervals_of_metrics_hold_the_truth_about_as_often_as_they_say(name: str) -> None:
+    metric = getattr(metrics, name)
+    truth = metric(*sample(40_000, 3, seed=99)).value
+    estimates = [metric(*sample(150, 3, seed=seed)) for seed in range(80)]
+    held = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+    assert held >= 0.9
+
+
 def test_thresholds_have_the_highest_matthews_correlation() -> None:
     from sklearn.metrics import matthews_corrcoef
 

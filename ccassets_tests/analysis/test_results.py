@@ -141,6 +141,16 @@ def test_a_class_without_held_out_rows_and_few_patients_are_said_in_the_result(t
     assert "(no interval)" in result.content["controls"]["controls"][0]["verdict"]
 
 
+def test_grades_have_measures_of_their_own(tmp_path: Path) -> None:
+    graded = stored(tmp_path / "graded", attributes={"label_ordinal": True})
+    for name, store in (("graded", graded), ("named", stored(tmp_path / "named"))):
+        values = write_bottleneck(load_study("bloodmnist"), store).content["splits"]["test"]
+        for measure in ("quadratic_kappa", "mean_absolute_error"):
+            assert (values[measure] is not None) == (name == "graded")
+        assert 0 < values["mcc"]["value"] < 1
+        assert values["average_precision"]["per"] == values["mcc"]["per"] == "group"
+
+
 def test_a_bottleneck_needs_labels(tmp_path: Path) -> None:
     result = write_bottleneck(load_study("bloodmnist"), stored(tmp_path, labels="none"))
     assert "has no labels" in (result.unavailable_reason or "")

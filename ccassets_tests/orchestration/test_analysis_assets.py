@@ -172,6 +172,17 @@ def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image
     assert run_build(study).materialized == []
 
 
+def test_grades_are_measured_as_grades_once_the_study_says_so(study: Study) -> None:
+    assert run_build(study).materialized[-4:] == ANALYSES
+    assert "test_quadratic_kappa" not in metadata(study, "zero_shot")
+    graded = edit_study(study, lambda a: a["vocabulary"]["labels"].update(ordinal=True))
+    assert run_build(graded).materialized == [
+        *("feature_database", "validation_report", "zero_shot", "concept_bottleneck", "concept_atlas")
+    ]
+    assert isinstance(metadata(graded, "zero_shot")["test_quadratic_kappa"], float)
+    assert "grades off" in (Store.of(graded).analysis / "concept_atlas.html").read_text(encoding="utf-8")
+
+
 # --- the check ---------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import dagster as dg
 
 from ccassets.analysis.bottleneck import bottleneck_metrics, count_test_accesses, write_bottleneck
 from ccassets.orchestration.resources import StoreResource
-from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, study_asset
+from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, label_scale, study_asset
 from ccassets.study.schema import Study
 
 
@@ -14,7 +14,7 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         "concept_bottleneck",
         deps=["feature_database"],
         kinds={"json", "scikitlearn"},
-        version=(ANALYSIS_VERSION,),
+        version=(ANALYSIS_VERSION, *label_scale(study)),
         description=(
             "A logistic regression on concept scores, fitted on train and chosen on val, with its sparse path, a tree "
             "and its controls (`concept_bottleneck.json`, `model.json`). Every look at test is logged (`looks.jsonl`)."

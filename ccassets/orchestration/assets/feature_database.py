@@ -14,7 +14,7 @@ from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
-from ccassets.orchestration.study_asset import ExtractionRun, study_asset
+from ccassets.orchestration.study_asset import ExtractionRun, label_scale, study_asset
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -38,7 +38,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         "feature_database",
         deps=[splits, *templates],
         kinds={"hdf5"},
-        version=(_grouping(study), study.splits, study.storage, study.extraction.limit),
+        version=(_grouping(study), study.splits, study.storage, study.extraction.limit, *label_scale(study)),
         description=_description(study),
         companions=[report],
     )

@@ -6,7 +6,7 @@ from ccassets.analysis.results import headline_metrics
 from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
-from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, study_asset
+from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, label_scale, study_asset
 from ccassets.study.schema import Study
 
 
@@ -16,7 +16,7 @@ def zero_shot(study: Study) -> dg.AssetsDefinition:
         "zero_shot",
         deps=["feature_database"],
         kinds={"json"},
-        version=(ANALYSIS_VERSION,),
+        version=(ANALYSIS_VERSION, *label_scale(study)),
         description=(
             "The authors' zero-shot score, nothing fitted: from whole images and, where the encoder gives them, their "
             "best patches. Measured on val and test, or on all images of a study that has neither (`zero_shot.json`)."

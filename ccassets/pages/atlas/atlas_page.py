@@ -16,7 +16,7 @@ from ccassets.analysis.classifiers import LinearClassifier
 from ccassets.analysis.concept_models import load_model
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result, unavailable_analyses
-from ccassets.analysis.samples import is_labelled
+from ccassets.analysis.samples import is_labelled, is_ordinal
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.token_geometry import encoder_facts, token_geometry
@@ -78,6 +78,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             study=study,
             facts=summarize(database),
             view=view,
+            ordinal=is_ordinal(database),
             notes=_notes(study, view),
             tiles=_tiles(view, zero_shot, bottleneck, concept_evidence),
             cards=cards,
