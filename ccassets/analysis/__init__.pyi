@@ -2,8 +2,10 @@ from .bottleneck import write_bottleneck as write_bottleneck
 from .calibration import (
     Calibration as Calibration,
     Reliability as Reliability,
+    apply_platt as apply_platt,
     apply_temperature as apply_temperature,
     brier_score as brier_score,
+    fit_platt as fit_platt,
     fit_temperature as fit_temperature,
     log_loss as log_loss,
     measure_calibration as measure_calibration,
@@ -11,6 +13,7 @@ from .calibration import (
 )
 from .classifiers import (
     LinearClassifier as LinearClassifier,
+    OneVsRestClassifier as OneVsRestClassifier,
     TreeClassifier as TreeClassifier,
     evaluate_on_holdout as evaluate_on_holdout,
     fit_logistic as fit_logistic,

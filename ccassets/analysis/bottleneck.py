@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ccassets.analysis.calibration import fit_temperature
+import numpy as np
+
+from ccassets.analysis.calibration import apply_platt, apply_temperature, fit_platt, fit_temperature, log_odds
 from ccassets.analysis.classifiers import (
     Classifier,
+    FloatArray,
     LinearClassifier,
     evaluate_on_holdout,
     fit_logistic,
@@ -20,7 +24,7 @@ from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.intervals import Estimate
 from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve
 from ccassets.analysis.leakage import measure_leakage
-from ccassets.analysis.metrics import accuracy
+from ccassets.analysis.metrics import accuracy, choose_thresholds
 from ccassets.analysis.results import (
     RESULT_FILES,
     TEST,
@@ -74,8 +78,8 @@ def bottleneck_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     for split, sparse in content["sparse"].items():
         metrics |= {f"{split}_{name}": sparse[name] for name in ("anec_5", "anec_avg") if sparse[name] is not None}
     for control in content["controls"]["controls"]:
-        metrics[f"control_{control['name'].replace(' ', '_').replace('-', '_')}"] = control["accuracy"]["value"]
-    metrics["price_of_interpretability"] = content["controls"]["price"]["accuracy"]["value"]
+        metrics[f"control_{control['name'].replace(' ', '_').replace('-', '_')}"] = control["estimate"]["value"]
+    metrics["price_of_interpretability"] = content["controls"]["price"]["estimate"]["value"]
     return metrics
 
 
@@ -90,24 +94,31 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
     classifier = fit_logistic(samples)
     probabilities = {name: evaluate_on_holdout(classifier, samples, name, log, "accuracy") for name in names}
     rows = {name: samples.of(name) for name in names}
+    controls = run_controls(database, samples, classifier, split=last, log=log)
+    common = {
+        "classes": samples.classes,
+        "concepts": samples.columns,
+        "model": MODEL,
+        "nec": classifier.nec,
+        "controls": {"split": last, **_controls(controls)},
+    }
+    if samples.multilabel:
+        return {**common, **_several_labels(classifier, rows, probabilities, database, store)}
     temperature = fit_temperature(rows[VAL].labels, probabilities[VAL])
     save_model(make_concept_model(classifier, database), store.analysis / MODEL)
     path = sparse_path(samples)
     tree = fit_tree(samples)
     annotations = read_concept_annotations(study, database)
     return {
-        "classes": samples.classes,
-        "concepts": samples.columns,
-        "model": MODEL,
+        **common,
         "chosen": classifier.chosen,
-        "nec": classifier.nec,
         "temperature": temperature,
         "splits": {
             name: measure_predictions(
                 rows[name].labels,
                 probabilities[name],
                 rows[name].groups,
-                temperature,
+                apply_temperature(probabilities[name], temperature),
                 ordinal=is_ordinal(database),
             )
             for name in names
@@ -118,7 +129,6 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
             "leaves": tree.chosen["leaves"],
             "accuracy": {name: _accuracy(tree, samples, name, log) for name in names},
         },
-        "controls": {"split": last, **_controls(run_controls(database, samples, classifier, split=last, log=log))},
         "levels": [
             {"level": level.level, "concepts": level.concepts, "accuracy": level.accuracy}
             for level in accuracy_by_level(samples, concepts, split=last, log=log)
@@ -126,6 +136,42 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         "truth": None
         if annotations is None
         else _against_annotations(classifier, samples, annotations, concepts, last, log),
+    }
+
+
+def _several_labels(
+    classifier: LinearClassifier,
+    rows: Mapping[str, Samples],
+    probabilities: Mapping[str, FloatArray],
+    database: Database,
+    store: Store,
+) -> dict[str, Any]:
+    """What one-against-rest classifiers allow; thresholds and Platt scaling are chosen on val."""
+    ranks = {name: log_odds(own) for name, own in probabilities.items()}
+    thresholds = choose_thresholds(rows[VAL].labels, ranks[VAL])
+    lines = fit_platt(rows[VAL].labels, ranks[VAL])
+    known = [None if np.isnan(threshold) else float(threshold) for threshold in thresholds]
+    classifier = replace(classifier, chosen={**classifier.chosen, "thresholds": known})
+    save_model(make_concept_model(classifier, database), store.analysis / MODEL)
+    return {
+        "chosen": classifier.chosen,
+        "thresholds": thresholds,
+        "platt": lines,
+        "splits": {
+            name: measure_predictions(
+                rows[name].labels,
+                probabilities[name],
+                rows[name].groups,
+                apply_platt(ranks[name], lines),
+                ranks=ranks[name],
+                thresholds=thresholds,
+            )
+            for name in rows
+        },
+        "sparse": {},
+        "tree": None,
+        "levels": [],
+        "truth": None,
     }
 
 
@@ -146,12 +192,13 @@ def _controls(controls: Controls) -> dict[str, Any]:
             {
                 "name": control.name,
                 "columns": control.columns,
-                "accuracy": control.accuracy,
+                "estimate": control.estimate,
                 "difference": control.difference,
                 "verdict": control.verdict,
             }
             for control in controls.controls
         ],
+        "metric": controls.metric,
         "price": controls.price,
         "class_names": controls.class_names,
         "missing": controls.missing,

@@ -100,6 +100,16 @@ class LinearClassifier:
         return float((np.abs(self.weights) > EFFECTIVE).sum(axis=1).mean())
 
 
+class OneVsRestClassifier(LinearClassifier):
+    """A logistic regression for each class of a multi-label set, on K standardised columns."""
+
+    def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """Predict probabilities, (n, C), each by itself."""
+        from scipy.special import expit
+
+        return np.asarray(expit(self.logits(features)))
+
+
 @dataclass(frozen=True, eq=False)
 class TreeClassifier:
     """A decision tree on K standardised columns.
@@ -218,6 +228,8 @@ def fit_logistic(
 ) -> LinearClassifier:
     """Fit a multinomial logistic regression with an L2 penalty; the strength with the lowest log loss is chosen.
 
+    A multi-label set gets a logistic regression for each class, all of the same strength.
+
     Args:
         samples: The rows.
         train: The split to fit on.
@@ -266,26 +278,32 @@ def _logistic_path(samples: Samples, strengths: Sequence[float]) -> Iterator[Lin
 
     mean, scale = mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
-    model = LogisticRegression(warm_start=True, max_iter=_MOST_ITERATIONS, tol=1e-6)
+    models = [
+        LogisticRegression(warm_start=True, max_iter=_MOST_ITERATIONS, tol=1e-6)
+        for _ in (samples.classes if samples.multilabel else ["all"])
+    ]
+    targets = list(samples.labels.T) if samples.multilabel else [samples.labels]
+    kind = OneVsRestClassifier if samples.multilabel else LinearClassifier
     threads = ThreadpoolController()
     for strength in strengths:
-        model.set_params(C=strength)
         with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < MOST_SINGLE_THREADED else None):
             # `chosen` says so instead, where it stays with the result.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(standardised, samples.labels)
-        weights, intercept = model.coef_, model.intercept_
-        if len(weights) == 1:
+            for model, target in zip(models, targets, strict=True):
+                model.set_params(C=strength).fit(standardised, target)
+        weights = np.concatenate([model.coef_ for model in models])
+        intercept = np.concatenate([model.intercept_ for model in models])
+        if len(weights) == 1 and not samples.multilabel:
             # scikit-learn gives one logit for two classes; half of it for each is the same softmax.
             weights, intercept = np.concatenate([-weights, weights]) / 2, np.concatenate([-intercept, intercept]) / 2
-        yield LinearClassifier(
+        yield kind(
             columns=samples.columns,
             classes=samples.classes,
             mean=mean,
             scale=scale,
             weights=weights.astype(np.float64),
             intercept=intercept.astype(np.float64),
-            chosen={"C": float(strength), "converged": bool(np.max(model.n_iter_) < _MOST_ITERATIONS)},
+            chosen={"C": float(strength), "converged": bool(max(m.n_iter_.max() for m in models) < _MOST_ITERATIONS)},
         )
 
 
@@ -315,6 +333,7 @@ def fit_tree(
     Raises:
         AnalysisError: A split has no rows, or a class has none in `train`.
     """
+    samples.require_single("A decision tree")
     trials = _trials(samples, train, val)
     scores = []
     for count in leaves:
@@ -360,12 +379,15 @@ def _fit_tree_with(samples: Samples, leaves: int) -> TreeClassifier:
 
 def mean_and_scale(samples: Samples) -> tuple[FloatArray, FloatArray]:
     """Mean and standard deviation of every column; 1 where a column is constant."""
-    missing = np.flatnonzero(np.bincount(samples.labels, minlength=len(samples.classes)) == 0)
+    missing = np.flatnonzero(samples.class_counts == 0)
     if len(missing):
         raise AnalysisError(
             f"The classes {[samples.classes[label] for label in missing]} have no rows to learn from "
             f"(splits {sorted(set(samples.split.tolist()))}). Take more rows, or leave the classes out."
         )
+    if samples.multilabel and (everywhere := np.flatnonzero(samples.class_counts == len(samples))).size:
+        names = [samples.classes[label] for label in everywhere]
+        raise AnalysisError(f"Every row has the classes {names}: there is nothing to tell them from. Leave them out.")
     features = np.asarray(samples.features, np.float64)
     scale = features.std(axis=0)
     return features.mean(axis=0), np.where(scale > 0, scale, 1.0)

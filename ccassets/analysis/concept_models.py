@@ -13,9 +13,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccassets import __version__
-from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, TreeClassifier
+from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, OneVsRestClassifier, TreeClassifier
 from ccassets.analysis.row_files import csv_text
-from ccassets.analysis.samples import database_concepts
+from ccassets.analysis.samples import database_concepts, joined_labels
 from ccassets.analysis.scores import image_cosines
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
@@ -40,6 +40,10 @@ class _Linear(_Section):
     intercept: Numbers
 
 
+class _OneVsRest(_Linear):
+    kind: Literal["one-vs-rest"] = "one-vs-rest"  # type: ignore[assignment]
+
+
 class _Tree(_Section):
     kind: Literal["tree"] = "tree"
     mean: Numbers
@@ -60,7 +64,14 @@ class _File(_Section):
     classes: tuple[str, ...]
     chosen: dict[str, Any]
     libraries: dict[str, str]
-    classifier: Annotated[_Linear | _Tree, Field(discriminator="kind")]
+    classifier: Annotated[_Linear | _OneVsRest | _Tree, Field(discriminator="kind")]
+
+
+_KINDS: dict[type[Any], type[Any]] = {
+    _Linear: LinearClassifier,
+    _OneVsRest: OneVsRestClassifier,
+    _Tree: TreeClassifier,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +124,7 @@ def save_model(model: ConceptModel, path: str | os.PathLike[str]) -> None:
     """
     classifier = model.classifier
     arrays = {name: value.tolist() for name, value in vars(classifier).items() if isinstance(value, np.ndarray)}
+    section = next(section for section, kind in _KINDS.items() if type(classifier) is kind)
     file = _File(
         encoder_identity=model.encoder_identity,
         concepts=model.concepts,
@@ -120,7 +132,7 @@ def save_model(model: ConceptModel, path: str | os.PathLike[str]) -> None:
         classes=classifier.classes,
         chosen=dict(classifier.chosen),
         libraries=dict(model.libraries),
-        classifier=_Linear(**arrays) if isinstance(classifier, LinearClassifier) else _Tree(**arrays),
+        classifier=section(**arrays),
     )
     write_text(Path(path), file.model_dump_json(indent=1) + "\n")
 
@@ -153,7 +165,7 @@ def load_model(path: str | os.PathLike[str]) -> ConceptModel:
         field = ".".join(map(str, problem["loc"])) or "the file"
         raise AnalysisError(f"{path} is not a classifier that `save_model` wrote: {field}: {problem['msg']}") from error
     columns = tuple(concept.word for concept in file.concepts)
-    kind = LinearClassifier if isinstance(file.classifier, _Linear) else TreeClassifier
+    kind = _KINDS[type(file.classifier)]
     fields = file.classifier.model_dump(exclude={"kind"})
     try:
         arrays = {name: np.array(values) for name, values in fields.items()}
@@ -201,15 +213,20 @@ class Predictions:
         probabilities: (n, C).
         about: What is known of each row, by column name: id, key, split, group; of groups the group and its number
             of rows.
+        thresholds: (C,) of a multi-label model: a higher probability says that a row has the class; nan where none
+            is known. None where classes exclude each other.
     """
 
     classes: tuple[str, ...]
     probabilities: FloatArray
     about: Mapping[str, npt.NDArray[Any]]
+    thresholds: FloatArray | None = None
 
     @property
     def predicted(self) -> list[str]:
-        """The most probable class of each."""
+        """The most probable class of each; of a multi-label model its classes, `a|b`, or "none"."""
+        if self.thresholds is not None:
+            return joined_labels(self.probabilities > self.thresholds, self.classes)
         return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
 
     def by_group(self) -> Predictions:
@@ -220,7 +237,7 @@ class Predictions:
         names, group_of_row, rows = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
         sums = np.zeros((len(names), len(self.classes)))
         np.add.at(sums, group_of_row, self.probabilities)
-        return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows})
+        return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows}, self.thresholds)
 
     def records(self) -> list[dict[str, Any]]:
         """Format for JSON: what is known of each row, `predicted`, and `probabilities` by class."""
@@ -262,7 +279,18 @@ def apply_model(model: ConceptModel, database: Database, split: str | None = Non
     chosen = database.select(split)
     columns = {"id": chosen.ids, "key": chosen.keys, "split": chosen.split, "group": chosen.groups}
     about = {name: values for name, values in columns.items() if values is not None}
-    return Predictions(model.classifier.classes, model.classifier.probabilities(scores), about)
+    probabilities = model.classifier.probabilities(scores)
+    return Predictions(model.classifier.classes, probabilities, about, _thresholds(model.classifier))
+
+
+def _thresholds(classifier: Classifier) -> FloatArray | None:
+    """(C,) probabilities from the log-odds that were chosen on val; None where classes exclude each other."""
+    from scipy.special import expit
+
+    if not isinstance(classifier, OneVsRestClassifier):
+        return None
+    chosen = classifier.chosen.get("thresholds") or [None] * len(classifier.classes)
+    return np.asarray(expit(np.array(chosen, np.float64)))
 
 
 def encoder_identity(database: Database) -> str:

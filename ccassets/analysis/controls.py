@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.classifiers import Classifier, FloatArray, evaluate_on_holdout, fit_logistic
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.intervals import Estimate, Groups, mean_difference, mean_proportion, share
+from ccassets.analysis.intervals import Estimate, Groups, area, mean_difference, mean_proportion, mean_value, share
 from ccassets.analysis.metrics import accuracy
 from ccassets.analysis.samples import Samples, feature_samples
 from ccassets.analysis.scores import image_cosines, normalise
@@ -37,27 +37,27 @@ Fit = Callable[[Samples], Classifier]
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of a first classifier minus that of a second on the same images.
+    """The accuracy of a first classifier minus that of a second on the same images; in a multi-label set the AUC.
 
     Attributes:
-        accuracy: The difference with its interval.
+        estimate: The difference with its interval.
         mcnemar: P-value of the exact McNemar test; None where groups are known, which it cannot respect, or where one
             side is a mean over seeds.
     """
 
-    accuracy: Estimate
+    estimate: Estimate
     mcnemar: float | None = None
 
     @property
     def sign(self) -> int:
         """1 or -1 where the interval excludes zero, else 0."""
-        return int(self.accuracy.low > 0) - int(self.accuracy.high < 0)
+        return int(self.estimate.low > 0) - int(self.estimate.high < 0)
 
     @property
     def points(self) -> str:
         """The difference with its interval, in percentage points."""
-        value, low, high = (100 * part for part in (self.accuracy.value, self.accuracy.low, self.accuracy.high))
-        limits = "no interval" if self.accuracy.reason else f"{low:+.1f} to {high:+.1f}"
+        value, low, high = (100 * part for part in (self.estimate.value, self.estimate.low, self.estimate.high))
+        limits = "no interval" if self.estimate.reason else f"{low:+.1f} to {high:+.1f}"
         return f"{value:+.1f} points ({limits})"
 
 
@@ -122,14 +122,14 @@ class Control:
         name: Name of the control.
         columns: Number of columns.
         probabilities: (n, C) for every seed.
-        accuracy: Mean over seeds.
-        difference: Accuracy of the concepts minus that of the control.
+        estimate: Accuracy, mean over seeds; in a multi-label set the AUC.
+        difference: That of the concepts minus that of the control.
     """
 
     name: str
     columns: int
     probabilities: tuple[FloatArray, ...]
-    accuracy: Estimate
+    estimate: Estimate
     difference: Difference
 
     @property
@@ -148,14 +148,16 @@ class Controls:
     """The controls of a classifier on K concepts; `controls[name]` is one of them.
 
     Attributes:
-        accuracy: Accuracy of the concepts.
+        metric: What is compared: the AUC in a multi-label set.
+        estimate: That of the concepts.
         controls: The controls.
-        price: The price of interpretability: accuracy of the linear probe minus that of the concepts.
+        price: The price of interpretability: that of the linear probe minus that of the concepts.
         class_names: The concepts that contain a class name, and how: as a word or a stem.
         missing: The controls that are not available, and why.
     """
 
-    accuracy: Estimate
+    metric: Literal["accuracy", "auc"]
+    estimate: Estimate
     controls: tuple[Control, ...]
     price: Difference
     class_names: dict[str, str]
@@ -201,7 +203,7 @@ def run_controls(
     count = len(samples.columns)
     held_out = samples.of(split)
     probabilities = evaluate_on_holdout(classifier, samples, split, log, "accuracy")
-    correct = _correct(probabilities, held_out)
+    estimate, own_rows = _performance([probabilities], held_out)
     with_class_name = class_name_concepts(samples.columns, samples.classes)
     missing: dict[str, str] = {}
     variants_of: dict[str, list[Samples]] = {
@@ -220,33 +222,56 @@ def run_controls(
             "Every concept contains a class name." if with_class_name else "No concept contains a class name."
         )
     controls = []
-    correct_of = {}
+    rows_of = {}
     for name, variants in variants_of.items():
         variant_probabilities = tuple(
             evaluate_on_holdout(fit(variant), variant, split, log, f"control: {name}") for variant in variants
         )
-        correct_of[name] = np.mean([_correct(shares, held_out) for shares in variant_probabilities], axis=0)
+        control_estimate, rows_of[name] = _performance(variant_probabilities, held_out)
         controls.append(
             Control(
                 name=name,
                 columns=len(variants[0].columns),
                 probabilities=variant_probabilities,
-                accuracy=mean_proportion(share(correct_of[name], answers=len(variants)), held_out.groups),
-                difference=paired_difference(correct, correct_of[name], held_out.groups),
+                estimate=control_estimate,
+                difference=_difference(own_rows, rows_of[name], held_out),
             )
         )
     return Controls(
-        accuracy=accuracy(held_out.labels, probabilities, held_out.groups),
+        metric="auc" if samples.multilabel else "accuracy",
+        estimate=estimate,
         controls=tuple(controls),
-        price=paired_difference(correct_of["linear probe"], correct, held_out.groups),
+        price=_difference(rows_of["linear probe"], own_rows, held_out),
         class_names=with_class_name,
         missing=missing,
     )
 
 
-def _correct(probabilities: FloatArray, samples: Samples) -> npt.NDArray[np.bool_]:
-    correct: npt.NDArray[np.bool_] = probabilities.argmax(axis=1) == samples.labels
-    return correct
+def _performance(seeds: Sequence[FloatArray], samples: Samples) -> tuple[Estimate, FloatArray]:
+    """The mean accuracy of probabilities over seeds, and what each row (n,) adds to it; in a multi-label set the AUC.
+
+    What a row adds to an AUC is its pseudo-value: n times its influence above the AUC, so that their mean is the AUC
+    and their variance that of the AUC (DeLong, DeLong and Clarke-Pearson 1988).
+    """
+    if not samples.multilabel:
+        correct = np.mean([probabilities.argmax(axis=1) == samples.labels for probabilities in seeds], axis=0)
+        return mean_proportion(share(correct, answers=len(seeds)), samples.groups), correct
+    compared = (samples.class_counts > 0) & (samples.class_counts < len(samples))
+    if not compared.any():
+        raise AnalysisError("No label is on some of the held-out rows and not on others: there is no AUC to compare.")
+    areas = [area(probabilities[:, compared], samples.labels[:, compared] > 0) for probabilities in seeds]
+    mean = replace(
+        areas[0],
+        values=np.mean([one.values for one in areas], axis=0),
+        influence=np.mean([one.influence for one in areas], axis=0),
+    )
+    return mean_proportion(mean, samples.groups), mean.values.mean() + len(samples) * mean.influence.mean(axis=1)
+
+
+def _difference(first: FloatArray, second: FloatArray, samples: Samples) -> Difference:
+    if samples.multilabel:
+        return Difference(mean_value(first - second, samples.groups))
+    return paired_difference(first, second, samples.groups)
 
 
 def _random_directions(database: Database, samples: Samples, count: int, seed: int) -> Samples:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ccassets.analysis.classifiers import FloatArray, fit_logistic_with
@@ -26,7 +28,7 @@ class LabelError:
         key: Where the row came from; "" where that is not known.
         split: Its split.
         group: Its patient or slide; "" where none is known.
-        label: The class that it is labelled with.
+        label: The class that it is labelled with; of a multi-label set `nodule` or `no nodule`.
         predicted: The class that is predicted out of fold.
         confidence: Out-of-fold probability of `label`.
         predicted_confidence: Out-of-fold probability of `predicted`.
@@ -46,13 +48,13 @@ def label_errors(database: Database) -> list[LabelError]:
     """List the rows of a database whose label is in doubt, judged by their concept scores (`find_label_errors`).
 
     Args:
-        database: A database with one label a row.
+        database: A database with labels.
 
     Returns:
         The rows, the least believed label first.
 
     Raises:
-        AnalysisError: Rows have no label, or several; or a class has too few rows.
+        AnalysisError: Rows have no label, or a class has too few rows.
     """
     return find_label_errors(concept_samples(database))
 
@@ -60,8 +62,8 @@ def label_errors(database: Database) -> list[LabelError]:
 def find_label_errors(samples: Samples, probabilities: FloatArray | None = None) -> list[LabelError]:
     """List the rows whose label is not the most probable class out of fold, by self-confidence, the lowest first.
 
-    Self-confidence is the probability of the label that the row has (Northcutt et al. 2021, arXiv 1911.00068). A
-    label in doubt may be right all the same: check the image.
+    In a multi-label set each label of a row is judged by itself. Self-confidence is the probability of the label that
+    the row has (Northcutt et al. 2021, arXiv 1911.00068). A label in doubt may be right all the same: check the image.
 
     Args:
         samples: The labelled rows.
@@ -76,17 +78,31 @@ def find_label_errors(samples: Samples, probabilities: FloatArray | None = None)
     """
     if probabilities is None:
         probabilities = out_of_fold_probabilities(samples)
-    confidence = probabilities[np.arange(len(samples)), samples.labels]
+    if samples.multilabel:
+        return sorted(_errors_by_label(samples, probabilities), key=lambda error: error.confidence)
+    return _errors(samples, samples.labels, probabilities, samples.classes)
+
+
+def _errors_by_label(samples: Samples, probabilities: FloatArray) -> Iterator[LabelError]:
+    for label, name in enumerate(samples.classes):
+        yes = probabilities[:, label]
+        yield from _errors(samples, samples.labels[:, label], np.stack([1 - yes, yes], axis=1), (f"no {name}", name))
+
+
+def _errors(
+    samples: Samples, labels: npt.NDArray[np.integer[Any]], probabilities: FloatArray, classes: Sequence[str]
+) -> list[LabelError]:
+    confidence = probabilities[np.arange(len(samples)), labels]
     predicted = probabilities.argmax(axis=1)
-    doubtful = np.flatnonzero(predicted != samples.labels)
+    doubtful = np.flatnonzero(predicted != labels)
     return [
         LabelError(
             id=int(samples.ids[row]),
             key="" if samples.keys is None else str(samples.keys[row]),
             split=str(samples.split[row]),
             group="" if samples.groups is None else str(samples.groups[row]),
-            label=samples.classes[samples.labels[row]],
-            predicted=samples.classes[predicted[row]],
+            label=classes[labels[row]],
+            predicted=classes[predicted[row]],
             confidence=float(confidence[row]),
             predicted_confidence=float(probabilities[row, predicted[row]]),
         )

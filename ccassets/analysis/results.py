@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ccassets.analysis.calibration import apply_temperature, measure_calibration, reliability_diagram
+from ccassets.analysis.calibration import measure_calibration, reliability_diagram
 from ccassets.analysis.intervals import FloatArray, Groups
 from ccassets.analysis.metrics import Array, evaluate
 from ccassets.database.reader import Database
@@ -73,25 +73,23 @@ def measure_predictions(
     labels: Array,
     probabilities: Array,
     groups: Groups,
-    temperature: float | None,
+    calibrated: Array | None,
     *,
     ranks: Array | None = None,
     thresholds: FloatArray | None = None,
     ordinal: bool = False,
 ) -> dict[str, Any]:
-    """Measure probabilities (n, C): every metric with its interval, and where labels are one a row calibration.
+    """Measure probabilities (n, C): every metric with its interval, and calibration before and after `calibrated`.
 
     `ranks` are scores of the same order without ties, by default the probabilities; `thresholds` (C,) of a multi-label
-    set are on their scale. With a `temperature` calibration is measured a second time, after applying it.
+    set are on their scale.
     """
     scores = probabilities if ranks is None else ranks
     measures = asdict(evaluate(labels, scores, groups, thresholds, ordinal))
-    if labels.ndim == 1:
-        measures["calibration"] = asdict(measure_calibration(labels, probabilities))
-        measures["reliability"] = asdict(reliability_diagram(labels, probabilities))
-        if temperature is not None:
-            calibrated = apply_temperature(probabilities, temperature)
-            measures["calibrated"] = asdict(measure_calibration(labels, calibrated))
+    measures["calibration"] = asdict(measure_calibration(labels, probabilities))
+    measures["reliability"] = asdict(reliability_diagram(labels, probabilities))
+    if calibrated is not None:
+        measures["calibrated"] = asdict(measure_calibration(labels, calibrated))
     return measures
 
 

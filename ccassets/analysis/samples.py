@@ -25,7 +25,7 @@ class Samples:
     Attributes:
         features: (N, K) float: concept scores, or any other columns.
         columns: Names of the columns.
-        labels: (N,) int64 indices into `classes`.
+        labels: (N,) int64 indices into `classes`; of a multi-label set (N, C), 1 where a row has the class.
         split: (N,) str.
         classes: Names of the classes.
         ids: (N,) int64, the rows' own numbers.
@@ -38,7 +38,7 @@ class Samples:
 
     features: npt.NDArray[np.floating[Any]]
     columns: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.integer[Any]]
     split: npt.NDArray[np.object_]
     classes: tuple[str, ...]
     ids: npt.NDArray[np.int64]
@@ -53,6 +53,10 @@ class Samples:
             values = getattr(self, name)
             if values is not None and len(values) != rows:
                 raise AnalysisError(f"{rows} rows of features were given with {len(values)} {name}")
+        if self.multilabel:
+            if self.labels.shape[1] != len(self.classes) or not np.isin(self.labels, (0, 1)).all():
+                raise AnalysisError(f"Expected labels of 0 and 1 for each of {len(self.classes)} classes.")
+            return
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
         if len(wrong):
             raise AnalysisError(
@@ -63,6 +67,23 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a row can have several classes, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """(C,): how many rows have each class."""
+        if self.multilabel:
+            return np.asarray(self.labels.sum(axis=0, dtype=np.int64))
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    def require_single(self, what: str) -> None:
+        """Raise `AnalysisError` where a row can have several classes."""
+        if self.multilabel:
+            raise AnalysisError(f"{what} needs one class for every row; these rows can have several, or none.")
 
     def of(self, *splits: str) -> Samples:
         """Take the rows of these splits; raises `AnalysisError` where one has none."""
@@ -102,14 +123,14 @@ def concept_samples(database: Database, words: str | Sequence[str] | None = None
     """Describe every row of a database by its cosine concept scores.
 
     Args:
-        database: A database with one label a row.
+        database: A database with labels.
         words: Concepts; by default all, in their order.
 
     Returns:
         The samples, `features` (N, K) float32.
 
     Raises:
-        AnalysisError: Rows have no label, or several.
+        AnalysisError: The database has no labels.
         DatabaseError: The database has no such concept.
     """
     names = [concept.word for concept in database_concepts(database)] if words is None else as_list(words)
@@ -120,13 +141,13 @@ def feature_samples(database: Database) -> Samples:
     """Describe every row of a database by its image features.
 
     Args:
-        database: A database with one label a row.
+        database: A database with labels.
 
     Returns:
         The samples, `features` (N, D) float32.
 
     Raises:
-        AnalysisError: Rows have no label, or several.
+        AnalysisError: The database has no labels.
     """
     features = np.asarray(database.image_features, np.float32)
     return _samples(database, features, [f"f{number}" for number in range(database.dim)])
@@ -153,7 +174,12 @@ def row_classes(database: Database) -> list[str]:
     names = class_names(database)
     if database.label_matrix is None:
         return [names[label] if 0 <= label < len(names) else "" for label in database.labels.tolist()]
-    return ["|".join(names[label] for label in np.flatnonzero(row)) or NO_LABEL for row in database.label_matrix]
+    return joined_labels(database.label_matrix, names)
+
+
+def joined_labels(matrix: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
+    """The labels of every row of a matrix (N, L) of 0 and 1 as `a|b`, or "none"."""
+    return ["|".join(names[label] for label in np.flatnonzero(row)) or NO_LABEL for row in matrix]
 
 
 def label_number(database: Database, name: str) -> int:
@@ -190,12 +216,10 @@ def database_concepts(database: Database) -> tuple[Concept, ...]:
 def _samples(database: Database, features: npt.NDArray[np.float32], columns: Sequence[str]) -> Samples:
     if not is_labelled(database):
         raise AnalysisError(f"{database.path.name} has no labels: its data set has none. A classifier needs them.")
-    if database.label_matrix is not None:
-        raise AnalysisError(f"{database.path.name} has images with several labels; these classifiers need one each.")
     return Samples(
         features=features,
         columns=tuple(columns),
-        labels=database.labels,
+        labels=database.labels if database.label_matrix is None else database.label_matrix,
         split=database.split,
         classes=class_names(database),
         ids=database.ids,
@@ -207,20 +231,20 @@ def _samples(database: Database, features: npt.NDArray[np.float32], columns: Seq
 def folds(samples: Samples, count: int, seed: int = 0) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
     """Divide rows into rows to fit on and rows left out, `count` times.
 
-    Classes are spread evenly, and no group is on both sides. Raises `AnalysisError` where a class has fewer rows, or
-    the data fewer groups, than there are folds.
+    Classes are spread evenly, those of a multi-label set by chance, and no group is on both sides. Raises
+    `AnalysisError` where a class has fewer rows, or the data fewer groups, than there are folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-    counts = np.bincount(samples.labels, minlength=len(samples.classes))
+    counts = samples.class_counts
     scarce = [f"{samples.classes[label]} {counts[label]}" for label in np.flatnonzero((counts > 0) & (counts < count))]
     if scarce:
         raise AnalysisError(f"{count} folds need {count} rows of every class; found {', '.join(scarce)}.")
     if samples.groups is None:
-        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
-        return list(splitter.split(samples.features, samples.labels))
+        splitter = KFold if samples.multilabel else StratifiedKFold
+        return list(splitter(count, shuffle=True, random_state=seed).split(samples.features, samples.labels))
     groups = len(set(samples.groups.tolist()))
     if groups < count:
         raise AnalysisError(f"{count} folds need {count} groups; found {groups}.")
-    grouped = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    return list(grouped.split(samples.features, samples.labels, samples.groups))
+    grouped = GroupKFold if samples.multilabel else StratifiedGroupKFold
+    return list(grouped(count, shuffle=True, random_state=seed).split(samples.features, samples.labels, samples.groups))

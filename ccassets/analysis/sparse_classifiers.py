@@ -49,6 +49,7 @@ def sparse_path(samples: Samples, *, train: str = "train", most: float = max(NEC
     """
     from threadpoolctl import threadpool_limits
 
+    samples.require_single("A sparse path")
     fitted = samples.of(train)
     most = min(most, len(fitted.columns))
     mean, scale = mean_and_scale(fitted)

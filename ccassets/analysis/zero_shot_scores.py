@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.calibration import fit_temperature
-from ccassets.analysis.metrics import choose_thresholds
+from ccassets.analysis.calibration import apply_platt, apply_temperature, fit_platt, fit_temperature
+from ccassets.analysis.metrics import Array, choose_thresholds
 from ccassets.analysis.results import (
     RESULT_FILES,
     VAL,
@@ -317,8 +317,8 @@ def _multiplier(database: Database, name: Literal["logit", "concept_logit"]) -> 
 def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[str, Any]:
     """Measure the zero-shot score of a database: what the asset `zero_shot` writes.
 
-    Patches are used where the database has what they need. The temperature, or in a multi-label set the threshold of
-    every label, is chosen on `val`.
+    Patches are used where the database has what they need. The temperature, or in a multi-label set the threshold and
+    the Platt scaling of every label, is chosen on `val`.
 
     Args:
         database: A database with labels.
@@ -326,8 +326,8 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
 
     Returns:
         JSON types. `splits` holds, for `val` and `test` or for `all` rows, every metric with its interval;
-        `classes`, `words`, `templates`, `rule`, `patches`, `bias`, `temperature` and `thresholds` (of log-odds) say how
-        they were made; `database` is
+        `classes`, `words`, `templates`, `rule`, `patches`, `bias`, `temperature`, `thresholds` (of log-odds) and
+        `platt` say how they were made; `database` is
         the digest of the database.
 
     Raises:
@@ -347,8 +347,18 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
     rows = {name: database.select(None if name == ALL_ROWS else name) for name in names}
     matrix = database.label_matrix
     labels = {name: chosen.labels if matrix is None else matrix[chosen.rows] for name, chosen in rows.items()}
-    temperature = fit_temperature(labels[VAL], scores[VAL].scores) if VAL in scores and matrix is None else None
-    thresholds = choose_thresholds(labels[VAL], scores[VAL].log_odds) if VAL in scores and matrix is not None else None
+    temperature = lines = thresholds = None
+    if VAL in scores and matrix is None:
+        temperature = fit_temperature(labels[VAL], scores[VAL].scores)
+    elif VAL in scores:
+        thresholds = choose_thresholds(labels[VAL], scores[VAL].log_odds)
+        lines = fit_platt(labels[VAL], scores[VAL].log_odds)
+
+    def calibrated(name: str) -> Array | None:
+        if temperature is not None:
+            return apply_temperature(scores[name].scores, temperature)
+        return None if lines is None else apply_platt(scores[name].log_odds, lines)
+
     how = scores[names[0]]
     measures = {
         "classes": class_names(database),
@@ -359,12 +369,13 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
         "bias": how.bias,
         "temperature": temperature,
         "thresholds": thresholds,
+        "platt": lines,
         "splits": {
             name: measure_predictions(
                 labels[name],
                 scores[name].scores,
                 rows[name].groups,
-                temperature,
+                calibrated(name),
                 ranks=scores[name].log_odds,
                 thresholds=thresholds,
                 ordinal=is_ordinal(database),

@@ -29,6 +29,35 @@ def test_log_loss_and_brier_are_scikit_learns() -> None:
     assert c.brier_score(labels, exact) == pytest.approx(sum(by_class), rel=1e-9)
 
 
+def several_labels(rows: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n, 3) and log-odds that are too high and too sure: their own line is 0.25 z - 3."""
+    rng = np.random.default_rng(2)
+    log_odds = 10 + 4 * rng.standard_normal((rows, 3))
+    return (rng.random((rows, 3)) < 1 / (1 + np.exp(3 - 0.25 * log_odds))).astype(np.uint8), log_odds
+
+
+def test_log_loss_and_brier_of_several_labels_are_scikit_learns() -> None:
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    labels, log_odds = several_labels(200)
+    shares = 1 / (1 + np.exp(-log_odds / 10))
+    pairs = list(zip(labels.T, shares.T, strict=True))
+    assert c.log_loss(labels, shares) == pytest.approx(np.mean([log_loss(*pair) for pair in pairs]))
+    assert c.brier_score(labels, shares) == pytest.approx(np.mean([brier_score_loss(*pair) for pair in pairs]))
+
+
+def test_platt_scaling_finds_the_line_and_calibrates_every_label() -> None:
+    labels, log_odds = several_labels()
+    labels[:, 2] = 0
+    lines = c.fit_platt(labels, log_odds)
+    np.testing.assert_allclose(lines[:2], [[0.25, -3]] * 2, rtol=0.2)
+    assert lines[2].tolist() == [1, 0]
+    before = c.measure_calibration(labels[:, :2], c.apply_platt(log_odds[:, :2], np.array([[1, 0], [1, 0]])))
+    after = c.measure_calibration(labels[:, :2], c.apply_platt(log_odds[:, :2], lines[:2]))
+    assert before.ece > 0.3 > 0.03 > after.ece
+    assert before.log_loss > after.log_loss
+
+
 def test_the_calibration_error_is_that_of_a_case_done_by_hand() -> None:
     # Two bins are used: 0.9 said and 3 of 4 right, 0.6 said and 1 of 2 right.
     labels = np.array([0, 0, 0, 1, 0, 1])

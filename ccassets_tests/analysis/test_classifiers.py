@@ -95,6 +95,50 @@ def test_two_classes_give_what_scikit_learn_says():
     assert np.allclose(classifier.probabilities(two.features), expected, atol=1e-6)
 
 
+SEVERAL = replace(
+    SAMPLES,
+    labels=np.stack([SAMPLES.labels == 0, SAMPLES.labels < 2, SAMPLES.labels == 3], axis=1).astype(np.uint8),
+    classes=("basophil", "early", "platelet"),
+)
+"""Rows with one label, two, or none."""
+
+
+def test_several_labels_give_what_scikit_learn_says_one_against_rest(tmp_path: Path):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    classifier = fit_logistic(SEVERAL, strengths=[1.0])
+    train, test = SEVERAL.of("train"), SEVERAL.of("test")
+    model = OneVsRestClassifier(LogisticRegression(max_iter=1000, tol=1e-6))
+    model.fit(classifier.standardise(train.features), train.labels)
+    expected = model.predict_proba(classifier.standardise(test.features))
+    np.testing.assert_allclose(classifier.probabilities(test.features), expected, atol=1e-4)
+    with open_database(write_cells(tmp_path / "cells.h5", SAMPLES)) as database:
+        save_model(make_concept_model(classifier, database), tmp_path / "model.json")
+        loaded = load_model(tmp_path / "model.json").classifier
+    np.testing.assert_array_equal(loaded.probabilities(test.features), classifier.probabilities(test.features))
+
+
+def test_what_needs_one_class_a_row_says_so_for_several():
+    for fit in (fit_tree, sparse_path):
+        with pytest.raises(AnalysisError, match="needs one class for every row; these rows can have several"):
+            fit(SEVERAL)
+    with pytest.raises(AnalysisError, match=r"Every row has the classes \['early'\]"):
+        fit_logistic(replace(SEVERAL, labels=np.maximum(SEVERAL.labels, np.array([0, 1, 0], np.uint8))))
+    with pytest.raises(AnalysisError, match="0 and 1 for each of 3 classes"):
+        replace(SEVERAL, labels=SEVERAL.labels * 2)
+
+
+def test_folds_of_several_labels_keep_groups_together():
+    grouped = replace(cells(480, grouped=True).samples, labels=SEVERAL.labels[:480], classes=SEVERAL.classes)
+    for fitted, left_out in folds(grouped, 5):
+        assert not set(grouped.groups[fitted]) & set(grouped.groups[left_out])
+    few = SEVERAL.labels.copy()
+    few[np.flatnonzero(few[:, 0])[3:], 0] = 0
+    with pytest.raises(AnalysisError, match="5 folds need 5 rows of every class; found basophil 3"):
+        folds(replace(SEVERAL, labels=few), 5)
+
+
 def test_a_class_without_rows_in_train_is_named():
     labels = np.where(SAMPLES.split == "train", np.minimum(SAMPLES.labels, 2), SAMPLES.labels)
     with pytest.raises(AnalysisError, match=r"\['platelet'\] have no rows"):

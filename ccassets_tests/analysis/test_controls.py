@@ -29,7 +29,7 @@ def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
     for seed in range(120):
         rng = np.random.default_rng(seed)
         first, second = rng.random(300) < 0.8, rng.random(300) < 0.7
-        difference = paired_difference(first, second).accuracy
+        difference = paired_difference(first, second).estimate
         covered.append(difference.low <= 0.1 <= difference.high)
     assert 0.88 <= np.mean(covered) <= 1.0
 
@@ -40,9 +40,9 @@ def test_whole_groups_make_the_interval_wider():
     first = np.repeat(rng.random(30) < 0.8, 20)
     second = np.repeat(rng.random(30) < 0.6, 20)
     alone, together = paired_difference(first, second), paired_difference(first, second, patients.astype(object))
-    assert together.accuracy.value == alone.accuracy.value == pytest.approx(first.mean() - second.mean())
-    assert together.accuracy.high - together.accuracy.low > 2 * (alone.accuracy.high - alone.accuracy.low)
-    assert (together.accuracy.per, alone.accuracy.per) == ("group", "image")
+    assert together.estimate.value == alone.estimate.value == pytest.approx(first.mean() - second.mean())
+    assert together.estimate.high - together.estimate.low > 2 * (alone.estimate.high - alone.estimate.low)
+    assert (together.estimate.per, alone.estimate.per) == ("group", "image")
     assert together.mcnemar is None
 
 
@@ -56,9 +56,9 @@ def test_mcnemar_is_the_exact_one():
 def test_equal_classifiers_differ_by_nothing():
     right = np.array([True, False, True])
     same = paired_difference(right, right)
-    assert same.accuracy.value == 0
+    assert same.estimate.value == 0
     # Three images show no difference, and rule hardly any out.
-    assert same.accuracy.low == -same.accuracy.high < -0.5
+    assert same.estimate.low == -same.estimate.high < -0.5
     assert (same.mcnemar, same.sign) == (1, 0)
 
 
@@ -113,12 +113,12 @@ def test_random_directions_and_off_domain_phrases_are_worse_than_concepts(made):
 def test_the_raw_features_know_what_the_concepts_know(made):
     controls, _ = made
     assert controls["linear probe"].columns == DIM
-    price = controls.price.accuracy
+    price = controls.price.estimate
     assert abs(price.value) < 0.04
-    assert price.value == pytest.approx(controls["linear probe"].accuracy.value - controls.accuracy.value)
+    assert price.value == pytest.approx(controls["linear probe"].estimate.value - controls.estimate.value)
     assert price.low <= price.value <= price.high
     assert controls.price.mcnemar == controls["linear probe"].difference.mcnemar
-    assert (controls.accuracy.method, controls.accuracy.per) == ("exact", "image")
+    assert (controls.estimate.method, controls.estimate.per) == ("exact", "image")
 
 
 def test_concepts_with_a_class_name_are_named_and_left_out(made):

@@ -117,8 +117,8 @@ def test_where_patients_are_known_intervals_are_per_patient(tmp_path: Path) -> N
         assert result.content["splits"][split]["accuracy"]["per"] == "group"
     controls = result.content["controls"]
     assert controls["missing"] == {}
-    assert {control["accuracy"]["per"] for control in controls["controls"]} == {"group"}
-    assert controls["price"]["accuracy"]["per"] == "group"
+    assert {control["estimate"]["per"] for control in controls["controls"]} == {"group"}
+    assert controls["price"]["estimate"]["per"] == "group"
     assert [level["concepts"] for level in result.content["levels"]] == [2, 4, 6]
     assert (
         bottleneck_metrics(result.content)["control_off_domain_phrases"]

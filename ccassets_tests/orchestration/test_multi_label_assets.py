@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ccassets.analysis import apply_model, label_errors, load_model
 from ccassets.database.reader import open_database
 from ccassets.orchestration.build import run_build
 from ccassets.study.schema import Study
@@ -64,12 +65,55 @@ def test_without_val_a_sentence_stands_in_the_place_of_an_accuracy(
     assert values["auc"]["value"] > 0.8
 
 
+CONCEPTS = {
+    "labels": {"words": list(FINDINGS), "templates": ["an image of {}"]},
+    "concepts": {"words": list(FINDINGS), "templates": ["signs of {}"]},
+}
+
+
+def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"train": 600, "val": 400, "test": 400}
+    study = built(tmp_path, "clip", rows, monkeypatch, vocabulary=CONCEPTS)
+    labels, cosines = made_cosines(1400, "clip")
+    expected = roc_auc_score(labels[1000:], cosines[1000:], average="macro")
+    fitted = result(study, "concept_bottleneck")
+    values = fitted["splits"]["test"]
+    # The concepts are the findings. Findings come together, so a classifier on all may do better than each alone.
+    assert expected - 0.01 < values["auc"]["value"] < expected + 0.06
+    assert values["auc"]["per"] == "group"
+    assert values["calibration"]["ece"] < 0.05
+    assert values["calibrated"]["ece"] < 0.05
+    assert values["always_no"] == pytest.approx(1 - labels[1000:].mean())
+    assert (fitted["tree"], fitted["sparse"], fitted["truth"]) == (None, {}, None)
+    controls = fitted["controls"]
+    assert controls["metric"] == "auc"
+    by_name = {control["name"]: control for control in controls["controls"]}
+    probe, concepts = by_name["linear probe"]["estimate"]["value"], values["auc"]["value"]
+    assert probe == pytest.approx(concepts, abs=0.01)
+    assert controls["price"]["estimate"]["value"] == pytest.approx(probe - concepts)
+    assert controls["price"]["estimate"]["low"] < probe - concepts < controls["price"]["estimate"]["high"]
+    # Sigmoids of cosines say "yes" to everything until they are calibrated on val.
+    shot = result(study, "zero_shot")["splits"]["test"]
+    assert shot["calibration"]["ece"] > 0.8
+    assert shot["calibrated"]["ece"] < 0.05
+    page = (Store.of(study).analysis / "concept_atlas.html").read_text(encoding="utf-8")
+    assert "What an AUC is worth" in page
+    assert "Single images" not in page
+    model = load_model(Store.of(study).analysis / "model.json")
+    with open_database(Store.of(study).database) as database:
+        predictions = apply_model(model, database, "test")
+        errors = label_errors(database)
+    said = np.array([[name in predicted.split("|") for name in FINDINGS] for predicted in predictions.predicted])
+    assert (np.array(predictions.predicted) == "none").tolist() == (~said.any(axis=1)).tolist()
+    assert (said == labels[1000:]).mean() == pytest.approx(values["accuracy"]["value"], abs=1e-9)
+    assert np.allclose(predictions.by_group().probabilities[0], predictions.probabilities[:4].mean(axis=0))
+    assert errors[0].predicted in {f"no {errors[0].label}", errors[0].label.removeprefix("no ")}
+
+
 def test_an_image_without_a_finding_is_none_in_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {
-        "labels": {"words": list(FINDINGS), "templates": ["an image of {}"]},
-        "concepts": {"words": list(FINDINGS[:2]), "templates": ["signs of {}"]},
-    }
-    study = built(tmp_path, "clip", {"train": 60, "val": 60, "test": 60}, monkeypatch, vocabulary=words)
+    study = built(tmp_path, "clip", {"train": 60, "val": 60, "test": 60}, monkeypatch, vocabulary=CONCEPTS)
     labels, _ = made_cosines(180, "clip")
     without = ~labels.any(axis=1)
     store = Store.of(study)

@@ -36,7 +36,7 @@ from ccassets.study.storage import Store
 SIZED_IMAGES = 64
 """Images whose sizes say how much of a picture a cropping encoder never sees."""
 
-METRIC_NAMES = {"accuracy": "accuracy", "auc": "AUC"}
+METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "auc": "AUC"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             zero_shot=zero_shot,
             bottleneck=bottleneck,
             classified=classified,
+            metric_names=METRIC_NAMES,
             methods=_methods(zero_shot, bottleneck, classified.split) if classified else [],
             class_means=_class_means(view),
             data={**chart_data(view, zero_shot, bottleneck), "held": classified and classified.split},
@@ -217,19 +218,21 @@ def _tile(name: str, value: str, about: str) -> dict[str, str]:
 
 def _methods(zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
     """Every method that was measured on the same images, the concepts first."""
-    rows = [("Concept classifier", bottleneck["splits"][split]["accuracy"], f"{len(bottleneck['concepts'])} concepts")]
+    metric = bottleneck["controls"]["metric"]
+    rows = [("Concept classifier", bottleneck["splits"][split][metric], f"{len(bottleneck['concepts'])} concepts")]
     rows += [
         (f"Sparse, {point['level']} a class", point["accuracy"], f"{point['nec']:.1f} effective concepts a class")
-        for point in bottleneck["sparse"][split]["points"][:1]
+        for point in bottleneck["sparse"].get(split, {}).get("points", ())[:1]
     ]
-    rows.append(("Decision tree", bottleneck["tree"]["accuracy"][split], f"{bottleneck['tree']['leaves']} leaves"))
+    if tree := bottleneck["tree"]:
+        rows.append(("Decision tree", tree["accuracy"][split], f"{tree['leaves']} leaves"))
     if split in zero_shot.get("splits", {}):
-        rows.append(("Zero-shot", zero_shot["splits"][split]["accuracy"], "label words, nothing fitted"))
+        rows.append(("Zero-shot", zero_shot["splits"][split][metric], "label words, nothing fitted"))
     rows += [
-        (f"{control['name'][0].upper()}{control['name'][1:]}", control["accuracy"], control["verdict"])
+        (f"{control['name'][0].upper()}{control['name'][1:]}", control["estimate"], control["verdict"])
         for control in bottleneck["controls"]["controls"]
     ]
-    return [{"name": name, "accuracy": accuracy, "about": about} for name, accuracy, about in rows]
+    return [{"name": name, "estimate": estimate, "about": about} for name, estimate, about in rows]
 
 
 def _metrics(concept_evidence: ConceptEvidence, map_evidence: MapEvidence) -> dict[str, float]:

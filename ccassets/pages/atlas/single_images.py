@@ -34,8 +34,10 @@ class Example:
 def single_images(
     view: AtlasView, classifier: LinearClassifier, split: str, log: HoldoutLog
 ) -> tuple[list[Example], list[Example]]:
-    """Choose the image of median confidence of every class, and the most confident errors."""
+    """Choose the image of median confidence of every class, and the most confident errors; none of several labels."""
     samples = concept_samples(view.database)
+    if samples.multilabel:
+        return [], []
     probabilities = evaluate_on_holdout(classifier, samples, split, log, "concept atlas: single images")
     held_out = samples.of(split)
     predicted = probabilities.argmax(axis=1)

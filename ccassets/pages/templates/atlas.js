@@ -92,7 +92,7 @@ const charts = {
     return [[
       { x: found.map((point) => point.level), y: found.map((point) => point.accuracy.value), error_y: interval(found.map((point) => point.accuracy)), name: "sparse classifier", mode: "lines+markers", line: { color: colours.accent, width: 2 }, marker: { size: 8 }, hovertemplate: "%{x} concepts a class: %{y:.1%}<extra></extra>" },
       line("all concepts", whole, colours.pos, "dash"),
-      line("linear probe on the features", probe.accuracy.value, colours.muted, "dot"),
+      line("linear probe on the features", probe.estimate.value, colours.muted, "dot"),
     ], layout(colours, { height: 340, xaxis: axis(colours, "effective concepts a class (NEC)", { zeroline: false, dtick: 5 }), yaxis: accuracyAxis(colours, "accuracy on " + data.held) })];
   },
   levels(_, colours) {
