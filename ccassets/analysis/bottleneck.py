@@ -32,6 +32,7 @@ from ccassets.analysis.results import (
     AnalysisResult,
     headline_metrics,
     held_out_splits,
+    measure_groups,
     measure_predictions,
     write_result,
 )
@@ -102,8 +103,15 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         "nec": classifier.nec,
         "controls": {"split": last, **_controls(controls)},
     }
+    ranks = {name: log_odds(own) for name, own in probabilities.items()}
+    common["groups"] = measure_groups(
+        {name: own.labels for name, own in rows.items()},
+        ranks,
+        {name: own.groups for name, own in rows.items()},
+        is_ordinal(database),
+    )
     if samples.multilabel:
-        return {**common, **_several_labels(classifier, rows, probabilities, database, store)}
+        return {**common, **_several_labels(classifier, rows, probabilities, ranks, database, store)}
     temperature = fit_temperature(rows[VAL].labels, probabilities[VAL])
     save_model(make_concept_model(classifier, database), store.analysis / MODEL)
     path = sparse_path(samples)
@@ -143,11 +151,11 @@ def _several_labels(
     classifier: LinearClassifier,
     rows: Mapping[str, Samples],
     probabilities: Mapping[str, FloatArray],
+    ranks: Mapping[str, FloatArray],
     database: Database,
     store: Store,
 ) -> dict[str, Any]:
     """What one-against-rest classifiers allow; thresholds and Platt scaling are chosen on val."""
-    ranks = {name: log_odds(own) for name, own in probabilities.items()}
     thresholds = choose_thresholds(rows[VAL].labels, ranks[VAL])
     lines = fit_platt(rows[VAL].labels, ranks[VAL])
     known = [None if np.isnan(threshold) else float(threshold) for threshold in thresholds]

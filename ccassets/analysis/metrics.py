@@ -203,7 +203,8 @@ def sensitivity(labels: Array, scores: Array, groups: Groups = None, specificity
 
     def statistic(weights: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):
-            return np.mean([_sensitivities(scores[:, c], positive[:, c], weights, specificity) for c in compared], 0)
+            each = [_sensitivities(scores[:, c], positive[:, c], weights, specificity) for c in compared]
+        return np.asarray(np.mean(each, axis=0))
 
     size = len(compared) ** 2 / (1 / positive[:, compared].sum(axis=0)).sum()
     return bootstrap(statistic, len(labels), groups, size=float(size))
@@ -251,7 +252,7 @@ def recall(labels: Array, scores: Array, groups: Groups = None, thresholds: Floa
     require_labels(labels, scores)
     members = _one_against_rest(labels, scores)
     predicted = _predicted(labels, scores, thresholds)
-    present = members.any(axis=0)
+    present = np.asarray(members.any(axis=0))
     measured = present & _decided(labels, thresholds)
     estimates = iter(each_proportion(share((members & predicted)[:, measured], members[:, measured]), groups))
     return [

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ccassets.analysis.calibration import measure_calibration, reliability_diagram
-from ccassets.analysis.intervals import FloatArray, Groups
-from ccassets.analysis.metrics import Array, evaluate
+from ccassets.analysis.intervals import FloatArray, Groups, Units
+from ccassets.analysis.metrics import Array, choose_thresholds, evaluate
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
 from ccassets.errors import AnalysisError
@@ -93,12 +93,45 @@ def measure_predictions(
     return measures
 
 
+def measure_groups(
+    labels: Mapping[str, Array], ranks: Mapping[str, Array], groups: Mapping[str, Groups], ordinal: bool = False
+) -> dict[str, Any] | None:
+    """Measure patients or slides in the place of their images, by split; None where no split has groups of several.
+
+    The score of a group is the mean log-odds of its images. It has each label of a multi-label set that one of its
+    images has, with thresholds that are chosen on the groups of val.
+    """
+    pooled = {}
+    for split, own in labels.items():
+        units = Units.of(groups[split], len(own))
+        if units.per == "group" and units.count < len(own):
+            members = own > 0 if own.ndim == 2 else own[:, None] == np.arange(ranks[split].shape[1])
+            pooled[split] = units.sums(members) > 0, units.sums(ranks[split]) / units.sums(np.ones((len(own), 1)))
+    if not pooled:
+        return None
+    if any(own.ndim == 2 for own in labels.values()):
+        thresholds = choose_thresholds(*pooled[VAL]) if VAL in pooled else None
+        return {split: asdict(evaluate(*both, thresholds=thresholds)) for split, both in pooled.items()}
+    measures: dict[str, Any] = {}
+    for split, (members, scores) in pooled.items():
+        if mixed := int((members.sum(axis=1) > 1).sum()):
+            reason = (
+                f"{mixed} of {len(members)} groups have images of several classes: a group has no class of its own."
+            )
+            measures[split] = {_UNAVAILABLE: reason}
+        else:
+            measures[split] = asdict(evaluate(members.argmax(axis=1), scores, ordinal=ordinal))
+    return measures
+
+
 def headline_metrics(content: Mapping[str, Any]) -> dict[str, float]:
     """The metrics whose history the UI plots: `val_accuracy`, `val_accuracy_low`, …, of every split of a result."""
     metrics = {}
-    for split, measures in content.get("splits", {}).items():
+    splits = dict(content.get("splits", {}))
+    splits |= {f"{split}_by_group": measures for split, measures in (content.get("groups") or {}).items()}
+    for split, measures in splits.items():
         for name in HEADLINES:
-            for part, value in (measures[name] or {}).items():
+            for part, value in (measures.get(name) or {}).items():
                 if isinstance(value, float):
                     metrics[f"{split}_{name}" if part == "value" else f"{split}_{name}_{part}"] = value
     return metrics

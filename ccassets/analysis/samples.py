@@ -38,7 +38,7 @@ class Samples:
 
     features: npt.NDArray[np.floating[Any]]
     columns: tuple[str, ...]
-    labels: npt.NDArray[np.integer[Any]]
+    labels: npt.NDArray[Any]
     split: npt.NDArray[np.object_]
     classes: tuple[str, ...]
     ids: npt.NDArray[np.int64]
@@ -179,7 +179,7 @@ def row_classes(database: Database) -> list[str]:
 
 def joined_labels(matrix: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
     """The labels of every row of a matrix (N, L) of 0 and 1 as `a|b`, or "none"."""
-    return ["|".join(names[label] for label in np.flatnonzero(row)) or NO_LABEL for row in matrix]
+    return ["|".join(names[label] for label in np.flatnonzero(row).tolist()) or NO_LABEL for row in matrix]
 
 
 def label_number(database: Database, name: str) -> int:

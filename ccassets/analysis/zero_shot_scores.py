@@ -16,6 +16,7 @@ from ccassets.analysis.results import (
     VAL,
     AnalysisResult,
     held_out_splits,
+    measure_groups,
     measure_predictions,
     result_content,
     write_result,
@@ -382,6 +383,12 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
             )
             for name in names
         },
+        "groups": measure_groups(
+            labels,
+            {name: scores[name].log_odds for name in names},
+            {name: rows[name].groups for name in names},
+            is_ordinal(database),
+        ),
     }
     return result_content(database, measures)
 

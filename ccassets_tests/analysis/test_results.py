@@ -12,7 +12,13 @@ import pytest
 
 from ccassets.analysis.bottleneck import bottleneck_metrics, write_bottleneck
 from ccassets.analysis.localisation import exchange_maps, measure_localisation, patch_mask
-from ccassets.analysis.results import available_analyses, read_result, unavailable_analyses, write_result
+from ccassets.analysis.results import (
+    available_analyses,
+    measure_groups,
+    read_result,
+    unavailable_analyses,
+    write_result,
+)
 from ccassets.analysis.retrieval import measure_retrieval
 from ccassets.analysis.samples import Samples
 from ccassets.analysis.zero_shot_scores import measure_zero_shot, write_zero_shot
@@ -139,6 +145,34 @@ def test_a_class_without_held_out_rows_and_few_patients_are_said_in_the_result(t
         assert measures["accuracy"]["low"] is None
         assert measures["accuracy"]["reason"] == "3 groups are too few for an interval: it needs at least 6."
     assert "(no interval)" in result.content["controls"]["controls"][0]["verdict"]
+
+
+def test_patients_are_measured_in_the_place_of_their_images() -> None:
+    labels = np.array([0, 0, 1, 1, 1, 0])
+    ranks = np.array([[3, -1], [-1, 1], [2, -2], [-4, 4], [-1, 1], [2, -2]], float)
+    groups = np.array(["a", "a", "b", "b", "", "c"], object)
+    measured = measure_groups({"test": labels}, {"test": ranks}, {"test": groups}, ordinal=True)
+    assert measured is not None
+    assert measured["test"]["rows"] == 4
+    assert measured["test"]["accuracy"]["value"] == measured["test"]["auc"]["value"] == 1
+    assert measured["test"]["accuracy"]["per"] == "image"
+    assert measured["test"]["mean_absolute_error"]["value"] == 0
+    mixed = measure_groups({"test": labels[::-1]}, {"test": ranks}, {"test": groups})
+    assert mixed == {
+        "test": {"obstacle": "1 of 4 groups have images of several classes: a group has no class of its own."}
+    }
+    assert measure_groups({"test": labels}, {"test": ranks}, {"test": None}) is None
+
+
+def test_a_patient_has_the_findings_of_its_images() -> None:
+    labels = np.array([[1, 0], [0, 0], [0, 1], [0, 0], [0, 0], [0, 0]], np.uint8)
+    ranks = np.array([[2, 0], [0, 0], [0, 3], [0, 1], [-1, 0], [-1, 0]], float)
+    groups = np.array(["a", "a", "b", "b", "c", "c"], object)
+    measured = measure_groups({"val": labels}, {"val": ranks}, {"val": groups})
+    assert measured is not None
+    assert measured["val"]["rows"] == 3
+    assert measured["val"]["accuracy"]["value"] == measured["val"]["auc"]["value"] == 1
+    assert measured["val"]["always_no"] == pytest.approx(4 / 6)
 
 
 def test_grades_have_measures_of_their_own(tmp_path: Path) -> None:

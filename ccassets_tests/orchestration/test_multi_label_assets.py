@@ -83,6 +83,9 @@ def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
     # The concepts are the findings. Findings come together, so a classifier on all may do better than each alone.
     assert expected - 0.01 < values["auc"]["value"] < expected + 0.06
     assert values["auc"]["per"] == "group"
+    patients = fitted["groups"]["test"]
+    assert patients["rows"] == 100
+    assert patients["auc"]["value"] > 0.7
     assert values["calibration"]["ece"] < 0.05
     assert values["calibrated"]["ece"] < 0.05
     assert values["always_no"] == pytest.approx(1 - labels[1000:].mean())
@@ -100,6 +103,7 @@ def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
     assert shot["calibrated"]["ece"] < 0.05
     page = (Store.of(study).analysis / "concept_atlas.html").read_text(encoding="utf-8")
     assert "What an AUC is worth" in page
+    assert "Concept classifier, test, by group (100)" in page
     assert "Single images" not in page
     model = load_model(Store.of(study).analysis / "model.json")
     with open_database(Store.of(study).database) as database:
