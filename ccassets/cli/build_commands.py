@@ -108,6 +108,15 @@ def prune(
     study: StudyArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed, and why.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Also remove parts younger than a day.")] = False,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            "--runs",
+            min=0,
+            metavar="DAYS",
+            help="Also forget runs of the home that ended longer ago, with their logs; never the last two of an asset.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -122,8 +131,10 @@ def prune(
     kept = [file for file in unneeded if file.recent and not now]
     removed = [file for file in unneeded if file not in kept]
     size = sum(file.bytes for file in removed)
+    forgotten = None if runs is None else _forget_old_runs(runs, dry_run)
     if as_json:
-        facts = {"files": [asdict(file) for file in removed], "kept": [asdict(file) for file in kept]}
+        facts = {} if forgotten is None else {"runs": forgotten}
+        facts |= {"files": [asdict(file) for file in removed], "kept": [asdict(file) for file in kept]}
         print_json({"removed": not dry_run, "bytes": size, **facts})
         return
     for file in removed:
@@ -134,6 +145,16 @@ def prune(
             f"Kept {counted(len(kept), 'file')} of {sum(file.bytes for file in kept):,} bytes that no study needs and "
             "that are younger than a day; --now removes them, too."
         )
+    if forgotten is not None:
+        print_text(f"{'Would forget' if dry_run else 'Forgot'} {counted(len(forgotten), 'run')}.")
+
+
+def _forget_old_runs(days: int, dry_run: bool) -> list[str]:
+    from ccassets.orchestration.instance import dagster_instance
+    from ccassets.orchestration.run_retention import forget_old_runs
+
+    with dagster_instance() as instance:
+        return forget_old_runs(instance, days, dry_run=dry_run)
 
 
 def ui(
