@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from ccassets.study.schema import Study
 from ccassets_tests.made_studies import save_golden_weights, save_images, write_study
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start, also where a script started these tests with `&` and SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
