@@ -67,15 +67,15 @@ class Scenario:
         self.folder = folder
         self.rng = rng
         self.storage = folder / "storage"
-        self.pictures = folder / "pictures"
+        self.image_folder = folder / "pictures"
         self.serial = 0
         self.held: set[Row] = set()
-        self.truth: dict[Row, np.ndarray] = {}
+        self.encodings: dict[Row, np.ndarray] = {}
         self.studies = [self.write_study(SPLITS)]
         self.encoders = [load_encoder(with_precision(self.studies[0], precision)) for precision in PRECISIONS]
         for split, count in COUNTS.items():
             for number in range(count):
-                self.save(self.pictures / split / CLASSES[number % len(CLASSES)] / f"{number:03d}.png")
+                self.save(self.image_folder / split / CLASSES[number % len(CLASSES)] / f"{number:03d}.png")
 
     def run(self) -> str:
         """What happened, step by step; raises `WrongError`."""
@@ -127,25 +127,25 @@ class Scenario:
         """The digest of a picture, whose encodings are known from now on."""
         digest = image_digest(image)
         for encoder in self.encoders:
-            if (encoder.card.identity, digest) not in self.truth:
+            if (encoder.card.identity, digest) not in self.encodings:
                 result = encoder.encode_images([image])
                 assert result.tokens is not None
                 values = np.concatenate([result.features[:, None], result.tokens], axis=1)
-                self.truth[encoder.card.identity, digest] = values[0].astype(np.float16)
+                self.encodings[encoder.card.identity, digest] = values[0].astype(np.float16)
         return digest
 
     def files(self) -> list[Path]:
-        return sorted(self.pictures.rglob("*.png"))
+        return sorted(self.image_folder.rglob("*.png"))
 
     def images(self, study: Study) -> dict[str, dict[str, bytes]]:
         """The digest of every readable picture of a study by split and key, in the order of its rows."""
         images: dict[str, dict[str, bytes]] = {}
         for split in study.splits:
             images[split] = {}
-            for path in sorted((self.pictures / split).rglob("*.png"), key=os.fspath):
+            for path in sorted((self.image_folder / split).rglob("*.png"), key=os.fspath):
                 digest = read_digest(path)
                 if digest is not None:
-                    images[split][path.relative_to(self.pictures).as_posix()] = digest
+                    images[split][path.relative_to(self.image_folder).as_posix()] = digest
         return images
 
     # --- rows -----------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Scenario:
                 assert digests is not None
                 stored = np.concatenate([database.image_features[:][:, None], tokens[:]], axis=1)
                 for number, digest in enumerate(map(bytes, digests)):
-                    if not np.array_equal(stored[number], self.truth.get((identity, digest), np.nan)):
+                    if not np.array_equal(stored[number], self.encodings.get((identity, digest), np.nan)):
                         raise WrongError(f"{path.relative_to(self.storage)}: row {number} is not its picture's")
                     rows.add((identity, digest))
         return rows
@@ -198,7 +198,7 @@ class Scenario:
         encoder = {"kind": "python", "target": "stand_in:StandIn", "options": options}
         study = write_study(
             folder,
-            images=self.pictures,
+            images=self.image_folder,
             encoder=encoder,
             splits=splits,
             extraction={"rows_per_shard": self.choose((2, 4, 6))},
@@ -235,9 +235,9 @@ def undisturbed_build(scenario: Scenario) -> str:
     return f"build {study.name}"
 
 
-def build_that_cannot_read_a_picture(scenario: Scenario) -> str:
+def build_with_an_unreadable_image(scenario: Scenario) -> str:
     study = scenario.choose(scenario.studies)
-    with unreadable(scenario.pictures, scenario.choose(PASSING), after=int(scenario.rng.integers(30))):
+    with unreadable(scenario.image_folder, scenario.choose(PASSING), after=int(scenario.rng.integers(30))):
         build(study, store=scenario.store(study))
     scenario.require_complete(study)
     return f"build {study.name} in spite of an error"
@@ -251,7 +251,7 @@ def build_on_a_refusing_disk(scenario: Scenario) -> str:
     return f"build {study.name} with {fault.name}: {'built' if code == 0 else 'refused'}"
 
 
-BUILDS = [undisturbed_build] * 4 + [build_that_cannot_read_a_picture] + [build_on_a_refusing_disk] * AVAILABLE
+BUILDS = [undisturbed_build] * 4 + [build_with_an_unreadable_image] + [build_on_a_refusing_disk] * AVAILABLE
 
 _refused: dict[str, Any] = {"below": None}
 
@@ -279,10 +279,10 @@ def unreadable(folder: Path, error: int, *, after: int) -> Iterator[None]:
 # --- what happens to a study --------------------------------------------------------------------------
 
 
-def edit_pictures(scenario: Scenario) -> str:
-    kinds = [scenario.choose(list(PICTURE_EDITS)) for _ in range(int(scenario.rng.integers(1, 4)))]
+def edit_images(scenario: Scenario) -> str:
+    kinds = [scenario.choose(list(IMAGE_EDITS)) for _ in range(int(scenario.rng.integers(1, 4)))]
     for kind in kinds:
-        PICTURE_EDITS[kind](scenario, scenario.choose(scenario.files()))
+        IMAGE_EDITS[kind](scenario, scenario.choose(scenario.files()))
     return f"pictures: {' and '.join(kinds)}"
 
 
@@ -293,33 +293,33 @@ def _swap(scenario: Scenario, path: Path) -> None:
     other.write_bytes(first)
 
 
-def _other_place(scenario: Scenario) -> Path:
-    folder = scenario.pictures / scenario.choose(SPLITS) / scenario.choose(CLASSES)
+def _new_path(scenario: Scenario) -> Path:
+    folder = scenario.image_folder / scenario.choose(SPLITS) / scenario.choose(CLASSES)
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{scenario.number():03d}.png"
 
 
-PICTURE_EDITS: Mapping[str, Callable[[Scenario, Path], object]] = {
+IMAGE_EDITS: Mapping[str, Callable[[Scenario, Path], object]] = {
     "replace": lambda scenario, path: scenario.save(path),
-    "add": lambda scenario, path: scenario.save(_other_place(scenario)),
+    "add": lambda scenario, path: scenario.save(_new_path(scenario)),
     "remove": lambda scenario, path: len(scenario.files()) > 6 and path.unlink(),
-    "move": lambda scenario, path: path.rename(_other_place(scenario)),
-    "copy": lambda scenario, path: shutil.copy(path, _other_place(scenario)),
+    "move": lambda scenario, path: path.rename(_new_path(scenario)),
+    "copy": lambda scenario, path: shutil.copy(path, _new_path(scenario)),
     "swap": _swap,
     "cut off": lambda scenario, path: os.truncate(path, path.stat().st_size // 2),
 }
 
 
-def mend_pictures(scenario: Scenario) -> str:
+def replace_broken_images(scenario: Scenario) -> str:
     broken = [path for path in scenario.files() if read_digest(path) is None]
     for path in broken:
         scenario.save(path)
     return f"{len(broken)} broken pictures replaced"
 
 
-def move_pictures(scenario: Scenario) -> str:
-    scenario.pictures = scenario.pictures.rename(scenario.folder / f"pictures{scenario.number()}")
-    root = str(scenario.pictures)
+def move_folder(scenario: Scenario) -> str:
+    scenario.image_folder = scenario.image_folder.rename(scenario.folder / f"pictures{scenario.number()}")
+    root = str(scenario.image_folder)
     scenario.studies = [edit_study(study, lambda a: a["dataset"].update(root=root)) for study in scenario.studies]
     return "folder moved"
 
@@ -399,14 +399,14 @@ def _doubled(scenario: Scenario, rows: Rows) -> Rows:
     return {split: [*pairs, *pairs] if scenario.rng.random() < 0.6 else pairs for split, pairs in rows.items()}
 
 
-def _foreign(scenario: Scenario, rows: Rows) -> Rows:
+def _of_other_images(scenario: Scenario, rows: Rows) -> Rows:
     return {
         split: [(label, scenario.know(picture(10**6 + scenario.number()))) for label, _ in pairs]
         for split, pairs in rows.items()
     }
 
 
-def _one_foreign(scenario: Scenario, rows: Rows) -> Rows:
+def _one_of_another_image(scenario: Scenario, rows: Rows) -> Rows:
     other = scenario.know(picture(10**6 + scenario.number()))
     split = scenario.choose([split for split, pairs in rows.items() if pairs])
     row = int(scenario.rng.integers(len(rows[split])))
@@ -424,8 +424,8 @@ FILES: Mapping[str, Callable[[Scenario, Rows], Rows]] = {
     "shuffled": _shuffled,
     "shuffled in its classes": _shuffled_in_classes,
     "doubled": _doubled,
-    "foreign": _foreign,
-    "partly foreign": _one_foreign,
+    "foreign": _of_other_images,
+    "partly foreign": _one_of_another_image,
     "shuffled and unlabelled": _without_labels,
 }
 
@@ -445,7 +445,7 @@ def write_file(scenario: Scenario, study: Study, kind: str) -> Path:
         if kind == "stopped":
             rows = {**rows, study.splits[-1]: rows[study.splits[-1]][:1]}
         for split, pairs in rows.items():
-            _append(file, split, pairs, np.array([scenario.truth[identity, digest] for _, digest in pairs]))
+            _append(file, split, pairs, np.array([scenario.encodings[identity, digest] for _, digest in pairs]))
         if kind != "stopped":
             original_scripts.finish(file, {split: len(pairs) for split, pairs in rows.items()})
     if kind == "truncated":
@@ -466,9 +466,9 @@ def _append(file: h5py.File, split: str, pairs: list[tuple[int, bytes]], values:
 
 
 STEPS: list[Callable[[Scenario], str]] = [
-    *[edit_pictures] * 4,
-    mend_pictures,
-    move_pictures,
+    *[edit_images] * 4,
+    replace_broken_images,
+    move_folder,
     add_study,
     change_precision,
     change_settings,
@@ -483,15 +483,15 @@ STEPS: list[Callable[[Scenario], str]] = [
 
 def scenario(folder: Path, seed: int, number: int) -> tuple[str, str]:
     """One scenario, the same for the same seed and number: its end, and a line about it."""
-    place = folder / f"scenario-{number}"
-    place.mkdir()
+    root = folder / f"scenario-{number}"
+    root.mkdir()
     try:
-        end, line = "right", Scenario(place, np.random.default_rng([seed, number])).run()
+        end, line = "right", Scenario(root, np.random.default_rng([seed, number])).run()
     except WrongError as error:
         end, line = "WRONG", str(error)
     except Exception:
         end, line = "WRONG", traceback.format_exc()
-    shutil.rmtree(place)
+    shutil.rmtree(root)
     return end, f"{number}: {end}: {line}"
 
 

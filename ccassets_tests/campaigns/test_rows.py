@@ -43,7 +43,7 @@ def test_rows_that_are_gone_are_lost(built: Scenario) -> None:
 
 
 def test_a_picture_without_a_row_is_missed(built: Scenario) -> None:
-    built.save(built.pictures / "train" / "blood" / "new.png")
+    built.save(built.image_folder / "train" / "blood" / "new.png")
 
     with pytest.raises(WrongError, match="the rows of train are not its pictures"):
         built.require_complete(built.studies[0])

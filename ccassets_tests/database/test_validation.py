@@ -71,9 +71,9 @@ def test_chunked_and_compressed_data_is_legal(tmp_path: Path) -> None:
 def test_hundreds_of_small_splits_are_validated_in_seconds(tmp_path: Path) -> None:
     splits = {f"LIDC IDRI-{number:04d}_结节": 1 + number % 6 for number in range(678)}
     path = write_database(tmp_path / "a.h5", splits)
-    started = time.perf_counter()
+    started = time.process_time()
     assert validate_database(path, study(list(splits)), deep=True) == []
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 # --- no database --------------------------------------------------------------------------------------

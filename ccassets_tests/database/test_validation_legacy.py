@@ -161,9 +161,9 @@ def test_hundreds_of_small_splits_written_twice_are_told_in_seconds(tmp_path: Pa
         file["labels"][...] = 1
         file["split"][...] = [split for split, _ in rows]
         finish(file, nodules)
-    started = time.perf_counter()
+    started = time.process_time()
     findings = findings_by_check(tmp_path / "file.h5")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     copies = sum(first.values())
     assert findings["doubled_rows"].where == f"/image_features rows {copies}-{2 * copies - 1}"
     assert len(findings["doubled_rows"].message) < 700
