@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ccassets.analysis import apply_model, label_errors, load_model
+from ccassets.analysis import RowFilter, apply_model, label_errors, load_model, search
 from ccassets.database.reader import open_database
 from ccassets.orchestration.build import run_build
 from ccassets.study.schema import Study
@@ -126,6 +126,9 @@ def test_an_image_without_a_finding_is_none_in_every_view(tmp_path: Path, monkey
         assert (database.to_pandas().label.to_numpy() == -1).tolist() == without.tolist()
         items = database.torch_dataset()
         np.testing.assert_array_equal([items[row][-1] for row in range(180)], labels)
+        hits = search(database, concepts=[FINDINGS[0]], k=180, where=RowFilter(label="none"))
+    assert {hit.row for hit in hits} == set(np.flatnonzero(without).tolist())
+    assert {hit.label for hit in hits} == {-1}
     table = pd.read_parquet(store.analysis / "concept_scores.parquet")
     assert (table["class"] == "none").tolist() == without.tolist()
     assert (table["label"] == -1).tolist() == without.tolist()
