@@ -133,9 +133,10 @@ def prune(
     size = sum(file.bytes for file in removed)
     forgotten = None if runs is None else _forget_old_runs(runs, dry_run)
     if as_json:
-        facts = {} if forgotten is None else {"runs": forgotten}
-        facts |= {"files": [asdict(file) for file in removed], "kept": [asdict(file) for file in kept]}
-        print_json({"removed": not dry_run, "bytes": size, **facts})
+        facts = {"files": [asdict(file) for file in removed], "kept": [asdict(file) for file in kept]}
+        print_json(
+            {"removed": not dry_run, "bytes": size, **facts, **({} if forgotten is None else {"runs": forgotten})}
+        )
         return
     for file in removed:
         print_text(f"{file.bytes:>15,} bytes  {file.path}  ({file.reason})")

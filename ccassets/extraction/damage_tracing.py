@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ccassets.database.reader import open_database
-from ccassets.database.validation import CHECKS
+from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import StorageError
 from ccassets.extraction.parts import UNUSABLE, VerifiedFiles, is_part, verify_rows
 from ccassets.extraction.sources import recorded_identity
 from ccassets.files import reading_refused
 from ccassets.findings import Finding
+from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 _OF_ROWS = {"feature_digest", "rows_digest"}
@@ -38,13 +39,38 @@ def trace_damage(file: Path, findings: Sequence[Finding]) -> list[Finding]:
     _forget([file], [VerifiedFiles(file.parent), VerifiedFiles(file.parent, rows_only=True)])
     if is_part(file) or not checks & _OF_ROWS:
         return []
-    store = Store(file.parent.parent, file.parent.name, file.name)
+    return _damaged_parts(
+        Store(file.parent.parent, file.parent.name, file.name), "the next build encodes its images again"
+    )
+
+
+def check_deeply(study: Study, store: Store) -> list[Finding]:
+    """Validate a study's database and all parts of its encoder byte by byte; damaged ones no longer count as verified.
+
+    Args:
+        study: The study.
+        store: Its files.
+
+    Returns:
+        The findings of the database, and one for every damaged part, by its path in the storage.
+
+    Raises:
+        DatabaseError: There is no database, or it cannot be read.
+        StorageError: The system refuses to read it.
+    """
+    findings = validate_database(store.database, study=study, deep=True)
+    advice = "remove it; a build takes its rows from a database that holds them, or encodes them again"
+    return [*findings, *(trace_damage(store.database, findings) or _damaged_parts(store, advice))]
+
+
+def _damaged_parts(store: Store, advice: str) -> list[Finding]:
+    """The parts of a study's encoder that hold other bytes than were written, which no longer count as verified."""
     identity = recorded_identity(store)
     if identity is None:
         return []
-    damaged = list(_damaged_parts(store.image_parts(identity)))
+    damaged = list(_unequal_parts(store.image_parts(identity)))
     is_recorded = _forget(damaged, [VerifiedFiles(store.image_parts(identity))])
-    advice = "the next build encodes its images again" if is_recorded else "remove it, and build again"
+    advice = advice if is_recorded else "remove it, and build again"
     return [
         Finding(
             "feature_digest",
@@ -56,7 +82,7 @@ def trace_damage(file: Path, findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _damaged_parts(folder: Path) -> Iterator[Path]:
+def _unequal_parts(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob("*.h5")):
         try:
             with open_database(path) as part:

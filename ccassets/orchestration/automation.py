@@ -20,6 +20,7 @@ from ccassets.study.schema import Study, StudyConfig
 from ccassets.study.storage import Store
 
 WEEKLY = "0 4 * * 0"
+MONTHLY = "0 5 1 * *"
 SOURCES_SECONDS = 300
 
 
@@ -41,7 +42,7 @@ def study_sensors(study: Study, jobs: Sequence[Job]) -> list[dg.SensorDefinition
 
 
 def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
-    """The full rebuild: everything encoded again, which a study needs only to have canonical batches."""
+    """The full rebuild, which a study needs only to have canonical batches, and the search for damaged bytes."""
     return [
         dg.ScheduleDefinition(
             name=job_name(study, "full_rebuild"),
@@ -49,7 +50,15 @@ def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
             cron_schedule=WEEKLY,
             default_status=dg.DefaultScheduleStatus.STOPPED,
             description="Encodes everything again every Sunday at 04:00, stale or not: hours for a large study.",
-        )
+        ),
+        dg.ScheduleDefinition(
+            name=job_name(study, "deep_check"),
+            job_name=job_name(study, "check_deeply"),
+            cron_schedule=MONTHLY,
+            default_status=dg.DefaultScheduleStatus.STOPPED,
+            description="Reads every byte of the database and its parts on the first of a month at 05:00; damage fails "
+            "the run, which names the parts and what to do.",
+        ),
     ]
 
 

@@ -180,7 +180,7 @@ def _result(check: str, findings: Sequence[Finding], nothing: str) -> dg.AssetCh
         check_name=check,
         passed=not findings,
         severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
-        description=_description(findings) if findings else nothing,
+        description=describe_findings(findings) if findings else nothing,
         metadata={"findings": dg.MetadataValue.json([finding.as_dict() for finding in findings])},
     )
 
@@ -191,7 +191,7 @@ def _failure(check: str, error: CcassetsError) -> dg.AssetCheckResult:
     )
 
 
-def _description(findings: Sequence[Finding]) -> str:
+def describe_findings(findings: Sequence[Finding]) -> str:
     """The findings and what to do about them, check by check."""
     lines = [f"{finding.check}: {finding.message} ({finding.where})" for finding in findings]
     advice = dict.fromkeys(CHECKS[finding.check].advice for finding in findings if finding.check in CHECKS)

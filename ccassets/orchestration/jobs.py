@@ -3,7 +3,10 @@
 import dagster as dg
 
 from ccassets.analysis.results import available_analyses, unavailable_analyses
+from ccassets.extraction.damage_tracing import check_deeply
+from ccassets.findings import has_errors
 from ccassets.orchestration.builder import Build
+from ccassets.orchestration.checks import describe_findings
 from ccassets.orchestration.dagster_internals import Job
 from ccassets.orchestration.names import asset_key, job_name
 from ccassets.orchestration.resources import EncoderResource, StoreResource
@@ -28,6 +31,7 @@ def study_jobs(study: Study) -> list[Job]:
     }
     return [
         _rebuild_everything(study),
+        _check_deeply(study),
         *(
             dg.define_asset_job(
                 job_name(study, name),
@@ -63,5 +67,23 @@ def _rebuild_everything(study: Study) -> dg.JobDefinition:
     @dg.job(name=job_name(study, "rebuild_everything"), description="Encode everything again, stale or not.")
     def _job() -> None:
         _rebuild()
+
+    return _job
+
+
+def _check_deeply(study: Study) -> dg.JobDefinition:
+    @dg.op(name=job_name(study, "find_damage"), description="Compares every stored byte with its recorded digest.")
+    def _find(context: dg.OpExecutionContext, store: StoreResource) -> None:
+        with errors_as_failures():
+            findings = check_deeply(study, store.of(study))
+        if has_errors(findings):
+            raise dg.Failure(describe_findings(findings), allow_retries=False)
+        context.log.info(describe_findings(findings) or "Every byte is as it was written.")
+
+    description = "Find bytes of the database and the parts that are not those that were written."
+
+    @dg.job(name=job_name(study, "check_deeply"), description=description)
+    def _job() -> None:
+        _find()
 
     return _job

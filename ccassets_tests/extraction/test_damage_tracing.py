@@ -25,6 +25,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.extraction.made_parts import build, deep_errors, errors, parts, read_sources
 from ccassets_tests.made_studies import edit_study, write_study
+from ccassets_tests.orchestration.study_runs import run_job
 
 
 def rot(path: Path, change: Callable[[h5py.File], object] | None = None) -> None:
@@ -141,6 +142,34 @@ def test_later_rot_is_named_with_its_part_and_only_its_rows_are_encoded_again(en
     assert built.encoded == rows
     assert deep_errors(built, encoded) == []
     assert trace_damage(path, deep(path)) == []
+
+
+@pytest.mark.parametrize("in_database", [False, True])
+def test_the_scheduled_deep_check_names_a_part_that_rotted_later_and_its_advice_mends_it(
+    encoded: Study, in_database: bool
+) -> None:
+    path = assemble_database(encoded).path
+    rotten = parts(encoded)[0]
+    assert run_job(encoded, "check_deeply").success
+    rot(rotten)
+    if in_database:
+        rot(path)
+
+    result = run_job(encoded, "check_deeply")
+
+    assert not result.success
+    failure = next(event for event in result.all_events if event.is_step_failure)
+    assert failure.step_failure_data.user_failure_data is not None
+    description = failure.step_failure_data.user_failure_data.description
+    assert Store.of(encoded).relative(rotten) in str(description)
+    assert CHECKS["feature_digest"].advice in str(description)
+    if in_database:
+        assert "the next build encodes its images again" in str(description)
+    else:
+        assert "remove it; a build takes its rows from a database that holds them" in str(description)
+        rotten.unlink()
+    assert (build(encoded).encoded > 0) == in_database
+    assert run_job(encoded, "check_deeply").success
 
 
 def test_a_part_that_is_validated_itself_is_encoded_again(encoded: Study) -> None:
