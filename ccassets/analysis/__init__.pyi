@@ -1,3 +1,4 @@
+from .association_classifier import fit_association as fit_association
 from .bottleneck import write_bottleneck as write_bottleneck
 from .calibration import (
     Calibration as Calibration,
@@ -36,6 +37,7 @@ from .controls import (
     accuracy_by_level as accuracy_by_level,
     run_controls as run_controls,
 )
+from .few_shot import FewShot as FewShot, few_shot_curve as few_shot_curve
 from .holdout_log import HoldoutAccess as HoldoutAccess, HoldoutLog as HoldoutLog
 from .image_source import image_reader as image_reader
 from .intervals import Estimate as Estimate
@@ -67,6 +69,7 @@ from .metrics import (
     choose_thresholds as choose_thresholds,
     evaluate as evaluate,
 )
+from .paper_tables import write_paper_tables as write_paper_tables
 from .results import AnalysisResult as AnalysisResult
 from .retrieval import Retrieval as Retrieval, measure_retrieval as measure_retrieval
 from .samples import (

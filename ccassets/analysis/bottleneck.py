@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from ccassets.analysis.association_classifier import fit_association
 from ccassets.analysis.calibration import apply_platt, apply_temperature, fit_platt, fit_temperature, log_odds
 from ccassets.analysis.classifiers import (
     Classifier,
@@ -24,7 +25,7 @@ from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.intervals import Estimate
 from ccassets.analysis.intervention import ORDERS, concept_groups, intervention_curve
 from ccassets.analysis.leakage import measure_leakage
-from ccassets.analysis.metrics import accuracy, choose_thresholds
+from ccassets.analysis.metrics import accuracy, choose_thresholds, evaluate
 from ccassets.analysis.results import (
     RESULT_FILES,
     TEST,
@@ -132,6 +133,7 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
             for name in names
         },
         "sparse": {name: _sparse(path, samples, name, log) for name in names},
+        "association": _association(samples, database, names, log),
         "tree": {
             "text": tree.text(),
             "leaves": tree.chosen["leaves"],
@@ -177,10 +179,26 @@ def _several_labels(
             for name in rows
         },
         "sparse": {},
+        "association": {},
         "tree": None,
         "levels": [],
         "truth": None,
     }
+
+
+def _association(samples: Samples, database: Database, splits: Sequence[str], log: HoldoutLog) -> dict[str, Any]:
+    """The classifier of ConceptCLIP's authors by split, where the encoder has a factor of similarities."""
+    if database.logit_multiplier is None:
+        return {}
+    classifier = fit_association(samples, database.logit_multiplier)
+    measured = {}
+    for split in splits:
+        held_out = samples.of(split)
+        probabilities = evaluate_on_holdout(classifier, samples, split, log, "association")
+        measured[split] = asdict(
+            evaluate(held_out.labels, probabilities, held_out.groups, ordinal=is_ordinal(database))
+        )
+    return measured
 
 
 def _accuracy(classifier: Classifier, samples: Samples, split: str, log: HoldoutLog) -> Estimate:
@@ -200,6 +218,7 @@ def _controls(controls: Controls) -> dict[str, Any]:
             {
                 "name": control.name,
                 "columns": control.columns,
+                "seeds": len(control.probabilities),
                 "estimate": control.estimate,
                 "difference": control.difference,
                 "verdict": control.verdict,

@@ -1,4 +1,4 @@
-"""The commands that analyse a file: search, duplicates, apply."""
+"""The commands that analyse a file or a study: search, duplicates, apply, table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccassets.cli.options import CsvOutputOption, FileArgument, HomeOption, JsonOption, SplitOption, StudyOption
-from ccassets.cli.terminal import counted, print_json, print_line, print_text, write_output
+from ccassets.cli.options import (
+    CsvOutputOption,
+    FileArgument,
+    HomeOption,
+    JsonOption,
+    SplitOption,
+    StudyArgument,
+    StudyOption,
+)
+from ccassets.cli.terminal import counted, print_json, print_line, print_text, progress_bar, write_output
 
 if TYPE_CHECKING:
     from ccassets.analysis import Hit
@@ -139,6 +147,32 @@ def apply(
         print_text(text.removesuffix("\n"))
     else:
         write_output(output, text)
+
+
+def table(
+    study: StudyArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder that the tables are written to.")
+    ] = Path("tables"),
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Write the tables of a paper as CSV and LaTeX: methods, few-shot curves, and concepts whose truth is known.
+
+    The study's analyses must be built. Few-shot curves are fitted now; each look at the test split is recorded.
+    """
+    from ccassets.analysis import write_paper_tables
+    from ccassets.study.loading import load_study
+    from ccassets.study.storage import Store
+
+    loaded = load_study(study)
+    with progress_bar("few-shot curves") as progress:
+        files = write_paper_tables(loaded, Store.of(loaded), output, progress)
+    if as_json:
+        print_json({"files": [str(path) for path in files]})
+        return
+    for path in files:
+        print_text(path)
 
 
 def _hit_line(hit: Hit, classes: Sequence[str]) -> str:

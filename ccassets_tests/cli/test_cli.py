@@ -303,6 +303,13 @@ def test_precision_drift_is_a_table_or_json(built: Built) -> None:
     assert table[5].startswith("2 images; ")
 
 
+def test_the_tables_of_a_paper_are_files_that_are_named(built: Built, tmp_path: Path) -> None:
+    facts = facts_of("table", built.study.folder, "-o", tmp_path / "tables")
+    assert [Path(path).name for path in facts["files"]][:2] == ["results.csv", "results.tex"]
+    assert run("table", built.study.folder, "-o", tmp_path / "tables").out.splitlines() == facts["files"]
+    assert (tmp_path / "tables" / "results.csv").read_text().startswith("method,split,images,")
+
+
 # --- homes and secrets -------------------------------------------------------------------------------
 
 

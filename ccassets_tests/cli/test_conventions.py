@@ -19,7 +19,7 @@ PANELS = {
     "Build": ["build", "extract", "prune", "ui", "studies"],
     "Study": ["new-study", "doctor", "bundle", "precision-drift"],
     "File": ["info", "validate", "adopt"],
-    "Analyse": ["search", "duplicates", "apply"],
+    "Analyse": ["search", "duplicates", "apply", "table"],
 }
 SHORT_NAMES = {"-o": "--output", "-k": "--top"}
 

@@ -36,6 +36,7 @@ STUDY_COMMANDS: list[Command] = [
     ("doctor", "STUDY"),
     ("bundle", "STUDY", "--output", "DIR"),
     ("precision-drift", "STUDY"),
+    ("table", "STUDY", "--output", "DIR"),
     ("validate", "FILE", "--study", "STUDY"),
     ("adopt", "FILE", "STUDY"),
     ("search", "FILE", "--text", "a cell", "--study", "STUDY"),

@@ -224,6 +224,9 @@ def _methods(zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], split:
         (f"Sparse, {point['level']} a class", point["accuracy"], f"{point['nec']:.1f} effective concepts a class")
         for point in bottleneck["sparse"].get(split, {}).get("points", ())[:1]
     ]
+    if association := bottleneck["association"]:
+        about = "each class one mixture of concepts, as ConceptCLIP's authors have it"
+        rows.append(("Association of classes with concepts", association[split][metric], about))
     if tree := bottleneck["tree"]:
         rows.append(("Decision tree", tree["accuracy"][split], f"{tree['leaves']} leaves"))
     if split in zero_shot.get("splits", {}):
