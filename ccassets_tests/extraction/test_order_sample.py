@@ -12,7 +12,7 @@ import pytest
 
 from ccassets.database.reader import open_database
 from ccassets.database.validation import validate_database
-from ccassets.errors import AdoptionError
+from ccassets.errors import AdoptionError, EncoderError
 from ccassets.extraction import assemble_database, extract_images, extract_text
 from ccassets.extraction.adoption import adopt
 from ccassets.extraction.adoption.order_sample import MOST_SAMPLED, choose_sample, missed_probability
@@ -207,6 +207,52 @@ def test_unverified_rows_carry_a_warning_until_a_sample_proves_them(tmp_path: Pa
     assert assemble_database(study).path == database
     assert warnings_of(database) == set()
     assert taken(adopt(path, study)) == dict.fromkeys(SMALL, 0)
+
+
+FAULTY = """
+_make, _encode = StandIn.__init__, StandIn.encode_pixels
+
+
+def _fails(function, name):
+    def call(self, *arguments, **options):
+        if Path(__file__).with_name(name).exists():
+            raise RuntimeError("no such device")
+        return function(self, *arguments, **options)
+
+    return call
+
+
+StandIn.__init__, StandIn.encode_pixels = _fails(_make, "no_load"), _fails(_encode, "no_encoding")
+"""
+
+
+def test_rows_are_unverified_where_the_encoder_cannot_be_loaded(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    with (study.folder / "stand_in.py").open("a") as module:
+        module.write(FAULTY)
+    path = finished(tmp_path / "old.h5")
+
+    adoption = adopt(path, study, before_sample=lambda images: (study.folder / "no_load").touch())
+
+    assert taken(adoption) == SMALL
+    [finding] = [finding for finding in adoption.findings if finding.check == "unverified_order"]
+    assert (finding.severity, "no such device" in finding.message) == ("warning", True)
+    (study.folder / "no_load").unlink()
+    extract_images(study)
+    extract_text(study)
+    assert warnings_of(assemble_database(study).path) == {"unverified_order"}
+
+
+def test_an_encoder_that_fails_on_the_sample_names_the_way_without_it(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    with (study.folder / "stand_in.py").open("a") as module:
+        module.write(FAULTY)
+    (study.folder / "no_encoding").touch()
+    path = finished(tmp_path / "old.h5")
+
+    with pytest.raises(EncoderError, match=r"no such device.*`--no-sample`"):
+        adopt(path, study)
+    assert taken(adopt(path, study, sample=False)) == SMALL
 
 
 def test_a_database_with_unverified_rows_is_sampled_when_it_is_adopted(tmp_path: Path) -> None:

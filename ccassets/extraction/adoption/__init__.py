@@ -45,6 +45,7 @@ from ccassets.study.storage import Store
 __all__ = ["AdoptedSplit", "Adoption", "adopt"]
 
 _LOGIT_TOLERANCE = 1e-5
+_WITHOUT_SAMPLE = "To adopt the rows as unverified, without encoding a sample of them, use `--no-sample`."
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,18 +221,21 @@ class _Proof:
             return BY_DIGEST
         if encoder is None:
             return UNVERIFIED
-        return verify_order(
-            encoder,
-            self.results.contents,
-            self.images,
-            manifest,
-            self.dataset,
-            match.row,
-            rows,
-            seed=list(hashlib.sha256(f"{self.sha256} {manifest.split}".encode()).digest()),
-            batch_size=self.study.extraction.batch_size,
-            findings=findings,
-        )
+        try:
+            return verify_order(
+                encoder,
+                self.results.contents,
+                self.images,
+                manifest,
+                self.dataset,
+                match.row,
+                rows,
+                seed=list(hashlib.sha256(f"{self.sha256} {manifest.split}".encode()).digest()),
+                batch_size=self.study.extraction.batch_size,
+                findings=findings,
+            )
+        except EncoderError as error:
+            raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=error.transient) from error
 
     def _has_digests(self, match: Match) -> bool:
         """Whether intact digests bind every row to its image, and no earlier adoption left the order open."""
@@ -250,6 +254,8 @@ class _Proof:
             try:
                 return load_encoder(self.study, cache=self.store.cache)
             except EncoderError as error:
+                if error.transient:
+                    raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=True) from error
                 reason = f"the encoder cannot be loaded ({error})"
         total = sum(map(len, to_verify.values()))
         findings.add(
