@@ -84,8 +84,8 @@ def require_readable(path: str | os.PathLike[str]) -> None:
         raise DatabaseError(f"{path} cannot be read: {error}.") from error
 
 
-def open_unknown_database(path: str | os.PathLike[str]) -> Database:
-    """Open a file of unknown origin once a child process has read what analyses and exports read of it.
+def require_readable_rows(path: str | os.PathLike[str]) -> None:
+    """Have a child process read what analyses and exports read of a file.
 
     Raises:
         DatabaseError: The file cannot be opened, or reading it ends the child.
@@ -94,6 +94,11 @@ def open_unknown_database(path: str | os.PathLike[str]) -> Database:
         run_in_sandbox("read", path)
     except SandboxError as error:
         raise DatabaseError(f"{path} cannot be read: {error}.") from error
+
+
+def open_unknown_database(path: str | os.PathLike[str]) -> Database:
+    """Open a file of unknown origin once `require_readable_rows` accepts it."""
+    require_readable_rows(path)
     return open_database(path)
 
 

@@ -14,6 +14,7 @@ from ccassets.analysis.samples import database_concepts, row_classes
 from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
+from ccassets.database.sandbox import require_readable_rows
 from ccassets.errors import AnalysisError
 from ccassets.files import remove_leftovers, replacing, storage_errors
 from ccassets.progress import Progress, silent
@@ -44,6 +45,7 @@ def export(
 
     Raises:
         AnalysisError: The suffix is another one, two columns have the same name, or AnnData is not installed.
+        DatabaseError: Reading the database takes more memory or time than a file of its size can.
         StorageError: The file cannot be written.
     """
     path = Path(path)
@@ -51,6 +53,7 @@ def export(
     writer = writers.get(path.suffix.lower())
     if writer is None:
         raise AnalysisError(f"{path.name}: expected one of the suffixes {', '.join(writers)}, which name the format.")
+    require_readable_rows(database.path)
     table = _Table(database, content)
     with storage_errors(path):
         remove_leftovers(path.parent)

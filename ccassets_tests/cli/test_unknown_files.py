@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 
 from ccassets.analysis.concept_models import MAX_MODEL_BYTES
+from ccassets.database.reader import open_database
+from ccassets.errors import DatabaseError
+from ccassets.exports import export
 from ccassets_tests.cli.command_line import run, run_in_process
 from ccassets_tests.database.made_files import write_database
 
@@ -52,6 +56,16 @@ def test_a_hostile_file_is_refused_with_a_sentence(name: str, command: list[str]
     assert result.code == 2, result
     assert str(path) in result.err
     assert "Unexpected" not in result.err
+
+
+@pytest.mark.parametrize("name", ["keys of 16 GB", "features of 512 TB", "features of one value"])
+def test_a_hostile_file_is_not_exported(name: str, tmp_path: Path) -> None:
+    path = write_database(tmp_path / "hostile.h5")
+    with h5py.File(path, "r+") as file:
+        HOSTILE[name](file)
+    with open_database(path) as database, pytest.raises(DatabaseError, match=re.escape(str(path))):
+        export(database, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_groups_in_groups_do_not_keep_a_search(tmp_path: Path) -> None:
