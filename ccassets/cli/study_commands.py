@@ -77,6 +77,9 @@ def doctor(
             help="Study whose data, weights and disk are checked too: its name, or path to its defs.yaml.",
         ),
     ] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compute the digests of weights again, however large they are.")
+    ] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -86,7 +89,10 @@ def doctor(
     from ccassets.tools.doctor import diagnose
 
     diagnoses = diagnose(
-        load_study(study) if study else None, diagnose_home=diagnose_home, diagnose_records=diagnose_records
+        load_study(study) if study else None,
+        deep=deep,
+        diagnose_home=diagnose_home,
+        diagnose_records=diagnose_records,
     )
     ok = all(diagnosis.level != "problem" for diagnosis in diagnoses)
     if as_json:

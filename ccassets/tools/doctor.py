@@ -15,13 +15,14 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.medmnist import MedmnistDataset
-from ccassets.encoders import inspect_encoder
+from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
 from ccassets.extraction.sources import tokenize_prompts, unseen_share
+from ccassets.files import DIGEST_CACHE
 from ccassets.progress import silent
 from ccassets.study.loading import load_study, study_files
 from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
@@ -29,6 +30,9 @@ from ccassets.study.storage import Store, home, storage_root
 from ccassets.tools.offline_bundle import RECORD, changed_files
 
 Level = Literal["ok", "warning", "problem"]
+
+_QUICK_BYTES = 1 << 30
+"""Weights of this size are hashed in a few seconds."""
 
 _PAIR = (
     "Install both from one release and one index: `python -m pip install --upgrade torch torchvision`; on a machine "
@@ -56,6 +60,7 @@ class Diagnosis:
 def diagnose(
     study: Study | None = None,
     *,
+    deep: bool = False,
     diagnose_home: Callable[[], Diagnosis],
     diagnose_records: Callable[[Study], Iterable[Diagnosis]],
 ) -> list[Diagnosis]:
@@ -65,6 +70,7 @@ def diagnose(
 
     Args:
         study: The study whose data set, weights, memory, disk and records are checked.
+        deep: Compute the digests of weights again also where that takes long.
         diagnose_home: Says whether Dagster can use the home; called when the home exists.
         diagnose_records: Says what Dagster's records hold of a study; called when the home exists.
 
@@ -76,7 +82,7 @@ def diagnose(
         return [*machine, _storage(None)]
     store = Store.of(study)
     data, dataset = _data(study, store)
-    weights, card = _weights(study, store)
+    weights, card = _weights(study, store, deep)
     needed = _needed_bytes(study, store, dataset, card)
     return [
         *machine,
@@ -215,17 +221,33 @@ def _medmnist(dataset: MedmnistDataset) -> Diagnosis:
     return Diagnosis("data set", "problem", missing, advice)
 
 
-def _weights(study: Study, store: Store) -> tuple[list[Diagnosis], EncoderCard | None]:
+def _weights(study: Study, store: Store, deep: bool) -> tuple[list[Diagnosis], EncoderCard | None]:
     """Whether weights and tokenizer fit, or can be downloaded; and the encoder's card if they are on this machine."""
     try:
         local, missing = _local(study)
         if not missing:
             tokenize_prompts(local)
             card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
-            return [Diagnosis("weights", "ok", f"{study.encoder.kind} is available, identity {card.identity}")], card
-    except EncoderError as error:
+            return [_digests(local, store, card, deep)], card
+    except (EncoderError, StorageError) as error:
         return [Diagnosis("weights", "problem", str(error))], None
     return [line for repo, revision in missing for line in _hub(repo, revision)], None
+
+
+def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagnosis:
+    """Whether the identity is that of the files themselves, and not only of digests that were kept of them."""
+    available = f"{study.encoder.kind} is available, identity {card.identity}"
+    if study.encoder.kind == "python" or not store.cache.is_dir():
+        return Diagnosis("weights", "ok", available)
+    size = sum(file.stat().st_size for file in encoder_files(study).values())
+    if size > _QUICK_BYTES and not deep:
+        return Diagnosis("weights", "ok", f"{available}; `--deep` computes the digests of {_size(size)} again")
+    actual = inspect_encoder(study).identity
+    if actual == card.identity:
+        return Diagnosis("weights", "ok", available)
+    kept = store.cache / DIGEST_CACHE
+    message = f"{kept} gives identity {card.identity}, the files themselves give {actual}"
+    return Diagnosis("weights", "problem", message, f"Remove {kept}: it is made again.")
 
 
 def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Diagnosis]:

@@ -7,5 +7,5 @@ from ccassets.study.schema import Study
 from ccassets.tools.doctor import Diagnosis, diagnose
 
 
-def doctor_lines(study: Study | None = None) -> list[Diagnosis]:
-    return diagnose(study, diagnose_home=diagnose_home, diagnose_records=diagnose_records)
+def doctor_lines(study: Study | None = None, *, deep: bool = False) -> list[Diagnosis]:
+    return diagnose(study, deep=deep, diagnose_home=diagnose_home, diagnose_records=diagnose_records)

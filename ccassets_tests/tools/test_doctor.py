@@ -18,9 +18,11 @@ import yaml
 
 import ccassets
 from ccassets.errors import CcassetsError, StorageError
+from ccassets.files import DIGEST_CACHE
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
-from ccassets.study.storage import storage_root
+from ccassets.study.storage import Store, storage_root
+from ccassets.tools import doctor
 from ccassets.tools.doctor import Diagnosis
 from ccassets_tests.encoders.test_weights import TOKEN, Hub
 from ccassets_tests.made_studies import edit_study, write_study
@@ -227,3 +229,25 @@ def test_a_study_of_one_s_own_encoder_is_looked_at_too(study: Study, image_folde
     broken = write_study(study.folder, images=image_folder, encoder={"kind": "python", "target": "nowhere:Encoder"})
     assert line("weights", broken).level == "problem"
     assert "nowhere:Encoder cannot be made" in line("weights", broken).message
+
+
+def test_digests_that_older_code_kept_are_compared_with_the_weights(
+    study: Study, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a digest has none of its own, so nothing else can tell that it is damaged."""
+    identity = ccassets.identify_encoder(study).identity
+    cache = Store.of(study).cache / DIGEST_CACHE
+    kept = {key: entry.partition(" ")[0] for key, entry in json.loads(cache.read_text()).items()}
+    cache.write_text(json.dumps(kept))
+    assert line("weights", study).level == "ok"
+
+    cache.write_text(json.dumps({key: digest[::-1] for key, digest in kept.items()}))
+    wrong = line("weights", study)
+    assert (wrong.level, identity in wrong.message) == ("problem", True)
+    assert wrong.advice == f"Remove {cache}: it is made again."
+
+    monkeypatch.setattr(doctor, "_QUICK_BYTES", 1000)
+    assert "`--deep` computes the digests of" in line("weights", study).message
+    assert [line.level for line in doctor_lines(study, deep=True) if line.what == "weights"] == ["problem"]
+    cache.unlink()
+    assert identity in line("weights", study).message
