@@ -52,7 +52,7 @@ def failed_blocking_checks(
                 known.add(ran.asset_check_key)
     for check in sorted(known):
         limit = _EVALUATIONS_A_PARTITION * len(parents[check.asset_key])
-        evaluated = set()
+        evaluated: set[int] = set()
         for execution in instance.event_log_storage.get_asset_check_execution_history(check, limit=limit):
             evaluation = execution.evaluation
             if not isinstance(evaluation, dg.AssetCheckEvaluation):
