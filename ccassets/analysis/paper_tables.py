@@ -90,7 +90,7 @@ def write_paper_tables(
             tables["concepts"] = concepts
     files = []
     for name, rows in tables.items():
-        table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+        table = pd.DataFrame(rows).convert_dtypes().dropna(axis="columns", how="all")
         for path, text in ((f"{name}.csv", table.to_csv(index=False)), (f"{name}.tex", _latex(table))):
             write_text(folder / path, text)
             files.append(folder / path)
