@@ -1,20 +1,17 @@
 """Automation: what runs by itself once its switch is turned on in the UI. Everything here ships switched off."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 
 import dagster as dg
 
-from ccassets.analysis.results import RESULT_FILES
 from ccassets.errors import CcassetsError
-from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
 from ccassets.files import system_refusal
 from ccassets.orchestration.dagster_internals import Job
+from ccassets.orchestration.jobs import JobRun, first_runs
 from ccassets.orchestration.names import asset_key, job_name
-from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import EncoderResource, StoreResource
-from ccassets.orchestration.status import StatusSnapshot, lost_assets
+from ccassets.orchestration.status import StatusSnapshot, changed_encoder, changed_images, lost_assets
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study, StudyConfig
 from ccassets.study.storage import Store
@@ -63,14 +60,11 @@ def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
 
 
 def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
-    names = {"read_encoder", "read_images", *(job for _, job in _REMADE_BY.values())}
-    started = {job_name(study, name) for name in names}
-
     @dg.sensor(
         name=job_name(study, "watch_sources"),
         minimum_interval_seconds=SOURCES_SECONDS,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        jobs=[job for job in jobs if job.name in started],
+        jobs=[job for job in jobs if job.name != job_name(study, "rebuild_everything")],
         description=(
             "Looks at files every five minutes, by size and time: reads source files that changed, and images that "
             "could not be read before and now can, into their manifest or identity card, and makes again what was "
@@ -106,57 +100,31 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
 
 def _changed_sources(study: Study, store: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
     """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
-    identity = current_identity(study, store, device=encoder.device, hf_token=encoder.hf_token)
-    if identity != recorded_identity(store):
-        yield dg.RunRequest(run_key=identity, job_name=job_name(study, "read_encoder"))
-    sources = changed_splits(study, store, study.splits)
-    if not sources:
-        return
-    if is_partitioned(study):
-        keys: dict[str | None, str] = {split: f"{split}:{digest}" for split, digest in sources.items()}
-    else:
-        keys = {None: hashlib.sha256(repr(sources).encode()).hexdigest()}
-    for split, run_key in keys.items():
-        yield dg.RunRequest(run_key=run_key, job_name=job_name(study, "read_images"), partition_key=split)
-
-
-_REMADE_BY = {
-    "template_features": (0, "extract_text"),
-    "image_features": (0, "extract_images"),
-    "feature_database": (1, "build_database"),
-    "validation_report": (2, "build_database"),
-    **dict.fromkeys(RESULT_FILES, (2, "analyse")),
-}
-"""What may be lost: when its turn is, as what reads others waits for them, and the job that makes it again."""
+    changed = changed_encoder(study, store, encoder) | changed_images(study, store, study.splits)
+    for name, version in changed.items():
+        for run in first_runs([name]):
+            yield _request(study, run, version if run.split is None else f"{run.split}:{version}")
 
 
 def _remake_requests(study: Study, lost: Iterable[str], instance: dg.DagsterInstance) -> list[dg.RunRequest]:
-    """Runs that make lost assets again, those first that others are made of."""
-    runs: dict[tuple[int, str, str | None], list[dg.AssetKey]] = {}
-    for name in lost:
-        asset, _, split = name.partition(":")
-        turn, job = _REMADE_BY[asset.partition("/")[0]]
-        runs.setdefault((turn, job, split or None), []).append(asset_key(study, asset))
-    first = min((turn for turn, _, _ in runs), default=0)
-    return [
-        dg.RunRequest(
-            run_key=_remake_key(instance, keys, split),
-            job_name=job_name(study, job),
-            asset_selection=keys,
-            partition_key=split,
-        )
-        for (turn, job, split), keys in runs.items()
-        if turn == first
-    ]
+    """Runs that make lost assets again, first those that others are made of: one for a loss, one a day if it fails."""
+    requests = []
+    for run in first_runs(lost):
+        made = []
+        for asset in run.assets:
+            records = dg.AssetRecordsFilter(asset_key(study, asset), [run.split] if run.split else None)
+            made += [record.storage_id for record in instance.fetch_materializations(records, limit=1).records]
+        requests.append(_request(study, run, f"{date.today()}:{run.split}:{made}"))
+    return requests
 
 
-def _remake_key(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], split: str | None) -> str:
-    """What makes it one run for each loss, and one a day where that run failed."""
-    made = []
-    for key in keys:
-        records = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[split] if split else None)
-        made += [record.storage_id for record in instance.fetch_materializations(records, limit=1).records]
-    return f"{date.today()}:{split}:{made}"
+def _request(study: Study, run: JobRun, run_key: str) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=run_key,
+        job_name=job_name(study, run.job),
+        asset_selection=[asset_key(study, asset) for asset in run.assets],
+        partition_key=run.split,
+    )
 
 
 def changed_study_file(study: Study) -> str | None:

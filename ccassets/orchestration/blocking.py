@@ -6,6 +6,7 @@ Dagster by itself lets a failed blocking check stop the steps of its own run, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -18,12 +19,25 @@ _EVALUATIONS_A_PARTITION = 20
 """How many evaluations of a check are looked through for each partition of its asset, newest first."""
 
 
+@dataclass(frozen=True)
+class FailedCheck:
+    """A blocking check that failed on the newest materialization of an asset, or of one partition of it."""
+
+    key: dg.AssetCheckKey
+    partition: str | None
+    description: str
+
+    def __str__(self) -> str:
+        asset = self.key.asset_key.to_user_string() + (f" ({self.partition})" if self.partition else "")
+        return f"The check {self.key.name} of {asset} failed: {self.description}"
+
+
 def failed_blocking_checks(
     instance: dg.DagsterInstance,
     parents: Mapping[dg.AssetKey, Sequence[str | None]],
     checks: Iterable[dg.AssetCheckKey],
-) -> Iterator[str]:
-    """Find the failed blocking checks of assets, and say of each what it found.
+) -> Iterator[FailedCheck]:
+    """Find the failed blocking checks of assets.
 
     A check counts as failed when its newest evaluation of the newest materialization, of a partition or of the whole,
     failed with the severity of an error.
@@ -34,7 +48,7 @@ def failed_blocking_checks(
         checks: Checks of the assets that may have run alone; those that ran with a materialization are known by it.
 
     Yields:
-        A sentence for every check that failed.
+        Every check that failed, once for each partition.
     """
     newest: dict[int, str | None] = {}
     runs: set[str] = set()
@@ -63,8 +77,7 @@ def failed_blocking_checks(
             evaluated.add(target.storage_id)
             if evaluation.blocking and not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
                 partition = newest[target.storage_id]
-                asset = check.asset_key.to_user_string() + (f" ({partition})" if partition else "")
-                yield f"The check {check.name} of {asset} failed: {evaluation.description or 'it says no more'}"
+                yield FailedCheck(check, partition, evaluation.description or "it says no more")
 
 
 def require_passed_checks(context: dg.AssetExecutionContext, study: Study, keys: Iterable[dg.AssetKey]) -> None:
@@ -74,4 +87,4 @@ def require_passed_checks(context: dg.AssetExecutionContext, study: Study, keys:
     parents = {key: of_splits if by_split and key.path[-1] in ("images", "image_features") else [None] for key in keys}
     if failed := list(failed_blocking_checks(context.instance, parents, loaded_checks(context))):
         advice = "Mend what it found and run the check again, or materialize its asset again."
-        raise BuildError("\n".join([*failed, advice]))
+        raise BuildError("\n".join([*map(str, failed), advice]))

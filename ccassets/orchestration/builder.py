@@ -1,9 +1,9 @@
-"""The runs of one build, in the order of the study's graph, leaving out what is fresh."""
+"""The runs of one build, stage by stage: what the automation condition asks for, and what is lost."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,19 @@ from ccassets.analysis.results import available_analyses
 from ccassets.errors import AbsentDataError, BuildError, InterruptedBuildError
 from ccassets.extraction import plan_study
 from ccassets.extraction.data_loss import require_no_loss
-from ccassets.extraction.sources import (
-    changed_splits,
-    current_identity,
-    recorded_card,
-    recorded_identity,
-    recorded_manifest,
-    require_own_folder,
-)
-from ccassets.extraction.text_extraction import missing_templates
-from ccassets.orchestration.missing_files import missing_database, missing_pages
-from ccassets.orchestration.names import BUILD, STARTED_BY, asset_key, job_name
+from ccassets.extraction.sources import recorded_card, recorded_manifest, require_own_folder
+from ccassets.orchestration.assets import study_assets
+from ccassets.orchestration.blocking import failed_blocking_checks
+from ccassets.orchestration.component import definitions_of
+from ccassets.orchestration.conditions import attended
+from ccassets.orchestration.dagster_internals import ExecutionResult, execute_job
+from ccassets.orchestration.jobs import JobRun, asset_names, first_runs
+from ccassets.orchestration.names import BUILD, CODE_LOCATION, FRESH, STARTED_BY, asset_key, job_name
 from ccassets.orchestration.partitions import is_partitioned
-from ccassets.orchestration.resources import EncoderResource
+from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.run_locks import hold_run_lock, watch_for_dead_runs
-from ccassets.orchestration.status import StatusSnapshot
+from ccassets.orchestration.status import StatusSnapshot, changed_encoder, changed_images, lost_assets
 from ccassets.study.schema import Study
-from ccassets.study.storage import Store
 
 
 @dataclass
@@ -46,160 +42,159 @@ class BuildResult:
 
 
 class Build:
-    """One build: before every step Dagster's records say what is stale, and the library what is really there."""
+    """One build: before every stage it asks the automation condition what has to run, and the disk what is lost."""
 
     def __init__(
         self,
         study: Study,
-        repository: dg.RepositoryDefinition,
         instance: dg.DagsterInstance,
         *,
-        store: Store,
+        store: StoreResource,
         encoder: EncoderResource,
         fresh: bool,
-        allow_loss: bool = False,
-        started_by: str = BUILD,
+        allow_loss: bool,
     ) -> None:
         self.study = study
-        self.repository = repository
         self.instance = instance
-        self.store = store
+        self.store = store.of(study)
         self.encoder = encoder
         self.fresh = fresh
         self.allow_loss = allow_loss
-        self.started_by = started_by
-        self.materialized: list[str] = []
-        self.notices: list[str] = []
-        self._snapshot: StatusSnapshot | None = None
+        definitions = definitions_of(study, store=store, encoder=encoder)
+        self._repository = definitions.get_repository_def()
+        self._conditions = dg.Definitions(
+            assets=[asset.map_asset_specs(attended) for asset in study_assets(study)],
+            asset_checks=definitions.asset_checks,
+            resources=definitions.resources,
+        )
+        self._result = BuildResult(None)
+        self._attempted: set[str] = set()
 
     def run(self, splits: Sequence[str] | None) -> BuildResult:
         """Build the study, or with `splits` no more than their features and all texts."""
         require_own_folder(self.study, self.store)
-        chosen = tuple(splits or self.study.splits)
+        names = [name for name in asset_names(self.study) if not splits or _is_of_splits(name, splits)]
         with watch_for_dead_runs(self.instance, self.store.runs):
-            self._sources(chosen)
-            self._text()
-            self._images(chosen, replaces_database=not splits)
-            if splits:
-                return BuildResult(None, self.materialized, self.notices)
-            self._database()
-            self._analyses()
-            return BuildResult(self.store.database, self.materialized, self.notices)
+            due = self._changed_sources(splits or self.study.splits)
+            while due or (due := self._due(names)):
+                for run in first_runs(due):
+                    if run.job == "extract_images" and not splits:
+                        self._require_no_loss()
+                    self._materialize(run)
+                due = []
+        self._result.path = None if splits else self.store.database
+        return self._result
 
-    def _sources(self, splits: Sequence[str]) -> None:
-        encoder = self.encoder
-        identity = current_identity(self.study, self.store, device=encoder.device, hf_token=encoder.hf_token)
-        if identity != recorded_identity(self.store) or self._is_stale("encoder"):
-            self._run("read_encoder", ["encoder"])
+    def _changed_sources(self, splits: Sequence[str]) -> list[str]:
+        changed = changed_encoder(self.study, self.store, self.encoder)
         try:
-            changed = changed_splits(self.study, self.store, splits)
+            changed |= changed_images(self.study, self.store, splits)
         except AbsentDataError as error:
-            key = asset_key(self.study, "images")
-            if not all(self._status().is_fresh(key, split) for split in self._runs_of(splits)):
+            snapshot, key = self._snapshot(), asset_key(self.study, "images")
+            read = splits if is_partitioned(self.study) else [None]
+            if not all(snapshot.is_fresh(key, split) for split in read):
                 raise
             # What was read of them is there: words, database and most analyses do without the images.
-            self.notices.append(f"{error} What was read of its images before is used.")
-            return
-        for split in self._runs_of(splits):
-            if split in changed or (split is None and changed) or self._is_stale("images", split=split):
-                self._run("read_images", ["images"], split=split)
+            self._result.notices.append(f"{error} What was read of its images before is used.")
+        return list(changed)
 
-    def _text(self) -> None:
-        missing = missing_templates(self.study, recorded_card(self.study, self.store), self.store)
-        stale = [
-            f"template_features/{template_id}"
-            for template_id in self.study.vocabulary.templates()
-            if self.fresh or template_id in missing or self._is_stale("template_features", template_id)
-        ]
-        if stale:
-            self._run("extract_text", stale, {asset: {"fresh": self.fresh} for asset in stale})
+    def _due(self, names: Sequence[str]) -> list[str]:
+        """What has to run, each asset at most once a build."""
+        snapshot = self._snapshot()
+        due = self._requested() | lost_assets(snapshot, self.study, self.store).keys() | self._failed_checks()
+        if self.fresh:
+            due |= {name for name in names if not name.startswith(("encoder", "images:"))} - {"images"}
+        for pages in (["feature_database", "validation_report"], available_analyses(self.study)):
+            if due.intersection(pages):  # The last of them shows what the others hold.
+                due.add(pages[-1])
+        names = [name for name in names if name not in self._attempted]
+        # What the condition holds back says itself why, when it is run.
+        return [name for name in names if name in due] or [name for name in names if not self._is_built(snapshot, name)]
 
-    def _images(self, splits: Sequence[str], *, replaces_database: bool) -> None:
-        plan = plan_study(self.study, splits, store=self.store, fresh=self.fresh)
-        if plan.to_encode and replaces_database and not self.allow_loss:
-            self._require_no_loss()
-        to_encode = {part.split: part.to_encode for part in plan.images}
-        for split in self._runs_of(splits):
-            names = [split] if split else list(splits)
-            if self._is_stale("image_features", split=split) or any(to_encode[name] for name in names):
-                self._run("extract_images", ["image_features"], {"image_features": {"fresh": self.fresh}}, split)
+    def _requested(self) -> set[str]:
+        """What the automation condition asks for."""
+        result = dg.evaluate_automation_conditions(self._conditions, self.instance, dg.AssetSelection.all())
+        keys = self._repository.asset_graph.materializable_asset_keys
+        return {_name(key, split) for key in keys for split in result.get_requested_partitions(key)}
+
+    def _failed_checks(self) -> set[str]:
+        """What failed a blocking check of ours: it is made, and so checked, again; what was wrong may be mended."""
+        graph = self._repository.asset_graph
+        nodes = [graph.get(key) for key in graph.materializable_asset_keys]
+        assets = {
+            node.key: node.partitions_def.get_partition_keys() if node.partitions_def else [None] for node in nodes
+        }
+        failed = failed_blocking_checks(self.instance, assets, graph.asset_check_keys)
+        return {_name(check.key.asset_key, check.partition) for check in failed if graph.has(check.key)}
+
+    def _is_built(self, snapshot: StatusSnapshot, name: str) -> bool:
+        asset, _, split = name.partition(":")
+        return snapshot.state(asset_key(self.study, asset), split or None) == "built"
+
+    def _snapshot(self) -> StatusSnapshot:
+        return StatusSnapshot(self.instance, self._repository)
 
     def _require_no_loss(self) -> None:
         """Refuse before anything is encoded what the database would refuse at the end."""
+        if self.allow_loss or not plan_study(self.study, store=self.store, fresh=self.fresh).to_encode:
+            return
         identity = recorded_card(self.study, self.store).identity
         manifests = [recorded_manifest(self.study, split, self.store) for split in self.study.splits]
         require_no_loss(self.study, self.store, self.store.database, identity, manifests)
 
-    def _database(self) -> None:
-        if self.fresh or self._is_stale("feature_database") or missing_database(self.store):
-            options = {"fresh": self.fresh, "allow_loss": self.allow_loss}
-            self._run("build_database", ["feature_database", "validation_report"], {"feature_database": options})
-        elif self._is_stale("validation_report") or "validation_report" in missing_pages(self.study, self.store):
-            self._run("build_database", ["validation_report"])
-
-    def _analyses(self) -> None:
-        names, missing = available_analyses(self.study), missing_pages(self.study, self.store)
-        stale = [name for name in names if self.fresh or self._is_stale(name) or name in missing]
-        if not stale:
+    def _materialize(self, run: JobRun) -> None:
+        """Run a job; where only analyses cannot be made, a notice says so."""
+        names = {asset: f"{asset}:{run.split}" if run.split else asset for asset in run.assets}
+        self._attempted.update(names.values())
+        result = self._execute(run)
+        made = {event.asset_key for event in result.get_asset_materialization_events()}
+        unfinished = [name for asset, name in names.items() if asset_key(self.study, asset) not in made]
+        self._result.materialized += [name for name in names.values() if name not in unfinished]
+        if result.success:
             return
-        # The atlas, last of them, shows the results of the others.
-        selected = list(dict.fromkeys([*stale, *names[-1:]]))
-        try:
-            self._run("analyse", selected)
-        except InterruptedBuildError:
-            raise
-        except BuildError as error:
-            unfinished = [name for name in selected if name not in self.materialized]
-            self.notices.append(f"The database is finished, but not {', '.join(unfinished)}: {error}")
+        failure = _failure(result)
+        if run.job != "analyse" or isinstance(failure, InterruptedBuildError):
+            raise failure
+        self._result.notices.append(f"The database is finished, but not {', '.join(unfinished)}: {failure}")
 
-    def _runs_of(self, splits: Sequence[str]) -> Sequence[str | None]:
-        """One run for every split, or one for all where the study has no partitions."""
-        return list(splits) if is_partitioned(self.study) else [None]
-
-    def _is_stale(self, *parts: str, split: str | None = None) -> bool:
-        """Whether Dagster calls an asset (or a partition of it) stale or missing, as the UI shows it."""
-        return self._status().state(asset_key(self.study, *parts), split) != "built"
-
-    def _status(self) -> StatusSnapshot:
-        self._snapshot = self._snapshot or StatusSnapshot(self.instance, self.repository)
-        return self._snapshot
-
-    def _run(
-        self,
-        job: str,
-        assets: Sequence[str],
-        options: Mapping[str, Mapping[str, bool]] | None = None,
-        split: str | None = None,
-    ) -> None:
-        """Run assets of a job, with the options of those that have any."""
-        keys = [asset_key(self.study, asset) for asset in assets]
+    def _execute(self, run: JobRun) -> ExecutionResult:
+        keys = [asset_key(self.study, asset) for asset in run.assets]
         config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-        if options:
-            config["ops"] = {
-                asset_key(self.study, asset).to_python_identifier(): {"config": dict(chosen)}
-                for asset, chosen in options.items()
-            }
+        if self.allow_loss and run.job == "build_database":
+            step = asset_key(self.study, "feature_database").to_python_identifier()
+            config["ops"] = {step: {"config": {"allow_loss": True}}}
+        tags = {STARTED_BY: BUILD}
+        if run.split:
+            tags["dagster/partition"] = run.split
+        if self.fresh:
+            tags[FRESH] = "true"
         run_id = str(uuid.uuid4())
-        self._snapshot = None  # It is out of date now.
         with hold_run_lock(self.store.runs, run_id):
-            result = self.repository.get_job(job_name(self.study, job)).execute_in_process(
-                instance=self.instance,
-                asset_selection=keys,
-                partition_key=split,
+            return execute_job(
+                self._repository,
+                job_name(self.study, run.job),
+                self.instance,
+                location=CODE_LOCATION,
+                assets=keys,
                 run_config=config,
                 run_id=run_id,
-                raise_on_error=False,
-                tags={STARTED_BY: self.started_by},
+                tags=tags,
             )
-        made = {event.asset_key for event in result.get_asset_materialization_events()}
-        self.materialized += [
-            f"{asset}:{split}" if split else asset for asset, key in zip(assets, keys, strict=True) if key in made
-        ]
-        if not result.success:
-            raise _failure(result)
 
 
-def _failure(result: dg.ExecuteInProcessResult) -> BuildError:
+def _name(key: dg.AssetKey, split: str | None) -> str:
+    name = "/".join(key.path[1:])
+    return f"{name}:{split}" if split else name
+
+
+def _is_of_splits(name: str, splits: Sequence[str]) -> bool:
+    """Whether a build that stops after the features of splits makes an asset."""
+    asset, _, split = name.partition(":")
+    kind = asset.partition("/")[0]
+    return kind in {"encoder", "template_features", "images", "image_features"} and (not split or split in splits)
+
+
+def _failure(result: ExecutionResult) -> BuildError:
     """What ended a run, with the sentence of the step or the check that failed."""
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:

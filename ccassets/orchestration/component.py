@@ -46,9 +46,10 @@ class FeatureDatabaseComponent(dg.Component):
             # Checks by split are a preview in Dagster; `dagster` is pinned to one minor version for that reason.
             warnings.simplefilter("ignore", dg.PreviewWarning)
             warnings.simplefilter("ignore", dg.BetaWarning)
-            jobs = study_jobs(self.study)
+            assets = study_assets(self.study)
+            jobs = study_jobs(self.study, assets)
             return dg.Definitions(
-                assets=study_assets(self.study),
+                assets=assets,
                 asset_checks=study_checks(self.study),
                 jobs=jobs,
                 schedules=study_schedules(self.study),
@@ -60,11 +61,15 @@ FeatureDatabase = FeatureDatabaseComponent
 """The name that the `type:` of a study's YAML has, under `ccassets`."""
 
 
-def definitions_of(*studies: Study) -> dg.Definitions:
-    """Give the definitions of studies with the default resources, as the code location of `ccassets ui` has them.
+def definitions_of(
+    *studies: Study, store: StoreResource | None = None, encoder: EncoderResource | None = None
+) -> dg.Definitions:
+    """Give the definitions of studies with their resources, as the code location of `ccassets ui` has them.
 
     Args:
         studies: The studies.
+        store: Where their files lie, by default below `CCASSETS_STORAGE`.
+        encoder: Where encoders run, by default on this machine's devices.
 
     Returns:
         Assets, checks, jobs, schedules, sensors, and the resources `store` and `encoder`. The steps of a run share its
@@ -73,7 +78,7 @@ def definitions_of(*studies: Study) -> dg.Definitions:
     return dg.Definitions.merge(
         *(FeatureDatabaseComponent(study).definitions() for study in studies),
         dg.Definitions(
-            resources={"store": StoreResource(), "encoder": EncoderResource()},
+            resources={"store": store or StoreResource(), "encoder": encoder or EncoderResource()},
             executor=dg.in_process_executor,
         ),
     )

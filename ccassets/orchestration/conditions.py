@@ -55,14 +55,13 @@ class Blocked(dg.AutomationCondition[dg.AssetKey]):
 
 
 _night = When.cron_tick_passed(NIGHT)
-_failed = When.execution_failed()
 _due = Stale() | When.missing()
-_upstream_is_there = ~When.any_deps_missing() & ~When.any_deps_in_progress()
 
 # What failed is asked for again every night and when something upstream changes, not once a minute.
-_once_more = _failed & (_night | When.any_deps_updated().since_last_handled())
-
-_rebuild = ((_due & ~_failed) | (_due & _once_more)) & _upstream_is_there & ~When.in_progress()
+_waits = When.execution_failed() & ~_night & ~When.any_deps_updated().since_last_handled()
+_UNATTENDED = "nothing of it is under way, and it did not just fail"
+_unattended = (~_waits & ~When.in_progress() & ~When.any_deps_in_progress()).with_label(_UNATTENDED)
+_rebuild = _due & _unattended & ~When.any_deps_missing()
 _REBUILD_LABEL = "stale or missing, and everything upstream is there"
 
 REBUILD_STALE = (_rebuild & ~Blocked()).with_label(_REBUILD_LABEL)
@@ -70,6 +69,12 @@ REBUILD_STALE = (_rebuild & ~Blocked()).with_label(_REBUILD_LABEL)
 REPORT_STALE = _rebuild.with_label(_REBUILD_LABEL)
 """That of the validation report, which is made also of a database that failed its checks."""
 
-READ_SOURCES = ((_night | (_due & ~_failed)) & ~When.in_progress()).with_label(
+READ_SOURCES = ((_night & ~When.in_progress()) | (_due & _unattended)).with_label(
     "every night, when the study changed, and when it was never read"
 )
+
+
+def attended(spec: dg.AssetSpec) -> dg.AssetSpec:
+    """An asset that asks for what failed at once, and though another run may make it: somebody waits for this build."""
+    condition = spec.automation_condition
+    return spec.replace_attributes(automation_condition=condition and condition.replace(_UNATTENDED, _due))

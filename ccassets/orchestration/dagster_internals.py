@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,28 @@ from typing import Any
 import dagster as dg
 from dagster._check import CheckError
 
+# Missing: a public call that starts a backfill, and the graph of assets that it wants; the webserver has both, behind
+# GraphQL.
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
 # Missing: a public call for the staleness that the UI shows. `dagster_graphql` has it, behind a workspace; the public
 # conditions `code_version_changed` and `data_version_changed` see only what changed since their last evaluation.
 from dagster._core.definitions.data_version import (
     CachingStaleStatusResolver as CachingStaleStatusResolver,
     StaleStatus as StaleStatus,
 )
+from dagster._core.definitions.job_base import InMemoryJob
 
 # Missing: the type of what the public `define_asset_job` returns; for annotations only.
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.execution.execution_result import ExecutionResult as ExecutionResult
 
 # Missing: a public object that holds the records of many assets for the resolver, which demands one; the public
 # `get_asset_records` fetches them for us alone, and the resolver fetches each of them again.
 from dagster._core.loader import LoadingContext
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
 
 # Missing: a public module of the log manager that Dagster uses by itself, which has no folder relative to the home.
@@ -96,6 +107,87 @@ def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.Automatio
     return filter_candidates(
         context, lambda partition: resolver.get_status(context.key, partition) == StaleStatus.STALE
     )
+
+
+class _LoadedJob(InMemoryJob):
+    """A job whose steps know the repository that it is of."""
+
+    def __init__(self, job: dg.JobDefinition, repository: dg.RepositoryDefinition) -> None:
+        super().__init__(job)
+        self._repository = repository
+
+    def get_repository_definition(self) -> dg.RepositoryDefinition:
+        return self._repository
+
+    def get_subset(self, **_: Any) -> _LoadedJob:
+        return self  # It is one already.
+
+
+def execute_job(
+    repository: dg.RepositoryDefinition,
+    name: str,
+    instance: dg.DagsterInstance,
+    *,
+    location: str,
+    assets: Sequence[dg.AssetKey],
+    run_config: Mapping[str, Any],
+    run_id: str,
+    tags: Mapping[str, str],
+) -> ExecutionResult:
+    """Run assets of a job in this process, as a run of the code location that the UI shows.
+
+    Args:
+        repository: The definitions that hold the job.
+        name: The name of the job.
+        instance: The instance that records the run.
+        location: The name under which the UI has the definitions.
+        assets: The assets that are materialized.
+        run_config: The configuration of the run.
+        run_id: The id of the run.
+        tags: The tags of the run; that of its partition is one of them.
+
+    Returns:
+        What happened; a step that failed raises nothing.
+    """
+    # Missing: a public run in this process that has an origin; the timeline of the UI leaves out what has none.
+    job = repository.get_job(name).get_subset(asset_selection=set(assets))
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), repository.name).get_job_origin(name)
+    run = instance.create_run_for_job(
+        job, run_id=run_id, run_config=run_config, tags=tags, asset_selection=set(assets), remote_job_origin=origin
+    )
+    return execute_run(_LoadedJob(job, repository), run, instance)
+
+
+def start_backfill(
+    instance: dg.DagsterInstance, assets: Sequence[dg.AssetsDefinition], *, title: str, tags: Mapping[str, str]
+) -> str:
+    """Have the daemon materialize assets, with all their partitions, as *Materialize all* does.
+
+    Args:
+        instance: The instance whose daemon starts the runs.
+        assets: The assets.
+        title: What the UI calls the backfill.
+        tags: The tags of all its runs.
+
+    Returns:
+        The id of the backfill.
+    """
+    graph = AssetGraph.from_assets(assets)
+    backfill = PartitionBackfill.from_asset_partitions(
+        backfill_id=uuid.uuid4().hex[:8],
+        asset_graph=graph,
+        partition_names=None,
+        asset_selection=sorted(graph.materializable_asset_keys),
+        backfill_timestamp=time.time(),
+        tags=tags,
+        dynamic_partitions_store=instance,
+        all_partitions=True,
+        title=title,
+        description=None,
+        run_config=None,
+    )
+    instance.add_backfill(backfill)
+    return backfill.backfill_id
 
 
 @contextmanager

@@ -1,21 +1,68 @@
-"""The jobs of a study: the steps of a build, each on its own, so that no run mixes one split with the whole."""
+"""The jobs of a study: the steps of a build, each on its own, so that no run mixes one split with the whole.
+
+Assets are named here as everywhere outside Dagster: without the study, and with their split as `asset:split`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
-from ccassets.analysis.results import available_analyses, unavailable_analyses
+from ccassets.analysis.results import RESULT_FILES, available_analyses, unavailable_analyses
 from ccassets.extraction.damage_tracing import check_deeply
 from ccassets.findings import has_errors
-from ccassets.orchestration.builder import Build
 from ccassets.orchestration.checks import describe_findings
-from ccassets.orchestration.dagster_internals import Job
-from ccassets.orchestration.names import asset_key, job_name
-from ccassets.orchestration.resources import EncoderResource, StoreResource
+from ccassets.orchestration.dagster_internals import Job, start_backfill
+from ccassets.orchestration.names import FRESH, STARTED_BY, asset_key, job_name
+from ccassets.orchestration.partitions import is_partitioned
+from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
 
+_STAGES = (
+    {"encoder": "read_encoder", "images": "read_images"},
+    {"template_features": "extract_text", "image_features": "extract_images"},
+    {"feature_database": "build_database", "validation_report": "build_database"},
+    dict.fromkeys(RESULT_FILES, "analyse"),
+)
+"""The job that makes an asset, by the first part of its name; what is made of others stands in a later stage."""
 
-def study_jobs(study: Study) -> list[Job]:
-    """`read_images` and `extract_images` run split by split; the others, once, are `read_encoder`, `extract_text`,
+
+@dataclass(frozen=True)
+class JobRun:
+    """A run of a job of a study for some of its assets, of one split or of the whole."""
+
+    job: str
+    split: str | None
+    assets: Sequence[str]
+
+
+def asset_names(study: Study) -> list[str]:
+    """The assets of a study, split by split, in the order in which a build makes them."""
+    splits = [f":{split}" for split in study.splits] if is_partitioned(study) else [""]
+    templates = [f"template_features/{name}" for name in study.vocabulary.templates()]
+    images, features = ([f"{asset}{split}" for split in splits] for asset in ("images", "image_features"))
+    database = ["feature_database", "validation_report"]
+    return ["encoder", *images, *templates, *features, *database, *available_analyses(study)]
+
+
+def first_runs(names: Iterable[str]) -> list[JobRun]:
+    """The runs that make assets; of several stages those of the first, which the others may be made of."""
+    for stage in _STAGES:
+        runs: dict[tuple[str, str | None], list[str]] = {}
+        for name in names:
+            asset, _, split = name.partition(":")
+            if job := stage.get(asset.partition("/")[0]):
+                runs.setdefault((job, split or None), []).append(asset)
+        if runs:
+            return [JobRun(job, split, assets) for (job, split), assets in runs.items()]
+    return []
+
+
+def study_jobs(study: Study, assets: Sequence[dg.AssetsDefinition]) -> list[Job]:
+    """The jobs of a study with these assets.
+
+    `read_images` and `extract_images` run split by split; the others, once, are `read_encoder`, `extract_text`,
     `build_database` and `analyse`.
     """
     templates = [f"template_features/{name}" for name in study.vocabulary.templates()]
@@ -30,7 +77,7 @@ def study_jobs(study: Study) -> list[Job]:
         "analyse": (available_analyses(study), analysis),
     }
     return [
-        _rebuild_everything(study),
+        _rebuild_everything(study, assets),
         _check_deeply(study),
         *(
             dg.define_asset_job(
@@ -48,21 +95,14 @@ def _left_out(study: Study) -> list[str]:
     return [f"No {name}: {reason}" for name, reason in unavailable_analyses(study).items()]
 
 
-def _rebuild_everything(study: Study) -> dg.JobDefinition:
-    @dg.op(name=job_name(study, "rebuild"), description="Builds the study afresh, run by run.")
-    def _rebuild(context: dg.OpExecutionContext, store: StoreResource, encoder: EncoderResource) -> None:
-        # Runs of splits and of the whole cannot be one job: this one starts them in their order.
-        with errors_as_failures():
-            result = Build(
-                study,
-                context.repository_def,
-                context.instance,
-                store=store.of(study),
-                encoder=encoder,
-                fresh=True,
-                started_by=context.job_name,
-            ).run(None)
-        context.log.info(f"materialized {', '.join(result.materialized)}")
+def _rebuild_everything(study: Study, assets: Sequence[dg.AssetsDefinition]) -> dg.JobDefinition:
+    @dg.op(name=job_name(study, "rebuild"), description="Has Dagster materialize everything afresh, stage by stage.")
+    def _rebuild(context: dg.OpExecutionContext) -> None:
+        # Runs of splits and of the whole cannot be one job: a backfill has them in their order, with all that is
+        # Dagster's and the project's, and shows them together.
+        tags = {FRESH: "true", STARTED_BY: context.run.job_name}
+        backfill = start_backfill(context.instance, assets, title=f"Rebuild everything of {study.name}", tags=tags)
+        context.log.info(f"The backfill {backfill} encodes everything again; the daemon starts its runs.")
 
     @dg.job(name=job_name(study, "rebuild_everything"), description="Encode everything again, stale or not.")
     def _job() -> None:

@@ -12,6 +12,12 @@ ENCODER_POOL = "ccassets_encoder"
 STARTED_BY, BUILD = "ccassets/started_by", "build"
 """The tag of runs that are steps of a whole build, and its value where `ccassets build` started them."""
 
+CODE_LOCATION = "ccassets"
+"""The name of the code location, as in workspace.yaml: Dagster keeps switches and shows runs under it."""
+
+FRESH = "ccassets/fresh"
+"""The tag of runs that keep nothing of what parts or the old database hold."""
+
 
 def asset_key(study: Study, *parts: str) -> dg.AssetKey:
     """Give the key of an asset of a study.

@@ -1,16 +1,20 @@
-"""Status of a study's assets by Dagster's records and the disk: built, stale, failed, lost or missing."""
+"""Status of a study's assets by Dagster's records and the disk: built, stale, failed, lost, missing."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 import dagster as dg
 
+from ccassets.extraction.sources import changed_splits, current_identity, recorded_identity
 from ccassets.orchestration.dagster_internals import AssetRecords, StaleStatus
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.missing_files import missing_files
 from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.partitions import is_partitioned
+from ccassets.orchestration.resources import EncoderResource
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -94,3 +98,17 @@ def lost_assets(snapshot: StatusSnapshot, study: Study, store: Store) -> dict[st
         if snapshot.is_fresh(asset_key(study, *asset.split("/")), split or None):
             lost[name] = reason
     return lost
+
+
+def changed_encoder(study: Study, store: Store, encoder: EncoderResource) -> dict[str, str]:
+    """The asset of the encoder with its new identity, where that is not the recorded one; else nothing."""
+    identity = current_identity(study, store, device=encoder.device, hf_token=encoder.hf_token)
+    return {} if identity == recorded_identity(store) else {"encoder": identity}
+
+
+def changed_images(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:
+    """The assets of images whose files are not what was recorded, each with a digest of what they are now."""
+    changed = changed_splits(study, store, splits)
+    if is_partitioned(study) or not changed:
+        return {f"images:{split}": digest for split, digest in changed.items()}
+    return {"images": hashlib.sha256(repr(changed).encode()).hexdigest()}

@@ -14,7 +14,7 @@ from ccassets.analysis import AnalysisResult
 from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
 from ccassets.orchestration.blocking import require_passed_checks
 from ccassets.orchestration.conditions import REBUILD_STALE
-from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.names import FRESH, asset_key
 from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -29,6 +29,10 @@ class ExtractionRun(dg.Config):
     """The options of one run: `fresh` keeps nothing of what parts or the old database hold."""
 
     fresh: bool = False
+
+    def is_fresh(self, context: dg.AssetExecutionContext) -> bool:
+        """Whether the run, by this option or by its tag, keeps nothing."""
+        return self.fresh or FRESH in context.run.tags
 
 
 def asset_spec(

@@ -20,13 +20,12 @@ import yaml
 from ccassets.errors import UiServerError
 from ccassets.orchestration.dagster_internals import rename_location, webserver_app
 from ccassets.orchestration.instance import dagster_instance
+from ccassets.orchestration.names import CODE_LOCATION
 from ccassets.orchestration.supervised_process import SupervisedProcess
 from ccassets.pages.web_guard import App, WebGuard, check_token, loopback_hosts
 from ccassets.study.loading import own_studies_folder
 from ccassets.study.storage import home, storage_root
 
-CODE_LOCATION = "ccassets"
-"""The name of the code location, as in workspace.yaml: Dagster keeps the switches of sensors and schedules under it."""
 TOKEN_VARIABLE = "CCASSETS_UI_TOKEN"
 
 _FORMER_CODE_LOCATION = "ccassets.definitions"

@@ -6,11 +6,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import smtplib
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,28 @@ def test_dg_accepts_the_studies_that_ship(tmp_path: Path) -> None:
     assert "All component YAML validated successfully" in run_in(ROOT, "dg", "check", "yaml", home=tmp_path)
 
 
+@contextmanager
+def daemon(project: Path) -> Iterator[None]:
+    """Dagster's daemon with the definitions and the home of a project."""
+    environment = {**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(project / "home")}
+    del environment["CCASSETS_HOME"]
+    program = str(Path(sys.executable).parent / "dagster-daemon")
+    process = subprocess.Popen(
+        [program, "run", "-m", "theirs.definitions"],
+        cwd=project,
+        env=environment,
+        stdout=(project / "daemon.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_full_rebuild_from_the_schedule_uses_their_store(project: Path, study: Study) -> None:
     (project / "home").mkdir()
     (project / "home" / "dagster.yaml").touch()
@@ -113,6 +138,16 @@ def test_a_full_rebuild_from_the_schedule_uses_their_store(project: Path, study:
     text = resources.read_text().replace("StoreResource()", f'StoreResource(root="{project / "their_store"}")')
     resources.write_text(text)
     assert "RUN_SUCCESS" in run_in(project, "dg", "launch", "--job", "my_study__rebuild_everything")
+    with dg.DagsterInstance.from_config(str(project / "home")) as instance, daemon(project):
+        [backfill] = instance.get_backfills()
+        deadline = time.monotonic() + 1200
+        while backfill.status.value in {"REQUESTED", "COMPLETING"}:
+            assert time.monotonic() < deadline, (project / "daemon.log").read_text()
+            time.sleep(2)
+            [backfill] = instance.get_backfills()
+        assert backfill.status.value == "COMPLETED_SUCCESS"
+        runs = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
+        assert all(run.tags["ccassets/fresh"] == "true" and run.remote_job_origin for run in runs)
     database = project / "their_store" / "my_study" / "conceptclip_features.h5"
     assert ccassets.validate_database(database, study=study) == []
     assert not (project / "home" / "storage" / "my_study").exists()

@@ -49,7 +49,11 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
         if asset_key(study, "feature_database") in context.selected_asset_keys:
             progress = log_progress(context, "assemble the database")
             done = assemble_database(
-                study, store=study_store, fresh=config.fresh, allow_loss=config.allow_loss, progress=progress
+                study,
+                store=study_store,
+                fresh=config.is_fresh(context),
+                allow_loss=config.allow_loss,
+                progress=progress,
             )
             if done.unchanged:
                 context.log.info("The database already is what it should be; it was left as it is.")

@@ -42,7 +42,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
                 splits,
                 runner=encoder.choose_runner(study, card, study_store),
                 store=study_store,
-                fresh=config.fresh,
+                fresh=config.is_fresh(context),
                 progress=log_progress(context, f"encode images of {', '.join(splits[:3])}", lambda: str(times)),
                 times=times,
             )

@@ -34,7 +34,7 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
                 template_id,
                 encoder=lambda: encoder.load(study, card, study_store),
                 store=study_store,
-                fresh=config.fresh,
+                fresh=config.is_fresh(context),
             )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(done.digest),
