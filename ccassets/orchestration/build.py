@@ -66,7 +66,19 @@ def build(study: Study | str | os.PathLike[str], **options: Unpack[BuildOptions]
 
 
 def run_build(study: Study | str | os.PathLike[str], **options: Unpack[BuildOptions]) -> BuildResult:
-    """Do what `build` does, and give what was materialized and the notices, which `build` warns of."""
+    """Do what `build` does, and say what ran.
+
+    Args:
+        study: The study, its name, or the path of its file.
+        options: Those of `BuildOptions`.
+
+    Returns:
+        The path, what was materialized, and the notices, which `build` warns of.
+
+    Raises:
+        StudyError: There is no such study, its file is wrong, or it has no such split.
+        BuildError: A step failed, with its sentence; everything finished until then is kept.
+    """
     study = study if isinstance(study, Study) else load_study(study)
     splits = options.get("splits")
     splits = [splits] if isinstance(splits, str) else splits

@@ -46,6 +46,5 @@ def test_a_run_with_the_tag_of_a_rebuild_encodes_again_what_parts_hold(study: St
 
 
 def test_the_schedule_of_a_full_rebuild_starts_its_job(study: Study) -> None:
-    [schedule] = definitions_of(study).schedules or ()
-    assert isinstance(schedule, dg.ScheduleDefinition)
-    assert (schedule.name, schedule.job_name) == ("cells__full_rebuild", "cells__rebuild_everything")
+    schedules = [one for one in definitions_of(study).schedules or () if isinstance(one, dg.ScheduleDefinition)]
+    assert ("cells__full_rebuild", "cells__rebuild_everything") in {(one.name, one.job_name) for one in schedules}
