@@ -64,7 +64,7 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
         name=job_name(study, "watch_sources"),
         minimum_interval_seconds=SOURCES_SECONDS,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        jobs=[job for job in jobs if job.name != job_name(study, "rebuild_everything")],
+        jobs=[job for job in jobs if not isinstance(job, dg.JobDefinition)],
         description=(
             "Looks at files every five minutes, by size and time: reads source files that changed, and images that "
             "could not be read before and now can, into their manifest or identity card, and makes again what was "
