@@ -96,10 +96,37 @@ def made_cosines(rows: int, form: Form, seed: int = 0) -> tuple[np.ndarray, np.n
 def write_findings_study(folder: Path, form: Form, rows: dict[str, int], **attributes: Any) -> Study:
     """A `table` study of one label column a finding, and its images and encoder beside it."""
     labels, cosines = made_cosines(sum(rows.values()), form)
+    columns = {name: own.tolist() for name, own in zip(FINDINGS, labels.T, strict=True)}
     splits = [split for split, count in rows.items() for _ in range(count)]
+    return _write_study(folder, form, splits, columns, cosines, {"label": list(FINDINGS)}, attributes)
+
+
+def write_classes_study(folder: Path, counts: dict[str, dict[str, int]], **attributes: Any) -> Study:
+    """A `table` study of one class an image, which its cosines tell: `counts` are rows by split and class."""
+    rng = np.random.default_rng(0)
+    rows = [(split, name) for split, own in counts.items() for name, count in own.items() for _ in range(count)]
+    mean, deviation = HEIGHTS["clip"]
+    truth = np.array([[name == finding for finding in FINDINGS] for _, name in rows])
+    cosines = mean + deviation * (rng.standard_normal(truth.shape) + 3 * truth)
+    columns = {"class": [name for _, name in rows]}
+    splits = [split for split, _ in rows]
+    return _write_study(folder, "clip", splits, columns, np.clip(cosines, 0, 1), {"label": "class"}, attributes)
+
+
+def _write_study(
+    folder: Path,
+    form: Form,
+    splits: list[str],
+    columns: dict[str, list[Any]],
+    cosines: np.ndarray,
+    named: dict[str, Any],
+    attributes: dict[str, Any],
+) -> Study:
     folder.mkdir(parents=True)
-    lines = [",".join(["path", "split", "patient", *FINDINGS])]
-    for number, (split, own, values) in enumerate(zip(splits, labels, cosines, strict=True)):
+    lines = [",".join(["path", "split", "patient", *columns])]
+    for number, (split, own, values) in enumerate(
+        zip(splits, zip(*columns.values(), strict=True), cosines, strict=True)
+    ):
         written = np.round(values * 65535).astype(np.uint16)
         pixels = np.zeros((16, 3), np.uint8)
         pixels[: len(written), 0], pixels[: len(written), 1] = written >> 8, written & 255
@@ -111,8 +138,8 @@ def write_findings_study(folder: Path, form: Form, rows: dict[str, int], **attri
         "dataset": {
             "kind": "table",
             "file": "findings.csv",
-            "splits": list(rows),
-            "columns": {"label": list(FINDINGS), "group": "patient"},
+            "splits": list(dict.fromkeys(splits)),
+            "columns": {**named, "group": "patient"},
         },
         "encoder": {"kind": "python", "target": "readable:Readable", "options": {"logits": LOGITS[form]}},
         "vocabulary": {"labels": {"words": list(FINDINGS), "templates": ["an image of {}"]}},
