@@ -47,9 +47,15 @@ def load_study(name_or_path: str | os.PathLike[str]) -> Study:
 
 
 def study_files() -> dict[str, Path]:
-    """Every study file by the study's name; a study of one's own replaces a shipped one of its name."""
-    roots = [SHIPPED_STUDIES, own_studies_folder()]
-    return {path.parent.name: path for root in roots if root for path in sorted(root.glob(f"*/{STUDY_FILE}"))}
+    """Every study file by the study's name, one's own first; they replace shipped ones of their names."""
+    own = own_studies_folder()
+    shipped = _files_below(SHIPPED_STUDIES)
+    files = _files_below(own) if own else {}
+    return files | {name: path for name, path in shipped.items() if name not in files}
+
+
+def _files_below(root: Path) -> dict[str, Path]:
+    return {path.parent.name: path for path in sorted(root.glob(f"*/{STUDY_FILE}"))}
 
 
 def own_studies_folder() -> Path | None:
