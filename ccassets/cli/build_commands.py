@@ -36,7 +36,9 @@ def build(
     home: HomeOption = None,
 ) -> None:
     """Build a study's database through Dagster; the last line printed is its path."""
+    from ccassets.analysis.results import RESULT_FILES
     from ccassets.study.loading import load_study
+    from ccassets.study.storage import Store
 
     if output and (plan or split):
         raise typer.BadParameter("--output needs a whole build: use it without --plan and --split.")
@@ -57,6 +59,9 @@ def build(
     if not (result.materialized or result.notices):
         print_text(f"Nothing is stale: {loaded.name} is up to date.", err=True)
     if result.path is not None:
+        atlas = Store.of(loaded).analysis / RESULT_FILES["concept_atlas"]
+        if atlas.is_file():
+            print_text(f"concept atlas: {atlas.as_uri()}", err=True)
         print_text(result.path)
 
 

@@ -17,6 +17,26 @@ Profile = Literal["database", "image-part", "template-part"]
 IMAGE_FEATURES = "image_features"
 IMAGE_TOKEN_FEATURES = "image_token_features"
 BULK = (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES)
+DATASET_DESCRIPTIONS = {
+    IMAGE_FEATURES: "one vector per image, unit length",
+    IMAGE_TOKEN_FEATURES: "one vector per patch; absent when T_img is -1",
+    "ids": "0 … N-1",
+    "labels": "position in the list of labels",
+    "split": "train, val, test or any other name",
+    "keys": "where the row came from",
+    "groups": "patient, slide, …",
+    "label_matrix": "several labels an image",
+    "image_digest": "SHA-256 of the picture",
+    "feature_digest": "XXH3-128 of the row",
+    "text_features": "one vector per prompt, unit length",
+    "text_token_features": "one vector per token; absent when T_txt is -1",
+    "texts": "the prompts",
+    "input_ids": "the tokens as they were encoded",
+    "attention_mask": "1 for a token, 0 for padding",
+    "subject_span": "where the word stands among the tokens",
+}
+"""What every data set of a file holds, by its name."""
+
 ROW_DATASETS = (*BULK, "ids", "labels", "split")
 """The row data sets that every writer of the format makes, the original scripts included."""
 

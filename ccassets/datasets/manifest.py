@@ -272,6 +272,51 @@ def read_manifest(
     )
 
 
+@dataclass(frozen=True)
+class ManifestChanges:
+    """How many rows of a split are not as they were: new, gone, with another picture, with another label."""
+
+    added: int
+    removed: int
+    changed: int
+    relabelled: int
+
+
+def compare_manifests(before: Manifest | None, after: Manifest) -> ManifestChanges:
+    """Count what changed in a split between two readings.
+
+    Rows are matched by key, then by picture: one that moved, to the folder of another class say, is neither new nor
+    gone.
+
+    Args:
+        before: The earlier manifest; None where there was none, so that every row is new.
+        after: The later one.
+    """
+    if before is None:
+        return ManifestChanges(added=len(after), removed=0, changed=0, relabelled=0)
+    by_key = {key: row for row, key in enumerate(before.keys)}
+    kept = by_key.keys() & set(after.keys)
+    by_picture = {before.image_digest[row].tobytes(): row for key, row in by_key.items() if key not in kept}
+    pairs = []
+    for row, (key, digest) in enumerate(zip(after.keys, after.image_digest, strict=True)):
+        match = by_key[key] if key in kept else by_picture.pop(digest.tobytes(), None)
+        if match is not None:
+            pairs.append((match, row))
+    old, new = np.array(pairs, np.int64).reshape(-1, 2).T
+    old_labels, new_labels = _label_rows(before), _label_rows(after)
+    comparable = old_labels.shape[1] == new_labels.shape[1]
+    return ManifestChanges(
+        added=len(after) - len(pairs),
+        removed=len(before) - len(pairs),
+        changed=int((before.image_digest[old] != after.image_digest[new]).any(axis=1).sum()),
+        relabelled=int((old_labels[old] != new_labels[new]).any(axis=1).sum()) if comparable else len(pairs),
+    )
+
+
+def _label_rows(manifest: Manifest) -> npt.NDArray[np.generic]:
+    return manifest.labels[:, None] if manifest.label_matrix is None else manifest.label_matrix
+
+
 def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_bad_image: OnBadImage) -> bool:
     """Whether keys, labels, groups and fingerprints of a split still are those of its manifest; decodes no image.
 

@@ -39,7 +39,9 @@ class TemplateExtraction:
     """A template after its extraction.
 
     `origin` is `extracted` or `adopted`, `digest` that of the template, `prompts` their number, `encoded` how many of
-    them were encoded now.
+    them were encoded now. `cosine_to_database` says how far the wording moved since the database was assembled: the
+    mean cosine of its prompts to those that the database holds under its id; None where it holds no such template,
+    another number of prompts, or features of another encoder.
     """
 
     template_id: str
@@ -49,6 +51,7 @@ class TemplateExtraction:
     prompts: int
     encoded: int
     seconds: float
+    cosine_to_database: float | None
 
 
 def extract_text(study: Study, *, store: Store | None = None, fresh: bool = False) -> list[TemplateExtraction]:
@@ -132,6 +135,7 @@ def extract_template(
         prompts=len(template.prompts),
         encoded=encoded,
         seconds=time.perf_counter() - started,
+        cosine_to_database=_cosine_to_database(stored, template_id, card, store),
     )
 
 
@@ -191,6 +195,20 @@ def require_identity(encoder: Encoder, card: EncoderCard) -> None:
             f"The encoder that was loaded has identity {encoder.card.identity}, the recorded card says "
             f"{card.identity}: its weights or settings changed. Materialize the study's `encoder` again."
         )
+
+
+def _cosine_to_database(stored: StoredTemplate, template_id: str, card: EncoderCard, store: Store) -> float | None:
+    if not store.database.is_file():
+        return None
+    try:
+        with open_database(store.database) as database:
+            before = database.templates.get(template_id)
+            identity = (database.provenance or {}).get("encoder", {}).get("identity")
+            if before is None or identity != card.identity or len(before.texts) != len(stored.content.texts):
+                return None
+            return float((before.text_features * stored.content.text_features).sum(axis=1).mean())
+    except UNUSABLE:
+        return None
 
 
 def _write_part(path: Path, study: Study, template: PromptTemplate, encoder: Encoder) -> None:

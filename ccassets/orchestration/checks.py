@@ -1,20 +1,22 @@
 """Asset checks: the validator's groups of checks, run on the files at any time; and the accuracy on val."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import dagster as dg
 
 from ccassets.analysis.results import available_analyses
-from ccassets.database.validation import CHECKS, validate_database
+from ccassets.database.reader import open_database
+from ccassets.database.validation import CHECKS, CheckResults, run_checks
 from ccassets.database.validation.registry import checks_of
 from ccassets.errors import CcassetsError
 from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import template_part
-from ccassets.findings import Finding, has_errors
+from ccassets.findings import Finding
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
@@ -122,14 +124,14 @@ def _file_checks(
         only = frozenset[str]().union(*checks.values())
         try:
             files = find_files(context, store.of(study))
-            results = [validate_database(file, study=study if compare else None, only=only) for file in files]
+            results = [_run_checks(file, study if compare else None, only) for file in files]
         except CcassetsError as error:
             yield from (_failure(name, error) for name in checks)
             return
         nothing = f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}."
         for name, of_group in checks.items():
-            findings = [finding for result in results for finding in result if finding.check in of_group]
-            yield _result(name, findings, nothing)
+            findings = [finding for result in results for finding in result.findings if finding.check in of_group]
+            yield _result(name, findings, nothing, _numbers(results, with_values=name == VALUES.name))
 
     return _checks
 
@@ -174,14 +176,40 @@ def _parts_of(study: Study, store: Store, splits: Iterable[str]) -> Sequence[Pat
     return sorted(sources)
 
 
-def _result(check: str, findings: Sequence[Finding], nothing: str) -> dg.AssetCheckResult:
-    failed = has_errors(findings)
+def _run_checks(file: Path, study: Study | None, only: Collection[str]) -> CheckResults:
+    with open_database(file) as database:
+        return run_checks(database, study, only=only)
+
+
+def _numbers(results: Sequence[CheckResults], *, with_values: bool) -> dict[str, float]:
+    """What the files hold, for the plots of a check; those of its features where the check read them."""
+    texts = [template.texts for result in results for template in result.contents.templates.values()]
+    numbers: dict[str, float] = {
+        "rows": sum(result.contents.rows for result in results),
+        "prompts": sum(map(len, filter(None, texts))),
+    }
+    if with_values:
+        numbers["not_finite"] = sum(result.values.not_finite for result in results)
+        numbers["norm_deviation"] = max((result.values.norm_deviation for result in results), default=0.0)
+    return numbers
+
+
+def _result(
+    check: str, findings: Sequence[Finding], nothing: str, numbers: Mapping[str, float] = MappingProxyType({})
+) -> dg.AssetCheckResult:
+    errors = sum(finding.severity == "error" for finding in findings)
+    warns_only = findings and not errors
     return dg.AssetCheckResult(
         check_name=check,
         passed=not findings,
-        severity=dg.AssetCheckSeverity.ERROR if failed else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.WARN if warns_only else dg.AssetCheckSeverity.ERROR,
         description=describe_findings(findings) if findings else nothing,
-        metadata={"findings": dg.MetadataValue.json([finding.as_dict() for finding in findings])},
+        metadata={
+            "errors": errors,
+            "warnings": len(findings) - errors,
+            **numbers,
+            "findings": dg.MetadataValue.json([finding.as_dict() for finding in findings]),
+        },
     )
 
 

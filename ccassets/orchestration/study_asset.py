@@ -17,7 +17,6 @@ from ccassets.orchestration.conditions import REBUILD_STALE
 from ccassets.orchestration.names import FRESH, asset_key
 from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
-from ccassets.study.storage import Store
 
 ANALYSIS_VERSION = 2
 """Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
@@ -120,7 +119,7 @@ def study_asset(
 
 
 def analysis_result(
-    context: dg.AssetExecutionContext, store: Store, result: AnalysisResult, metadata: Mapping[str, Any]
+    context: dg.AssetExecutionContext, result: AnalysisResult, metadata: Mapping[str, Any]
 ) -> dg.MaterializeResult[None]:
     """What Dagster records of an analysis: its numbers and its file; where it does not apply, a warning says why."""
     reason = {"obstacle": result.unavailable_reason} if result.unavailable_reason else {}
@@ -128,7 +127,7 @@ def analysis_result(
         context.log.warning(result.unavailable_reason)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(result.digest),
-        metadata={**metadata, "file": store.relative(result.path), **reason},
+        metadata={**metadata, "file": dg.MetadataValue.path(result.path), **reason},
     )
 
 

@@ -140,6 +140,8 @@ def test_a_build_prints_the_path_last_and_a_second_one_that_nothing_is_stale(bui
     assert built.first.code == 0, built.first.err
     assert built.first.out.splitlines()[-1] == str(built.database)
     assert "Nothing is stale" not in built.first.err
+    atlas = built.database.parent / "analysis" / "concept_atlas.html"
+    assert f"concept atlas: {atlas.as_uri()}" in built.first.err.splitlines()
     second = run("build", built.study.folder)
     assert (second.code, second.out) == (0, f"{built.database}\n")
     assert "Nothing is stale: cells is up to date." in second.err

@@ -5,7 +5,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import (
     Manifest,
     OnBadImage,
+    compare_manifests,
     find_leaks,
     is_current,
     read_image,
@@ -133,6 +134,25 @@ def test_a_saved_manifest_comes_back_whole(root: Path, tmp_path: Path):
         assert np.array_equal(getattr(loaded, name), getattr(manifest, name)), name
     assert loaded.digest == manifest.digest
     assert [child.name for child in path.parent.iterdir()] == ["train.parquet"]
+
+
+def test_two_readings_are_compared_by_key_and_then_by_picture(root: Path):
+    before = read_manifest(folder_of(root), "train")
+    assert asdict(compare_manifests(None, before)) == {"added": 6, "removed": 0, "changed": 0, "relabelled": 0}
+    (root / "train/a/0.png").rename(root / "train/b/9.png")  # the class is the folder
+    (root / "train/a/1.png").unlink()
+    save_image(root / "train/b/0.png", 77)
+    save_image(root / "train/b/8.png", 78)
+    after = read_manifest(folder_of(root), "train")
+    assert asdict(compare_manifests(before, after)) == {"added": 1, "removed": 1, "changed": 1, "relabelled": 1}
+
+
+def test_labels_of_several_columns_are_compared_as_a_whole(root: Path):
+    matrix = np.eye(6, 3, dtype=np.uint8)
+    before = replace(read_manifest(folder_of(root), "train"), label_matrix=matrix)
+    after = replace(before, label_matrix=matrix ^ np.array([[0, 0, 1]] + [[0, 0, 0]] * 5, np.uint8))
+    assert compare_manifests(before, after).relabelled == 1
+    assert compare_manifests(before, replace(after, label_matrix=None)).relabelled == 6
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", None])

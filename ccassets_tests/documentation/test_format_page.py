@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from ccassets.database.layout import DATASET_DESCRIPTIONS
 from ccassets_tests.database.made_files import write_database
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -137,3 +138,8 @@ def test_digests_can_be_computed_from_the_page_alone(database: Path) -> None:
             ensure_ascii=False,
         )
         assert hashlib.sha256(text.encode()).hexdigest() == stored["database"]
+
+
+def test_the_ui_describes_data_sets_as_the_page_does() -> None:
+    tree = re.findall(r"^[ │]*[├└]── (\w+) +\(.*?\) +\w+ +(\S.*?)(?: +\(ours\))?$", PAGES["format.md"], re.MULTILINE)
+    assert dict(tree) == DATASET_DESCRIPTIONS

@@ -95,10 +95,12 @@ def test_the_table_has_a_row_an_image_and_a_column_a_concept(built: Study) -> No
     assert table.num_rows == metadata(built, "concept_scores")["dagster/row_count"] == 30
 
 
-def test_the_atlas_is_linked_relatively_and_shows_key_pictures(built: Study) -> None:
+def test_the_address_of_the_atlas_can_be_copied_and_its_page_shows_key_pictures(built: Study) -> None:
     values = metadata(built, "concept_atlas")
-    assert values["page"] == "cells/analysis/concept_atlas.html"
-    assert (Store.of(built).root / values["page"]).stat().st_size == values["bytes"]
+    assert isinstance(materialization(built, "concept_atlas").metadata["page"], dg.PathMetadataValue)
+    atlas = Store.of(built).root / "cells/analysis/concept_atlas.html"
+    assert values["page"] == atlas.as_uri()
+    assert atlas.stat().st_size == values["bytes"]
     assert values["concepts"].count("![](data:image/webp;base64,") == 3
     assert len(values["concepts"]) < 200_000
 

@@ -245,12 +245,63 @@ def test_checks_of_a_database_read_it_once_and_a_failing_one_hides_no_other(buil
 
 
 def test_the_columns_in_the_ui_are_the_data_sets_of_the_file(built: Study) -> None:
-    columns = {
-        column.name: column.type for column in metadata(built, "feature_database")["dagster/column_schema"].columns
-    }
+    schema = metadata(built, "feature_database")["dagster/column_schema"].columns
+    columns = {column.name: column.type for column in schema}
+    assert all(column.description for column in schema)
     assert columns["/image_features"].startswith("float16 (18, ")
     assert columns["/labels"] == "int64 (18,)"
     assert columns["/keys"] == "string (18,)"
+
+
+def test_checks_and_assets_carry_numbers_that_the_ui_plots(built: Study) -> None:
+    values = metadata(built, "feature_database")
+    assert {name: values[f"rows_{name}"] for name in built.splits} == {"train": 9, "val": 5, "test": 4}
+    assert (values["templates"], values["prompts"]) == (4, 12)
+
+    [passed] = run_checks(built, "feature_database", "values").get_asset_check_evaluations()
+    numbers = {name: value.value for name, value in passed.metadata.items() if name != "findings"}
+    assert 0 < numbers.pop("norm_deviation") < 2e-3  # type: ignore[operator]
+    assert numbers == {"errors": 0, "warnings": 0, "rows": 18, "prompts": 12, "not_finite": 0}
+    assert passed.severity == dg.AssetCheckSeverity.ERROR
+
+    path = Store.of(built).database
+    before = path.read_bytes()
+    with h5py.File(path, "r+") as file:
+        file["image_features"][3] = np.nan
+        file["image_features"][4] *= 2
+    [failed] = run_checks(built, "feature_database", "values").get_asset_check_evaluations()
+    path.write_bytes(before)
+    assert failed.metadata["errors"].value == 2
+    assert failed.metadata["not_finite"].value == 1
+    assert failed.metadata["norm_deviation"].value == pytest.approx(1, abs=0.01)
+    [structure] = run_checks(built, "image_features", "structure", split="val").get_asset_check_evaluations()
+    assert structure.metadata["rows"].value == 5
+
+
+def test_a_template_says_how_far_its_wording_moved(built: Study) -> None:
+    edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+    with ccassets.open_database(Store.of(built).database) as database:
+        before = np.array(database.templates["label_prompts_t02"].text_features)
+    run_build(edited)
+    with ccassets.open_database(Store.of(built).database) as database:
+        after = np.array(database.templates["label_prompts_t02"].text_features)
+    moved = metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"]
+    assert moved == pytest.approx((before * after).sum(axis=1).mean())
+    assert moved < 0.999
+    assert run_job(edited, "extract_text", None, "template_features/label_prompts_t02").success
+    assert metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"] == pytest.approx(1)
+
+
+def test_a_reading_counts_the_images_that_changed(study: Study, image_folder: Path) -> None:
+    def changes() -> dict[str, int]:
+        assert run_job(study, "read_images", "val").success
+        return {name: metadata(study, "images")[name] for name in ("added", "removed", "changed", "relabelled")}
+
+    assert changes() == {"added": 5, "removed": 0, "changed": 0, "relabelled": 0}
+    assert changes() == dict.fromkeys(("added", "removed", "changed", "relabelled"), 0)
+    shutil.move(image_folder / "val/blood/000.png", image_folder / "val/white/900.png")
+    shutil.copy(image_folder / "train/blood/000.png", image_folder / "val/blood/901.png")
+    assert changes() == {"added": 1, "removed": 0, "changed": 0, "relabelled": 1}
 
 
 def test_progress_is_in_the_log_at_a_humane_rate(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ccassets.database.reader import Database, open_database
 from ccassets.database.sandbox import SandboxError, run_in_sandbox
@@ -21,7 +20,7 @@ from ccassets.database.validation.row_rules import check_rows
 from ccassets.database.validation.structure_rules import check_structure
 from ccassets.database.validation.study_rules import check_study
 from ccassets.database.validation.text_rules import check_texts
-from ccassets.database.validation.value_rules import BULK_CHECKS, check_logit_parameters, check_values
+from ccassets.database.validation.value_rules import BULK_CHECKS, ValueScan, check_logit_parameters, check_values
 from ccassets.errors import DatabaseError
 from ccassets.files import reading_errors
 from ccassets.findings import Finding
@@ -36,11 +35,11 @@ _STUDY_CHECKS = checks_of("study") | {"foreign_split"}
 
 @dataclass(frozen=True, eq=False)
 class CheckResults:
-    """The findings about a file, its content, and the rows (increasing) whose features must not be used."""
+    """The findings about a file, its content, and what the pass over features gave, if a check needed it."""
 
     findings: list[Finding]
     contents: Contents
-    unsound_rows: npt.NDArray[np.int64]
+    values: ValueScan
 
 
 def validate_database(
@@ -97,12 +96,12 @@ def _validate_in_sandbox(
 def run_checks(
     database: Database, study: Study | None = None, deep: bool = False, *, only: Collection[str] | None = None
 ) -> CheckResults:
-    """Check an open file as `validate_database` does, and give its content and its unsound rows as well."""
+    """Check an open file as `validate_database` does, and give its content and its numbers as well."""
     selected = frozenset(CHECKS if only is None else only)
     with reading_errors(database.path):
         findings = FindingCollector()
         contents = read_contents(database, findings)
-        unsound_rows = np.empty(0, np.int64)
+        values = ValueScan(np.empty(0, np.int64))
         if selected & checks_of("structure"):
             check_structure(contents, findings)
         if selected & checks_of("counts"):
@@ -113,7 +112,7 @@ def run_checks(
             check_logit_parameters(contents, findings)
         compare_digests = deep and contents.feature_digest is not None and "feature_digest" in selected
         if selected & BULK_CHECKS or compare_digests:
-            unsound_rows = check_values(contents, findings, digests=compare_digests)
+            values = check_values(contents, findings, digests=compare_digests)
         if selected & _TEXT_CHECKS:
             check_texts(contents, findings)
         if selected & checks_of("provenance"):
@@ -124,4 +123,4 @@ def run_checks(
             check_study(contents, study, findings)
         order = {name: number for number, name in enumerate(CHECKS)}
         chosen = [finding for finding in findings if finding.check in selected]
-        return CheckResults(sorted(chosen, key=lambda finding: order[finding.check]), contents, unsound_rows)
+        return CheckResults(sorted(chosen, key=lambda finding: order[finding.check]), contents, values)

@@ -31,6 +31,18 @@ BULK_CHECKS = frozenset({"finite", "zero_rows", "zero_tokens", "norms", "unreada
 _BLOCK_BYTES = 2 << 20
 
 
+@dataclass(frozen=True, eq=False)
+class ValueScan:
+    """What the pass over features gives: the rows of images that must not be used (increasing), and its numbers.
+
+    `not_finite` counts rows with NaN or infinity, `norm_deviation` is the largest |norm - 1| of all others.
+    """
+
+    unsound_rows: RowNumbers
+    not_finite: int = 0
+    norm_deviation: float = 0.0
+
+
 @dataclass
 class _Faults:
     """Rows of one data set by fault."""
@@ -49,13 +61,10 @@ class _Faults:
         return [*self.not_finite, *self.zero, *self.not_unit, *self.unreadable]
 
 
-def check_values(contents: Contents, findings: FindingCollector, *, digests: bool = False) -> RowNumbers:
-    """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`.
-
-    Returns the rows of images with a fault, increasing.
-    """
+def check_values(contents: Contents, findings: FindingCollector, *, digests: bool = False) -> ValueScan:
+    """Every feature of images and templates; with `digests` also every row's bytes against its `feature_digest`."""
     images = [name for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
-    unsound = _scan(
+    unsound, faults = _scan(
         [StoredRows(contents.datasets[name]) for name in images],
         findings,
         stored_digests=contents.feature_digest if digests and IMAGE_FEATURES in images else None,
@@ -63,8 +72,12 @@ def check_values(contents: Contents, findings: FindingCollector, *, digests: boo
     for template in contents.templates.values():
         for name in ("text_features", "text_token_features"):
             if name in template.datasets:
-                _scan([StoredRows(template.datasets[name])], findings)
-    return unsound
+                faults += _scan([StoredRows(template.datasets[name])], findings)[1]
+    return ValueScan(
+        unsound,
+        not_finite=sum(len(fault.not_finite) for fault in faults),
+        norm_deviation=max((abs(fault.worst_norm - 1) for fault in faults), default=0.0),
+    )
 
 
 def check_logit_parameters(contents: Contents, findings: FindingCollector) -> None:
@@ -81,10 +94,12 @@ def check_logit_parameters(contents: Contents, findings: FindingCollector) -> No
         )
 
 
-def _scan(sources: list[StoredRows], findings: FindingCollector, stored_digests: Array | None = None) -> RowNumbers:
-    """Read equal rows of all sources side by side, each once and in file order; returns unsound rows."""
+def _scan(
+    sources: list[StoredRows], findings: FindingCollector, stored_digests: Array | None = None
+) -> tuple[RowNumbers, list[_Faults]]:
+    """Read equal rows of all sources side by side, each once and in file order; gives unsound rows and all faults."""
     if not sources:
-        return np.empty(0, np.int64)
+        return np.empty(0, np.int64), []
     faults = [_Faults() for _ in sources]
     if len({len(source) for source in sources} | {len(sources[0] if stored_digests is None else stored_digests)}) > 1:
         stored_digests = None  # rows that do not belong together; `row_counts` says so
@@ -105,7 +120,7 @@ def _scan(sources: list[StoredRows], findings: FindingCollector, stored_digests:
             f"the digest of every row's stored bytes was expected; {count(len(changed), 'row')} give another: "
             "their features were changed after they were written",
         )
-    return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64)
+    return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64), faults
 
 
 def _read_and_inspect(source: StoredRows, first: int, rows: int, faults: _Faults) -> Array | None:
@@ -160,12 +175,10 @@ def _zero_vectors(vectors: Array) -> npt.NDArray[np.bool_]:
 def _inspect_norms(values: Array, sound: npt.NDArray[np.bool_], first: int, faults: _Faults) -> None:
     single = values.astype(np.float32) if values.dtype == np.float16 else values
     norms = np.sqrt(np.einsum("ij,ij->i", single, single, dtype=np.float64 if single.dtype.itemsize > 4 else None))
+    norms[~sound] = 1
     deviation = np.abs(norms - 1)
-    wrong = np.flatnonzero(sound & ~(deviation <= NORM_TOLERANCE))
-    if len(wrong):
-        faults.not_unit += (first + wrong).tolist()
-        worst = float(norms[wrong[deviation[wrong].argmax()]])
-        faults.worst_norm = max(faults.worst_norm, worst, key=lambda norm: abs(norm - 1))
+    faults.not_unit += (first + np.flatnonzero(~(deviation <= NORM_TOLERANCE))).tolist()
+    faults.worst_norm = max(faults.worst_norm, float(norms[deviation.argmax()]), key=lambda norm: abs(norm - 1))
 
 
 def _report_faults(name: str, faults: _Faults, findings: FindingCollector) -> None:

@@ -70,7 +70,7 @@ def match_rows(
         matched_by = BY_DIGEST
     else:
         row, image, matched_by = _by_position(contents, images, manifests, dataset, findings)
-    sound = ~np.isin(row, results.unsound_rows)
+    sound = ~np.isin(row, results.values.unsound_rows)
     return Match(_one_of_each(contents, row[sound], image[sound], nothing, findings), matched_by)
 
 

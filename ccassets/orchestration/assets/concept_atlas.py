@@ -30,7 +30,7 @@ def concept_atlas(study: Study) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             data_version=dg.DataVersion(atlas.digest),
             metadata={
-                "page": study_store.relative(atlas.page),
+                "page": dg.MetadataValue.path(atlas.page.as_uri()),
                 "bytes": atlas.page.stat().st_size,
                 **atlas.metrics,
                 "concepts": dg.MetadataValue.md(atlas.markdown),

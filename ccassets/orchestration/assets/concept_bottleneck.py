@@ -24,6 +24,6 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         study_store = store.of(study)
         result = write_bottleneck(study, study_store)
         metadata = {**bottleneck_metrics(result.content), "looks_at_test": count_test_accesses(study_store)}
-        return analysis_result(context, study_store, result, metadata)
+        return analysis_result(context, result, metadata)
 
     return _concept_bottleneck

@@ -4,9 +4,11 @@ Its step makes the report as well.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
+from ccassets.database.layout import DATASET_DESCRIPTIONS
 from ccassets.database.reader import open_database
 from ccassets.extraction import assemble_database
 from ccassets.orchestration.assets.validation_report import validation_report, write_report
@@ -65,8 +67,8 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
                     "bytes": done.bytes,
                     "seconds": round(done.seconds, 3),
                     "digest": done.digest,
-                    "file": study_store.relative(done.path),
-                    "dagster/column_schema": _schema(study_store),
+                    "file": dg.MetadataValue.path(done.path),
+                    **_contents(study, study_store),
                 },
             )
         if report.key in context.selected_asset_keys:
@@ -89,16 +91,24 @@ def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
     return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
 
 
-def _schema(store: Store) -> dg.TableSchema:
-    """Every data set of the file with its shape and dtype, as the UI shows columns."""
+def _contents(study: Study, store: Store) -> dict[str, Any]:
+    """Numbers of the file for plots, and every data set with its shape and dtype, as the UI shows columns."""
     columns = []
 
     def add(name: str, item: object) -> None:
         shape, dtype = getattr(item, "shape", None), getattr(item, "dtype", None)
         if shape is not None and dtype is not None:
             kind = "string" if dtype.kind == "O" else dtype
-            columns.append(dg.TableColumn(name=f"/{name}", type=f"{kind} {tuple(shape)}"))
+            description = DATASET_DESCRIPTIONS.get(name.rpartition("/")[2])
+            columns.append(dg.TableColumn(f"/{name}", type=f"{kind} {tuple(shape)}", description=description))
 
     with open_database(store.database) as database:
         database.file.visititems(add)
-    return dg.TableSchema(columns=columns)
+        splits = database.splits if is_partitioned(study) else {}
+        templates = database.templates
+        return {
+            **{f"rows_{name}": rows.stop - rows.start for name, rows in splits.items()},
+            "templates": len(templates),
+            "prompts": sum(len(template.texts) for template in templates.values()),
+            "dagster/column_schema": dg.TableSchema(columns=columns),
+        }

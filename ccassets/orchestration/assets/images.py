@@ -1,7 +1,10 @@
 """The asset `images`: every image of a split read once, into a manifest of keys, labels, groups and image digests."""
 
+from dataclasses import asdict
+
 import dagster as dg
 
+from ccassets.datasets.manifest import Manifest, compare_manifests
 from ccassets.extraction import read_images
 from ccassets.extraction.sources import fetch_dataset
 from ccassets.orchestration.conditions import READ_SOURCES
@@ -29,6 +32,8 @@ def images(study: Study) -> dg.AssetsDefinition:
     def _images(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
         study_store = store.of(study)
         dataset = fetch_dataset(study, study_store, log_progress(context, f"fetch {study.dataset.kind}"))
+        paths = {split: study_store.manifest(split) for split in splits_of(context, study)}
+        earlier = {split: Manifest.load(path) if path.exists() else None for split, path in paths.items()}
         manifests = {
             split: read_images(
                 study,
@@ -37,18 +42,20 @@ def images(study: Study) -> dg.AssetsDefinition:
                 dataset=dataset,
                 progress=log_progress(context, f"read images of {split}"),
             )
-            for split in splits_of(context, study)
+            for split in paths
         }
         samples = next(iter(manifests.values()))
+        changes = [asdict(compare_manifests(earlier[split], manifest)) for split, manifest in manifests.items()]
         skipped = [f"{key}: {reason}" for manifest in manifests.values() for key, reason in manifest.skipped]
         return dg.MaterializeResult(
             data_version=data_version({split: manifest.digest for split, manifest in manifests.items()}),
             metadata={
                 "dagster/row_count": sum(len(manifest.keys) for manifest in manifests.values()),
+                **{name: sum(change[name] for change in changes) for name in changes[0]},
                 "blank": sum(int(manifest.blank.sum()) for manifest in manifests.values()),
                 "skipped": len(skipped),
                 **({"skipped_images": skipped} if skipped else {}),
-                "manifest": study_store.relative(study_store.manifest(samples.split)),
+                "manifest": dg.MetadataValue.path(paths[samples.split]),
                 "samples": dg.MetadataValue.md(contact_sheet(dataset, samples)),
             },
         )

@@ -42,9 +42,10 @@ def template_features(study: Study, template: PromptTemplate) -> dg.AssetsDefini
                 "prompts": done.prompts,
                 "encoded": done.encoded,
                 "origin": done.origin,
+                **({} if done.cosine_to_database is None else {"cosine_to_database": done.cosine_to_database}),
                 "seconds": round(done.seconds, 3),
                 "texts_hash": template.texts_hash,
-                "part": study_store.relative(done.part),
+                "part": dg.MetadataValue.path(done.part),
                 "texts": dg.MetadataValue.json(list(template.prompts)),
             },
         )

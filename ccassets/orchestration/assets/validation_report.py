@@ -38,7 +38,7 @@ def write_report(study: Study, store: Store) -> dg.MaterializeResult[None]:
             "ok": report.ok,
             "errors": sum(finding.severity == "error" for finding in report.findings),
             "warnings": sum(finding.severity == "warning" for finding in report.findings),
-            "page": store.relative(report.page),
+            "page": dg.MetadataValue.path(report.page.as_uri()),
             "findings": dg.MetadataValue.md(report.markdown),
         },
     )

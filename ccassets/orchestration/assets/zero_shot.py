@@ -26,6 +26,6 @@ def zero_shot(study: Study) -> dg.AssetsDefinition:
         study_store = store.of(study)
         result = write_zero_shot(study_store, log_progress(context, "score classes"))
         metadata = {**headline_metrics(result.content), "rule": result.content.get("rule") or "whole images alone"}
-        return analysis_result(context, study_store, result, metadata)
+        return analysis_result(context, result, metadata)
 
     return _zero_shot
