@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,11 @@ class Build:
 
     def _requested(self) -> set[str]:
         """What the automation condition asks for."""
-        result = dg.evaluate_automation_conditions(self._conditions, self.instance, dg.AssetSelection.all())
+        # In a thread of its own: Dagster starts an event loop there, and a notebook already runs one in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            result = thread.submit(
+                dg.evaluate_automation_conditions, self._conditions, self.instance, dg.AssetSelection.all()
+            ).result()
         keys = self._repository.asset_graph.materializable_asset_keys
         return {_name(key, split) for key in keys for split in result.get_requested_partitions(key)}
 

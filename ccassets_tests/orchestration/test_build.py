@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -104,6 +105,13 @@ def test_a_build_materializes_everything_once(study: Study) -> None:
     ]
     assert ccassets.validate_database(first.path, study=study, deep=True) == []
     assert run_build(study).materialized == []
+
+
+def test_a_notebook_builds_though_it_runs_an_event_loop(built: Study) -> None:
+    async def cell() -> list[str]:
+        return run_build(built).materialized
+
+    assert asyncio.run(cell()) == []
 
 
 def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
