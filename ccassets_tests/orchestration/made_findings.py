@@ -119,7 +119,7 @@ def _write_study(
     splits: list[str],
     columns: dict[str, list[Any]],
     cosines: np.ndarray,
-    named: dict[str, Any],
+    roles: dict[str, Any],
     attributes: dict[str, Any],
 ) -> Study:
     folder.mkdir(parents=True)
@@ -139,7 +139,7 @@ def _write_study(
             "kind": "table",
             "file": "findings.csv",
             "splits": list(dict.fromkeys(splits)),
-            "columns": {**named, "group": "patient"},
+            "columns": {**roles, "group": "patient"},
         },
         "encoder": {"kind": "python", "target": "readable:Readable", "options": {"logits": LOGITS[form]}},
         "vocabulary": {"labels": {"words": list(FINDINGS), "templates": ["an image of {}"]}},

@@ -56,11 +56,11 @@ def read_again(study: Study, job: str, split: str | None = None) -> None:
     assert run_job(study, job, split).success
 
 
-def encoded_by_build(study: Study) -> tuple[int, int]:
+def encoded_by_build(study: Study, *, allow_loss: bool = False) -> tuple[int, int]:
     """Build; how many images and how many prompts were really encoded."""
     with dagster_instance() as instance:
         before = len(instance.get_runs())
-    run_build(study)
+    run_build(study, allow_loss=allow_loss)
     counts = {"image_features": 0, "template_features": 0}
     with dagster_instance() as instance:
         runs = instance.get_runs()
@@ -295,12 +295,13 @@ def test_our_own_extraction_code_raised(study: Study, workspace: Path, monkeypat
     ]
     monkeypatch.setattr(EncoderCard.__init__, "__defaults__", tuple(raised))
     assert {"encoder", *CONCEPTS, *LABELS, *FEATURES} <= set(stale("cells"))
-    assert encoded_by_build(study) == (len(list((workspace / "pictures").rglob("*.png"))), 12)
+    # A test before it removed parts: the database alone has the features of the former code.
+    assert encoded_by_build(study, allow_loss=True) == (len(list((workspace / "pictures").rglob("*.png"))), 12)
 
 
 @pytest.mark.slow
 def test_a_hundred_templates_still_see_one_change(study: Study, workspace: Path) -> None:
-    concepts = {"words": ["red cell"], "templates": [f"{number} {{}}" for number in range(100)]}
+    concepts = {"words": ["red cell"], "templates": [f"{a}{b} {{}}" for a in "abcdefghij" for b in "abcdefghij"]}
     many = write_study(
         workspace / "studies" / "wordy",
         images=workspace / "pictures",
