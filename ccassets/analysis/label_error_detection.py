@@ -1,10 +1,10 @@
-"""Label errors: rows that a classifier fitted without them would label otherwise, the least believed first."""
+"""Label errors by confident learning: rows whose label is in doubt to classifiers that were fitted without them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,16 @@ from ccassets.analysis.classifiers import FloatArray, fit_logistic_with
 from ccassets.analysis.row_files import save_images, write_csv
 from ccassets.analysis.samples import Samples, concept_samples, folds
 from ccassets.database.reader import Database
+from ccassets.errors import AnalysisError
+
+Labels = npt.NDArray[np.integer[Any]]
+Rows = npt.NDArray[np.intp]
+
+FOLDS = 5
+"""Folds, where there are as many groups; a class with fewer rows is not judged."""
+
+STRENGTHS = (1.0, 10**0.5, 10**0.5)
+"""C, the inverse strength of the L2 penalty, by pass: more once the rows are left out whose labels are in doubt."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +64,16 @@ def label_errors(database: Database) -> list[LabelError]:
         The rows, the least believed label first.
 
     Raises:
-        AnalysisError: Rows have no label, or a class has too few rows.
+        AnalysisError: Rows have no label, or there are no two classes, or no two groups, to learn from.
     """
     return find_label_errors(concept_samples(database))
 
 
 def find_label_errors(samples: Samples, probabilities: FloatArray | None = None) -> list[LabelError]:
-    """List the rows whose label is not the most probable class out of fold, by self-confidence, the lowest first.
+    """List the rows whose label is in doubt by confident learning (`doubtful_labels`), by self-confidence.
 
-    In a multi-label set each label of a row is judged by itself. Self-confidence is the probability of the label that
-    the row has (Northcutt et al. 2021, arXiv 1911.00068). A label in doubt may be right all the same: check the image.
+    In a multi-label set each label of a row is judged by itself. A label in doubt may be right all the same: check the
+    image. Rows of `unjudged_classes` are not in the list.
 
     Args:
         samples: The labelled rows.
@@ -74,35 +84,24 @@ def find_label_errors(samples: Samples, probabilities: FloatArray | None = None)
         The rows, the least believed label first.
 
     Raises:
-        AnalysisError: A class has fewer rows, or the data fewer groups, than there are folds.
+        AnalysisError: There are no two classes of five rows, or no two groups, to learn from.
     """
-    if probabilities is None:
-        probabilities = out_of_fold_probabilities(samples)
     if samples.multilabel:
         return sorted(_errors_by_label(samples, probabilities), key=lambda error: error.confidence)
-    return _errors(samples, samples.labels, probabilities, samples.classes)
-
-
-def _errors_by_label(samples: Samples, probabilities: FloatArray) -> Iterator[LabelError]:
-    for label, name in enumerate(samples.classes):
-        yes = probabilities[:, label]
-        yield from _errors(samples, samples.labels[:, label], np.stack([1 - yes, yes], axis=1), (f"no {name}", name))
-
-
-def _errors(
-    samples: Samples, labels: npt.NDArray[np.integer[Any]], probabilities: FloatArray, classes: Sequence[str]
-) -> list[LabelError]:
-    confidence = probabilities[np.arange(len(samples)), labels]
+    if probabilities is None:
+        samples = _judged(samples)
+        probabilities = out_of_fold_probabilities(samples)
+    confidence = probabilities[np.arange(len(samples)), samples.labels]
     predicted = probabilities.argmax(axis=1)
-    doubtful = np.flatnonzero(predicted != labels)
+    doubtful = np.flatnonzero(doubtful_labels(samples.labels, probabilities))
     return [
         LabelError(
             id=int(samples.ids[row]),
             key="" if samples.keys is None else str(samples.keys[row]),
             split=str(samples.split[row]),
             group="" if samples.groups is None else str(samples.groups[row]),
-            label=classes[labels[row]],
-            predicted=classes[predicted[row]],
+            label=samples.classes[samples.labels[row]],
+            predicted=samples.classes[predicted[row]],
             confidence=float(confidence[row]),
             predicted_confidence=float(probabilities[row, predicted[row]]),
         )
@@ -110,13 +109,127 @@ def _errors(
     ]
 
 
-def out_of_fold_probabilities(samples: Samples, *, count: int = 5, strength: float = 1.0, seed: int = 0) -> FloatArray:
-    """Predict every row (N, C) by a logistic regression that was fitted without its fold and its group."""
+def _errors_by_label(samples: Samples, probabilities: FloatArray | None) -> Iterator[LabelError]:
+    unjudged = unjudged_classes(samples) if probabilities is None else {}
+    for label, name in enumerate(samples.classes):
+        if name not in unjudged:
+            one = replace(samples, labels=samples.labels[:, label].astype(np.int64), classes=(f"no {name}", name))
+            yes = None if probabilities is None else probabilities[:, label]
+            yield from find_label_errors(one, None if yes is None else np.stack([1 - yes, yes], axis=1))
+
+
+def unjudged_classes(samples: Samples) -> dict[str, int]:
+    """Count the rows of classes that have too few to learn from: their labels are not judged."""
+    counts = samples.class_counts
+    scarce = (counts > 0) & (counts < FOLDS)
+    if samples.multilabel:
+        scarce = np.minimum(counts, len(samples) - counts) < FOLDS
+    return {samples.classes[label]: int(counts[label]) for label in np.flatnonzero(scarce)}
+
+
+def _judged(samples: Samples) -> Samples:
+    """The rows of the classes that can be judged, and these classes alone."""
+    judged = np.flatnonzero(samples.class_counts >= FOLDS)
+    if len(judged) < 2:
+        counts = dict(zip(samples.classes, samples.class_counts.tolist(), strict=True))
+        raise AnalysisError(f"Expected two classes of {FOLDS} rows or more to judge labels by, found {counts}.")
+    return _with_classes(samples.take(np.isin(samples.labels, judged)), judged)
+
+
+def _with_classes(samples: Samples, labels: npt.NDArray[np.intp]) -> Samples:
+    """The same rows, whose labels are all among these, with the classes of these labels alone."""
+    classes = tuple(samples.classes[label] for label in labels)
+    return replace(samples, labels=np.searchsorted(labels, samples.labels), classes=classes)
+
+
+# --- confident learning ------------------------------------------------------------------------------
+
+
+def confident_joint(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np.int64]:
+    """Count rows (C, C) by their label and by the class that they confidently are.
+
+    A row is confidently of a class whose probability reaches the class's threshold: the mean self-confidence of the
+    rows that are labelled with it; where several do, of its most probable class (Northcutt et al. 2021, arXiv
+    1911.00068, as cleanlab 2.9 counts).
+    """
+    count = probabilities.shape[1]
+    members = labels[:, None] == np.arange(count)
+    totals = members.sum(axis=0)
+    means = np.where(members, probabilities, 0).sum(axis=0) / np.maximum(totals, 1)
+    # A mean of equal numbers can lie above them by a rounding.
+    confident = (probabilities >= means - 1e-6) & (totals > 0)
+    rows = confident.any(axis=1)
+    classes = np.where(confident.sum(axis=1) > 1, probabilities.argmax(axis=1), confident.argmax(axis=1))
+    joint = np.zeros((count, count), np.int64)
+    np.add.at(joint, (labels[rows], classes[rows]), 1)
+    return joint
+
+
+def doubtful_labels(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
+    """Find the rows (N,) whose label is in doubt, as confident learning prunes by class (arXiv 1911.00068).
+
+    Of each class as many rows are in doubt, those of the lowest self-confidence, as the confident joint, scaled to the
+    class's number of rows, says are of other classes. A row whose label is the most probable class is not in doubt.
+    """
+    joint = confident_joint(labels, probabilities)
+    doubtful = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        joint[label, label] = max(joint[label, label], 1)
+        believed = max(_rounded(joint[label] / joint[label].sum() * len(rows))[label], 1)
+        order = np.argsort(probabilities[rows, label], kind="stable")
+        doubtful[rows[order[: len(rows) - believed]]] = True
+    return doubtful & (probabilities.argmax(axis=1) != labels)
+
+
+def _rounded(values: FloatArray) -> npt.NDArray[np.int64]:
+    """Round to whole numbers of the same sum; where the nearest ones have another, the farthest give way."""
+    whole = np.rint(values).astype(np.int64)
+    missing = round(values.sum()) - int(whole.sum())
+    order = np.argsort(values - whole, kind="stable")
+    whole[order[len(order) - missing :] if missing > 0 else order[:-missing]] += np.sign(missing)
+    return whole
+
+
+def out_of_fold_probabilities(samples: Samples, *, seed: int = 0) -> FloatArray:
+    """Predict every row (N, C) by a logistic regression that was fitted without its fold and its group.
+
+    Rows whose label is in doubt would teach the others wrong: later passes are fitted without those of the pass before.
+
+    Args:
+        samples: The rows, each of one class, five or more of every class.
+        seed: Of the folds.
+
+    Raises:
+        AnalysisError: A class has too few rows, or there are no two groups.
+    """
+    count = FOLDS if samples.groups is None else min(FOLDS, len(set(samples.groups.tolist())))
+    if count < 2:
+        raise AnalysisError("Expected two groups or more to judge labels by, found 1.")
+    parts = folds(samples, count, seed)
     probabilities = np.empty((len(samples), len(samples.classes)))
-    for fitted, left_out in folds(samples, count, seed):
-        classifier = fit_logistic_with(samples.take(fitted), strength)
-        probabilities[left_out] = classifier.probabilities(samples.features[left_out])
+    believed = np.ones(len(samples), bool)
+    for strength in STRENGTHS:
+        for inside, outside in parts:
+            fitted = samples.take(inside[believed[inside]])
+            probabilities[outside] = _predict(fitted, strength, samples.features[outside])
+        believed = ~doubtful_labels(samples.labels, probabilities)
     return probabilities
+
+
+def _predict(fitted: Samples, strength: float, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Predict probabilities (n, C); those of classes that no row was fitted on are 0."""
+    known = np.flatnonzero(fitted.class_counts)
+    probabilities = np.zeros((len(features), len(fitted.classes)))
+    if len(known) == 1:
+        probabilities[:, known] = 1
+    else:
+        classifier = fit_logistic_with(_with_classes(fitted, known), strength)
+        probabilities[:, known] = classifier.probabilities(features)
+    return probabilities
+
+
+# --- files -------------------------------------------------------------------------------------------
 
 
 def write_label_errors(errors: Sequence[LabelError], path: str | os.PathLike[str]) -> None:
