@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import ccassets
+from ccassets.orchestration.build import run_build
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.browser.pages import chromium
@@ -79,3 +81,13 @@ def test_a_study_from_the_first_button_to_an_edited_template(person: Person, stu
     assert person.ending(run) == "Success"
     assert person.unsynced() == {"feature_database": "Upstream data"}
     assert TOKEN not in person.page.content()
+
+
+def test_a_click_copies_the_address_at_which_the_atlas_opens(person: Person, study: Study) -> None:
+    run_build(study)
+    person.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    person.open_asset("concept_atlas")
+    person.page.get_by_text(re.compile("^file://.*concept_atlas.html$")).first.click()
+    person.page.goto(person.page.evaluate("navigator.clipboard.readText()"))
+    assert study.name in person.page.title()
+    assert person.page.url == (Store.of(study).analysis / "concept_atlas.html").as_uri()
