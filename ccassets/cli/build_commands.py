@@ -165,7 +165,7 @@ def _forget_old_runs(days: int, dry_run: bool) -> list[str]:
 
 def ui(
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes any free port.")
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free port.")
     ] = 3000,
     token: Annotated[
         bool, typer.Option("--token", help="Require a token from every browser, on a machine with other users.")
@@ -178,12 +178,24 @@ def ui(
             help="Also answer under this address of a proxy or tunnel.",
         ),
     ] = None,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="ADDRESS", help="Address to listen on; any but loopback needs a token.")
+    ] = "127.0.0.1",
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            exists=True,
+            dir_okay=False,
+            help="Show the code servers of this workspace.yaml, and start neither a code server nor a daemon.",
+        ),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and its daemon on this machine; stop them with Ctrl-C."""
     from ccassets.orchestration.ui_server import serve_ui
 
-    serve_ui(port, allowed_hosts=allow_host or (), with_token=token)
+    serve_ui(port, address=listen, allowed_hosts=allow_host or (), with_token=token, workspace=workspace)
 
 
 def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:

@@ -53,8 +53,8 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
 
     @property
     def hf_token(self) -> str | None:
-        """The token for the hub; None where `HF_TOKEN` is not set."""
-        return os.environ.get("HF_TOKEN")
+        """The token for the hub; None where `HF_TOKEN` is not set, or empty as in a container."""
+        return os.environ.get("HF_TOKEN") or None
 
     def load(self, study: Study, card: EncoderCard, store: Store) -> Encoder:
         """Load the encoder of a study; a process keeps the last one that it loaded.

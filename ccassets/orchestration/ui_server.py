@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import uvicorn
@@ -29,21 +29,30 @@ from ccassets.study.storage import home, storage_root
 TOKEN_VARIABLE = "CCASSETS_UI_TOKEN"
 
 _FORMER_CODE_LOCATION = "ccassets.definitions"
-_ADDRESS = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5
 
 
-def serve_ui(port: int, *, allowed_hosts: Sequence[str] = (), with_token: bool = False) -> None:
-    """Serve the Dagster UI of the home on loopback, with code server and daemon, until SIGINT or SIGTERM.
+def serve_ui(
+    port: int,
+    *,
+    address: str = LOOPBACK,
+    allowed_hosts: Sequence[str] = (),
+    with_token: bool = False,
+    workspace: Path | None = None,
+) -> None:
+    """Serve the Dagster UI of the home, with code server and daemon, until SIGINT or SIGTERM.
 
     All processes end with this one, however it ends. None of the others listens on a TCP port.
 
     Args:
-        port: The TCP port on 127.0.0.1.
+        port: The TCP port.
+        address: The IPv4 address to listen on; on any but that of loopback, every browser is asked for a token.
         allowed_hosts: More `Host` headers that are answered: those of a proxy or a tunnel.
         with_token: Ask every browser for a token: that of `CCASSETS_UI_TOKEN`, which is asked for in any case where it
             is set, else a new one.
+        workspace: A workspace.yaml of code servers that run elsewhere, beside a daemon; neither is started then.
 
     Raises:
         UiServerError: The port cannot be used, or the code server or the daemon ended.
@@ -54,14 +63,16 @@ def serve_ui(port: int, *, allowed_hosts: Sequence[str] = (), with_token: bool =
     # SIGINT is ignored where a script started us with `&`; both signals have to reach the end of the blocks below.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    token, query = _choose_token(with_token)
-    studies = own_studies_folder()
-    with suppress(KeyboardInterrupt), dagster_instance() as instance, _bound_socket(port) as listener:
+    token, query = _choose_token(with_token or address != LOOPBACK)
+    services: AbstractContextManager[tuple[Path, list[SupervisedProcess]]] = (
+        nullcontext((workspace, [])) if workspace else _services(own_studies_folder())
+    )
+    with suppress(KeyboardInterrupt), dagster_instance() as instance, _bound_socket(address, port) as listener:
         port = listener.getsockname()[1]
         for name in rename_location(instance, _FORMER_CODE_LOCATION, CODE_LOCATION):
             _print(f"{name} is on, as it was when the code location was called {_FORMER_CODE_LOCATION}.")
-        _print(f"The UI will answer at http://{_ADDRESS}:{port}{query} (Ctrl-C stops it).")
-        with _services(studies) as (workspace, processes), webserver_app(instance, workspace) as app:
+        _print(f"The UI will answer at http://{address}:{port}{query} (Ctrl-C stops it).")
+        with services as (served, processes), webserver_app(instance, served) as app:
             hosts = [*loopback_hosts(port), *allowed_hosts]
             _serve(WebGuard(app, hosts, post_only=["/graphql"], token=token), listener, processes)
 
@@ -80,15 +91,15 @@ def _choose_token(with_token: bool) -> tuple[str | None, str]:
 
 
 @contextmanager
-def _bound_socket(port: int) -> Iterator[socket.socket]:
+def _bound_socket(address: str, port: int) -> Iterator[socket.socket]:
     """A socket that has the port, and does not listen yet: nobody is answered before everything runs."""
     with closing(socket.socket()) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((_ADDRESS, port))
+            listener.bind((address, port))
         except OSError as error:
             raise UiServerError(
-                f"Port {port} of {_ADDRESS} cannot be used ({error.strerror}); choose another with --port."
+                f"Port {port} of {address} cannot be used ({error.strerror}); choose another with --port."
             ) from error
         yield listener
 
