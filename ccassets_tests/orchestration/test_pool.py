@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -25,36 +21,18 @@ from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.names import ENCODER_POOL, job_name
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.deploy.postgres_server import postgres_server
 from ccassets_tests.made_studies import with_slow_encoder, write_study
 from ccassets_tests.orchestration.test_daemon import Webserver, parts, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SERVER_USER = "postgres" if os.geteuid() == 0 else None
-
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server that only this test reaches; the address of its database."""
-    pytest.importorskip("dagster_postgres", reason="dagster-postgres is not installed")
-    programs = [shutil.which(name) for name in ("initdb", "postgres")]
-    if None in programs:
-        pytest.skip("there is no PostgreSQL on this machine")
-    initdb, server = map(str, programs)
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # A socket's path is short.
-    if SERVER_USER:
-        shutil.chown(folder, SERVER_USER)
-    data = str(folder / "data")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "user": SERVER_USER, "cwd": folder}
-    subprocess.run([initdb, "-D", data, "-U", "dagster", "-A", "trust"], check=True, **quiet)  # type: ignore[call-overload]
-    process = subprocess.Popen([server, "-D", data, "-k", str(folder), "-c", "listen_addresses="], **quiet)  # type: ignore[call-overload]
-    try:
-        wait_for(lambda: list(folder.glob(".s.PGSQL.*")), 60)
-        yield f"postgresql+psycopg2://dagster@/postgres?host={folder}"
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        shutil.rmtree(folder)
+    """The address of a database on a PostgreSQL server that only this test reaches."""
+    with postgres_server() as server:
+        yield f"postgresql+psycopg2://dagster@/postgres?host={server.folder}&port={server.port}"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
