@@ -30,6 +30,7 @@ OFF_DOMAIN = "off_domain"
 
 Array = npt.NDArray[Any]
 Fit = Callable[[Samples], Classifier]
+Metric = Literal["accuracy", "auc", "average_precision"]
 
 
 # --- differences -------------------------------------------------------------------------------------
@@ -75,6 +76,13 @@ def paired_difference(first: Array, second: Array, groups: Groups = None) -> Dif
         better, worse = int((gain > 0).sum()), int((gain < 0).sum())
         mcnemar = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
     return Difference(mean_difference(gain, groups), mcnemar)
+
+
+def metric_difference(metric: Metric, first: Array, second: Array, groups: Groups = None) -> Difference:
+    """Compare two values of a metric on the same images by what each image adds to them, (n,)."""
+    if metric == "accuracy":
+        return paired_difference(first, second, groups)
+    return Difference(mean_value(first - second, groups))
 
 
 # --- class names -------------------------------------------------------------------------------------
@@ -156,7 +164,7 @@ class Controls:
         missing: The controls that are not available, and why.
     """
 
-    metric: Literal["accuracy", "auc"]
+    metric: Metric
     estimate: Estimate
     controls: tuple[Control, ...]
     price: Difference
@@ -203,7 +211,8 @@ def run_controls(
     count = len(samples.columns)
     held_out = samples.of(split)
     probabilities = evaluate_on_holdout(classifier, samples, split, log, "accuracy")
-    estimate, own_rows = _performance([probabilities], held_out)
+    metric: Metric = "auc" if samples.multilabel else "accuracy"
+    estimate, own_rows = measure_performance([probabilities], held_out.labels, held_out.groups)
     with_class_name = class_name_concepts(samples.columns, samples.classes)
     missing: dict[str, str] = {}
     variants_of: dict[str, list[Samples]] = {
@@ -227,51 +236,56 @@ def run_controls(
         variant_probabilities = tuple(
             evaluate_on_holdout(fit(variant), variant, split, log, f"control: {name}") for variant in variants
         )
-        control_estimate, rows_of[name] = _performance(variant_probabilities, held_out)
+        control_estimate, rows_of[name] = measure_performance(variant_probabilities, held_out.labels, held_out.groups)
         controls.append(
             Control(
                 name=name,
                 columns=len(variants[0].columns),
                 probabilities=variant_probabilities,
                 estimate=control_estimate,
-                difference=_difference(own_rows, rows_of[name], held_out),
+                difference=metric_difference(metric, own_rows, rows_of[name], held_out.groups),
             )
         )
     return Controls(
-        metric="auc" if samples.multilabel else "accuracy",
+        metric=metric,
         estimate=estimate,
         controls=tuple(controls),
-        price=_difference(rows_of["linear probe"], own_rows, held_out),
+        price=metric_difference(metric, rows_of["linear probe"], own_rows, held_out.groups),
         class_names=with_class_name,
         missing=missing,
     )
 
 
-def _performance(seeds: Sequence[FloatArray], samples: Samples) -> tuple[Estimate, FloatArray]:
-    """The mean accuracy of probabilities over seeds, and what each row (n,) adds to it; in a multi-label set the AUC.
+def measure_performance(
+    seeds: Sequence[FloatArray], labels: Array, groups: Groups = None
+) -> tuple[Estimate, FloatArray]:
+    """Measure the accuracy of scores, mean over seeds; in a multi-label set the AUC (DeLong et al. 1988).
 
-    What a row adds to an AUC is its pseudo-value: n times its influence above the AUC, so that their mean is the AUC
-    and their variance that of the AUC (DeLong, DeLong and Clarke-Pearson 1988).
+    Args:
+        seeds: Scores (n, C), one array a seed.
+        labels: (n,) class numbers, or (n, C) of 0 and 1 in a multi-label set.
+        groups: (n,) the patient or slide of every row.
+
+    Returns:
+        The value with its interval, and what each row adds to it, (n,), as `metric_difference` takes it.
+
+    Raises:
+        AnalysisError: No label is on some rows and not on others.
     """
-    if not samples.multilabel:
-        correct = np.mean([probabilities.argmax(axis=1) == samples.labels for probabilities in seeds], axis=0)
-        return mean_proportion(share(correct, answers=len(seeds)), samples.groups), correct
-    compared = (samples.class_counts > 0) & (samples.class_counts < len(samples))
+    if labels.ndim == 1:
+        correct = np.mean([scores.argmax(axis=1) == labels for scores in seeds], axis=0)
+        return mean_proportion(share(correct, answers=len(seeds)), groups), correct
+    positive = labels > 0
+    compared = positive.any(axis=0) & ~positive.all(axis=0)
     if not compared.any():
         raise AnalysisError("No label is on some of the held-out rows and not on others: there is no AUC to compare.")
-    areas = [area(probabilities[:, compared], samples.labels[:, compared] > 0) for probabilities in seeds]
+    areas = [area(scores[:, compared], positive[:, compared]) for scores in seeds]
     mean = replace(
         areas[0],
         values=np.mean([one.values for one in areas], axis=0),
         influence=np.mean([one.influence for one in areas], axis=0),
     )
-    return mean_proportion(mean, samples.groups), mean.values.mean() + len(samples) * mean.influence.mean(axis=1)
-
-
-def _difference(first: FloatArray, second: FloatArray, samples: Samples) -> Difference:
-    if samples.multilabel:
-        return Difference(mean_value(first - second, samples.groups))
-    return paired_difference(first, second, samples.groups)
+    return mean_proportion(mean, groups), mean.contributions
 
 
 def _random_directions(database: Database, samples: Samples, count: int, seed: int) -> Samples:

@@ -130,6 +130,14 @@ class Proportions:
     slope: Callable[[FloatArray], FloatArray] = np.ones_like
 
     @property
+    def contributions(self) -> FloatArray:
+        """(n,): what each row adds to the mean of the values, so that their mean is that mean, and so their variance.
+
+        These are pseudo-values: the mean, and n times the row's influence on it.
+        """
+        return np.asarray(self.values.mean() + len(self.influence) * self.influence.mean(axis=1))
+
+    @property
     def exact(self) -> bool:
         """Whether this is one share of rows, which no other row moves."""
         one = len(self.values) == 1 and len(self.counted) == self.answers == 1

@@ -48,6 +48,7 @@ SOURCES = {
     "Decision tree": "on concept scores",
     "Zero-shot": "label prompts alone",
     "Linear probe": "logistic regression on all features",
+    "Retrieval of concepts": "concept scores alone",
 }
 
 
@@ -71,8 +72,6 @@ def write_paper_tables(
         AnalysisError: An analysis is missing, or of another state of the database.
         StorageError: A file cannot be written.
     """
-    import pandas as pd
-
     folder = Path(folder)
     make_folder(folder)
     with open_database(store.database) as database:
@@ -88,13 +87,18 @@ def write_paper_tables(
             tables["few_shot"] = _few_shot_table(database, held_out_splits(database)[-1], log, progress)
         if (concepts := _concepts_table(study, database)) is not None:
             tables["concepts"] = concepts
-    files = []
-    for name, rows in tables.items():
-        table = pd.DataFrame(rows).convert_dtypes().dropna(axis="columns", how="all")
-        for path, text in ((f"{name}.csv", table.to_csv(index=False)), (f"{name}.tex", _latex(table))):
-            write_text(folder / path, text)
-            files.append(folder / path)
-    return files
+    return [path for name, rows in tables.items() for path in write_table(folder / name, rows)]
+
+
+def write_table(path: Path, rows: Rows) -> list[Path]:
+    """Write rows as `<path>.csv` and, with booktabs, as `<path>.tex`; columns without any value are left out."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows).convert_dtypes().dropna(axis="columns", how="all")
+    texts = {f"{path}.csv": table.to_csv(index=False), f"{path}.tex": _latex(table)}
+    for file, text in texts.items():
+        write_text(Path(file), text)
+    return [Path(file) for file in texts]
 
 
 def results_table(contents: Mapping[str, Mapping[str, Any]], database: Database, test_accesses: int) -> Rows:
@@ -121,8 +125,8 @@ def results_table(contents: Mapping[str, Mapping[str, Any]], database: Database,
                     "method": method,
                     "split": split,
                     "images": len(database.select(split)),
-                    "independent units": _units(measures),
-                    **{title: _estimate_text(measures.get(name)) for name, title in METRICS.items()},
+                    "independent units": independent_units(measures),
+                    **{title: estimate_text(measures.get(name)) for name, title in METRICS.items()},
                     "columns": facts.get("columns"),
                     "seeds": facts.get("seeds", 1),
                     "chosen on": chosen or None,
@@ -160,17 +164,21 @@ def _methods(
     return methods
 
 
-def _units(measures: Mapping[str, Any]) -> str | None:
+def independent_units(measures: Mapping[str, Any]) -> str | None:
     """What the intervals treat as independent, with its number."""
     estimate = next((value for name in METRICS if (value := measures.get(name))), None)
     return None if estimate is None else f"{estimate['units']} {estimate['per']}s"
 
 
-def _estimate_text(estimate: Mapping[str, Any] | None) -> str | None:
+def estimate_text(estimate: Mapping[str, Any] | None) -> str | None:
+    """A value with its limits, from JSON types."""
     if estimate is None or estimate["value"] is None:
         return None
     value = f"{estimate['value']:.3f}"
-    return value if estimate["low"] is None else f"{value} ({estimate['low']:.3f}–{estimate['high']:.3f})"
+    if estimate["low"] is None:
+        return value
+    dash = "–" if estimate["low"] >= 0 else " to "
+    return f"{value} ({estimate['low']:.3f}{dash}{estimate['high']:.3f})"
 
 
 def _few_shot_table(database: Database, split: str, log: HoldoutLog, progress: Progress) -> Rows:

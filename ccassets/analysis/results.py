@@ -162,7 +162,7 @@ class AnalysisResult:
 
 def result_content(database: Database, measures: Mapping[str, Any]) -> dict[str, Any]:
     """Convert measures to JSON types, with the digest of the database that they are of."""
-    return {"database": summarize(database)["digest"], **_as_json(measures)}
+    return {"database": summarize(database)["digest"], **as_json(measures)}
 
 
 def write_result(path: Path, database: Database, measure: Callable[[], Mapping[str, Any]]) -> AnalysisResult:
@@ -191,14 +191,14 @@ def read_result(path: Path, database: Database) -> Mapping[str, Any]:
     return content
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Convert to JSON's own types; a number that is not finite becomes null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: _as_json(part) for name, part in vars(value).items()}
+        return {name: as_json(part) for name, part in vars(value).items()}
     if isinstance(value, Mapping):
-        return {str(name): _as_json(part) for name, part in value.items()}
+        return {str(name): as_json(part) for name, part in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_as_json(part) for part in value]
+        return [as_json(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

@@ -46,7 +46,8 @@ def _read(database: Database) -> None:
             continue
         for _ in iter_blocks(values):
             pass
-    columns = (database.split, database.labels, database.keys, database.groups, database.image_digest)
+    facts = (database.labels, database.label_matrix, database.keys, database.groups, database.image_digest)
+    columns = (database.split, *facts)
     lengths = [len(column) for column in columns if column is not None]
     features = database.image_features
     if features.ndim != 2 or len(features) != rows or any(length != rows for length in lengths):

@@ -44,7 +44,10 @@ def summarize(database: Database) -> dict[str, Any]:
         "concept_logit_multiplier": database.concept_logit_multiplier,
         "origin": provenance.get("origin"),
         "digest": _object(provenance.get("digests")).get("database"),
-        "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
+        "encoder": {
+            **{name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
+            "weights": _object(encoder.get("recorded")).get("weights"),
+        },
         "dataset": _object(provenance.get("dataset")),
         "libraries": _object(provenance.get("libraries")),
     }
