@@ -20,6 +20,7 @@ from .classifiers import (
     fit_logistic as fit_logistic,
     fit_tree as fit_tree,
 )
+from .comparison import Comparison as Comparison, compare_databases as compare_databases
 from .concept_annotations import read_concept_annotations as read_concept_annotations
 from .concept_models import (
     ConceptModel as ConceptModel,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ccassets import __version__
-from ccassets.cli.analysis_commands import apply, duplicates, search, table
+from ccassets.cli.analysis_commands import apply, compare, duplicates, search, table
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
 from ccassets.cli.file_commands import adopt, info, validate
 from ccassets.cli.study_commands import bundle, doctor, new_study, precision_drift
@@ -36,7 +36,7 @@ _PANELS = {
     "Build": (build, extract, prune, ui, studies),
     "Study": (new_study, doctor, bundle, precision_drift),
     "File": (info, validate, adopt),
-    "Analyse": (search, duplicates, apply, table),
+    "Analyse": (search, duplicates, apply, table, compare),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -1,9 +1,10 @@
-"""The commands that analyse a file or a study: search, duplicates, apply, table."""
+"""The commands that analyse a file or a study: search, duplicates, apply, table, compare."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -172,6 +173,47 @@ def table(
         print_json({"files": [str(path) for path in files]})
         return
     for path in files:
+        print_text(path)
+
+
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Paths of the feature databases, two or more.")],
+    study: StudyOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="Also write a page (.html), and tables beside it."),
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Compare what encoders reach on the same images: zero-shot, probe, concept classifier, retrieval of concepts.
+
+    Rows are matched by image digest. With --study, of the first FILE, the concepts that images show are known, and
+    accesses to the test split are recorded.
+    """
+    from ccassets.analysis import HoldoutLog, compare_databases
+    from ccassets.analysis.bottleneck import HOLDOUT_LOG
+    from ccassets.database.sandbox import open_unknown_database
+    from ccassets.pages.comparison_page import write_comparison
+    from ccassets.study.loading import load_study
+    from ccassets.study.storage import Store
+
+    if len(files) < 2:
+        raise typer.BadParameter("Give two files or more.", param_hint="'FILE'")
+    if output and output.suffix != ".html":
+        raise typer.BadParameter(f"Expected a name that ends in .html, found {output.name}.", param_hint="'--output'")
+    loaded = load_study(study) if study else None
+    log = HoldoutLog(Store.of(loaded).analysis / HOLDOUT_LOG) if loaded else None
+    with ExitStack() as stack, progress_bar("comparison") as progress:
+        databases = [stack.enter_context(open_unknown_database(file)) for file in files]
+        comparison = compare_databases(databases, study=loaded, log=log, progress=progress)
+    written = write_comparison(comparison, output) if output else []
+    if as_json:
+        print_json(comparison.as_dict())
+        return
+    for line in comparison.lines():
+        print_line(line)
+    for path in written:
         print_text(path)
 
 

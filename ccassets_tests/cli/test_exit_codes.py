@@ -27,6 +27,7 @@ FILE_COMMANDS: list[Command] = [
     ("search", "FILE", "--row", "0"),
     ("duplicates", "FILE"),
     ("apply", "FILE", "FILE"),
+    ("compare", "FILE", "FILE"),
 ]
 STUDY_COMMANDS: list[Command] = [
     ("build", "STUDY"),
@@ -37,6 +38,7 @@ STUDY_COMMANDS: list[Command] = [
     ("bundle", "STUDY", "--output", "DIR"),
     ("precision-drift", "STUDY"),
     ("table", "STUDY", "--output", "DIR"),
+    ("compare", "FILE", "FILE", "--study", "STUDY"),
     ("validate", "FILE", "--study", "STUDY"),
     ("adopt", "FILE", "STUDY"),
     ("search", "FILE", "--text", "a cell", "--study", "STUDY"),
