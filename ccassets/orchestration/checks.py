@@ -215,7 +215,11 @@ def _result(
 
 def _failure(check: str, error: CcassetsError) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        check_name=check, passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error)
+        check_name=check,
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=str(error),
+        metadata={"errors": 1, "warnings": 0},
     )
 
 

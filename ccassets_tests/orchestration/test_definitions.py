@@ -53,13 +53,13 @@ def test_names_dependencies_checks_and_switches_are_what_they_were() -> None:
     assert names == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
-def test_a_study_tells_its_owners_and_shows_its_readme(study: Study) -> None:
+def test_a_study_tells_its_owners_and_shows_its_readme(study: Study, image_folder: Path) -> None:
     (study.folder / "README.md").write_text("# Cells\nOf two hospitals.\n")
     owned = edit_study(study, lambda a: a.update(owners=["team:hematology", "ada@example.org"], description="Smears."))
     graph = definitions_of(owned).resolve_asset_graph()
     assert all(graph.get(key).owners == ["team:hematology", "ada@example.org"] for key in graph.get_all_asset_keys())
     node = graph.get(asset_key(owned, "feature_database"))
-    assert (node.tags["dataset"], node.tags["model"]) == ("pictures", "weights")
+    assert (node.tags["dataset"], node.tags["model"]) == (f"{image_folder.parent.name}-pictures", "weights")
     description = node.description or ""
     assert description.endswith("\n\nSmears.\n\n# Cells\nOf two hospitals.\n")
     with pytest.raises(StudyError, match=r"defs\.yaml:\d+: owners"):

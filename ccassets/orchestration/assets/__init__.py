@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import dagster as dg
 
@@ -51,6 +52,10 @@ def _with_tags(spec: dg.AssetSpec, study: Study) -> dg.AssetSpec:
 
 
 def _short_name(section: object, *fields: str) -> str:
-    """The first of the fields that is set, as a tag may hold it; of a path or a hub's id its last part."""
-    value = next(str(value) for field in fields if (value := getattr(section, field, None)))
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", value.rstrip("/").rpartition("/")[2])[:63]
+    """The first of the fields that is set, as a tag may hold it: of a hub's id the last part.
+
+    Of the path of a data set the last two, since every other folder is called `images`.
+    """
+    value = next(value for field in fields if (value := getattr(section, field, None)))
+    name = "-".join(value.parts[-2:]) if isinstance(value, Path) else str(value).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-63:]
