@@ -304,6 +304,17 @@ def test_the_correction_is_that_of_holm() -> None:
     assert holm([]) == []
 
 
+def test_without_a_held_out_split_all_rows_are_compared_by_what_is_not_fitted(tmp_path: Path) -> None:
+    paths = [write_database(tmp_path / f"{dim}.h5", {"train": 30}, dim=dim) for dim in (12, 24)]
+    log = HoldoutLog()
+    comparison = compare(*paths, log=log)
+    assert (comparison.split, comparison.images, comparison.test_accesses) == ("all", 30, 0)
+    assert [one.method for one in comparison.differences] == ["Zero-shot"]
+    assert log.accesses() == []
+    reasons = {method: reason for method, _, reason in comparison.unavailable}
+    assert "measured on rows that it has not seen" in reasons["Linear probe"]
+
+
 def test_without_labels_nothing_is_measured_and_each_reason_is_said(tmp_path: Path) -> None:
     samples = cells(60).samples
     paths = [write_distinct_cells(tmp_path / f"{name}.h5", samples, labels="none") for name in "ab"]
@@ -365,6 +376,18 @@ def test_retrieval_is_compared_where_a_study_knows_the_concepts(known: tuple[Pat
         assert row[titles[one["metric"]]].startswith(value)
     for one in content["differences"]:
         assert one["verdict"] in text
+
+
+def test_names_of_files_are_text_on_the_page(golden: Path, phantom: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "<script>alert(1)<" / "a.h5"
+    hostile.parent.mkdir()
+    shutil.copy(golden, hostile)
+    shutil.copy(phantom, tmp_path / "a.h5")
+    page = tmp_path / "page.html"
+    assert run("compare", hostile, tmp_path / "a.h5", "-o", page).code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;" in text
+    assert "<script" not in text
 
 
 def test_the_command_says_everything_in_lines(golden: Path, phantom: Path) -> None:
