@@ -130,7 +130,7 @@ def _add_recorded(needs: Mapping[str, _Needs], store: Store, studies: Sequence[S
     names = _names(store.folder)
     manifests = [name for name in _names(store.folder / "manifest") if name.endswith(".parquet")]
     if store.encoder_card.name not in names:
-        if manifests:
+        if manifests or studies or store.study_record.name in names:
             raise EncoderError(f"{store.encoder_card} is missing; without it, {_unknown_needs(store)}")
         return None
     record = load_encoder_record(store)
@@ -144,7 +144,7 @@ def _add_recorded(needs: Mapping[str, _Needs], store: Store, studies: Sequence[S
     if missing or not manifests:
         path = store.folder / "manifest" / (missing[0] if missing else "")
         raise DatasetError(f"{path} is missing; without it, {_unknown_needs(store)}")
-    _add_manifests(needs[record.card.identity], [store.folder / "manifest" / name for name in manifests])
+    _add_manifests(needs[record.card.identity], store, [store.folder / "manifest" / name for name in manifests])
     needs[record.card.identity].templates |= {
         template_part_name(template) for study in studies for template in study.vocabulary.templates().values()
     }
@@ -152,9 +152,11 @@ def _add_recorded(needs: Mapping[str, _Needs], store: Store, studies: Sequence[S
     return record.card.identity
 
 
-def _add_manifests(needs: _Needs, paths: Sequence[Path]) -> None:
+def _add_manifests(needs: _Needs, store: Store, paths: Sequence[Path]) -> None:
     for path in paths:
         manifest = Manifest.load(path)
+        if store.manifest(manifest.split) != path:
+            raise DatasetError(f"{path} is the manifest of split {manifest.split!r}, so {_unknown_needs(store)}")
         needs.rows |= _as_set(manifest.image_digest)
         # A limit names some rows only; those that were encoded without it will be needed again.
         needs.rows_unknown |= manifest.limit is not None

@@ -134,7 +134,7 @@ def find_source_problems(study: Study, store: Store) -> list[Finding]:
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
-    """The manifest that `read_images` stored; `DatasetError` when there is none, or one with another limit."""
+    """The manifest that `read_images` stored; `DatasetError` when there is none, or one of another split or limit."""
     require_own_folder(study, store)
     path = store.manifest(split)
     if not path.exists():
@@ -143,6 +143,8 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
             f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {study.name}`."
         )
     manifest = Manifest.load(path)
+    if manifest.split != split:
+        raise DatasetError(f"{path} is the manifest of split {manifest.split!r}. Remove it and read the images again.")
     if manifest.limit != study.extraction.limit:
         raise DatasetError(
             f"The images of split {split!r} of {study.name} were read with the limit {manifest.limit}, and the study "

@@ -56,6 +56,7 @@ def finished_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CCASSETS_STORAGE", str(root / "storage"))
         finish(write_study(root / "studies" / "cells", images=root / "pictures", encoder=WEIGHTS))
+    shutil.rmtree(root / "studies")  # What every test has is this study, moved, and not another one of its name.
     return root
 
 
@@ -288,6 +289,42 @@ def test_a_missing_manifest_removes_no_part(
         store.manifest(name).unlink()
     with pytest.raises(DatasetError, match=r"manifest/\w*(\.parquet)? is missing.*ccassets build cells --plan"):
         prune(pruned, now=True)
+    assert files(store.root) == before
+
+
+@pytest.mark.parametrize(
+    ("kept", "is_known"), [((), True), ((".lock",), True), (("study.json",), True), (("study.json",), False)]
+)
+def test_a_study_without_card_manifests_and_database_removes_no_part(
+    finished: Study, image_folder: Path, kept: tuple[str, ...], is_known: bool
+) -> None:
+    """Somebody emptied its folder, or a build ended before it named its encoder; its needs are as unknown."""
+    store = Store.of(finished)
+    pruned = finished
+    if not is_known:
+        pruned = variant(finished, image_folder, "others", splits=["train"])
+        read_sources(pruned)
+    for path in store.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
+    before = files(store.root)
+    with pytest.raises(EncoderError, match=r"encoder\.json is missing.*ccassets build cells --plan"):
+        prune(pruned, now=True)
+    assert files(store.root) == before
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+def test_a_manifest_of_another_split_removes_no_part(finished: Study, with_card: bool) -> None:
+    store = Store.of(finished)
+    store.database.unlink()
+    store.manifest("val").write_bytes(store.manifest("test").read_bytes())
+    if not with_card:
+        store.encoder_card.unlink()
+    before = files(store.root)
+    with pytest.raises(CcassetsError, match=r"val\.parquet is the manifest of split 'test'|encoder\.json is missing"):
+        prune(finished, now=True)
     assert files(store.root) == before
 
 
