@@ -5,9 +5,12 @@ from __future__ import annotations
 import dagster as dg
 
 from ccassets.orchestration.component import definitions_of
-from ccassets.study.loading import load_study, study_files
+from ccassets.study.loading import load_studies
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return definitions_of(*(load_study(path) for path in study_files().values()))
+    studies, errors = load_studies()
+    for error in errors:
+        dg.get_dagster_logger().error(f"A study is left out: {error}")
+    return definitions_of(*studies)

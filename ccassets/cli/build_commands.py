@@ -11,6 +11,7 @@ import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument
 from ccassets.cli.terminal import counted, print_json, print_text, progress_bars
+from ccassets.errors import StudyError
 
 if TYPE_CHECKING:
     from ccassets.extraction.plan import StudyPlan
@@ -202,17 +203,19 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the studies, and how many of their assets are built, stale, failed and missing."""
     from ccassets.orchestration.component import definitions_of
     from ccassets.orchestration.status import status_of_studies
-    from ccassets.study.loading import load_study, study_files
+    from ccassets.study.loading import load_studies
 
-    loaded = [load_study(path) for path in study_files().values()]
+    loaded, errors = load_studies()
     statuses = status_of_studies(loaded, definitions_of(*loaded))
     if as_json:
         print_json(statuses)
-        return
-    width = max((len(name) for name in statuses), default=0)
-    for name, status in statuses.items():
-        counts = ", ".join(f"{len(assets)} {state}" for state, assets in status.items() if assets)
-        print_text(f"{name:<{width}}  {counts}")
+    else:
+        width = max((len(name) for name in statuses), default=0)
+        for name, status in statuses.items():
+            counts = ", ".join(f"{len(assets)} {state}" for state, assets in status.items() if assets)
+            print_text(f"{name:<{width}}  {counts}")
+    if errors:
+        raise StudyError("\n".join(map(str, errors)))
 
 
 def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> tuple[StudyPlan, float]:

@@ -54,6 +54,24 @@ def study_files() -> dict[str, Path]:
     return files | {name: path for name, path in shipped.items() if name not in files}
 
 
+def load_studies() -> tuple[list[Study], list[StudyError]]:
+    """Load every study that is found by name, each by itself.
+
+    Returns:
+        The studies, and the errors of the files that are none; each names file, line and key.
+
+    Raises:
+        StudyError: `CCASSETS_STUDIES` names no folder.
+    """
+    studies, errors = [], []
+    for path in study_files().values():
+        try:
+            studies.append(load_study(path))
+        except StudyError as error:
+            errors.append(error)
+    return studies, errors
+
+
 def _files_below(root: Path) -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(root.glob(f"*/{STUDY_FILE}"))}
 

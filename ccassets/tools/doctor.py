@@ -24,7 +24,7 @@ from ccassets.extraction.plan import plan_study, row_bytes
 from ccassets.extraction.sources import tokenize_prompts, unseen_share
 from ccassets.files import DIGEST_CACHE
 from ccassets.progress import silent
-from ccassets.study.loading import load_study, study_files
+from ccassets.study.loading import load_studies
 from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
 from ccassets.study.storage import Store, home, storage_root
 from ccassets.tools.offline_bundle import RECORD, changed_files
@@ -155,22 +155,16 @@ def _home_exists() -> bool:
 
 def _study_files() -> Iterator[Diagnosis]:
     try:
-        known = study_files()
+        studies, errors = load_studies()
     except StudyError as error:
         yield Diagnosis("studies", "problem", str(error))
         return
-    broken = []
-    for path in known.values():
-        try:
-            load_study(path)
-        except StudyError as error:
-            broken.append(str(error))
-    if broken:
+    if errors:
         yield Diagnosis(
-            "studies", "problem", "\n".join(broken), "Correct them; until then the UI loads no study at all."
+            "studies", "problem", "\n".join(map(str, errors)), "Correct them; until then the UI leaves them out."
         )
     else:
-        yield Diagnosis("studies", "ok", ", ".join(known))
+        yield Diagnosis("studies", "ok", ", ".join(study.name for study in studies))
 
 
 # --- what a study needs ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ccassets.cli.build_commands import studies
 from ccassets.definitions import defs
 from ccassets.errors import StudyError
 from ccassets.orchestration.component import definitions_of
@@ -64,6 +66,24 @@ def test_a_study_tells_its_owners_and_shows_its_readme(study: Study, image_folde
     assert description.endswith("\n\nSmears.\n\n# Cells\nOf two hospitals.\n")
     with pytest.raises(StudyError, match=r"defs\.yaml:\d+: owners"):
         edit_study(study, lambda a: a.update(owners=["somebody"]))
+
+
+def test_a_broken_study_file_takes_only_its_own_study_out(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    broken = study.folder.parent / "broken" / "defs.yaml"
+    broken.parent.mkdir()
+    broken.write_text("type: ccassets.FeatureDatabase\nattribute: {}\n")
+    monkeypatch.setattr(logging.getLogger("dagster"), "propagate", True)
+
+    keys = defs().resolve_asset_graph().get_all_asset_keys()
+
+    assert {"cells", "demo", "bloodmnist"} <= {key.path[0] for key in keys}
+    assert "broken" not in {key.path[0] for key in keys}
+    assert f"A study is left out: {broken}:2: attribute" in caplog.text
+    with pytest.raises(StudyError, match=r"broken/defs\.yaml:2: attribute"):
+        studies()
 
 
 def test_everything_that_runs_by_itself_is_switched_off() -> None:
