@@ -180,7 +180,12 @@ def ui(
         ),
     ] = None,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="ADDRESS", help="Address to listen on; any but loopback needs a token.")
+        str,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            help="With --workspace, in a container: the address to listen on, with a token.",
+        ),
     ] = "127.0.0.1",
     workspace: Annotated[
         Path | None,
@@ -194,6 +199,8 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start the Dagster UI and its daemon on this machine; stop them with Ctrl-C."""
+    if listen != "127.0.0.1" and workspace is None:
+        raise typer.BadParameter("--listen is for containers: use it with --workspace. The UI itself is on loopback.")
     from ccassets.orchestration.ui_server import serve_ui
 
     serve_ui(port, address=listen, allowed_hosts=allow_host or (), with_token=token, workspace=workspace)

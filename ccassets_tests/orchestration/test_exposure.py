@@ -122,6 +122,9 @@ def test_the_ui_is_asked_for_on_loopback_and_can_be_nowhere_else() -> None:
     shown = typer.testing.CliRunner().invoke(app, ["ui", "--help"], env={"COLUMNS": "200"}).output
     assert "--port" in shown
     assert "--host" not in shown
+    anywhere = typer.testing.CliRunner().invoke(app, ["ui", "--port", "0", "--listen", "0.0.0.0"])
+    assert anywhere.exit_code == 2
+    assert "--workspace" in anywhere.output
 
 
 @pytest.mark.slow
