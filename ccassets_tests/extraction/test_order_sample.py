@@ -133,6 +133,17 @@ def test_splits_whose_images_were_exchanged_are_not_taken_over(tmp_path: Path) -
     assert_right(study, adoption)
 
 
+def test_rows_that_all_hold_the_same_features_are_not_taken_over(tmp_path: Path) -> None:
+    study = small_study(tmp_path, SPLITS)
+    path = write_in_order(tmp_path / "old.h5", list(range(TRAIN)), labels_of(SPLITS)["train"])
+    with h5py.File(path, "r+") as file:
+        for name in ("image_features", "image_token_features"):
+            file[name][:TRAIN] = file[name][0]
+    adoption = adopt(path, study, repair=True)
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+    assert_right(study, adoption)
+
+
 def test_features_of_another_precision_are_taken_over(tmp_path: Path) -> None:
     def half_precision(split: str, image: int) -> np.ndarray:
         vector = original_scripts.features_of(split, image)

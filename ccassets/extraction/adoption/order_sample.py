@@ -91,7 +91,7 @@ def verify_order(
     """Encode a sample of a split's rows and look for each in the file.
 
     Precisions and devices change features a little, but not which row is the nearest. Rows with the features of the
-    own one are no mistake, since equal images have them.
+    own one are no mistake where the fresh encodings of their images are equal, too.
 
     Args:
         encoder: The study's encoder.
@@ -115,13 +115,14 @@ def verify_order(
     dataset_of_features = contents.datasets[IMAGE_FEATURES]
     own = _own_features(dataset_of_features, own_rows)
     is_wrong = _has_nearer_row(dataset_of_features, np.unique(row_of_image[row_of_image >= 0]), own, fresh)
+    is_wrong |= _has_nearer_image(own, fresh)
     if is_wrong.any():
         keys = [repr(manifest.keys[row]) for row in sampled[is_wrong].tolist()]
         findings.add(
             "row_order",
             f"/{IMAGE_FEATURES} {rows_text(np.sort(own_rows[is_wrong]))}",
-            f"expected the row of each image of {manifest.split!r} to be the nearest to its fresh encoding, found "
-            f"another one nearer for {int(is_wrong.sum())} of {count(len(sampled), 'sampled image')} ({listed(keys)}): "
+            f"expected the row of each image of {manifest.split!r} and its fresh encoding to be each other's nearest, "
+            f"found a nearer one for {int(is_wrong.sum())} of {count(len(sampled), 'sampled image')} ({listed(keys)}): "
             "the rows stand in another order, or another encoder made them",
         )
         return None
@@ -168,6 +169,14 @@ def _has_nearer_row(dataset: h5py.Dataset, rows: Ints, own: Floats, fresh: Float
         is_copy = distance <= COPY_TOLERANCE * np.maximum(own_norms[:, None], norms)
         is_beaten |= ((unit_fresh @ block.T / norms > similarity[:, None]) & ~is_copy).any(axis=1)
     return is_beaten
+
+
+def _has_nearer_image(own: Floats, fresh: Floats) -> npt.NDArray[np.bool_]:
+    """Whether the fresh encoding of another sampled image, and no copy of the own one, is nearer to a stored row."""
+    unit = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
+    similarity = own @ unit.T
+    is_copy = unit @ unit.T >= 1 - COPY_TOLERANCE**2 / 2  # The cosine of unit vectors at this distance.
+    return np.asarray(((similarity > np.diag(similarity)[:, None]) & ~is_copy).any(axis=1))
 
 
 def _cosines(first: Floats, second: Floats) -> Floats:
