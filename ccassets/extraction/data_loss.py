@@ -28,17 +28,23 @@ def require_no_loss(study: Study, store: Store, path: Path, identity: str, manif
         manifests: The rows of the new database.
 
     Raises:
-        StorageError: Rows would be lost; the message says which, and how to drop them all the same.
+        StorageError: Rows, or the templates of a file without rows, would be lost; the message says which, and how to drop them all the same.
     """
     if not path.is_file():
         return
     try:
         with open_database(path) as database:
             lost = _lost_rows(database, store, identity, manifests)
+            only_templates = not len(database) and bool(database.templates) and database.provenance is None
     except UNUSABLE as error:
         if refusal := reading_refused(error, str(path)):
             raise refusal from error
         return  # Nothing can be taken from a damaged file.
+    if only_templates:
+        raise StorageError(
+            f"{path} would be replaced. It holds templates that no build wrote, and no rows. Move it away and build "
+            f"again; or run `ccassets build {study.name} --allow-loss`."
+        )
     if len(lost):
         with open_database(path) as database:
             raise StorageError(_refusal(study, database, lost))

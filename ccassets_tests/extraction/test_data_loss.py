@@ -15,6 +15,7 @@ from ccassets.errors import StorageError, StudyError
 from ccassets.study.loading import SHIPPED_STUDIES, load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.database import original_scripts
 from ccassets_tests.extraction.made_parts import build, parts
 from ccassets_tests.made_studies import edit_study, save_images, write_study
 
@@ -116,6 +117,19 @@ def test_a_file_of_unknown_rows_is_not_replaced(lean: Study, tmp_path: Path) -> 
         with pytest.raises(StorageError, match="rows nowhere else"):
             ccassets.assemble_database(lean, output=path)
         assert path.read_bytes() == file.read_bytes()
+
+
+def test_a_file_of_templates_alone_is_not_replaced(lean: Study) -> None:
+    database = Store.of(lean).database
+    database.unlink()
+    with original_scripts.start(database) as file:
+        original_scripts.write_all_templates(file)
+    before = database.read_bytes()
+    ccassets.extract_images(lean)
+    with pytest.raises(StorageError, match="holds templates that no build wrote"):
+        ccassets.assemble_database(lean)
+    assert database.read_bytes() == before
+    assert ccassets.assemble_database(lean, allow_loss=True).rows == 18
 
 
 # --- two studies of one name -------------------------------------------------------------------------
