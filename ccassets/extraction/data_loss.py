@@ -28,7 +28,8 @@ def require_no_loss(study: Study, store: Store, path: Path, identity: str, manif
         manifests: The rows of the new database.
 
     Raises:
-        StorageError: Rows, or the templates of a file without rows, would be lost; the message says which, and how to drop them all the same.
+        StorageError: Rows, or the templates of a file without rows, would be lost; the message says which, and how
+            to drop them all the same.
     """
     if not path.is_file():
         return
