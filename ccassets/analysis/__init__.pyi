@@ -54,6 +54,7 @@ from .intervention import (
 from .label_error_detection import (
     LabelError as LabelError,
     find_label_errors as find_label_errors,
+    judge_labels as judge_labels,
     label_errors as label_errors,
     save_label_error_images as save_label_error_images,
     write_label_errors as write_label_errors,

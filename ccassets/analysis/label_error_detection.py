@@ -14,10 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from ccassets.analysis.classifiers import FloatArray, fit_logistic_with
+from ccassets.analysis.results import RESULT_FILES, AnalysisResult, write_result
 from ccassets.analysis.row_files import save_images, write_csv
 from ccassets.analysis.samples import Samples, concept_samples, folds
-from ccassets.database.reader import Database
+from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError
+from ccassets.study.storage import Store
 
 Labels = npt.NDArray[np.integer[Any]]
 Rows = npt.NDArray[np.intp]
@@ -230,6 +232,32 @@ def _predict(fitted: Samples, strength: float, features: npt.NDArray[np.floating
 
 
 # --- files -------------------------------------------------------------------------------------------
+
+
+def judge_labels(store: Store) -> AnalysisResult:
+    """List the label errors of a study's database in `label_errors.json` and `label_errors.csv`.
+
+    Args:
+        store: The store of the study.
+
+    Returns:
+        The result; a database that does not allow the judgement has its `unavailable_reason`.
+    """
+    with open_database(store.database) as database:
+        result = write_result(store.analysis / RESULT_FILES["label_errors"], database, lambda: _judgement(database))
+    write_label_errors(listed_errors(result), result.path.with_suffix(".csv"))
+    return result
+
+
+def _judgement(database: Database) -> dict[str, Any]:
+    samples = concept_samples(database)
+    errors = [vars(error) for error in find_label_errors(samples)]
+    return {"rows": len(samples), "unjudged": unjudged_classes(samples), "errors": errors}
+
+
+def listed_errors(result: AnalysisResult) -> list[LabelError]:
+    """Read the label errors of a result of `judge_labels`."""
+    return [LabelError(**error) for error in result.content.get("errors", ())]
 
 
 def write_label_errors(errors: Sequence[LabelError], path: str | os.PathLike[str]) -> None:

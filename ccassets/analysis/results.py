@@ -24,6 +24,7 @@ RESULT_FILES = {
     "concept_scores": "concept_scores.parquet",
     "zero_shot": "zero_shot.json",
     "concept_bottleneck": "concept_bottleneck.json",
+    "label_errors": "label_errors.json",
     "concept_atlas": "concept_atlas.html",
 }
 """The analyses of a study, each after those it reads, and the files they write to `Store.analysis`."""
@@ -52,7 +53,8 @@ def unavailable_analyses(study: Study) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if not (vocabulary.concepts.words and vocabulary.concepts.templates):
         sentence = "The study has no concept words with templates to put them into (vocabulary.concepts)."
-        reasons |= dict.fromkeys(("concept_scores", "concept_bottleneck", "concept_atlas"), sentence)
+        names = ("concept_scores", "concept_bottleneck", "label_errors", "concept_atlas")
+        reasons |= dict.fromkeys(names, sentence)
     elif missing := {TRAIN, VAL} - set(study.splits):
         names = " and no ".join(sorted(missing))
         reasons["concept_bottleneck"] = f"A classifier is fitted on train and chosen on val; the study has no {names}."

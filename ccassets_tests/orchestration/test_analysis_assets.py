@@ -23,7 +23,7 @@ from ccassets_tests.orchestration.study_runs import run_job, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
 
-ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas"]
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def materialize(study: Study, *assets: str) -> dg.ExecuteInProcessResult:
     return run_job(study, "analyse", None, *assets)
 
 
-def test_a_build_ends_with_all_four_and_their_files(built: Study) -> None:
+def test_a_build_ends_with_all_analyses_and_their_files(built: Study) -> None:
     assert {state_of(built, name) for name in ANALYSES} == {"built"}
     folder = Store.of(built).analysis
     assert {path.name for path in folder.iterdir()} == {
         *("concept_scores.parquet", "zero_shot.json", "concept_bottleneck.json", "concept_atlas.html"),
-        *("model.json", "looks.jsonl"),
+        *("model.json", "looks.jsonl", "label_errors.json", "label_errors.csv", "label_errors.html"),
     }
 
 
@@ -152,7 +152,7 @@ def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, imag
     (image_folder / "val").rename(image_folder / "fold 2")
     folds = edit_study(study, lambda a: a["dataset"].update(splits=["train", "fold 2", "test"]))
     assert set(ANALYSES) - assets_of(folds) == {"concept_bottleneck"}
-    assert run_build(folds).materialized[-3:] == ["concept_scores", "zero_shot", "concept_atlas"]
+    assert run_build(folds).materialized[-4:] == ["concept_scores", "zero_shot", "label_errors", "concept_atlas"]
     assert metadata(folds, "zero_shot")["test_accuracy"] >= 0
     page = (Store.of(folds).analysis / "concept_atlas.html").read_text(encoding="utf-8")
     assert "the study has no val" in page
@@ -165,8 +165,8 @@ def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image
         for folder in (image_folder / split).iterdir():
             if folder.is_dir():
                 folder.rmdir()
-    assert run_build(study).materialized[-4:] == ANALYSES
-    for asset in ("zero_shot", "concept_bottleneck"):
+    assert run_build(study).materialized[-5:] == ANALYSES
+    for asset in ("zero_shot", "concept_bottleneck", "label_errors"):
         assert "has no labels" in metadata(study, asset)["obstacle"]
         assert "val_accuracy" not in metadata(study, asset)
     page = (Store.of(study).analysis / "concept_atlas.html").read_text(encoding="utf-8")
@@ -175,7 +175,7 @@ def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image
 
 
 def test_grades_are_measured_as_grades_once_the_study_says_so(study: Study) -> None:
-    assert run_build(study).materialized[-4:] == ANALYSES
+    assert run_build(study).materialized[-5:] == ANALYSES
     assert "test_quadratic_kappa" not in metadata(study, "zero_shot")
     graded = edit_study(study, lambda a: a["vocabulary"]["labels"].update(ordinal=True))
     assert run_build(graded).materialized == [

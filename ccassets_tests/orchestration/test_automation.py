@@ -27,7 +27,7 @@ from ccassets_tests.orchestration.study_runs import run_job, status_of
 
 EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
 SOURCES = {"encoder", "images:train", "images:val", "images:test"}
-REPORTS = ("validation_report", "concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas")
+REPORTS = ("validation_report", "concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas")
 
 
 class Daemon:

@@ -55,7 +55,7 @@ def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 TEMPLATES = ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "label_prompts_t02"]
 DATABASE = ["feature_database", "validation_report"]
-ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "concept_atlas"]
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas"]
 
 
 def metadata(study: Study, *parts: str) -> dict[str, Any]:
@@ -230,6 +230,7 @@ def test_every_check_has_a_button_of_its_own_and_the_right_ones_block(
         "concept_scores": set(),
         "zero_shot": {"val_accuracy"},
         "concept_bottleneck": {"val_accuracy"},
+        "label_errors": set(),
         "concept_atlas": set(),
     }
 
