@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,39 @@ Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 """What an encoder computes in: float32, on CUDA with products of TensorFloat-32, or under autocast."""
 
 
+_VARIABLE = re.compile(r"\{\{\s*env\b(.*?)\}\}")
+_SECRET_PARTS = {"TOKEN", "SECRET", "PASSWORD", "KEY"}
+
+
+def _variable_value(match: re.Match[str]) -> str:
+    name = match[1].strip().removeprefix(".")
+    if not match[1].startswith(".") or not name.isidentifier():
+        raise ValueError(f"expected {{{{ env.NAME }}}}, found {match[0]}")
+    if _SECRET_PARTS & set(name.upper().split("_")):
+        raise ValueError(
+            f"{name} looks like a secret, and a study is stored; let its reader take it from {name} itself"
+        )
+    if name not in os.environ:
+        raise ValueError(f"the environment variable {name} is not set; set it where definitions load and runs start")
+    return os.environ[name]
+
+
+def _fill_in_variables(value: Any) -> Any:
+    """A text with the values of the environment variables in it, `{{ env.NAME }}`; anything else as it is."""
+    return _VARIABLE.sub(_variable_value, value) if isinstance(value, str) else value
+
+
+_Variables = BeforeValidator(_fill_in_variables)
+
+
 def _not_blank(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError(f"{text!r}: a text is not blank, and has no NUL character")
     return text
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+FilePath = Annotated[Path, _Variables]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), _Variables]
 
 
 class _Section(BaseModel):
@@ -67,7 +94,7 @@ class MedmnistConfig(_DatasetSection):
     kind: Literal["medmnist"]
     name: Text
     size: Literal[28, 64, 128, 224] = 28
-    root: Path | None = None
+    root: FilePath | None = None
     download: bool = False
 
     @field_validator("splits")
@@ -83,7 +110,7 @@ class FolderConfig(_DatasetSection):
     """Image files in `<root>/<split>/<class>/`; `classes` sets the order of the labels."""
 
     kind: Literal["folder"]
-    root: Path
+    root: FilePath
     classes: tuple[Text, ...] | None = None
 
 
@@ -105,8 +132,8 @@ class TableConfig(_DatasetSection):
     """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
 
     kind: Literal["table"]
-    file: Path
-    root: Path | None = None
+    file: FilePath
+    root: FilePath | None = None
     columns: TableColumns = TableColumns()
     classes: tuple[Text, ...] | None = None
 
@@ -156,7 +183,7 @@ class ConceptClipConfig(_EncoderSection):
     weights: Text = "JerrryNie/ConceptCLIP"
     revision: Text = "main"
     seed: int | None = None
-    architecture: Path | None = None
+    architecture: FilePath | None = None
     tokenizer: Text | None = None
 
     @model_validator(mode="after")
@@ -183,7 +210,7 @@ class PythonEncoderConfig(_EncoderSection):
 
     kind: Literal["python"]
     target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    options: dict[str, Any] = {}
+    options: dict[str, Annotated[Any, _Variables]] = {}
 
 
 class PhantomEncoderConfig(_EncoderSection):
@@ -230,7 +257,7 @@ class Concept(_Section):
     """A concept: its word, and optionally a group, a level and synonyms that are ensembled with it."""
 
     word: Text
-    group: str | None = None
+    group: Annotated[str, _Variables] | None = None
     level: int | None = None
     synonyms: tuple[Text, ...] = ()
 
@@ -370,8 +397,8 @@ class StorageConfig(_Section):
 class StudyConfig(_Section):
     """The `attributes` of a study file; every key and default is documented in `docs/study.md`."""
 
-    description: str = ""
-    owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$")], ...] = ()
+    description: Annotated[str, _Variables] = ""
+    owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$"), _Variables], ...] = ()
     dataset: DatasetConfig
     encoder: EncoderConfig
     vocabulary: Vocabulary = Vocabulary()

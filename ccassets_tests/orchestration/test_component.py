@@ -20,6 +20,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 import ccassets
 from ccassets.orchestration.component import definitions_of
@@ -181,6 +182,18 @@ def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pyt
     sentence = mail.get_content().strip()
     assert "The encoder of cells was not identified yet." in sentence
     assert sentence.endswith("or run `ccassets build cells`.")
+
+
+def test_their_component_has_the_values_of_environment_variables(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "theirs" / "defs" / "my_study" / "defs.yaml"
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    written["attributes"]["owners"] = ["{{ env.OWNER }}"]
+    path.write_text(yaml.safe_dump(written), encoding="utf-8")
+    monkeypatch.setenv("OWNER", "team:cells")
+    graph = dg.load_from_defs_folder(path_within_project=project / "theirs").resolve_asset_graph()
+    assert graph.get(dg.AssetKey(["my_study", "feature_database"])).owners == ["team:cells"]
 
 
 def test_three_studies_load_from_a_foreign_defs_folder_beside_an_asset_of_theirs(project: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from ccassets.errors import StudyError
 from ccassets.study.loading import load_study, study_files
-from ccassets.study.schema import texts_hash
+from ccassets.study.schema import FolderConfig, texts_hash
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import DATA
 
@@ -43,6 +43,39 @@ def problem(folder: Path, text: str) -> str:
     return str(caught.value).replace(str(path), "defs.yaml")
 
 
+def test_a_variable_is_replaced_wherever_a_text_or_a_path_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGES", "cells")
+    monkeypatch.setenv("CELL", "round {cell}")
+    written = write(tmp_path / "one" / "cells", SMALLEST + "  vocabulary: {labels: {words: [round]}}\n")
+    text = written.read_text().replace("root: cells", 'root: "{{ env.IMAGES }}", splits: ["{{env.IMAGES}}_1"]')
+    filled = load_study(write(tmp_path / "two" / "cells", text.replace("[round]", '["a {{ env.CELL }} {{ x }}"]')))
+    assert filled.dataset == FolderConfig(kind="folder", root=Path("cells"), splits=("cells_1",))
+    assert filled.vocabulary.labels.words == ("a round {cell} {{ x }}",)
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("{{ env.NOT_SET }}", "the environment variable NOT_SET is not set"),
+        ("{{ env.MY_TOKEN }}", "MY_TOKEN looks like a secret"),
+        ("{{ env('A') }}", "expected {{ env.NAME }}, found {{ env('A') }}"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, says: str
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hush")
+    text = SMALLEST.replace("root: cells", f'root: "{written}"').replace(
+        "{kind: folder, ", "\n    {kind: folder,\n    "
+    )
+    said = problem(tmp_path / "cells", text)
+    assert said.startswith("defs.yaml:5: dataset.root: ")
+    assert says in said
+    assert "hush" not in said
+
+
 # --- the file ----------------------------------------------------------------------------------------
 
 
@@ -65,7 +98,7 @@ def test_every_default_is_the_documented_one(tmp_path: Path) -> None:
             "tokens": True,
         },
         "vocabulary": {
-            "labels": {"words": (), "templates": ()},
+            "labels": {"words": (), "templates": (), "ordinal": False},
             "concepts": {"words": (), "templates": ()},
             "custom": {},
         },
