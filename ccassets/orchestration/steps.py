@@ -68,5 +68,8 @@ def errors_as_failures() -> Iterator[None]:
             raise failure from raised
         failure.__cause__ = raised
         context.log.warning(f"{error}\nThis failure is transient: the step is tried again in {waits[0]} seconds.")
+        # Others may encode meanwhile; Dagster claims a slot again before it tries again.
+        step = context.get_step_execution_context().step
+        context.instance.event_log_storage.free_concurrency_slot_for_step(context.run_id, step.key)
         time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
         raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import dagster as dg
 import medmnist
 import pytest
 
@@ -17,7 +19,8 @@ from ccassets.files import storage_error
 from ccassets.orchestration.build import run_build
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
-from ccassets.orchestration.names import job_name
+from ccassets.orchestration.names import ENCODER_POOL, job_name
+from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
 from ccassets_tests.datasets.made_datasets import MedMnistSite
 from ccassets_tests.made_studies import edit_study
@@ -85,6 +88,36 @@ def test_a_hub_that_is_busy_is_asked_again(asking: Study, hub: Hub) -> None:
     assert hub.requests == 3
     assert said.count("This failure is transient: the step is tried again in") == 2
     assert "503" in said
+
+
+def test_the_pool_is_free_while_a_step_waits_for_its_next_attempt(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots: list[int] = []
+
+    def record(_: float) -> None:
+        slots.append(claimed())
+
+    @dg.op(pool=ENCODER_POOL)
+    def encode() -> None:
+        with errors_as_failures():
+            slots.append(claimed())
+            if len(slots) == 1:
+                raise storage_error(OSError(errno.EBUSY, "busy"), Path("weights"))
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def encoding() -> None:
+        encode()
+
+    with dagster_instance() as instance:
+
+        def claimed() -> int:
+            return len(instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots)
+
+        monkeypatch.setattr("ccassets.orchestration.steps.time", SimpleNamespace(sleep=record))
+        assert encoding.execute_in_process(instance=instance).success
+        assert slots == [1, 0, 1]
+        assert claimed() == 0
 
 
 def test_a_hub_that_stays_busy_ends_with_the_sentence(asking: Study, hub: Hub) -> None:
