@@ -32,6 +32,8 @@ _FORMER_CODE_LOCATION = "ccassets.definitions"
 LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5
+_SENSOR_SECONDS = "3600"
+"""The time for one look at all source files, on a network file system; Dagster's own default is a minute."""
 
 
 def serve_ui(
@@ -110,7 +112,12 @@ def _services(studies: Path | None) -> Iterator[tuple[Path, list[SupervisedProce
     # A folder that nobody else may enter: who reaches the code server's socket can make it run anything.
     with tempfile.TemporaryDirectory(prefix="ccassets-ui-") as name:
         folder = Path(name)
-        environment = {**os.environ, "DAGSTER_HOME": str(home()), "CCASSETS_STORAGE": str(storage_root())}
+        environment = {
+            "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": _SENSOR_SECONDS,
+            **os.environ,
+            "DAGSTER_HOME": str(home()),
+            "CCASSETS_STORAGE": str(storage_root()),
+        }
         if studies is not None:
             environment["CCASSETS_STUDIES"] = str(studies)
         code_socket, workspace = folder / "code-server", folder / "workspace.yaml"
