@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,12 +161,12 @@ def require_own_folder(study: Study, store: Store) -> None:
     """
     try:
         record = json.loads(store.study_record.read_text(encoding="utf-8"))
-        owner = Path(record["folder"] or SHIPPED_STUDIES / study.name)
+        owner = (store.folder / (record["folder"] or SHIPPED_STUDIES / study.name)).resolve()
     except (OSError, ValueError, LookupError, TypeError) as error:
         if refusal := reading_refused(error, str(store.study_record)):
             raise refusal from error
         return  # Made by an older version, or damaged.
-    if owner.resolve() != study.folder.resolve() and (owner / STUDY_FILE).is_file():
+    if owner != study.folder.resolve() and (owner / STUDY_FILE).is_file():
         raise StudyError(
             f"{store.folder} holds the files of {owner / STUDY_FILE}, and {study.folder / STUDY_FILE} has the same "
             "name. Rename the folder of one of the two studies, or build it in another home (--home). If they are one "
@@ -175,10 +175,14 @@ def require_own_folder(study: Study, store: Store) -> None:
 
 
 def _record_study(study: Study, store: Store) -> None:
-    """Record whose files the study's folder in the storage holds; one that ships has no path of its own."""
+    """Record whose files the study's folder in the storage holds; one that ships has no path of its own.
+
+    The path is relative: it holds where both are moved together, and tells less of the machine.
+    """
     require_own_folder(study, store)
-    folder = study.folder.resolve()
-    text = json.dumps({"folder": None if folder.is_relative_to(SHIPPED_STUDIES.resolve()) else str(folder)})
+    folder, start = study.folder.resolve(), store.folder.resolve()
+    ships = folder.is_relative_to(SHIPPED_STUDIES.resolve())
+    text = json.dumps({"folder": None if ships else os.path.relpath(folder, start)})
     if not store.study_record.is_file() or store.study_record.read_bytes() != text.encode():
         write_text(store.study_record, text)
 

@@ -51,10 +51,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     picture(1).save(image_folder / "train" / "blood" / IMAGE)
     (image_folder / "val" / "white" / "broken.png").write_bytes(b"no picture")
     words = [*VOCABULARY["concepts"]["words"], {"word": HOSTILE, "group": "<b>bold</b>"}]
+    weights = save_golden_weights(folder / "weights")
+    vocabulary = (weights / "vocab.txt").read_text(encoding="utf-8")
+    for number, character in enumerate("</>1"):
+        vocabulary = vocabulary.replace(f"[unused{number}]\n", f"{character}\n")
+    (weights / "vocab.txt").write_text(vocabulary, encoding="utf-8")
     study = write_study(
         folder / "studies" / "cells",
         images=image_folder,
-        encoder=save_golden_weights(folder / "weights"),
+        encoder=weights,
         vocabulary={**VOCABULARY, "concepts": {**VOCABULARY["concepts"], "words": words}},
         extraction={"on_bad_image": "skip"},
     )
