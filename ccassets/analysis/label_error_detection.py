@@ -181,7 +181,8 @@ def doubtful_labels(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np
         believed = max(_rounded(joint[label] / joint[label].sum() * len(rows))[label], 1)
         order = np.argsort(probabilities[rows, label], kind="stable")
         doubtful[rows[order[: len(rows) - believed]]] = True
-    return doubtful & (probabilities.argmax(axis=1) != labels)
+    doubtful &= probabilities.argmax(axis=1) != labels
+    return doubtful
 
 
 def _rounded(values: FloatArray) -> npt.NDArray[np.int64]:

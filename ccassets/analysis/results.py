@@ -56,8 +56,8 @@ def unavailable_analyses(study: Study) -> dict[str, str]:
         names = ("concept_scores", "concept_bottleneck", "label_errors", "concept_atlas")
         reasons |= dict.fromkeys(names, sentence)
     elif missing := {TRAIN, VAL} - set(study.splits):
-        names = " and no ".join(sorted(missing))
-        reasons["concept_bottleneck"] = f"A classifier is fitted on train and chosen on val; the study has no {names}."
+        splits = " and no ".join(sorted(missing))
+        reasons["concept_bottleneck"] = f"A classifier is fitted on train and chosen on val; the study has no {splits}."
     if not (vocabulary.labels.words and vocabulary.labels.templates):
         reasons["zero_shot"] = "The study has no label words with templates to put them into (vocabulary.labels)."
     return reasons
