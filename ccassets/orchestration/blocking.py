@@ -36,6 +36,8 @@ def failed_blocking_checks(
     instance: dg.DagsterInstance,
     parents: Mapping[dg.AssetKey, Sequence[str | None]],
     checks: Iterable[dg.AssetCheckKey],
+    *,
+    also_unlisted: bool = True,
 ) -> Iterator[FailedCheck]:
     """Find the failed blocking checks of assets.
 
@@ -45,7 +47,9 @@ def failed_blocking_checks(
     Args:
         instance: The instance with the records.
         parents: The assets, each with its partitions, or with None alone.
-        checks: Checks of the assets that may have run alone; those that ran with a materialization are known by it.
+        checks: Checks of the assets.
+        also_unlisted: Look in the logs of the newest materializations for checks that ran with them, such as those of a
+            project that are not among `checks`.
 
     Yields:
         Every check that failed, once for each partition.
@@ -59,7 +63,7 @@ def failed_blocking_checks(
                 newest[record.storage_id] = partition
                 runs.add(record.run_id)
     known = {key for key in checks if key.asset_key in parents}
-    for run in filter(instance.has_run, runs):
+    for run in filter(instance.has_run, runs if also_unlisted else ()):
         for entry in instance.all_logs(run, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
             ran = entry.get_dagster_event().asset_check_evaluation_data
             if ran.blocking and ran.asset_key in parents:

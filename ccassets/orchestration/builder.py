@@ -129,7 +129,7 @@ class Build:
         assets = {
             node.key: node.partitions_def.get_partition_keys() if node.partitions_def else [None] for node in nodes
         }
-        failed = failed_blocking_checks(self.instance, assets, graph.asset_check_keys)
+        failed = failed_blocking_checks(self.instance, assets, graph.asset_check_keys, also_unlisted=False)
         return {_name(check.key.asset_key, check.partition) for check in failed if graph.has(check.key)}
 
     def _is_built(self, snapshot: StatusSnapshot, name: str) -> bool:

@@ -88,8 +88,8 @@ def test_turned_labels_of_the_demo_are_listed_and_few_others(demo: Samples, reco
         listed = {error.id for error in find_label_errors(samples)}
         recalls.append(len(listed & wrong) / len(wrong))
         precisions.append(len(listed & wrong) / len(listed))
-    record_property("recall", np.mean(recalls))
-    record_property("precision", np.mean(precisions))
+    record_property("recall", float(np.mean(recalls)))
+    record_property("precision", float(np.mean(precisions)))
     print(f"5 % turned labels, 20 seeds: recall {np.mean(recalls):.3f}, precision {np.mean(precisions):.3f}")
     assert np.mean(recalls) >= 0.85
     assert np.mean(precisions) >= 0.85

@@ -319,6 +319,7 @@ def test_a_hundred_templates_still_see_one_change(study: Study, workspace: Path)
     shutil.rmtree(many.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, 678])
 def test_many_splits_still_see_one_change(
     count: int, study: Study, workspace: Path, monkeypatch: pytest.MonkeyPatch
