@@ -187,8 +187,8 @@ def test_validation_ends_with_1_for_errors_and_prints_findings_as_json(built: Bu
 def test_studies_are_listed_one_a_line(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCASSETS_STUDIES", str(built.study.folder.parent))
     lines = run("studies").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["bloodmnist", "bloodmnist_90", "demo", "wbcatt", "cells"]
-    assert re.fullmatch(r"cells +\d+ built", lines[-1])
+    assert [line.split()[0] for line in lines] == ["cells", "bloodmnist", "bloodmnist_90", "demo", "wbcatt"]
+    assert re.fullmatch(r"cells +\d+ built", lines[0])
     assert set(json.loads(run("studies", "--json").out)["cells"]) >= {"built", "stale", "failed", "missing"}
 
 
