@@ -80,6 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Samples:
         return concept_samples(database)
 
 
+@pytest.mark.slow
 def test_turned_labels_of_the_demo_are_listed_and_few_others(demo: Samples, record_property):
     assert len(find_label_errors(demo)) <= 2
     recalls, precisions = [], []
