@@ -30,6 +30,11 @@ class Finding:
         return asdict(self)
 
 
+def count_errors(findings: Iterable[Finding]) -> int:
+    """How many findings are errors; the others are warnings."""
+    return sum(finding.severity == "error" for finding in findings)
+
+
 def has_errors(findings: Iterable[Finding]) -> bool:
     """Whether any finding is an error; a database with warnings only is valid."""
     return any(finding.severity == "error" for finding in findings)

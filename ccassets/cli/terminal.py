@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ccassets.findings import Finding, count_errors
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from ccassets.findings import Finding
     from ccassets.progress import Listener, Progress
 
 
@@ -62,7 +63,7 @@ def print_findings(file: Path, findings: Sequence[Finding]) -> None:
         style = "red" if finding.severity == "error" else "yellow"
         message = printable(f"{finding.message} [{finding.where}]")
         console.print(Text(f"{finding.severity} {finding.check}", style), Text(message))
-    errors = sum(finding.severity == "error" for finding in findings)
+    errors = count_errors(findings)
     verdict = "not valid" if errors else "valid"
     counts = f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}"
     console.print(Text(printable(f"{file.name} is {verdict}: {counts}.")))

@@ -16,7 +16,7 @@ from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import template_part
-from ccassets.findings import Finding
+from ccassets.findings import Finding, count_errors
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
@@ -197,7 +197,7 @@ def _numbers(results: Sequence[CheckResults], *, with_values: bool) -> dict[str,
 def _result(
     check: str, findings: Sequence[Finding], nothing: str, numbers: Mapping[str, float] = MappingProxyType({})
 ) -> dg.AssetCheckResult:
-    errors = sum(finding.severity == "error" for finding in findings)
+    errors = count_errors(findings)
     warns_only = findings and not errors
     return dg.AssetCheckResult(
         check_name=check,

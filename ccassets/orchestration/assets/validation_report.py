@@ -6,6 +6,7 @@ report is needed most when they fail.
 
 import dagster as dg
 
+from ccassets.findings import count_errors
 from ccassets.orchestration.conditions import REPORT_STALE
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.study_asset import asset_spec
@@ -31,13 +32,14 @@ def validation_report(study: Study) -> dg.AssetSpec:
 def write_report(study: Study, store: Store) -> dg.MaterializeResult[None]:
     """Validate the database, write the report, and give what Dagster records of it."""
     report = write_validation_report(study, store)
+    errors = count_errors(report.findings)
     return dg.MaterializeResult(
         asset_key=asset_key(study, "validation_report"),
         data_version=dg.DataVersion(report.digest),
         metadata={
             "ok": report.ok,
-            "errors": sum(finding.severity == "error" for finding in report.findings),
-            "warnings": sum(finding.severity == "warning" for finding in report.findings),
+            "errors": errors,
+            "warnings": len(report.findings) - errors,
             "page": dg.MetadataValue.path(report.page.as_uri()),
             "findings": dg.MetadataValue.md(report.markdown),
         },
