@@ -45,6 +45,8 @@ def fit_association(
     Raises:
         AnalysisError: A split has no rows, or a row can have several classes.
     """
+    from scipy.special import softmax
+
     samples.require_single("The association of classes with concepts")
     fitted, held_out = samples.of(train), samples.of(val)
     candidates = []
@@ -56,7 +58,7 @@ def fit_association(
             classes=samples.classes,
             mean=np.zeros(len(samples.columns)),
             scale=np.ones(len(samples.columns)),
-            weights=multiplier * _shares(start),
+            weights=multiplier * softmax(start, axis=1),
             intercept=np.zeros(len(samples.classes)),
         )
         loss = log_loss(held_out.labels, classifier.probabilities(held_out.features))
@@ -67,24 +69,18 @@ def fit_association(
     )
 
 
-def _shares(association: FloatArray) -> FloatArray:
-    powers = np.exp(association - association.max(axis=1, keepdims=True))
-    shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
-    return shares
-
-
 def _fit(
     scores: FloatArray, labels: npt.NDArray[np.integer[Any]], multiplier: float, strength: float, start: FloatArray
 ) -> FloatArray:
     """The association (C, K) of least penalised cross-entropy, by L-BFGS with its gradient."""
     from scipy.optimize import minimize
-    from scipy.special import log_softmax
+    from scipy.special import log_softmax, softmax
 
     truth = np.eye(len(start))[labels]
 
     def loss(flat: FloatArray) -> tuple[float, FloatArray]:
         association = flat.reshape(start.shape)
-        shares = _shares(association)
+        shares = softmax(association, axis=1)
         log_probabilities = log_softmax(multiplier * scores @ shares.T, axis=1)
         by_share = multiplier * (np.exp(log_probabilities) - truth).T @ scores
         gradient = shares * (by_share - (by_share * shares).sum(axis=1, keepdims=True)) + association / strength
