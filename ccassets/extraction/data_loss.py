@@ -36,19 +36,19 @@ def require_no_loss(study: Study, store: Store, path: Path, identity: str, manif
     try:
         with open_database(path) as database:
             lost = _lost_rows(database, store, identity, manifests)
+            refusal = _refusal(study, database, lost) if len(lost) else None
             only_templates = not len(database) and bool(database.templates) and database.provenance is None
     except UNUSABLE as error:
-        if refusal := reading_refused(error, str(path)):
-            raise refusal from error
+        if unreadable := reading_refused(error, str(path)):
+            raise unreadable from error
         return  # Nothing can be taken from a damaged file.
     if only_templates:
         raise StorageError(
             f"{path} would be replaced. It holds templates that no build wrote, and no rows. Move it away and build "
             f"again; or run `ccassets build {study.name} --allow-loss`."
         )
-    if len(lost):
-        with open_database(path) as database:
-            raise StorageError(_refusal(study, database, lost))
+    if refusal:
+        raise StorageError(refusal)
 
 
 def _lost_rows(database: Database, store: Store, identity: str, manifests: Sequence[Manifest]) -> npt.NDArray[np.int64]:
