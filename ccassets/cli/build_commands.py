@@ -241,12 +241,14 @@ def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> tupl
 
 
 def _print_plan(plan: StudyPlan, unseen: float, as_json: bool) -> None:
+    from ccassets.database.token_geometry import cropping_warning
+
     if as_json:
         print_json({**_plan_facts(plan), "unseen_share": unseen})
         return
     print_text("\n".join(_plan_lines(plan)))
-    if unseen >= 0.01:
-        print_text(f"the encoder crops: it never sees {unseen:.0%} of an average picture")
+    if warning := cropping_warning(unseen):
+        print_text(warning)
 
 
 def _plan_facts(plan: StudyPlan) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the picture; it may reach beyond the picture."""
+
+SIZED_IMAGES = 64
+"""Images whose sizes say how much of a picture a cropping encoder never sees."""
 
 _TRAINED_FOR_WORDS = ("conceptclip", "phantom")
 """Kinds whose tokens were trained to be compared with words, and cover the whole picture, where a file says nothing."""
@@ -43,6 +46,22 @@ class TokenGeometry:
         """The share of a picture of that size, 0 to 1, that the encoder never sees."""
         left, top, right, bottom = self.rectangle(width, height)
         return 1 - min(right - left, width) * min(bottom - top, height) / (width * height)
+
+
+def mean_unseen_share(geometry: TokenGeometry | None, sizes: Callable[[], Iterable[tuple[int, int]]]) -> float:
+    """The mean share of pictures that the encoder never sees; 0 where it is not known.
+
+    Args:
+        geometry: The encoder's geometry.
+        sizes: Gives the sizes (width, height) of some pictures; it is called for an encoder that crops alone.
+    """
+    shares = [geometry.unseen_share(*size) for size in sizes()] if geometry and geometry.rule == "crop" else []
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def cropping_warning(share: float) -> str | None:
+    """A sentence on the share of pictures that an encoder never sees; None where it is less than a hundredth."""
+    return f"the encoder crops: it never sees {share:.0%} of an average picture" if share >= 0.01 else None
 
 
 def encoder_facts(database: Database) -> Mapping[str, Any]:

@@ -240,7 +240,7 @@ def read_manifest(
         StorageError: The system does not let an image be read now, whatever `on_bad_image` says.
     """
     source = dataset.rows(split)
-    chosen = _evenly_spaced(len(source), limit)
+    chosen = evenly_spaced_positions(len(source), limit)
     digests, failures = _digests(dataset, split, source, chosen, previous, progress, workers)
     reasons = [(source.keys[chosen[i]], reason) for i, reason in sorted(failures.items())]
     if reasons and on_bad_image == "error":
@@ -352,7 +352,7 @@ def readable_again(manifest: Manifest, dataset: Dataset) -> list[str]:
 def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:
     """SHA-256 (hex) over keys, labels, groups and fingerprints of a split; decodes no image."""
     source = dataset.rows(split)
-    return _source_digest(dataset, source, _evenly_spaced(len(source), limit))
+    return _source_digest(dataset, source, evenly_spaced_positions(len(source), limit))
 
 
 def read_image(dataset: Dataset, manifest: Manifest | Shard, row: int) -> Image.Image:
@@ -421,7 +421,8 @@ def _shared(values: Sequence[tuple[Manifest, npt.NDArray[np.int64], npt.NDArray[
     return len(shared), examples
 
 
-def _evenly_spaced(n: int, limit: int | None) -> npt.NDArray[np.int64]:
+def evenly_spaced_positions(n: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """The positions of at most `limit` of n things, evenly spaced, with the first and the last; None takes all."""
     if limit is None or limit >= n:
         return np.arange(n, dtype=np.int64)
     spaced: npt.NDArray[np.int64] = np.linspace(0, n - 1, limit).round().astype(np.int64)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ccassets.database.token_geometry import token_geometry
+from ccassets.database.token_geometry import SIZED_IMAGES, mean_unseen_share, token_geometry
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch
 from ccassets.datasets.manifest import (
     Manifest,
+    evenly_spaced_positions,
     find_leaks,
     is_current,
     read_manifest,
@@ -33,9 +32,6 @@ from ccassets.progress import Progress, silent
 from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-
-SIZED_IMAGES = 64
-"""Images whose sizes say how much of a picture a cropping encoder never sees."""
 
 
 def read_images(
@@ -90,16 +86,15 @@ def fetch_dataset(study: Study, store: Store, progress: Progress = silent) -> Da
 
 def unseen_share(study: Study, dataset: Dataset, card: EncoderCard) -> float:
     """The mean share of a picture that the encoder never sees, from the sizes of at most 64 pictures; 0 if unknown."""
-    geometry = token_geometry(card.declared())
-    if geometry is None or geometry.rule != "crop":
-        return 0.0
-    shares = []
-    for split in study.splits:
-        count = len(dataset.rows(split))
-        for row in np.linspace(0, count - 1, min(count, SIZED_IMAGES // len(study.splits) + 1)).round().astype(int):
-            with suppress(DatasetError):  # Reading all images names the bad ones.
-                shares.append(geometry.unseen_share(*dataset.read(split, int(row)).size))
-    return float(np.mean(shares)) if shares else 0.0
+
+    def sizes() -> Iterator[tuple[int, int]]:
+        for split in study.splits:
+            limit = SIZED_IMAGES // len(study.splits) + 1
+            for row in evenly_spaced_positions(len(dataset.rows(split)), limit).tolist():
+                with suppress(DatasetError):  # Reading all images names the bad ones.
+                    yield dataset.read(split, row).size
+
+    return mean_unseen_share(token_geometry(card.declared()), sizes)
 
 
 def changed_splits(study: Study, store: Store, splits: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Literal
 
+from ccassets.database.token_geometry import cropping_warning
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_files import first_few
@@ -246,14 +247,12 @@ def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagn
 
 def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Diagnosis]:
     try:
-        share = unseen_share(study, dataset, card)
+        warning = cropping_warning(unseen_share(study, dataset, card))
     except (DatasetError, StorageError):
         return  # `_data` reports it.
-    if share >= 0.01:
+    if warning:
         advice = "Crop or pad the pictures to squares yourself, if what lies at their borders matters."
-        yield Diagnosis(
-            "cropping", "warning", f"the encoder crops: it never sees {share:.0%} of an average picture", advice
-        )
+        yield Diagnosis("cropping", "warning", warning, advice)
 
 
 def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:

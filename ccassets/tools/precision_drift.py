@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
+from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder, FloatArray, ImageFeatures
 from ccassets.errors import DatasetError, StudyError
@@ -183,7 +184,7 @@ def _sample(study: Study, dataset: Dataset, count: int) -> tuple[list[tuple[str,
     images = [(split, row) for split, split_labels in labels.items() for row in range(len(split_labels))]
     if not images:
         raise DatasetError(f"{study.name} has no images.")
-    positions = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+    positions = evenly_spaced_positions(len(images), count)
     return [images[position] for position in positions.tolist()], np.concatenate(list(labels.values()))[positions]
 
 

@@ -19,10 +19,11 @@ from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result
 from ccassets.analysis.samples import is_labelled, is_ordinal
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
-from ccassets.database.token_geometry import encoder_facts, token_geometry
+from ccassets.database.token_geometry import SIZED_IMAGES, encoder_facts, mean_unseen_share, token_geometry
 from ccassets.database.validation import run_checks
+from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.files import write_text
-from ccassets.pages.atlas.atlas_view import AtlasView, evenly_spaced, make_view
+from ccassets.pages.atlas.atlas_view import AtlasView, make_view
 from ccassets.pages.atlas.charts import chart_data
 from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, cards_as_markdown, make_cards
 from ccassets.pages.atlas.evidence import ConceptEvidence, MapEvidence, measure_concepts, measure_maps
@@ -32,9 +33,6 @@ from ccassets.pages.thumbnails import HEAT_COLOUR, HEAT_OPACITY
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-
-SIZED_IMAGES = 64
-"""Images whose sizes say how much of a picture a cropping encoder never sees."""
 
 METRIC_NAMES: Mapping[str, str] = {"accuracy": "accuracy", "auc": "AUC"}
 
@@ -177,11 +175,12 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
 
 def _unseen_share(view: AtlasView) -> float:
     """The mean share of pictures, at most 64 of them, that the encoder never sees, rounded to whole percents."""
-    geometry = token_geometry(encoder_facts(view.database))
-    if geometry is None or view.read_thumbnail is None or not len(view.database):
+    read, database = view.read_thumbnail, view.database
+    if read is None:
         return 0.0
-    sizes = [view.read_thumbnail(int(row)).size for row in evenly_spaced(np.arange(len(view.database)), SIZED_IMAGES)]
-    return round(float(np.mean([geometry.unseen_share(*size) for size in sizes])), 2)
+    rows = evenly_spaced_positions(len(database), SIZED_IMAGES).tolist()
+    geometry = token_geometry(encoder_facts(database))
+    return round(mean_unseen_share(geometry, lambda: (read(row).size for row in rows)), 2)
 
 
 def _tiles(

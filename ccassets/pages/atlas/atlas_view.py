@@ -17,6 +17,7 @@ from ccassets.analysis.samples import NO_LABEL, class_names, database_concepts, 
 from ccassets.analysis.scores import FloatArray, concept_scores
 from ccassets.database.reader import Database
 from ccassets.database.token_geometry import encoder_facts, token_geometry
+from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.pages.thumbnails import data_uri, fit_layer, heat_layer, thumbnail
 from ccassets.study.schema import Concept, Study
 
@@ -86,8 +87,7 @@ def make_view(study: Study, database: Database) -> AtlasView:
 
 def evenly_spaced(rows: Rows, count: int) -> Rows:
     """Take at most `count` of the rows, evenly spaced."""
-    positions = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)
-    return np.asarray(rows[positions])
+    return np.asarray(rows[evenly_spaced_positions(len(rows), count)])
 
 
 def _thumbnail_reader(study: Study, database: Database) -> Callable[[int], Image.Image]:
