@@ -198,7 +198,7 @@ class ConceptClipConfig(_EncoderSection):
 
 
 class TransformersConfig(_EncoderSection):
-    """Any dual encoder of the transformers library (CLIP, SigLIP, …), from the hub or a folder."""
+    """A dual encoder of the transformers library with a fast tokenizer, from the hub or a folder."""
 
     kind: Literal["transformers"]
     weights: Text
