@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +76,9 @@ class Build:
         require_own_folder(self.study, self.store)
         names = [name for name in asset_names(self.study) if not splits or _is_of_splits(name, splits)]
         with watch_for_dead_runs(self.instance, self.store.runs):
+            failed = self._failed_checks()  # A check that fails from now on ends the build.
             due = self._changed_sources(splits or self.study.splits)
-            while due or (due := self._due(names)):
+            while due or (due := self._due(names, failed)):
                 for run in first_runs(due):
                     if run.job == "extract_images" and not splits:
                         self._require_no_loss()
@@ -99,10 +100,10 @@ class Build:
             self._result.notices.append(f"{error} What was read of its images before is used.")
         return list(changed)
 
-    def _due(self, names: Sequence[str]) -> list[str]:
+    def _due(self, names: Sequence[str], failed: Set[str]) -> list[str]:
         """What has to run, each asset at most once a build."""
         snapshot = self._snapshot()
-        due = self._requested() | lost_assets(snapshot, self.study, self.store).keys() | self._failed_checks()
+        due = self._requested() | lost_assets(snapshot, self.study, self.store).keys() | failed
         if self.fresh:
             due |= {name for name in names if not name.startswith(("encoder", "images:"))} - {"images"}
         for pages in (["feature_database", "validation_report"], available_analyses(self.study)):
