@@ -54,9 +54,10 @@ ROUND = (*STAGES * 3, "dagster")  # Which takes ten times as long.
 ENDS = ("SIGKILL", "SIGTERM", "power cut")
 ROWS = {"train": 16, "val": 6, "test": 5}
 MORE_ROWS = {"train": 25, "val": 8, "test": 5}
+PICTURES = ("photo", "image", "picture")
 VOCABULARY = {
-    "labels": {"words": list(CLASSES), "templates": [f"photo {number} of {{}} cell" for number in range(3)]},
-    "concepts": {"words": ["red cell", "pigment"], "templates": [f"cell {number} with {{}}" for number in range(3)]},
+    "labels": {"words": list(CLASSES), "templates": [f"{picture} of {{}} cell" for picture in PICTURES]},
+    "concepts": {"words": ["red cell", "pigment"], "templates": [f"{picture} with {{}}" for picture in PICTURES]},
 }
 _LOCKS = {".lock", ".shards"}
 
@@ -115,7 +116,7 @@ class Campaign:
             folder / "studies" / "cells",
             images=save_images(folder / "pictures", ROWS),
             encoder=save_golden_weights(folder / "weights"),
-            vocabulary={**VOCABULARY, "concepts": {"words": ["red cell"], "templates": ["cell 0 with {}"]}},
+            vocabulary={**VOCABULARY, "concepts": {"words": ["red cell"], "templates": ["photo with {}"]}},
         )
         load_encoder(older)
         (folder / "nothing").mkdir()
