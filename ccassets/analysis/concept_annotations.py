@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.reader import Database
-from ccassets.datasets.image_files import MAX_TABLE_BYTES
+from ccassets.datasets.image_files import first_few
 from ccassets.datasets.table import without_blanks
 from ccassets.errors import AnalysisError, DatasetError
-from ccassets.files import reading_refused, unreadable_reason
 from ccassets.study.schema import PhantomDatasetConfig, Study, TableConfig
 
 ConceptAnnotations = npt.NDArray[np.float32]
@@ -110,27 +109,21 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
 def _table_rows(study: Study, config: TableConfig, root: Path) -> list[dict[str, Any]]:
     """The rows of the table as text, with the columns that the annotations need."""
     import pyarrow as pa
-    import pyarrow.csv as pa_csv
-    import pyarrow.parquet as pq
+
+    from ccassets.datasets.table_files import read_columns
 
     file = study.resolve(config.file)
     concept_columns = [column for rules in config.columns.concepts.values() for column in rules]
     names = list(dict.fromkeys([config.columns.path, config.columns.split, *concept_columns]))
-    if reason := unreadable_reason(file, MAX_TABLE_BYTES):
-        raise DatasetError(f"{file} is not read as a table: {reason}.")
-    try:
-        if file.suffix.lower() == ".parquet":
-            table = pq.read_table(file, columns=names)
-            table = table.select(names).cast(pa.schema([(name, pa.string()) for name in names]))
-        else:
-            convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-            table = pa_csv.read_csv(
-                file, parse_options=pa_csv.ParseOptions(newlines_in_values=True), convert_options=convert
-            )
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise reading_refused(error, str(file)) or DatasetError(
-            f"{file}: the columns {names} cannot be read: {error}"
-        ) from error
+
+    def choose(present: Sequence[str]) -> list[str]:
+        if missing := [name for name in names if name not in present]:
+            raise DatasetError(f"{file}: the columns {missing} cannot be read: it has {first_few(present, 30)}.")
+        return names
+
+    table = read_columns(file, choose, encoding=config.encoding).cast(
+        pa.schema([(name, pa.string()) for name in names])
+    )
     cells = {name: without_blanks(table[name], root if name == config.columns.path else None) for name in names}
     rows: list[dict[str, Any]] = pa.table(cells).to_pylist()
     return rows

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +41,8 @@ def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
     known = [_fingerprint_or_missing(root / key) for key in keys]
     if known and all(fingerprint == MISSING for fingerprint in known):
         raise DatasetError(
-            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. Correct dataset.root."
+            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. "
+            + (f"But {similar}." if (similar := similar_file(root, keys[0])) else "Correct dataset.root.")
         )
     return known
 
@@ -50,6 +53,41 @@ def _fingerprint_or_missing(path: Path) -> str:
             return fingerprint(path)
     except OSError:
         return MISSING
+
+
+def similar_file(root: Path, key: str) -> str | None:
+    """A sentence that names the file of almost that path: other slashes, letter case, blanks or Unicode form.
+
+    Args:
+        root: The data set's root.
+        key: A path below it under which there is no file; the folders that a Windows path starts with may be others.
+
+    Returns:
+        The end of a sentence with the file's key, or None where there is no such file.
+    """
+    parts = re.split(r"[\\/]+", key)
+    for first in range(len(parts) if "\\" in key else 1):
+        names: list[str] = []
+        for part in parts[first:]:
+            folder = root.joinpath(*names)
+            name = _names_by_form(folder, fingerprint(folder)).get(_form(part)) if folder.is_dir() else None
+            if name is None:
+                break
+            names.append(name)
+        else:
+            how = "slashes" if "\\" in key else "letter case, blanks or the form of its Unicode characters"
+            return f"{'/'.join(names)!r} is there, which differs in {how}; write that in the table, or rename the file"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _names_by_form(folder: Path, state: str) -> dict[str, str]:
+    """The names in a folder by what tells them apart; `state` changes with the folder."""
+    return {_form(path.name): path.name for path in folder.iterdir()}
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def first_few(items: Sequence[str], count: int = 10) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection
 
 from ccassets.errors import DatasetError
 from ccassets.findings import Finding
 from ccassets.study.schema import FolderConfig, Study, TableConfig
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, words: tuple[str, ...]) -> tuple[str, ...]:
@@ -16,7 +19,7 @@ def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, wor
     1. The study's `classes`, where it names them; a name outside them is an error.
     2. The order of the study's label words, where every name is one of them (upper and lower case are equal);
        a word that no name stands for keeps its number.
-    3. Alphabetical order.
+    3. The order of the numbers, where every name is one; else alphabetical order.
     """
     if declared is not None:
         if len(set(declared)) != len(declared):
@@ -31,6 +34,8 @@ def class_order(names: Collection[str], *, declared: tuple[str, ...] | None, wor
     by_word = {_fold(name): name for name in sorted(names)}
     if len(by_word) == len(names) and _all_are_words(names, words):
         return tuple(by_word.get(_fold(word), word) for word in words)
+    if all(_NUMBER.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
     return tuple(sorted(names))
 
 

@@ -14,16 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.image_decoding import decode_image
-from ccassets.datasets.image_files import MAX_TABLE_BYTES, check_keys, fingerprints, first_few
+from ccassets.datasets.image_files import check_keys, fingerprints, first_few, similar_file
 from ccassets.datasets.labels import class_order
-from ccassets.errors import AbsentDataError, DatasetError
-from ccassets.files import reading_refused, unreadable_reason
+from ccassets.datasets.table_files import CSV_SUFFIXES, read_columns
+from ccassets.errors import DatasetError
 from ccassets.progress import Progress
 from ccassets.study.schema import TableConfig
 
@@ -77,7 +75,11 @@ class TableDataset:
         return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys), groups, matrix)
 
     def read(self, split: str, row: int) -> Image.Image:
-        return decode_image(self.root / self._keys_of(split)[row])
+        key = self._keys_of(split)[row]
+        path = self.root / key
+        if not path.exists() and (similar := similar_file(self.root, key)):
+            raise DatasetError(f"there is no such file, but {similar}")
+        return decode_image(path)
 
     def _keys_of(self, split: str) -> list[str]:
         try:
@@ -190,7 +192,11 @@ class TableDataset:
                 f"{self.file} has no rows of the splits {absent}; column {columns.split!r} holds "
                 f"{first_few(sorted(splits))}. Correct dataset.splits."
             )
+        rows = len(table)
         table = table.filter(pc.is_in(table[columns.split], pa.array(self.config.splits)))
+        if len(table) < rows:
+            others = tuple(sorted(set(splits) - set(self.config.splits)))
+            _warn_of_other_splits(self.file, columns.split, others, rows - len(table), rows)
         for column in table.column_names:
             self._refuse_empty_cells(table, column)
         return table
@@ -208,38 +214,14 @@ class TableDataset:
             )
 
     def _read(self) -> Any:
-        if reason := unreadable_reason(self.file, MAX_TABLE_BYTES):
-            raise DatasetError(f"{self.file} is not read as a table: {reason}.")
+        table = read_columns(self.file, self._columns_to_read, encoding=self.config.encoding)
         try:
-            table = self._read_csv() if self._is_csv else self._read_parquet()
             table = pa.table({name: self._typed(name, table[name]) for name in table.column_names})
-        except FileNotFoundError as error:
-            raise AbsentDataError(f"The table {self.file} is not there; dataset.file names it.") from error
-        except (OSError, pa.ArrowException) as error:
-            raise reading_refused(error, str(self.file)) or DatasetError(
-                f"{self.file} cannot be read as a table: {error}"
-            ) from error
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self.file} cannot be read as a table: {error}") from error
         return table.append_column(_ROW, pa.array(np.arange(1, len(table) + 1)))
 
-    def _read_csv(self) -> Any:
-        """The columns as text, so that a path `007` stays what it is."""
-        parse = pa_csv.ParseOptions(newlines_in_values=True)
-        with pa_csv.open_csv(self.file, parse_options=parse) as reader:
-            names = self._columns_to_read(reader.schema.names)
-        convert = pa_csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string()))
-        return pa_csv.read_csv(self.file, parse_options=parse, convert_options=convert)
-
-    def _read_parquet(self) -> Any:
-        if self.file.suffix.lower() != ".parquet":
-            raise DatasetError(f"{self.file}: a table is a .csv or a .parquet file.")
-        with pq.ParquetFile(self.file) as file:
-            return file.read(columns=self._columns_to_read(file.schema_arrow.names))
-
-    @property
-    def _is_csv(self) -> bool:
-        return self.file.suffix.lower() == ".csv"
-
-    def _columns_to_read(self, present: list[str]) -> list[str]:
+    def _columns_to_read(self, present: Sequence[str]) -> list[str]:
         columns = self.config.columns
         needed = [columns.path, columns.split, *([columns.group] if columns.group else [])]
         # Without a label column there are no labels, but not where the study speaks of labels itself.
@@ -250,7 +232,7 @@ class TableDataset:
         if wrong:
             raise DatasetError(
                 f"{self.file} must have each of the columns {wrong} once; it has {first_few(present, 30)}. "
-                "dataset.columns says which column holds what."
+                "dataset.columns says which column holds what; commas, semicolons or tabs stand between columns."
             )
         return list(dict.fromkeys(needed))
 
@@ -273,7 +255,11 @@ class TableDataset:
         column = without_blanks(cells, self.root if name == self.config.columns.path else None)
         if count := pc.sum(pc.not_equal(column, cells)).as_py():
             _warn_of_blanks(self.file, name, count, len(cells))
-        if label and self._is_csv and pc.all(pc.match_substring_regex(column, r"^(-?\d+)?$")).as_py():
+        if (
+            label
+            and self.file.suffix.lower() in CSV_SUFFIXES
+            and pc.all(pc.match_substring_regex(column, r"^(-?\d+)?$")).as_py()
+        ):
             return pc.if_else(pc.equal(column, ""), None, column).cast(pa.int64())
         return column
 
@@ -301,4 +287,13 @@ def _warn_of_blanks(file: Path, column: str, count: int, total: int) -> None:
     """Say once how many cells are read without the blanks around them; a table is opened many times in a build."""
     _log.warning(
         "%s: %d of %d cells of column %r have blanks around them, which were left out.", file, count, total, column
+    )
+
+
+@cache
+def _warn_of_other_splits(file: Path, column: str, others: tuple[str, ...], count: int, total: int) -> None:
+    """Say once how many rows are passed over, since the study does not name their splits."""
+    _log.warning(
+        "%s: %d of %d rows are passed over: column %r holds %s there, which dataset.splits does not name.",
+        *(file, count, total, column, first_few(others)),
     )

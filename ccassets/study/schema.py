@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,8 +17,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -64,7 +66,16 @@ Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), _Variable
 
 
 class _Section(BaseModel):
+    """A section of a study; what `_later` names is left out of its JSON at its default, so that digests of it stay."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unchanged = {name for name in self._later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unchanged}
 
 
 # --- data sets ---------------------------------------------------------------------------------------
@@ -131,11 +142,25 @@ class TableColumns(_Section):
 class TableConfig(_DatasetSection):
     """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
 
+    _later: ClassVar = frozenset({"encoding"})
+
     kind: Literal["table"]
     file: FilePath
     root: FilePath | None = None
     columns: TableColumns = TableColumns()
     classes: tuple[Text, ...] | None = None
+    encoding: Text = "utf-8"
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(
+                f"Python knows no text encoding {encoding!r}; utf-8, utf-16 and cp1252 are usual"
+            ) from None
+        return encoding
 
 
 class PhantomDatasetConfig(_Section):

@@ -70,6 +70,15 @@ def test_other_label_words_leave_the_alphabetical_order(tmp_path: Path):
     assert folder_of(save_folder(tmp_path, KEYS), words=("c", "b", "x")).classes == ("a", "b", "c")
 
 
+def test_class_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path):
+    names = ["0", "1", "10", "2", "02"]
+    assert folder_of(save_folder(tmp_path / "a", [f"train/{n}/x.png" for n in names]), splits=["train"]).classes == (
+        *("0", "1", "02", "2", "10"),
+    )
+    mixed = save_folder(tmp_path / "b", [f"train/{n}/x.png" for n in ("10", "2", "b")])
+    assert folder_of(mixed, splits=["train"]).classes == ("10", "2", "b")
+
+
 def test_an_empty_class_folder_counts_and_zero_rows_are_legal(tmp_path: Path):
     (tmp_path / "train/a").mkdir(parents=True)
     save_image(tmp_path / "test/b/x.png", 0)

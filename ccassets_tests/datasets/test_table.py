@@ -1,5 +1,6 @@
 """Tables of images: CSV and Parquet, labels as numbers or names, and every mistake named by row."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
+from ccassets.study.schema import TableConfig
 from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder
 
 KEYS = ["p/c.png", "p/a.png", "p/b.png", "p/d.png"]
@@ -55,6 +57,8 @@ def test_names_get_label_numbers_as_folders_do(cells: Path):
     assert (worded.classes, worded.rows("train").labels.tolist()) == (("WBC", "platelet", "RBC"), [2, 0])
     with pytest.raises(DatasetError, match=r"\['WBC'\], which dataset.classes does not name"):
         table_of(cells, names, classes=["RBC"]).rows("train")
+    grades = table_of(cells, lines("10.5", "2", "-1", "2"))
+    assert (grades.classes, grades.rows("train").labels.tolist()) == (("-1", "2", "10.5"), [2, 0])
 
 
 def test_parquet_says_the_same_as_csv(cells: Path):
@@ -79,6 +83,24 @@ def test_groups_paths_and_splits_of_a_csv_stay_text(cells: Path):
     rows = dataset.rows("01")
     assert (rows.keys, rows.groups) == (["007"], ["08"])
     assert dataset.read("01", 0).size == (12, 9)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "gb18030"])
+def test_delimiters_are_recognised_and_encodings_named(cells: Path, delimiter: str, encoding: str):
+    word = "分叶核" if encoding == "gb18030" else "Zelle ä"
+    text = "path , label,split\n" + lines(word, "b", "b", word).partition("\n")[2]
+    (cells / "t.csv").write_bytes(text.replace(",", delimiter).encode(encoding))
+    named = {} if encoding.startswith("utf-8") else {"encoding": encoding}
+    dataset = dataset_of(cells, kind="table", file="t.csv", splits=["train"], **named)
+    assert (dataset.rows("train").keys, dataset.classes) == (["p/c.png", "p/b.png"], tuple(sorted(["b", word])))
+
+
+def test_an_encoding_that_is_none_is_an_error_of_the_study_and_the_default_is_in_no_digest(cells: Path):
+    with pytest.raises(ValueError, match="no text encoding 'utf-9'"):
+        dataset_of(cells, kind="table", file="t.csv", encoding="utf-9")
+    assert "encoding" not in TableConfig(kind="table", file=Path("t.csv")).model_dump_json()
+    assert "utf-16" in TableConfig(kind="table", file=Path("t.csv"), encoding="utf-16").model_dump_json()
 
 
 def test_cells_may_be_quoted_and_hold_line_breaks(cells: Path):
@@ -149,6 +171,34 @@ def test_the_root_may_be_another_folder_and_paths_below_it_absolute(cells: Path,
 def test_rows_of_other_splits_are_passed_over(cells: Path):
     dataset = table_of(cells, lines("a", "b", "c", ""), splits=["train"], classes=["a", "c"])
     assert dataset.rows("train").labels.tolist() == [0, 1]
+
+
+def test_rows_that_are_passed_over_are_counted_once(cells: Path, caplog: pytest.LogCaptureFixture):
+    for _ in range(2):
+        table_of(cells, lines(0, 1, 0, 1), splits=["train"]).rows("train")
+    assert caplog.text.count("2 of 4 rows are passed over: column 'split' holds test there") == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "actual"),
+    [
+        ("p\\a.png", "p/a.png"),
+        (r"C:\data\cells\p\a.png", "p/a.png"),
+        ("p/A.PNG", "p/a.png"),
+        ("P/a.png", "p/a.png"),
+        ("p/ a.png", "p/a.png"),
+        ("p/a\u0308.png", "p/ä.png"),
+        ("p/é.png", "p/e\u0301.png"),
+    ],
+)
+def test_a_file_of_almost_that_path_is_named(cells: Path, written: str, actual: str):
+    save_folder(cells, [actual])
+    alone = table_of(cells, f"path,split\n{written},train\n", splits=["train"])
+    with pytest.raises(DatasetError, match=f"But {re.escape(repr(actual))} is there"):
+        alone.rows("train")
+    beside = table_of(cells, f"path,split\n{written},train\np/c.png,train\n", splits=["train"])
+    with pytest.raises(DatasetError, match=f"no such file, but {re.escape(repr(actual))} is there"):
+        beside.read("train", 0)
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\u3000"])
@@ -233,14 +283,19 @@ def test_a_wrong_root_is_told_from_a_missing_file(cells: Path):
     ("name", "content", "said"),
     [
         ("t.csv", b"", "cannot be read as a table"),
-        ("t.csv", b"path;split\na;train\n", r"columns \['path', 'split'\] once; it has path;split"),
+        (
+            "t.csv",
+            b"path|split\na|train\n",
+            r"columns \['path', 'split'\] once; it has path\|split.* semicolons or tabs",
+        ),
         ("t.csv", b"path,split,path\na,train,b\n", r"columns \['path'\] once"),
         ("t.csv", b"path,split\na,train,3\n", "cannot be read as a table"),
-        ("t.csv", b"path,split\n\xff,train\n", "cannot be read as a table"),
+        ("t.csv", b"path,split\n\xff,train\n", r"cannot be read as a table.* not utf-8: .* dataset\.encoding"),
+        ("t.csv", "path,split\na,train\n".encode("utf-16"), r"not utf-8: name its encoding"),
         ("t.csv", b"path,split,label\na,train,99999999999999999999\n", "cannot be read as a table"),
         ("t.csv", b"path,split\n", r"no rows of the splits \['train'\]"),
         ("t.parquet", b"PAR1 not really", "cannot be read as a table"),
-        ("t.xlsx", b"", "a table is a .csv or a .parquet file"),
+        ("t.xlsx", b"", "a table is a .csv, .tsv or .parquet file"),
     ],
 )
 def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, name: str, content: bytes, said: str):
