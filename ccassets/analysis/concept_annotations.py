@@ -65,7 +65,7 @@ def _phantom_annotations(config: PhantomDatasetConfig) -> RowAnnotations:
     from ccassets.datasets.phantom import PhantomDataset
 
     dataset = PhantomDataset(config)
-    return lambda split, key: dataset.annotations(split, int(key.rpartition("/")[2])).concepts
+    return lambda split, key: dataset.concepts(split, int(key.rpartition("/")[2]))
 
 
 def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
-from ccassets.datasets.phantom_cells import CLASSES, concepts_of, draw, sample_morphology
+from ccassets.datasets.phantom_cells import CLASSES, Morphology, concepts_of, draw, sample_morphology
 from ccassets.errors import DatasetError
 from ccassets.progress import Progress
 from ccassets.study.schema import PhantomDatasetConfig
@@ -80,14 +80,13 @@ class PhantomDataset:
         """
         return self.example(split, row)[1]
 
+    def concepts(self, split: str, row: int) -> dict[str, bool]:
+        """Whether a row's image shows each concept, without drawing it; arguments and errors as in `annotations`."""
+        return concepts_of(self._morphology(split, row)[0])
+
     def example(self, split: str, row: int) -> tuple[Image.Image, PhantomAnnotations]:
         """The image of a row together with its annotations, drawn once; arguments and errors as in `annotations`."""
-        if not 0 <= row < self._count(split):
-            raise DatasetError(
-                f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
-            )
-        rng = self._random(split, "row", row)
-        cell = sample_morphology(CLASSES[self.label(split, row)], rng)
+        cell, rng = self._morphology(split, row)
         drawing = draw(cell, rng, self._config.size)
         return drawing.image, PhantomAnnotations(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
 
@@ -95,6 +94,15 @@ class PhantomDataset:
         """The label number of a row: each block of eight rows is a permutation of the classes."""
         block, position = divmod(row, len(CLASSES))
         return int(self._random(split, "block", block).permutation(len(CLASSES))[position])
+
+    def _morphology(self, split: str, row: int) -> tuple[Morphology, np.random.Generator]:
+        """What a row's image shows, and the random numbers that it is drawn by."""
+        if not 0 <= row < self._count(split):
+            raise DatasetError(
+                f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
+            )
+        rng = self._random(split, "row", row)
+        return sample_morphology(CLASSES[self.label(split, row)], rng), rng
 
     def _random(self, split: str, what: str, number: int) -> np.random.Generator:
         text = f"phantom {GENERATOR}\0{self._config.seed}\0{split}\0{what}\0{number}"

@@ -36,7 +36,7 @@ ROWS = 480
 def phantoms() -> Samples:
     """Phantom cells, described by scores that tell their known concepts up to noise."""
     dataset = PhantomDataset(PhantomDatasetConfig(kind="phantom", rows={"train": ROWS}, size=32))
-    shown = [list(dataset.annotations("train", row).concepts.values()) for row in range(ROWS)]
+    shown = [list(dataset.concepts("train", row).values()) for row in range(ROWS)]
     noise = np.random.default_rng(0).standard_normal((ROWS, len(CONCEPTS)))
     return Samples(
         features=(np.array(shown, np.float32) + 0.25 * noise).astype(np.float32),

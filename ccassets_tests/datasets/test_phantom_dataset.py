@@ -74,6 +74,14 @@ def test_classes_and_concepts_are_the_words_of_the_demo_study():
     assert study.vocabulary.concepts.texts == CONCEPTS
 
 
+def test_concepts_are_known_without_a_drawing(cells):
+    dataset = phantom()
+    for row, (_, _, truth) in enumerate(cells):
+        assert dataset.concepts("train", row) == truth.concepts
+    with pytest.raises(DatasetError, match="rows 0 to"):
+        dataset.concepts("train", ROWS)
+
+
 @pytest.mark.parametrize("size", [32, 96, 130])
 def test_images_and_masks_have_the_size_that_was_asked_for(size):
     dataset = phantom(size=size)
