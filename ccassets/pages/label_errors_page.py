@@ -8,6 +8,7 @@ from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.label_error_detection import LabelError, listed_errors
 from ccassets.analysis.results import AnalysisResult
 from ccassets.database.reader import Database, open_database
+from ccassets.errors import DatasetError
 from ccassets.files import write_text
 from ccassets.pages.renderer import render
 from ccassets.pages.thumbnails import data_uri, thumbnail
@@ -27,23 +28,36 @@ def write_label_errors_page(study: Study, store: Store, result: AnalysisResult) 
         result: What `judge_labels` returned.
 
     Returns:
-        The page.
-
-    Raises:
-        DatasetError: An image is not the one that was encoded.
+        The page; where an image cannot be read, it says why.
     """
     errors = listed_errors(result)
     with open_database(store.database) as database:
-        shown = list(zip(errors, _sources(study, database, errors[:MOST_SHOWN]), strict=False))
+        sources, reason = _sources(study, database, errors[:MOST_SHOWN])
+    page = render(
+        "label_errors.html",
+        study=study,
+        result=result.content,
+        count=len(errors),
+        shown=list(zip(errors, sources, strict=False)),
+        reason=reason,
+    )
     path = result.path.with_suffix(".html")
-    write_text(path, render("label_errors.html", study=study, result=result.content, count=len(errors), shown=shown))
+    write_text(path, page)
     return path
 
 
-def _sources(study: Study, database: Database, errors: list[LabelError]) -> list[str | None]:
-    """The images of label errors as a page carries them; None where the file does not say where they came from."""
-    if database.keys is None:
-        return [None] * len(errors)
-    read_image = image_reader(study, database)
+def _sources(study: Study, database: Database, errors: list[LabelError]) -> tuple[list[str | None], str | None]:
+    """The images of label errors as a page carries them, and why the first of those that are missing cannot be read."""
+    sources: list[str | None] = [None] * len(errors)
+    reason = None
+    try:
+        read_image = image_reader(study, database)
+    except DatasetError as error:
+        return sources, str(error)
     rows = {number: row for row, number in enumerate(database.ids.tolist())}
-    return [data_uri(thumbnail(read_image(rows[error.id]))) for error in errors]
+    for position, label_error in enumerate(errors):
+        try:
+            sources[position] = data_uri(thumbnail(read_image(rows[label_error.id])))
+        except DatasetError as error:
+            reason = reason or str(error)
+    return sources, reason

@@ -58,6 +58,23 @@ def test_a_long_list_is_shown_in_part_and_says_so(made: Any, monkeypatch: pytest
     assert "of which the first 2 are here; all are in <code>label_errors.csv</code>" in html
 
 
+def test_rows_whose_pictures_are_away_are_listed_without_them(made: Any, tmp_path: Path) -> None:
+    _, store, _ = made
+    result = judge_labels(store)
+    fewer = phantom_study(tmp_path / "fewer", lambda attributes: attributes["dataset"].update(rows={"train": 8}))
+    html = write_label_errors_page(fewer, store, result).read_text(encoding="utf-8")
+    errors = result.content["errors"]
+    assert html.count("likely <b>") == len(errors)
+    assert html.count("<img") == sum(int(error["key"][-5:]) < 8 for error in errors)
+    assert "Some pictures, or all, are missing here: fewer has no image" in html
+    gone = {"kind": "folder", "root": str(tmp_path / "gone"), "splits": ["train"]}
+    nowhere = phantom_study(tmp_path / "nowhere", lambda attributes: attributes.update(dataset=gone))
+    html = write_label_errors_page(nowhere, store, result).read_text(encoding="utf-8")
+    assert html.count("likely <b>") == len(errors)
+    assert "<img" not in html
+    assert "Some pictures, or all, are missing here: " in html
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_page_is_readable_and_asks_nobody(made: Any, width: int) -> None:
     study, store, _ = made
