@@ -14,7 +14,10 @@ from ccassets.orchestration.build import run_build
 from ccassets.study.storage import Store
 from ccassets_tests.orchestration.made_findings import FINDINGS, write_classes_study
 
-pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning"),
+]
 
 CLASSES = FINDINGS[:5]
 COUNTS = {  # 113, 57, 23, 6 and 2 images in all; the last class has none in val or test.
