@@ -23,8 +23,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_plain_cell, columns))
-    writer.writerows(map(_plain_cell, row) for row in rows)
+    writer.writerow(map(plain_cell, columns))
+    writer.writerows(map(plain_cell, row) for row in rows)
     return text.getvalue()
 
 
@@ -35,7 +35,7 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
         write_text(path, csv_text(columns, rows))
 
 
-def _plain_cell(value: Any) -> Any:
+def plain_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 

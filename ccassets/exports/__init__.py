@@ -1,5 +1,5 @@
-"""Exports: files in which other tools read the scores and features of a database."""
+"""Exports: files in which other tools read the rows of a database."""
 
-from ccassets.exports.tables import export
+from ccassets.exports.formats import FORMATS, export
 
-__all__ = ["export"]
+__all__ = ["FORMATS", "export"]

@@ -1,180 +1,178 @@
-"""Scores and features as tables for other tools: CSV, Parquet and AnnData, written block by block."""
+"""Rows as tables: CSV, Parquet, a Hugging Face dataset folder, and the concept scores of a study."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.samples import database_concepts, row_classes
+from ccassets.analysis.row_files import plain_cell
 from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
-from ccassets.database.sandbox import require_readable_rows
 from ccassets.errors import AnalysisError
-from ccassets.files import remove_leftovers, replacing, storage_errors
+from ccassets.exports.exported_rows import Columns, ExportedRows
+from ccassets.files import make_folder, remove_leftovers, replacing, storage_errors, sync, write_text
 from ccassets.progress import Progress, silent
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Content = Literal["scores", "features"]
+_SHARD_BYTES = 500 << 20
+"""The vectors of one Parquet file of a Hugging Face folder: the size that the hub advises."""
+_REPEATED = ["split", "label", "class", "group", "predicted"]
+"""The columns worth a dictionary: one of vectors costs more time than the rest of a file."""
+_SCORED_FACTS = ("id", "key", "split", "label", "class", "group")
+"""The columns beside the concept scores of a study."""
 
-_BLOCK_BYTES = 16 << 20
+
+def write_csv(rows: ExportedRows, path: Path, progress: Progress) -> None:
+    """Write rows as CSV: a vector is a JSON list, and a spreadsheet finds no formula."""
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    def cells(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch({name: _cells(batch[name]) for name in batch.schema.names})
+
+    with pa_csv.CSVWriter(path, cells(record_batch(rows.empty, rows.concepts)).schema) as writer:
+        for columns in rows.blocks(progress):
+            writer.write_batch(cells(record_batch(columns, rows.concepts)))
 
 
-def export(
-    database: Database, path: str | os.PathLike[str], content: Content = "scores", progress: Progress = silent
-) -> None:
-    """Write every row's concept scores, or its image features, as a table whose format the suffix names.
+def write_parquet(rows: ExportedRows, path: Path, progress: Progress) -> None:
+    """Write rows as Parquet: a vector is a list of fixed size, in its stored dtype."""
+    _write_batches(path, rows.empty, rows.concepts, rows.blocks(progress), use_dictionary=_REPEATED)
 
-    `.csv` and `.parquet` have columns of facts (id, key, split, label, class, group), then one for every concept, or
-    `f0` … for the features, float32. `.h5ad` is the same as an AnnData object, the numbers as `X`, the rows as `obs`,
-    concepts with group and level as `var`; it needs the extra `export`. Until the new file is complete, `path` holds
-    what was there before.
+
+def write_huggingface(rows: ExportedRows, folder: Path, progress: Progress) -> None:
+    """Fill a folder with Parquet files by split, and a `README.md` that names them for `datasets.load_dataset`."""
+    files = write_split_files(rows, folder / "data", progress)
+    write_text(folder / "README.md", f"---\n{data_files_yaml(files)}---\n")
+
+
+def write_split_files(rows: ExportedRows, folder: Path, progress: Progress) -> dict[str, list[Path]]:
+    """Write the rows of every split as Parquet files of at most half a gigabyte.
+
+    Returns:
+        The files of every split that has rows, by the name that `datasets` takes for it.
+
+    Raises:
+        AnalysisError: Two splits have the same name once it is one that `datasets` takes.
+    """
+    make_folder(folder)
+    row_bytes = sum(values.dtype.itemsize * int(np.prod(values.shape[1:])) for values in rows.empty.values())
+    step = max(1, _SHARD_BYTES // row_bytes)
+    files: dict[str, list[Path]] = {}
+    for split, part in rows.database.splits.items():
+        first, last = max(part.start, rows.rows.start), min(part.stop, rows.rows.stop)
+        if first >= last:
+            continue
+        name = re.sub(r"\W", "_", split)
+        if name in files:
+            raise AnalysisError(f"Two splits would be called {name!r} in a Hugging Face dataset. Export one of them.")
+        starts = range(first, last, step)
+        files[name] = []
+        for number, start in enumerate(starts):
+            path = folder / f"{name}-{number:05d}-of-{len(starts):05d}.parquet"
+            blocks = rows.blocks(progress, slice(start, min(start + step, last)))
+            _write_batches(path, rows.empty, rows.concepts, blocks, use_dictionary=_REPEATED)
+            sync(path)
+            files[name].append(path)
+    return files
+
+
+def data_files_yaml(files: Mapping[str, list[Path]]) -> str:
+    """The part of a dataset card's header that says which files a split has."""
+    lines = ["configs:", "- config_name: default", "  data_files:"]
+    for split in files:
+        lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
+    return "\n".join(lines) + "\n"
+
+
+def write_concept_scores(database: Database, path: Path, progress: Progress = silent) -> None:
+    """Write the concept scores of a database that a build wrote and checked: a Parquet file of one row an image.
 
     Args:
         database: The database.
-        path: The file: `.csv`, `.parquet` or `.h5ad`.
-        content: What to write of every row.
+        path: The file; until the new one is complete, it holds what was there before.
         progress: Counts rows.
 
     Raises:
-        AnalysisError: The suffix is another one, two columns have the same name, or AnnData is not installed.
-        DatabaseError: Reading the database takes more memory or time than a file of its size can.
+        AnalysisError: A concept has the name of a column that describes the row.
         StorageError: The file cannot be written.
     """
-    require_readable_rows(database.path)
-    export_checked(database, Path(path), content, progress)
+    rows = ExportedRows(database)
+    facts = {name: values for name, values in rows.facts(rows.rows).items() if name in _SCORED_FACTS}
+    vectors = database.concept_features()
 
+    def blocks() -> Iterator[Columns]:
+        for first, features in iter_blocks(database.image_features, 16 << 20):
+            last = first + len(features)
+            known = {name: values[first:last] for name, values in facts.items()}
+            yield {**known, "concept_scores": normalise(features.astype(np.float32)) @ vectors.T}
+            progress(last, len(database))
 
-def export_checked(database: Database, path: Path, content: Content, progress: Progress) -> None:
-    """Export a database whose reading needs no proof: a build wrote and checked it."""
-    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".h5ad": _write_anndata}
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise AnalysisError(f"{path.name}: expected one of the suffixes {', '.join(writers)}, which name the format.")
-    table = _Table(database, content)
     with storage_errors(path):
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
-            writer(table, temporary, progress)
+            empty = {name: values[:0] for name, values in facts.items()}
+            empty["concept_scores"] = np.empty((0, len(vectors)), np.float32)
+            _write_batches(temporary, empty, tuple(database.concepts), blocks())
 
 
-class _Table:
-    """What is exported: facts of the rows, names of the columns, and the numbers in blocks."""
+def record_batch(columns: Columns, concepts: tuple[str, ...]) -> pa.RecordBatch:
+    """Columns as Arrow arrays: rows of numbers as lists of fixed size, concept scores as a column a concept.
 
-    def __init__(self, database: Database, content: Content) -> None:
-        self._database = database
-        self._vectors = database.concept_features() if content == "scores" else None
-        self.content = content
-        self.facts = _facts(database)
-        self.names = (
-            list(database.concepts) if content == "scores" else [f"f{number}" for number in range(database.dim)]
-        )
-        clash = sorted(set(self.names) & set(self.facts))
-        if clash:
-            raise AnalysisError(f"The concepts {clash} have the names of columns that describe the rows. Rename them.")
+    Raises:
+        AnalysisError: A concept has the name of another column.
+    """
+    import pyarrow as pa
 
-    def __len__(self) -> int:
-        return len(self._database)
-
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Blocks of rows (n, columns) float32 in the order of the file, each with its first row."""
-        for first, block in iter_blocks(self._database.image_features, _BLOCK_BYTES):
-            values = block.astype(np.float32)
-            yield first, values if self._vectors is None else normalise(values) @ self._vectors.T
-
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """What is known of the columns: a concept's group ("" without) and level (nan without)."""
-        if self.content == "features":
-            return {}
-        concepts = database_concepts(self._database)
-        return {
-            "group": np.array([concept.group or "" for concept in concepts], object),
-            "level": np.array([np.nan if concept.level is None else concept.level for concept in concepts]),
-        }
+    arrays = {name: _arrow(values) for name, values in columns.items() if name != "concept_scores"}
+    clash = sorted(set(arrays) & set(concepts))
+    if clash:
+        raise AnalysisError(f"The concepts {clash} have the names of columns that describe the rows. Rename them.")
+    if "concept_scores" in columns:
+        arrays |= {name: pa.array(scores) for name, scores in zip(concepts, columns["concept_scores"].T, strict=True)}
+    return pa.record_batch(arrays)
 
 
-def _facts(database: Database) -> dict[str, npt.NDArray[Any]]:
-    facts = {
-        "id": database.ids,
-        "key": database.keys,
-        "split": database.split,
-        "label": database.shown_labels,
-        "class": np.array(row_classes(database), object),
-        "group": database.groups,
-    }
-    return {name: values for name, values in facts.items() if values is not None}
-
-
-# --- CSV and Parquet ---------------------------------------------------------------------------------
-
-
-def _write_csv(table: _Table, path: Path, progress: Progress) -> None:
-    import pyarrow.csv as pa_csv
-
-    with pa_csv.CSVWriter(path, _schema(table)) as writer:
-        for batch in _batches(table, progress):
-            writer.write_batch(batch)
-
-
-def _write_parquet(table: _Table, path: Path, progress: Progress) -> None:
+def _write_batches(
+    path: Path, empty: Columns, concepts: tuple[str, ...], blocks: Iterator[Columns], **options: Any
+) -> None:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, _schema(table)) as writer:
-        for batch in _batches(table, progress):
-            writer.write_batch(batch)
+    with pq.ParquetWriter(path, record_batch(empty, concepts).schema, **options) as writer:
+        for columns in blocks:
+            writer.write_batch(record_batch(columns, concepts))
 
 
-def _schema(table: _Table) -> pa.Schema:
+def _arrow(values: npt.NDArray[Any]) -> pa.Array:
     import pyarrow as pa
 
-    facts = [(name, pa.string() if values.dtype == object else pa.int64()) for name, values in table.facts.items()]
-    return pa.schema([*facts, *((name, pa.float32()) for name in table.names)])
+    if values.dtype == object:
+        return pa.array([_encodable(text) for text in values], pa.string())
+    array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in values.shape[:0:-1]:
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
 
 
-def _batches(table: _Table, progress: Progress) -> Iterator[pa.RecordBatch]:
+def _encodable(text: str) -> str:
+    """A text as UTF-8 can hold it: bytes of a file that are none are shown as `\\udc80`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _cells(array: pa.Array) -> pa.Array:
     import pyarrow as pa
 
-    schema = _schema(table)
-    for first, block in table.blocks():
-        last = first + len(block)
-        facts = [values[first:last] for values in table.facts.values()]
-        arrays = [pa.array(values, field.type) for values, field in zip([*facts, *block.T], schema, strict=True)]
-        yield pa.record_batch(arrays, schema=schema)
-        progress(last, len(table))
-
-
-# --- AnnData -----------------------------------------------------------------------------------------
-
-
-def _write_anndata(table: _Table, path: Path, progress: Progress) -> None:
-    """Write rows and columns with the library, then `X` block by block, so that it is never whole in memory."""
-    try:
-        import anndata
-        import pandas as pd
-    except ImportError as error:
-        raise AnalysisError("AnnData files need the package anndata: pip install 'ccassets[export]'.") from error
-    import h5py
-
-    # Texts as plain objects: the string arrays of newer pandas are not what every version of anndata can read.
-    def data_frame(columns: dict[str, npt.NDArray[Any]], names: list[str]) -> Any:
-        index = pd.Index(names, dtype=object)
-        return pd.DataFrame({name: pd.Series(values, index, values.dtype) for name, values in columns.items()}, index)
-
-    rows = data_frame(table.facts, list(map(str, table.facts["id"])))
-    columns = data_frame(table.columns(), table.names)
-    with h5py.File(path, "w", locking=False) as file:  # We hold the lock of an unfinished file.
-        anndata.io.write_elem(file, "/", anndata.AnnData(obs=rows, var=columns))
-        if "X" in file:
-            del file["X"]
-        numbers = file.create_dataset("X", (len(table), len(table.names)), "f4")
-        numbers.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for first, block in table.blocks():
-            numbers[first : first + len(block)] = block
-            progress(first + len(block), len(table))
+    if pa.types.is_string(array.type):
+        return pa.array([plain_cell(text) for text in array.to_pylist()], pa.string())
+    if pa.types.is_fixed_size_list(array.type):
+        return pa.array([json.dumps(values) for values in array.to_pylist()], pa.string())
+    return array

@@ -32,7 +32,7 @@ from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.reader import open_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import CcassetsError
-from ccassets.exports import export
+from ccassets.exports.tables import write_concept_scores
 from ccassets.extraction.adoption import adopt
 from ccassets.files import digest_files
 from ccassets.orchestration.build import run_build
@@ -276,7 +276,7 @@ class Campaign:
 def analysed(study: Study, store: Store) -> dict[str, str]:
     table = store.analysis / "concept_scores.parquet"
     with open_database(store.database) as database:
-        export(database, table)
+        write_concept_scores(database, table)
     return {
         "concept_scores": digest_files([table]),
         "zero_shot": write_zero_shot(store).digest,

@@ -4,7 +4,7 @@ import dagster as dg
 
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.database.reader import open_database
-from ccassets.exports.tables import export_checked
+from ccassets.exports.tables import write_concept_scores
 from ccassets.files import digest_files
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
@@ -28,7 +28,7 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
         study_store = store.of(study)
         path = study_store.analysis / RESULT_FILES["concept_scores"]
         with open_database(study_store.database) as database:
-            export_checked(database, path, "scores", log_progress(context, "score concepts"))
+            write_concept_scores(database, path, log_progress(context, "score concepts"))
             rows, concepts = len(database), len(database.concepts)
         return dg.MaterializeResult(
             data_version=dg.DataVersion(digest_files([path])),

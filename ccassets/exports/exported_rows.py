@@ -1,0 +1,122 @@
+"""The rows of an export: every column of theirs, in blocks that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.analysis.concept_models import apply_model, encoder_identity, load_model
+from ccassets.analysis.samples import row_classes
+from ccassets.analysis.scores import normalise
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database
+from ccassets.errors import AnalysisError, DatabaseError
+from ccassets.progress import Progress, silent
+
+Columns = dict[str, npt.NDArray[Any]]
+"""Columns of n rows by name: texts (n,) object, numbers (n, …)."""
+
+_BLOCK_BYTES = 4 << 20
+
+
+class ExportedRows:
+    """The rows of a database, or of one of its splits, as columns.
+
+    What is known of a row comes first: `id`, `key`, `split`, `label`, `class`, `group`, `label_matrix`, `image_digest`
+    and `feature_digest` (hexadecimal), and `predicted` with `probabilities` where the study's classifier stands beside
+    the file. Then `image_features`, `image_token_features` if they are asked for, and `concept_scores` (n, K) float32.
+    Columns that a file does not have are left out.
+
+    Args:
+        database: The database.
+        split: A split's name; by default all rows.
+        tokens: Whether to give token features.
+
+    Raises:
+        AnalysisError: Tokens are asked for and the file has none, or the classifier beside it cannot be read.
+        DatabaseError: There is no such split, or the file is damaged.
+    """
+
+    def __init__(self, database: Database, split: str | None = None, tokens: bool = False) -> None:
+        if tokens and database.image_token_features is None:
+            raise AnalysisError(f"{database.path.name} was stored without token features: leave `--tokens` out.")
+        if split is not None and split not in database.splits:
+            raise DatabaseError(f"{database.path.name} has no split {split!r}; it has {list(database.splits)}")
+        self.database = database
+        self.rows = slice(0, len(database)) if split is None else database.splits[split]
+        self._tokens = database.image_token_features if tokens else None
+        has_scores = any(name.startswith("concept_prompts_t") for name in database.templates)
+        self.concepts = tuple(database.concepts) if has_scores else ()
+        self._vectors = database.concept_features() if self.concepts else None
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def facts(self, rows: slice) -> Columns:
+        """What is known of rows of the file."""
+        known = {name: values[rows] for name, values in self._facts.items()}
+        return known | {name: _hexadecimal(known[name]) for name in ("image_digest", "feature_digest") if name in known}
+
+    @cached_property
+    def _facts(self) -> Columns:
+        database = self.database
+        known = {
+            "id": database.ids,
+            "key": database.keys,
+            "split": database.split,
+            "label": database.shown_labels,
+            "class": np.array(row_classes(database), object),
+            "group": database.groups,
+            "label_matrix": database.label_matrix,
+            "image_digest": database.image_digest,
+            "feature_digest": database.feature_digest,
+        }
+        return {name: values for name, values in known.items() if values is not None}
+
+    @cached_property
+    def predictions(self) -> Columns:
+        """What the classifier that the study's analysis left beside the database predicts; nothing without one."""
+        path = self.database.path.parent / "analysis" / "model.json"
+        model = load_model(path) if path.is_file() else None
+        if model is None or model.encoder_identity != encoder_identity(self.database):
+            return {}  # Of a build with another encoder: the next one fits it anew.
+        predictions = apply_model(model, self.database)
+        return {"predicted": np.array(predictions.predicted, object), "probabilities": predictions.probabilities}
+
+    @cached_property
+    def empty(self) -> Columns:
+        """Every column without a row: names, dtypes and shapes."""
+        tokens = None if self._tokens is None else np.asarray(self._tokens[:0])
+        return self._columns(slice(0, 0), np.asarray(self.database.image_features[:0]), tokens)
+
+    def blocks(self, progress: Progress = silent, rows: slice | None = None) -> Iterator[Columns]:
+        """The columns of blocks of rows, in the order of the file; a block is valid until the next one."""
+        chosen = rows or self.rows
+        arrays = [self.database.image_features, *([] if self._tokens is None else [self._tokens])]
+        row_bytes = [int(np.prod(array.shape[1:])) * array.dtype.itemsize for array in arrays]
+        step = max(1, _BLOCK_BYTES // max(1, sum(row_bytes)))
+        iterators = [
+            iter_blocks(array, max(1, step * size), chosen) for array, size in zip(arrays, row_bytes, strict=True)
+        ]
+        for blocks in zip(*iterators, strict=True):
+            first, features = blocks[0]
+            last = first + len(features)
+            yield self._columns(slice(first, last), features, blocks[1][1] if len(blocks) > 1 else None)
+            progress(last - self.rows.start, len(self))
+
+    def _columns(self, rows: slice, features: npt.NDArray[Any], tokens: npt.NDArray[Any] | None) -> Columns:
+        columns = {**self.facts(rows), **{name: values[rows] for name, values in self.predictions.items()}}
+        columns["image_features"] = features
+        if tokens is not None:
+            columns["image_token_features"] = tokens
+        if self._vectors is not None:
+            columns["concept_scores"] = normalise(features.astype(np.float32)) @ self._vectors.T
+        return columns
+
+
+def _hexadecimal(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
+    return np.array([digest.tobytes().hex() for digest in digests], object)

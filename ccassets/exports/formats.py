@@ -1,0 +1,87 @@
+"""The formats of an export, by the suffix of its path or by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ccassets.database.reader import Database
+from ccassets.database.sandbox import require_readable_rows
+from ccassets.errors import AnalysisError, StorageError
+from ccassets.exports.arrays import write_anndata, write_numpy
+from ccassets.exports.exported_rows import ExportedRows
+from ccassets.exports.tables import write_csv, write_huggingface, write_parquet
+from ccassets.files import remove_leftovers, replacing, replacing_folder, storage_errors
+from ccassets.progress import Progress, silent
+
+_Writer = Callable[[ExportedRows, Path, Progress], None]
+
+_FILES: dict[str, _Writer] = {"csv": write_csv, "parquet": write_parquet, "h5ad": write_anndata}
+_FOLDERS: dict[str, _Writer] = {"huggingface": write_huggingface, "npy": write_numpy}
+
+FORMATS = (*_FILES, *_FOLDERS)
+"""The formats, in the order of the help; the first three are files with the format as suffix, the others folders."""
+
+
+def export(
+    database: Database,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    tokens: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Write the rows of a database in a format that other tools read.
+
+    Every row has its facts (id, key, split, label, class, group, digests), its image features, its scores on concepts,
+    and the prediction of the study's classifier where `analysis/model.json` beside the file holds one. Rows are
+    streamed. Until the export is complete, `path` holds what was there before.
+
+    Args:
+        database: The database.
+        path: The file, or the folder of the formats `huggingface` and `npy`, new or empty.
+        format: One of `FORMATS`; by default the suffix of `path`.
+        split: Export the rows of this split alone.
+        tokens: Export token features, too.
+        progress: Counts rows.
+
+    Raises:
+        AnalysisError: The format is not known or cannot hold the rows, two columns have the same name, a library is
+            not installed, or the file has no token features.
+        DatabaseError: There is no such split, or reading takes more memory or time than a file of its size can.
+        StorageError: The export cannot be written, or its folder is not empty.
+    """
+    require_readable_rows(database.path)
+    export_checked(database, Path(path), format=format, split=split, tokens=tokens, progress=progress)
+
+
+def export_checked(
+    database: Database,
+    path: Path,
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    tokens: bool = False,
+    progress: Progress = silent,
+) -> None:
+    """Export a database whose reading needs no proof, such as one that was just validated."""
+    name = format or path.suffix.lower().removeprefix(".")
+    if name not in FORMATS:
+        suffixes = ", ".join(f".{suffix}" for suffix in _FILES)
+        raise AnalysisError(
+            f"{path.name}: expected one of the suffixes {suffixes}, which name the format, or one of the formats "
+            f"{', '.join(FORMATS)}; found {name or 'neither'!r}."
+        )
+    rows = ExportedRows(database, split, tokens)
+    with storage_errors(path):
+        if name in _FOLDERS:
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise StorageError(f"{path} exists and is not empty; name a new folder for the export.")
+            with replacing_folder(path) as folder:
+                _FOLDERS[name](rows, folder, progress)
+        else:
+            remove_leftovers(path.parent)
+            with replacing(path) as temporary:
+                _FILES[name](rows, temporary, progress)

@@ -1,0 +1,245 @@
+"""Exports: what each format's own library reads is what the database holds, bit by bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ccassets import open_database
+from ccassets.analysis import concept_scores
+from ccassets.analysis.classifiers import LinearClassifier
+from ccassets.analysis.concept_models import apply_model, make_concept_model, save_model
+from ccassets.analysis.samples import row_classes
+from ccassets.database.reader import Database
+from ccassets.errors import AnalysisError, DatabaseError, StorageError
+from ccassets.exports import FORMATS, exported_rows, tables
+from ccassets.exports.formats import export_checked
+from ccassets.exports.tables import write_concept_scores
+from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, GROUPS, LEVELS, cells, write_cells
+from ccassets_tests.cli.command_line import run
+from ccassets_tests.database import original_scripts
+from ccassets_tests.database.made_files import SPLITS, write_database
+
+FACTS = ["id", "key", "split", "label", "class", "group"]
+TABLES = ("csv", "parquet", "huggingface")
+
+
+def legacy(path: Path) -> Path:
+    """A chunked, compressed file of the original scripts."""
+    with original_scripts.start(path) as file:
+        original_scripts.append(file, "train", range(5))
+        original_scripts.append(file, "test", range(3))
+    return path
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    "ours": write_database,
+    "legacy": legacy,
+    "no tokens": lambda path: write_database(path, tokens=0),
+    "several labels": lambda path: write_database(path, matrix=True),
+}
+
+
+@pytest.fixture(params=FILES)
+def database(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setattr(exported_rows, "_BLOCK_BYTES", 400)  # A few rows a block, so that a file is made of several.
+    with open_database(FILES[request.param](tmp_path / "features.h5")) as opened:
+        yield opened
+
+
+def read(path: Path, format: str) -> dict[str, Any]:
+    """The columns of an export, as lists and arrays, read by the format's own library."""
+    if format == "csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+        for name in ("image_features", "label_matrix", "probabilities"):
+            if name in columns:
+                columns[name] = [json.loads(cell) for cell in columns[name]]
+        for name in ("id", "label"):
+            columns[name] = [int(cell) for cell in columns[name]]
+        return columns
+    if format == "parquet":
+        return pq.read_table(path).to_pydict()
+    if format == "huggingface":
+        loaded = datasets.load_dataset(str(path), cache_dir=str(path.parent / "cache"))
+        return datasets.concatenate_datasets(list(loaded.values())).with_format("arrow")[:].to_pydict()
+    if format == "npy":
+        about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
+        arrays = {name: np.load(path / array["file"], mmap_mode="r") for name, array in about["arrays"].items()}
+        assert all(isinstance(array, np.memmap) for array in arrays.values())
+        assert {name: (a.dtype.str, list(a.shape)) for name, a in arrays.items()} == {
+            name: (array["dtype"], array["shape"]) for name, array in about["arrays"].items()
+        }
+        return {**arrays, **about["texts"]}
+    table = anndata.read_h5ad(path)
+    vectors = {name: table.obsm[name] for name in table.obsm}
+    return {**{name: table.obs[name].tolist() for name in table.obs}, **vectors, "image_features": table.X}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_another_library_reads_what_the_database_holds(database: Database, format: str, tmp_path: Path) -> None:
+    tokens = database.image_token_features is not None and format != "csv"
+    path = tmp_path / f"out.{format}"
+    export_checked(database, path, format=format, tokens=tokens)
+    columns = read(path, format)
+
+    assert np.array_equal(np.array(columns["image_features"], np.float16), np.asarray(database.image_features))
+    if tokens:
+        assert np.array_equal(
+            np.array(columns["image_token_features"], "f2"), np.asarray(database.image_token_features)
+        )
+    assert list(columns["id"]) == database.ids.tolist()
+    assert list(columns["label"]) == database.shown_labels.tolist()
+    assert list(columns["class"]) == row_classes(database)
+    assert list(columns["split"]) == database.split.tolist()
+    assert ("key" in columns) == (database.keys is not None)
+    if database.keys is not None:
+        assert list(columns["key"]) == database.keys.tolist()
+    if database.feature_digest is not None:
+        assert list(columns["feature_digest"]) == [digest.tobytes().hex() for digest in database.feature_digest]
+    if database.label_matrix is not None:
+        assert np.array_equal(np.array(columns["label_matrix"], np.uint8), database.label_matrix)
+    if database.templates:
+        words = list(database.concepts)
+        scores = [columns[word] for word in words] if format in TABLES else np.transpose(columns["concept_scores"])
+        assert np.allclose(np.array(scores, np.float32).T, concept_scores(database), atol=1e-6)
+
+
+def test_parquet_has_one_column_of_features_as_they_are_stored(tmp_path: Path) -> None:
+    with open_database(write_database(tmp_path / "a.h5")) as database:
+        export_checked(database, tmp_path / "a.parquet", tokens=True)
+        schema = pq.read_schema(tmp_path / "a.parquet")
+        assert schema.field("image_features").type == pa.list_(pa.float16(), database.dim)
+        patches = pa.list_(pa.list_(pa.float16(), database.dim), database.token_count)
+        assert schema.field("image_token_features").type == patches
+        assert schema.names[:6] == FACTS
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_split_alone(format: str, tmp_path: Path) -> None:
+    with open_database(write_database(tmp_path / "a.h5")) as database:
+        seen: list[tuple[int, int]] = []
+        path = tmp_path / f"out.{format}"
+        export_checked(
+            database, path, format=format, split="val", progress=lambda done, total: seen.append((done, total))
+        )
+        columns = read(path, format)
+        assert list(columns["key"]) == database.select("val").keys.tolist()
+        assert np.array_equal(np.array(columns["image_features"], "f2"), database.select("val").image_features)
+        assert seen[-1] == (SPLITS["val"], SPLITS["val"])
+
+
+def test_the_folder_of_hugging_face_has_the_splits_in_files_of_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_SHARD_BYTES", 4 * 200)
+    with open_database(write_database(tmp_path / "a.h5", {"train": 9, "held-out": 5, "none": 0})) as database:
+        export_checked(database, tmp_path / "folder", format="huggingface")
+    loaded = datasets.load_dataset(str(tmp_path / "folder"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 9, "held_out": 5}
+    assert loaded["train"].features["image_features"].feature.dtype == "float16"
+    assert len(list((tmp_path / "folder" / "data").glob("train-*"))) > 1
+
+
+def test_predictions_of_the_classifier_beside_the_file(tmp_path: Path) -> None:
+    with open_database(write_cells(tmp_path / "cells.h5", cells(48, grouped=True).samples)) as database:
+        shape = (len(CLASSES), len(CONCEPTS))
+        weights = np.random.default_rng(0).standard_normal(shape)
+        zeros, ones = np.zeros(len(CONCEPTS)), np.ones(len(CONCEPTS))
+        classifier = LinearClassifier(
+            columns=CONCEPTS, classes=CLASSES, chosen={}, mean=zeros, scale=ones, weights=weights, intercept=np.zeros(4)
+        )
+        save_model(make_concept_model(classifier, database), tmp_path / "analysis" / "model.json")
+        export_checked(database, tmp_path / "cells.parquet")
+        expected = apply_model(make_concept_model(classifier, database), database)
+    columns = pq.read_table(tmp_path / "cells.parquet").to_pydict()
+    assert columns["predicted"] == expected.predicted
+    assert np.array_equal(columns["probabilities"], expected.probabilities)
+
+
+def test_anndata_has_the_concepts(tmp_path: Path) -> None:
+    with open_database(write_cells(tmp_path / "cells.h5", cells(48).samples)) as database:
+        export_checked(database, tmp_path / "cells.h5ad")
+    concepts = anndata.read_h5ad(tmp_path / "cells.h5ad").uns["concepts"]
+    assert concepts.index.tolist() == list(CONCEPTS)
+    assert concepts["group"].astype(str).tolist() == list(GROUPS)
+    assert concepts["level"].tolist() == list(LEVELS)
+
+
+def test_the_concept_scores_of_a_study_are_a_table_of_concepts(tmp_path: Path) -> None:
+    samples = cells(48, grouped=True).samples
+    with open_database(write_cells(tmp_path / "cells.h5", samples)) as database:
+        write_concept_scores(database, tmp_path / "scores.parquet")
+        table = pq.read_table(tmp_path / "scores.parquet")
+        assert table.column_names == [*FACTS, *CONCEPTS]
+        numbers = np.stack([table[name].to_numpy() for name in CONCEPTS], axis=1)
+        assert np.allclose(numbers, concept_scores(database), atol=1e-6)
+    assert table["class"].to_pylist() == [CLASSES[label] for label in samples.labels]
+    assert table["group"].to_pylist() == samples.groups.tolist()
+
+
+def test_without_anndata_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with (
+        open_database(write_database(tmp_path / "a.h5")) as database,
+        pytest.raises(AnalysisError, match=r"ccassets\[export\]"),
+    ):
+        export_checked(database, tmp_path / "scores.h5ad")
+    assert not list(tmp_path.glob("*scores*"))
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with open_database(write_database(tmp_path / "a.h5", tokens=0)) as database:
+        with pytest.raises(AnalysisError, match=r"\.csv, \.parquet, \.h5ad"):
+            export_checked(database, tmp_path / "scores.xlsx")
+        with pytest.raises(AnalysisError, match="without token features"):
+            export_checked(database, tmp_path / "a.parquet", tokens=True)
+        with pytest.raises(DatabaseError, match="no split 'tset'"):
+            export_checked(database, tmp_path / "a.parquet", split="tset")
+        with pytest.raises(StorageError, match="is not empty"):
+            export_checked(database, tmp_path / "full", format="npy")
+    words = ["key", *CONCEPTS[1:]]
+    named_key = {"concept_texts": words, "concepts": [{"word": word} for word in words]}
+    with (
+        open_database(write_cells(tmp_path / "b.h5", cells(48).samples, attributes=named_key)) as other,
+        pytest.raises(AnalysisError, match=r"'key'.* have the names of columns"),
+    ):
+        export_checked(other, tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_failed_export_leaves_the_old_file(format: str, tmp_path: Path) -> None:
+    path = tmp_path / f"out.{format}"
+    if format not in ("huggingface", "npy"):
+        path.write_text("old")
+
+    def fail(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with open_database(write_database(tmp_path / "a.h5")) as database, pytest.raises(KeyboardInterrupt):
+        export_checked(database, path, format=format, progress=fail)
+    assert not path.exists() or path.read_text() == "old"
+    assert [other.name for other in tmp_path.iterdir() if "out" in other.name and other != path] == []
+
+
+def test_the_command_exports(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5")
+    result = run("export", path, tmp_path / "rows", "--format", "npy", "--split", "val", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == {"path": str(tmp_path / "rows"), "rows": SPLITS["val"]}
+    assert len(np.load(tmp_path / "rows" / "image_features.npy")) == SPLITS["val"]
+    assert run("export", path, tmp_path / "rows.xlsx").code == 2
