@@ -77,7 +77,7 @@ def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
     Links and storage that lead out of the file are refused: a file must never make us open another one.
     """
-    dataset = _member(group, name)
+    dataset = safe_member(group, name)
     if dataset is None:
         return None
     if not isinstance(dataset, h5py.Dataset):
@@ -91,7 +91,7 @@ def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
 
 def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
     """A group of the file itself; None when there is no such name. Links are refused as for data sets."""
-    member = _member(group, name)
+    member = safe_member(group, name)
     if member is not None and not isinstance(member, h5py.Group):
         raise DatabaseError(f"{member_path(group, name)} is not a group")
     return member
@@ -114,7 +114,8 @@ def sorted_names(group: h5py.Group) -> list[str]:
     return sorted(names)
 
 
-def _member(group: h5py.Group, name: str) -> Any:
+def safe_member(group: h5py.Group, name: str) -> Any:
+    """What a name in a group stands for, in the file itself; None when there is no such name."""
     link = group.get(name, getlink=True)
     if link is None:
         return None

@@ -21,20 +21,20 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
     gets on (H5HG, "Global Heap" in the HDF5 file format specification). Contiguous data is not looked into; in a file
     of any size the rest is small. Chunked data may lie anywhere: such files are not searched.
     """
-    ranges = _contiguous_ranges(file)
+    ranges = contiguous_ranges(file)
     size = os.fstat(fd).st_size
     if ranges is None or not size:
         return None
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
-        for start, stop in _gaps(ranges, size):
+        for start, stop in gaps(ranges, size):
             for offset in _heap_offsets(data, start, stop):
                 if _is_endless(data, offset):
                     return offset
     return None
 
 
-def _contiguous_ranges(file: h5py.File) -> list[tuple[int, int]] | None:
-    """Where contiguous data lies, as far as it can be found, sorted; None for a file with chunked data."""
+def contiguous_ranges(file: h5py.File, axes: int = 0) -> list[tuple[int, int]] | None:
+    """Where contiguous data of so many axes or more lies, sorted; None for a file with chunked data."""
     ranges: list[tuple[int, int]] = []
     chunked = False
 
@@ -44,7 +44,7 @@ def _contiguous_ranges(file: h5py.File) -> list[tuple[int, int]] | None:
             dataset = h5py.h5d.open(file.id, name)
             chunked |= dataset.get_create_plist().get_layout() == h5py.h5d.CHUNKED
             offset = dataset.get_offset()
-            if offset is not None:
+            if offset is not None and len(dataset.shape) >= axes:
                 ranges.append((offset, offset + dataset.get_storage_size()))
 
     with suppress(OSError, RuntimeError, ValueError, TypeError, LookupError):  # The reader reports it.
@@ -53,7 +53,7 @@ def _contiguous_ranges(file: h5py.File) -> list[tuple[int, int]] | None:
     return None if chunked else sorted(ranges)
 
 
-def _gaps(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+def gaps(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
     """The ranges between the given ones."""
     start = 0
     for first, stop in ranges:

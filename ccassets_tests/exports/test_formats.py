@@ -23,7 +23,7 @@ from ccassets.analysis.concept_models import apply_model, make_concept_model, sa
 from ccassets.analysis.samples import row_classes
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError, DatabaseError, StorageError
-from ccassets.exports import FORMATS, exported_rows, tables
+from ccassets.exports import exported_rows, tables
 from ccassets.exports.formats import export_checked
 from ccassets.exports.tables import write_concept_scores
 from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, GROUPS, LEVELS, cells, write_cells
@@ -32,6 +32,7 @@ from ccassets_tests.database import original_scripts
 from ccassets_tests.database.made_files import SPLITS, write_database
 
 FACTS = ["id", "key", "split", "label", "class", "group"]
+FORMATS = ("csv", "parquet", "h5ad", "huggingface", "npy")
 TABLES = ("csv", "parquet", "huggingface")
 
 
