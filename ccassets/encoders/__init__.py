@@ -37,6 +37,7 @@ _MODULES = {
     "conceptclip": "conceptclip",
     "phantom": "conceptclip",
     "transformers": "transformers_dual",
+    "open_clip": "open_clip_dual",
     "python": "custom",
 }
 

@@ -4,55 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
-from ccassets.encoders.checkpoint import read_headers, read_scalar
-from ccassets.encoders.encoder_contract import EncoderCard, FloatArray, ImageFeatures, TextFeatures
-from ccassets.encoders.preprocessing import require_pixels, require_rgb
-from ccassets.encoders.runtime import (
-    TEXT_BATCH,
-    choose_device,
-    encode_batch,
-    fixed_arithmetic,
-    strict_facts,
-    tower_dtype,
+from ccassets.encoders.dual_encoder import DualEncoder
+from ccassets.encoders.encoder_contract import EncoderCard, FloatArray
+from ccassets.encoders.library_tokenizer import (
+    CONFIG,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    LibraryTokenizer,
+    library_errors,
+    load_library_tokenizer,
+    needs_lowering,
+    present_files,
+    tokenizer_files,
+    tokenizer_settings,
 )
-from ccassets.encoders.tokenizer import Tokens, require_known, require_length
-from ccassets.encoders.weights import ModelFolder, find_model, safetensors_files, with_index
-from ccassets.errors import CcassetsError, EncoderError
-from ccassets.files import digest_files, reading_refused
+from ccassets.encoders.runtime import choose_device, strict_facts
+from ccassets.encoders.state_dict import PICKLED, checkpoint_facts, read_state_dict, require_finite, unwrapped
+from ccassets.encoders.tokenizer import Tokens
+from ccassets.encoders.weights import ModelFolder, find_model, model_weights, with_index
+from ccassets.errors import EncoderError
+from ccassets.files import digest_files
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study, TransformersConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from ccassets.encoders.runtime import ImageTower
-
-CONFIG = "config.json"
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 _PATTERNS = ("model*.safetensors", "model.safetensors.index.json", CONFIG, *PROCESSOR_FILES, *TOKENIZER_FILES)
+_PICKLED_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json", *_PATTERNS)
 
 
 def inspect(
@@ -67,12 +53,10 @@ def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str 
     torch_device = choose_device(device)
     source = _find(study, hf_token)
     card = _card(source, study, device, cache, silent)
-    model, parts = _model(source.folder), _parts(source.folder)
-    encoder = DualEncoder(card, model, parts, source.context_length, torch_device, study.extraction.batch_size)
-    # The card's dimensions come from a configuration; one image and one text show that the model has them too.
-    encoder.encode_pixels(np.zeros((1, 3, card.image_size, card.image_size), np.float32))
-    encoder.encode_texts(["cell"])
-    return encoder
+    towers = TransformersTowers(
+        _model(source), _image_processor(source.folder), _library_tokenizer(source), card.token_count
+    )
+    return DualEncoder(card, towers, torch_device, study.extraction.batch_size)
 
 
 def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
@@ -81,158 +65,65 @@ def files(study: Study, *, hf_token: str | None) -> dict[str, Path]:
     folder = source.folder
     others = [
         folder.path / CONFIG,
-        *_present(folder, PROCESSOR_FILES, "image processor"),
-        *_tokenizer_files(folder),
+        *present_files(folder, PROCESSOR_FILES, "image processor"),
+        *tokenizer_files(folder),
     ]
     return {file.name: file for file in (*with_index(_weights_files(source)), *others)}
 
 
 def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]], Tokens]:
     """The tokenizer of a `transformers` study."""
-    source = _find(study, hf_token)
-    return partial(_tokenize, _parts(source.folder).tokenizer, source.context_length)
+    return _library_tokenizer(_find(study, hf_token))
 
 
-def _tokenize(tokenizer: Any, length: int, prompts: Sequence[str]) -> Tokens:
-    """Prompts padded to `length`; raises `EncoderError` naming those that are longer, and words it does not know."""
-    encoded = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=length,
-        truncation=False,
-        return_attention_mask=True,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    require_length([len(ids) for ids in encoded["input_ids"]], prompts, length)
-    offsets = np.asarray(encoded["offset_mapping"], np.int32)
-    special = np.asarray(encoded["special_tokens_mask"], bool)
-    offsets[special] = 0
-    ids, mask = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.uint8)
-    # Some tokenizers write the unknown token for the end of a text and for padding, too.
-    require_known((ids == tokenizer.unk_token_id) & ~special & (mask == 1), offsets, prompts)
-    return Tokens(ids, mask, offsets)
+class TransformersTowers:
+    """The towers of a dual encoder of transformers.
 
-
-class DualEncoder:
-    """A dual encoder of transformers.
-
-    Features are those of the model, L2-normalised. Image tokens are the patches' last hidden states, without a
-    class token; where the tower norms its pooled vector only, they go through that norm too; then through the
-    visual projection if there is one, so that they share a space with the features. Text tokens are the last
-    hidden states through the text projection. A card that says `compiled` has the image tower compiled for batches of
-    `batch_size`.
+    Image tokens are the patches' last hidden states, without a class token; where the tower norms its pooled vector
+    only, they go through that norm too; then through the visual projection if there is one, so that they share a space
+    with the features. Text tokens are the last hidden states through the text projection.
     """
 
-    def __init__(
-        self,
-        card: EncoderCard,
-        model: Any,
-        parts: _Parts,
-        context_length: int,
-        device: torch.device,
-        batch_size: int,
-    ) -> None:
-        import torch
+    def __init__(self, model: Any, image_processor: Any, tokenizer: LibraryTokenizer, token_count: int) -> None:
+        self.model = model
+        self.tokenize = tokenizer
+        self._image_processor = image_processor
+        self._token_count = token_count
 
-        self.card = card
-        self._parts = parts
-        self._context_length = context_length
-        self._device = device
-        self.device = device.type
-        self._dtype = tower_dtype(card.dtype)
-        self._model = model.to(device)
-        self.image_tower: ImageTower = self._encode_image
-        if card.compiled:
-            from ccassets.encoders.compiling import compiled
-
-            self.image_tower = compiled(self._encode_image, batch_size)
-        if self._dtype != torch.float32:
-            # Patch convolution and position embedding lose too much below float32.
-            embeddings = self._model.vision_model.embeddings
-            embeddings.forward = torch.autocast(device.type, enabled=False)(embeddings.forward)
+    @property
+    def embeddings(self) -> Any:
+        return self.model.vision_model.embeddings
 
     def preprocess(self, image: Image.Image) -> FloatArray:
-        pixels: FloatArray = self._parts.image_processor(images=require_rgb(image), return_tensors="np")["pixel_values"]
-        require_pixels(pixels, self.card.image_size)
-        image_pixels: FloatArray = pixels[0]
-        return image_pixels
+        pixels: FloatArray = self._image_processor(images=image, return_tensors="np")["pixel_values"][0]
+        return pixels
 
-    def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        require_pixels(pixels, self.card.image_size)
-        return encode_batch(self.image_tower, pixels, self._device, self.card.dtype)
+    def encode_image(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output = self.model.get_image_features(pixel_values=pixels)
+        return output.pooler_output, self._image_tokens(output.last_hidden_state) if self._token_count else None
 
-    def _encode_image(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        with self._precision():
-            output = self._model.get_image_features(pixel_values=pixels)
-            tokens = self._image_tokens(output.last_hidden_state) if self.card.token_count else None
-            return self._unit(output.pooler_output), tokens
-
-    def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
-        return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
-
-    def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
-        import torch
-
-        text = _tokenize(self._parts.tokenizer, self._context_length, prompts)
-        features, tokens = [], []
-        for start in range(0, len(prompts), TEXT_BATCH):
-            batch = slice(start, start + TEXT_BATCH)
-            inputs = {"input_ids": torch.from_numpy(text.input_ids[batch]).long().to(self._device)}
-            # SigLIP was trained without a mask; its tokenizer says so by not naming one.
-            if "attention_mask" in self._parts.tokenizer.model_input_names:
-                inputs["attention_mask"] = torch.from_numpy(text.attention_mask[batch]).long().to(self._device)
-            with fixed_arithmetic(self.card.dtype), self._precision():
-                output = self._model.get_text_features(**inputs)
-                features.append(self._unit(output.pooler_output).cpu().numpy())
-                if self.card.token_count:
-                    tokens.append(self._text_tokens(output.last_hidden_state))
-        return TextFeatures(
-            np.concatenate(features),
-            np.concatenate(tokens) if tokens else None,
-            text.input_ids,
-            text.attention_mask,
-            text.offsets,
+    def encode_text(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # SigLIP was trained without a mask; its tokenizer says so by not naming one.
+        masked = "attention_mask" in self.tokenize.tokenizer.model_input_names
+        output = self.model.get_text_features(
+            input_ids=input_ids, **({"attention_mask": attention_mask} if masked else {})
         )
+        return output.pooler_output, self._text_tokens(output.last_hidden_state) if self._token_count else None
 
     def _image_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
-        count = self.card.token_count
-        if hidden.shape[1] == count + 1:
+        if hidden.shape[1] == self._token_count + 1:
             hidden = hidden[:, 1:]
-            norm = getattr(self._model.vision_model, "post_layernorm", None)
+            norm = getattr(self.model.vision_model, "post_layernorm", None)
             if norm is not None:
                 hidden = norm(hidden)
-        projection = getattr(self._model, "visual_projection", None)
-        if projection is not None:
-            hidden = projection(hidden)
-        if hidden.shape[1:] != (count, self.card.dim):
-            raise EncoderError(
-                f"Patch tokens: expected ({count}, {self.card.dim}) from {CONFIG}, found "
-                f"{tuple(hidden.shape[1:])}. Set encoder.tokens: false."
-            )
-        return hidden.float()
+        projection = getattr(self.model, "visual_projection", None)
+        return hidden if projection is None else projection(hidden)
 
-    def _text_tokens(self, hidden: torch.Tensor) -> FloatArray:
-        projection = getattr(self._model, "text_projection", None) or getattr(self._model.text_model, "head", None)
-        projected = projection(hidden) if projection is not None else hidden
-        if projected.shape[-1] != self.card.dim:
-            raise EncoderError(
-                f"Text tokens: expected size {self.card.dim}, found {projected.shape[-1]}. Set encoder.tokens: false."
-            )
-        return projected.float().cpu().numpy()
-
-    def _unit(self, features: torch.Tensor) -> torch.Tensor:
-        from torch.nn import functional
-
-        if features.shape[-1] != self.card.dim:
-            raise EncoderError(f"Features: expected size {self.card.dim} from {CONFIG}, found {features.shape[-1]}.")
-        return functional.normalize(features.float(), dim=-1)
-
-    def _precision(self) -> Any:
-        import torch
-
-        mixed = self._dtype != torch.float32
-        return torch.autocast(self._device.type, self._dtype if mixed else torch.bfloat16, enabled=mixed)
+    def _text_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+        projection = getattr(self.model, "text_projection", None) or getattr(self.model.text_model, "head", None)
+        return hidden if projection is None else projection(hidden)
 
 
 # --- finding, verifying, building --------------------------------------------------------------------
@@ -251,19 +142,20 @@ class _ModelFiles:
     context_length: int
 
 
-@dataclass(frozen=True)
-class _Parts:
-    image_processor: Any
-    tokenizer: Any
-
-
 def _find(study: Study, hf_token: str | None) -> _ModelFiles:
     from transformers import AutoConfig
 
     encoder = study.encoder
     assert isinstance(encoder, TransformersConfig)
-    folder = find_model(encoder.weights, study=study, revision=encoder.revision, patterns=_PATTERNS, hf_token=hf_token)
-    with _library_errors(folder):
+    folder = find_model(
+        encoder.weights,
+        study=study,
+        revision=encoder.revision,
+        patterns=_PATTERNS,
+        pickled_patterns=_PICKLED_PATTERNS,
+        hf_token=hf_token,
+    )
+    with library_errors(folder):
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
     vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
     if vision is None or text is None:
@@ -290,21 +182,14 @@ def _find(study: Study, hf_token: str | None) -> _ModelFiles:
 def _context_length(folder: ModelFolder, text_config: Any) -> int:
     """T: what the text tower has positions for, or less where the tokenizer says so."""
     positions: int = text_config.max_position_embeddings
-    file = folder.path / "tokenizer_config.json"
-    try:
-        limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length") if file.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise reading_refused(error, str(file)) or EncoderError(
-            f"{file.name} of {folder.name} cannot be read: expected a JSON object."
-        ) from error
+    limit = tokenizer_settings(folder).get("model_max_length")
     return min(positions, int(limit)) if limit else positions
 
 
 def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | None, progress: Progress) -> EncoderCard:
     folder = source.folder
     files = _weights_files(source)
-    tensors = read_headers(files)
-    scales = {name: read_scalar(tensors[name]) for name in ("logit_scale", "logit_bias") if name in tensors}
+    facts = checkpoint_facts(files)
     return EncoderCard(
         kind=study.encoder.kind,
         weights_digest=digest_files(files, cache=cache, progress=progress),
@@ -312,25 +197,27 @@ def _card(source: _ModelFiles, study: Study, device: str | None, cache: Path | N
             "model_type": source.model_type,
             "config_digest": digest_files([folder.path / CONFIG], cache=cache),
             "context_length": source.context_length,
+            # Only where we lower what the library's tokenizer keeps: other identities stay.
+            **({"lower_case": True} if needs_lowering(folder) else {}),
         },
         preprocessing={
             "backend": "pillow",
             "config_digest": _image_processor_digest(folder, cache),
         },
         text_pooling="model",
-        tokenizer_digest=digest_files(_tokenizer_files(folder), cache=cache),
+        tokenizer_digest=digest_files(tokenizer_files(folder), cache=cache),
         dim=source.dim,
         token_count=source.token_count,
         image_size=source.image_size,
         dtype=study.encoder.dtype,
         compiled=study.encoder.compiled,
         strict=strict_facts(study, device),
-        logit_scale=scales.get("logit_scale"),
-        logit_bias=scales.get("logit_bias"),
+        logit_scale=facts.logit_scale,
+        logit_bias=facts.logit_bias,
         recorded={
             "weights": folder.name,
             "commit": folder.commit,
-            "parameters": sum(prod(tensor.shape) for tensor in tensors.values()),
+            "parameters": facts.parameters,
             # Their objective compares whole images with whole texts; patches are a by-product.
             "tokens_for_words": False,
             "geometry": _geometry(_image_processor(folder)),
@@ -353,15 +240,15 @@ def _geometry(processor: Any) -> dict[str, Any] | None:
 def _weights_files(source: _ModelFiles) -> list[Path]:
     """The weights that the library takes: what the configuration names, else one file before the shards of an index."""
     file = source.folder.path / (source.weights or "model.safetensors")
-    return [file] if file.is_file() and file.suffix == ".safetensors" else safetensors_files(source.folder)
+    return [file] if file.is_file() and file.suffix == ".safetensors" else model_weights(source.folder)
 
 
 def _image_processor_digest(folder: ModelFolder, cache: Path | None) -> str:
     """The digest of the file that holds the settings the library takes; it knows several, in an order of its own."""
     from transformers import ImageProcessingMixin
 
-    files = _present(folder, PROCESSOR_FILES, "image processor")
-    with _library_errors(folder):
+    files = present_files(folder, PROCESSOR_FILES, "image processor")
+    with library_errors(folder):
         settings, _ = ImageProcessingMixin.get_image_processor_dict(folder.path, local_files_only=True)
         for file in files:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -370,57 +257,33 @@ def _image_processor_digest(folder: ModelFolder, cache: Path | None) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _tokenizer_files(folder: ModelFolder) -> list[Path]:
-    """The files that determine the tokenizer: the usual ones, and every other one without which it is not the same."""
-    usual = _present(folder, TOKENIZER_FILES, "tokenizer")
-    known = {CONFIG, *PROCESSOR_FILES, *(file.name for file in usual)}
-    others = [
-        file
-        for file in sorted(folder.path.iterdir())
-        if file.is_file() and file.name not in known and file.suffix != ".safetensors"
-    ]
-    if not others:
-        return usual
-    state = _tokenizer_state(folder, [*usual, *others])
-    if _tokenizer_state(folder, usual) == state:
-        return usual
-    needed = [file for file in others if _tokenizer_state(folder, [*usual, *(f for f in others if f != file)]) != state]
-    return [*usual, *needed]
+def _library_tokenizer(source: _ModelFiles) -> LibraryTokenizer:
+    clean = str.lower if needs_lowering(source.folder) else str
+    return LibraryTokenizer(load_library_tokenizer(source.folder), source.context_length, clean)
 
 
-def _tokenizer_state(folder: ModelFolder, files: Sequence[Path]) -> str | None:
-    """Everything about the tokenizer that the library makes of these files of a folder; None where it makes none."""
-    with TemporaryDirectory() as only:
-        for file in (folder.path / CONFIG, *files):
-            (Path(only) / file.name).symlink_to(file.absolute())
-        try:
-            tokenizer = _tokenizer(ModelFolder(Path(only), folder.name))
-        except EncoderError:
-            return None
-    names = ("model_input_names", "padding_side", "pad_token_id", "unk_token_id")
-    return repr([tokenizer.backend_tokenizer.to_str(), *(getattr(tokenizer, name) for name in names)])
-
-
-def _present(folder: ModelFolder, names: Sequence[str], what: str) -> list[Path]:
-    files = [folder.path / name for name in names if (folder.path / name).is_file()]
-    if not files:
-        raise EncoderError(f"{folder.name} holds no {what}: expected one of {', '.join(names)}.")
-    return files
-
-
-def _model(folder: ModelFolder) -> Any:
+def _model(source: _ModelFiles) -> Any:
     import torch
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
-    with _library_errors(folder):
-        model, report = AutoModel.from_pretrained(
-            folder.path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+    folder, weights = source.folder, _weights_files(source)
+    settings: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    with library_errors(folder):
+        if checkpoint_facts(weights).wrapper:  # The library takes names as they are.
+            config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+            with torch.device("meta"):
+                kind = type(AutoModel.from_config(config, trust_remote_code=False))
+            state = unwrapped(read_state_dict(weights))
+            model, report = kind.from_pretrained(None, config=config, state_dict=state, **settings)
+        else:
+            model, report = AutoModel.from_pretrained(
+                folder.path,
+                use_safetensors=weights[0].suffix != PICKLED,
+                weights_only=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **settings,
+            )
     problems = [
         f"{kind.removesuffix('_keys')}: {key}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -430,17 +293,14 @@ def _model(folder: ModelFolder) -> Any:
         raise EncoderError(f"The weights of {folder.name} do not fit its configuration:\n" + "\n".join(problems))
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise EncoderError(f"{type(model).__name__} of {folder.name} is not a dual encoder of images and texts.")
-    return model.eval().requires_grad_(False)
-
-
-def _parts(folder: ModelFolder) -> _Parts:
-    return _Parts(_image_processor(folder), _tokenizer(folder))
+    require_finite(model, folder.name)
+    return model
 
 
 def _image_processor(folder: ModelFolder) -> Any:
     from transformers import AutoImageProcessor
 
-    with _library_errors(folder):
+    with library_errors(folder):
         processor = AutoImageProcessor.from_pretrained(
             folder.path, backend="pil", trust_remote_code=False, local_files_only=True
         )
@@ -448,32 +308,3 @@ def _image_processor(folder: ModelFolder) -> Any:
         # The library falls back to its torchvision form, whose pixels differ, and only warns.
         raise EncoderError(f"{type(processor).__name__} of {folder.name} has no Pillow form.")
     return processor
-
-
-def _tokenizer(folder: ModelFolder) -> Any:
-    from transformers import AutoTokenizer
-
-    with _library_errors(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    if not tokenizer.is_fast:
-        raise EncoderError(f"{type(tokenizer).__name__} of {folder.name} gives no character offsets.")
-    return tokenizer
-
-
-@contextmanager
-def _library_errors(folder: ModelFolder) -> Iterator[None]:
-    """Turn what the library raises for files it cannot use into one `EncoderError`.
-
-    Raises `StorageError` instead where the system refused to read, whatever the library made of that.
-    """
-    try:
-        yield
-    except CcassetsError:
-        raise
-    except Exception as error:  # Tokenizers raise just that.
-        reason: BaseException | None = error
-        while reason is not None:
-            if refusal := reading_refused(reason, folder.name):
-                raise refusal from error
-            reason = reason.__cause__ or reason.__context__
-        raise EncoderError(f"transformers cannot use {folder.name}: {str(error).strip()}") from error

@@ -13,6 +13,7 @@ from ccassets.files import reading_refused, storage_error
 from ccassets.study.schema import Study
 
 INDEX = "model.safetensors.index.json"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -26,14 +27,26 @@ class ModelFolder:
 
 
 def find_model(
-    reference: str, *, study: Study, revision: str, patterns: Sequence[str], hf_token: str | None
+    reference: str,
+    *,
+    study: Study,
+    revision: str,
+    patterns: Sequence[str],
+    pickled_patterns: Sequence[str] = (),
+    hf_token: str | None,
 ) -> ModelFolder:
     """The folder of that name as the study sees it, else the hub's files matching `patterns` at a revision.
 
+    Files matching `pickled_patterns` are fetched only where the hub has no safetensors.
     A download goes through huggingface_hub: `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and, without `hf_token`,
     `HF_TOKEN` hold as they do everywhere. Raises `EncoderError` saying what to do.
     """
-    return find_folder(reference, study) or _download(reference, revision, patterns, hf_token)
+    folder = find_folder(reference, study)
+    if folder is None:
+        folder = _download(reference, revision, patterns, hf_token)
+        if pickled_patterns and not any(folder.path.glob("*.safetensors")):
+            folder = _download(reference, revision, pickled_patterns, hf_token)
+    return folder
 
 
 def find_folder(reference: str, study: Study) -> ModelFolder | None:
@@ -95,9 +108,20 @@ def safetensors_files(folder: ModelFolder) -> list[Path]:
     )
 
 
+def model_weights(folder: ModelFolder) -> list[Path]:
+    """The weights in a folder: safetensors, and only without them `pytorch_model.bin` or the shards of its index."""
+    if not any(folder.path.glob("*.safetensors")):
+        single, index = folder.path / "pytorch_model.bin", folder.path / PICKLED_INDEX
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return _shards(index, folder)
+    return safetensors_files(folder)
+
+
 def with_index(files: Sequence[Path]) -> list[Path]:
     """The files of weights together with the index that names them, where there is one."""
-    indices = {file.with_name(INDEX) for file in files}
+    indices = {file.with_name(INDEX if file.suffix == ".safetensors" else PICKLED_INDEX) for file in files}
     return [*files, *(index for index in indices if index.is_file())]
 
 
@@ -106,15 +130,17 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise reading_refused(error, str(index)) or EncoderError(
-            f"{INDEX} of {folder.name} cannot be read: expected a JSON object with weight_map."
+            f"{index.name} of {folder.name} cannot be read: expected a JSON object with weight_map."
         ) from error
     # An index lists files beside it; a path in it would lead out of the folder.
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if outside or not names:
-        raise EncoderError(f"{INDEX} of {folder.name} must name files in its own folder; found {outside or 'none'}.")
+        raise EncoderError(
+            f"{index.name} of {folder.name} must name files in its own folder; found {outside or 'none'}."
+        )
     missing = [name for name in names if not (folder.path / name).is_file()]
     if missing:
-        raise EncoderError(f"{folder.name} lacks files that its {INDEX} names: {', '.join(missing)}.")
+        raise EncoderError(f"{folder.name} lacks files that its {index.name} names: {', '.join(missing)}.")
     return [folder.path / name for name in names]
 
 

@@ -223,11 +223,25 @@ class ConceptClipConfig(_EncoderSection):
 
 
 class TransformersConfig(_EncoderSection):
-    """A dual encoder of the transformers library with a fast tokenizer, from the hub or a folder."""
+    """A dual encoder of the transformers library, from the hub or a folder."""
 
     kind: Literal["transformers"]
     weights: Text
     revision: Text = "main"
+
+
+class OpenClipConfig(_EncoderSection):
+    """A dual encoder of open_clip, from the hub or a folder.
+
+    `text` names a folder or hub id to read the configuration and the tokenizer of the text tower from when they do
+    not lie beside the weights; `text_revision` is the revision of a hub id that the study or the model names for it.
+    """
+
+    kind: Literal["open_clip"]
+    weights: Text
+    revision: Text = "main"
+    text: Text | None = None
+    text_revision: Text = "main"
 
 
 class PythonEncoderConfig(_EncoderSection):
@@ -245,7 +259,7 @@ class PhantomEncoderConfig(_EncoderSection):
 
 
 EncoderConfig = Annotated[
-    ConceptClipConfig | TransformersConfig | PythonEncoderConfig | PhantomEncoderConfig,
+    ConceptClipConfig | TransformersConfig | OpenClipConfig | PythonEncoderConfig | PhantomEncoderConfig,
     Field(discriminator="kind"),
 ]
 

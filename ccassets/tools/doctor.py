@@ -19,6 +19,7 @@ from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
 from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.encoders.open_clip_dual import text_repository
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import plan_study, row_bytes
@@ -26,7 +27,7 @@ from ccassets.extraction.sources import tokenize_prompts, unseen_share
 from ccassets.files import DIGEST_CACHE
 from ccassets.progress import silent
 from ccassets.study.loading import load_studies
-from ccassets.study.schema import ConceptClipConfig, Study, TransformersConfig
+from ccassets.study.schema import ConceptClipConfig, OpenClipConfig, Study, TransformersConfig
 from ccassets.study.storage import Store, home, storage_root
 from ccassets.tools.offline_bundle import RECORD, changed_files
 
@@ -258,20 +259,25 @@ def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Dia
 def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:
     """The study with downloaded folders instead of hub ids, and the hub ids (with revision) not downloaded yet."""
     encoder = study.encoder
-    if not isinstance(encoder, ConceptClipConfig | TransformersConfig):
+    if not isinstance(encoder, ConceptClipConfig | TransformersConfig | OpenClipConfig):
         return study, []
-    references = {"weights": (encoder.weights, encoder.revision)}
+    references = [("weights", encoder.weights, encoder.revision)]
     if isinstance(encoder, ConceptClipConfig) and encoder.tokenizer:
-        references["tokenizer"] = (encoder.tokenizer, "main")
+        references.append(("tokenizer", encoder.tokenizer, "main"))
+    if isinstance(encoder, OpenClipConfig) and encoder.text:
+        references.append(("text", encoder.text, encoder.text_revision))
     folders, missing = {}, []
-    for key, (reference, revision) in references.items():
+    for key, reference, revision in references:
         if reference == "random":
             continue
         folder = find_folder(reference, study) or find_download(reference, revision)
         if folder is None:
             missing.append((reference, revision))
-        else:
-            folders[key] = str(folder.path)
+            continue
+        folders[key] = str(folder.path)
+        if isinstance(encoder, OpenClipConfig) and key == "weights" and folder.commit and not encoder.text:
+            repository = text_repository(folder.path)
+            references += [("text", repository, encoder.text_revision)] if repository else []
     return study.model_copy(update={"encoder": encoder.model_copy(update=folders)}), missing
 
 

@@ -210,7 +210,7 @@ def _encoder_paths(study: Study, weights: Mapping[str, Path]) -> dict[str, Any]:
     if isinstance(study.encoder, ConceptClipConfig) and study.encoder.weights == "random":
         architecture = f"{folder}/{ARCHITECTURE_FILE}" if ARCHITECTURE_FILE in weights else None
         return {"tokenizer": folder, "architecture": architecture}
-    return {"weights": folder, "revision": None, "tokenizer": None, "architecture": None}
+    return {"weights": folder, **dict.fromkeys(("revision", "tokenizer", "architecture", "text", "text_revision"))}
 
 
 def _require_same_rows(study: Study, dataset: Dataset, bundled: Study) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoTokenizer,
     BertConfig,
     BertModel,
 )
@@ -101,7 +102,7 @@ def test_lower_precision_keeps_patch_and_position_embedding(siglip: Path, make_s
     reference = load_encoder(make_study(kind="transformers", weights=str(siglip)), device="cpu")
     encoder: Any = load_encoder(make_study(kind="transformers", weights=str(siglip), dtype="bfloat16"), device="cpu")
     seen: list[torch.dtype] = []
-    vision = encoder._model.vision_model
+    vision = encoder.towers.model.vision_model
     vision.embeddings.patch_embedding.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     vision.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
 
@@ -270,6 +271,118 @@ def test_tensors_that_do_not_fit_are_all_named(clip: Path, make_study: MakeStudy
         "missing: visual_projection.weight",
         "unexpected: surplus",
     ]
+
+
+# --- checkpoints as people have them -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_pickled_weights_and_names_behind_a_wrapper_give_the_same_features(
+    clip: Path, make_study: MakeStudy, prefix: str, file: str
+) -> None:
+    study = make_study(kind="transformers", weights=str(clip))
+    expected = load_encoder(study, device="cpu")
+    tensors = {prefix + name: tensor for name, tensor in load_file(clip / "model.safetensors").items()}
+    (clip / "model.safetensors").unlink()
+    if file.endswith(".bin"):
+        torch.save(tensors, clip / file)
+    else:
+        save_file(tensors, clip / file, metadata={"format": "pt"})
+
+    encoder = load_encoder(study, device="cpu")
+
+    np.testing.assert_array_equal(encoder.encode_images(images(2)).features, expected.encode_images(images(2)).features)
+    assert encoder.card.logit_scale == expected.card.logit_scale
+    assert encoder.card.recorded == expected.card.recorded
+    assert file in encoder_files(study)
+
+
+def test_a_pickled_file_that_would_run_code_is_refused(clip: Path, make_study: MakeStudy) -> None:
+    (clip / "model.safetensors").unlink()
+    torch.save({"logit_scale": torch.ones(()), "hook": Path("anything")}, clip / "pytorch_model.bin")
+    for use in (inspect_encoder, load_encoder):
+        with pytest.raises(EncoderError, match=r"pytorch_model\.bin holds more than tensors, and reading it would run"):
+            use(make_study(kind="transformers", weights=str(clip)))
+    (clip / "pytorch_model.bin").write_bytes(b"no checkpoint")
+    with pytest.raises(EncoderError, match=r"pytorch_model\.bin (holds more than tensors|is not a whole checkpoint)"):
+        inspect_encoder(make_study(kind="transformers", weights=str(clip)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_with_nan_are_refused(clip: Path, make_study: MakeStudy, value: float) -> None:
+    tensors = load_file(clip / "model.safetensors")
+    tensors["visual_projection.weight"][0, 0] = value
+    save_file(tensors, clip / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        EncoderError, match=r"hold NaN or infinity in 1 tensors, the first is visual_projection\.weight"
+    ):
+        load_encoder(make_study(kind="transformers", weights=str(clip)), device="cpu")
+
+
+@pytest.fixture
+def published_siglip(siglip: Path) -> Path:
+    """SigLIP with the tokenizer of its repositories: a vocabulary of SentencePiece, and a slow class."""
+    from sentencepiece import SentencePieceTrainer
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (siglip / name).unlink()
+    words = ["a photo of a platelet", "red blood cell", "segmented nucleus with fine granules", "(round), pale."] * 5
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(siglip / "spiece"), vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    settings = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, "model_max_length": 16}
+    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>", "model_input_names": ["input_ids"]}
+    (siglip / "tokenizer_config.json").write_text(json.dumps({**settings, **special, "sp_model_kwargs": {}}))
+    return siglip
+
+
+def test_siglip_loads_with_its_own_tokenizer(published_siglip: Path, make_study: MakeStudy) -> None:
+    study = make_study(kind="transformers", weights=str(published_siglip))
+    prompts = ["A Platelet", "Red, (pale)."]
+    encoder = load_encoder(study, device="cpu")
+    model, tokenizer = (
+        AutoModel.from_pretrained(published_siglip).eval(),
+        AutoTokenizer.from_pretrained(published_siglip),
+    )
+
+    text = encoder.encode_texts(prompts)
+
+    inputs = tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.get_text_features(**inputs).pooler_output
+    np.testing.assert_array_equal(text.input_ids, inputs["input_ids"])
+    np.testing.assert_allclose(text.features, torch.nn.functional.normalize(expected), atol=1e-6)
+    assert "spiece.model" in encoder_files(study)
+    assert "lower_case" not in encoder.card.architecture
+    for row, (prompt, word) in enumerate(zip(prompts, ("Platelet", "pale"), strict=True)):
+        start = prompt.index(word)
+        spans = token_spans(text.offsets[[row]], text.attention_mask[[row]], [(start, start + len(word))])
+        first, last = spans[0]
+        assert (text.offsets[row, first, 0], text.offsets[row, last - 1, 1]) == (start, start + len(word))
+    with pytest.raises(EncoderError, match="'颗粒' in 'a 颗粒'"):
+        encoder.encode_texts(["a 颗粒"])
+
+
+def test_a_tokenizer_that_ignores_do_lower_case_gets_lowered_prompts(clip: Path, make_study: MakeStudy) -> None:
+    study = make_study(kind="transformers", weights=str(clip))
+    own = inspect_encoder(study)
+    file, settings = clip / "tokenizer.json", clip / "tokenizer_config.json"
+    lowering = file.read_text()
+    assert "lower_case" not in own.architecture
+
+    file.write_text(lowering.replace('"lowercase": true', '"lowercase": false'))
+    with pytest.raises(EncoderError, match="'Red', 'Blood' in 'a Red Blood cell'"):
+        load_tokenizer(study)(["a Red Blood cell"])  # type: ignore[misc]
+
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": True}))
+    tokens = load_tokenizer(study)(["a Red Blood cell", "a red blood cell"])  # type: ignore[misc]
+    np.testing.assert_array_equal(tokens.input_ids[0], tokens.input_ids[1])
+    assert inspect_encoder(study).architecture["lower_case"] is True
+
+    file.write_text(lowering)
+    assert "lower_case" not in inspect_encoder(study).architecture
 
 
 def test_a_model_of_one_modality_is_refused(tmp_path: Path, make_study: MakeStudy) -> None:
