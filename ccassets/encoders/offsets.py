@@ -34,10 +34,10 @@ def offsets_in_prompt(offsets: Offsets, cleaned: str, prompt: str) -> Offsets:
         position[start : start + size] = np.arange(target, target + size)
     moved = np.zeros_like(offsets)
     for row, (start, end) in enumerate(offsets):
-        here = position[start:end]
-        here = here[here >= 0]
-        if len(here):
-            moved[row] = here[0], here[-1] + 1
+        matched = position[start:end]
+        matched = matched[matched >= 0]
+        if len(matched):
+            moved[row] = matched[0], matched[-1] + 1
     return moved
 
 

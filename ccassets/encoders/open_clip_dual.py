@@ -183,9 +183,9 @@ class BpeTokenizer:
         ids = tokenizer(list(prompts)).numpy().astype(np.int32)
         mask = np.zeros(ids.shape, np.uint8)
         offsets = np.zeros((*ids.shape, 2), np.int32)
-        for row, (found, text, prompt) in enumerate(zip(ranges, cleaned, prompts, strict=True)):
-            mask[row, : len(found) + 2] = 1
-            offsets[row, 1 : len(found) + 1] = np.reshape(found, (-1, 2))
+        for row, (token_ranges, text, prompt) in enumerate(zip(ranges, cleaned, prompts, strict=True)):
+            mask[row, : len(token_ranges) + 2] = 1
+            offsets[row, 1 : len(token_ranges) + 1] = np.reshape(token_ranges, (-1, 2))
             offsets[row] = offsets_in_prompt(offsets[row], text, prompt)
         return Tokens(ids, mask, offsets)
 
@@ -296,7 +296,7 @@ def _weights(folder: ModelFolder) -> Path:
     raise EncoderError(f"{folder.name} holds no weights: expected one of {', '.join(WEIGHTS_FILES)}.")
 
 
-# --- the text tower, which may be described elsewhere ------------------------------------------------
+# --- the text tower and its tokenizer in other folders ------------------------------------------------
 
 
 def _text_references(folder: ModelFolder, text_cfg: dict[str, Any]) -> dict[str, set[str]]:

@@ -293,7 +293,7 @@ def test_a_folder_without_its_bert_says_what_to_fetch_and_where_to_put_it(
         f"{bert.name}/config.json",
     } <= names
     assert "vocab.txt" not in names
-    elsewhere = bert.rename(bert.parent / "elsewhere")
+    renamed = bert.rename(bert.parent / "other")
     monkeypatch.setattr("socket.socket.connect", None)  # A folder never causes a network call.
 
     for use in (inspect_encoder, load_encoder, load_tokenizer):
@@ -304,9 +304,9 @@ def test_a_folder_without_its_bert_says_what_to_fetch_and_where_to_put_it(
         )
         assert f"`hf download {BERT} config.json --local-dir {biomedclip / bert.name}`" in str(caught.value)
 
-    named = make_study(kind="open_clip", weights=str(biomedclip), text=str(elsewhere))
+    named = make_study(kind="open_clip", weights=str(biomedclip), text=str(renamed))
     np.testing.assert_array_equal(load_encoder(named, device="cpu").encode_texts(["a platelet"]).features, before)
-    elsewhere.rename(biomedclip / bert.name)
+    renamed.rename(biomedclip / bert.name)
     np.testing.assert_array_equal(load_encoder(study, device="cpu").encode_texts(["a platelet"]).features, before)
 
 
