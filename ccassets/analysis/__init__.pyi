@@ -99,6 +99,7 @@ from .vector_search import (
     RowFilter as RowFilter,
     near_duplicates as near_duplicates,
     nearest_images as nearest_images,
+    nearest_images_of_each as nearest_images_of_each,
     nearest_patches as nearest_patches,
     save_hit_images as save_hit_images,
     search as search,

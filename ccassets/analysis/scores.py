@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.float16_kernel import PRECISE_VECTORS, kernel_cosines, suits_kernel
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database, RowIndex, Template, as_list
 from ccassets.errors import DatabaseError
@@ -214,6 +215,8 @@ def cosines(features: Values, vectors: FloatArray) -> FloatArray:
 
     Little besides the result is held: features are converted, multiplied and measured a chunk at a time.
     """
+    if len(vectors) <= PRECISE_VECTORS and suits_kernel(features):
+        return kernel_cosines(features, vectors)
     dim = features.shape[1]
     columns = np.ascontiguousarray(vectors.T, np.float32)
     result = np.empty((len(features), len(vectors)), np.float32)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.concept_models import encoder_identity
+from ccassets.analysis.float16_kernel import MOST_VECTORS, kernel_cosines, largest_error, suits_kernel
 from ccassets.analysis.row_files import save_images, write_csv
 from ccassets.analysis.samples import label_number
 from ccassets.analysis.scores import (
@@ -23,7 +25,7 @@ from ccassets.analysis.scores import (
     pooled_tokens,
     span_positions,
 )
-from ccassets.database.hdf5 import Array, iter_blocks
+from ccassets.database.hdf5 import Array, iter_blocks, take_rows
 from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
 
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
 
 _PAIR_ROWS = 2048
 """Rows of each side of a block of pairs."""
+_GATHERED = 0.25
+"""Where less than this share of a block's rows may be hits, they are copied out; else all are scored."""
+_EXACT_BYTES = 1 << 26
+"""Float64 numbers that are held at once while candidates are ordered."""
+_LENGTHS: WeakKeyDictionary[Database, FloatArray] = WeakKeyDictionary()
+"""The lengths of the image features of open databases, four bytes a row: a second search reads the rows alone."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,8 @@ def nearest_images(
 ) -> list[Hit]:
     """Find the k images with the highest cosine to a vector.
 
+    A fast pass proposes candidates, float64 orders them: the hits depend neither on the processor nor on its threads.
+
     Args:
         database: The database.
         vector: (D,), unit length.
@@ -216,10 +226,42 @@ def nearest_images(
     Raises:
         AnalysisError: `k` is less than 1.
     """
-    best = _Best(k)
-    for rows, features in _blocks(database, database.image_features, allowed):
-        best.add(rows, cosines(features, vector[None])[:, 0])
-    return _hits(database, best)
+    return nearest_images_of_each(database, vector[None], k, allowed)[0]
+
+
+def nearest_images_of_each(
+    database: Database, vectors: FloatArray, k: int, allowed: npt.NDArray[np.bool_] | None = None
+) -> list[list[Hit]]:
+    """Find the k nearest images of each of many vectors in one pass over the file.
+
+    Args:
+        database: The database.
+        vectors: (Q, D), unit length.
+        k: Number of hits of each vector.
+        allowed: (N,), the rows that may be hits; by default all.
+
+    Returns:
+        For every vector what `nearest_images` returns.
+
+    Raises:
+        AnalysisError: `k` is less than 1.
+    """
+    features, mask = database.image_features, _require_hits(database, k, allowed)
+    if database not in _LENGTHS:
+        _LENGTHS[database] = np.full(len(database), np.nan, np.float32)
+    rough = np.empty((len(database), len(vectors)), np.float32)
+    for first, block in _blocks(features, mask):
+        rows = slice(first, first + len(block))
+        if mask[rows].mean() < _GATHERED:
+            chosen = np.flatnonzero(mask[rows])
+            rough[first + chosen] = _rough_cosines(block[chosen], vectors)
+        else:
+            rough[rows] = _rough_cosines(block, vectors, _LENGTHS[database][rows])
+    error = largest_error(vectors)
+    return [
+        _hits(database, features, vector, _Rough(scores, mask, error), k)
+        for vector, scores in zip(vectors, rough.T, strict=True)
+    ]
 
 
 def nearest_patches(
@@ -242,12 +284,13 @@ def nearest_patches(
     tokens = database.image_token_features
     if tokens is None:
         raise AnalysisError(f"{database.path.name} was stored without token features: it has no patches to search.")
-    best = _Best(k)
-    for rows, block in _blocks(database, tokens, allowed):
-        scores = patch_cosines(block, vector[None])[:, :, 0]
-        patches = scores.argmax(axis=1)
-        best.add(rows, scores[np.arange(len(rows)), patches], patches)
-    return _hits(database, best)
+    mask = _require_hits(database, k, allowed)
+    rough = np.empty(len(database), np.float32)
+    for first, block in _blocks(tokens, mask):
+        chosen = np.flatnonzero(mask[first : first + len(block)])
+        images = block if len(chosen) == len(block) else block[chosen]
+        rough[first + chosen] = patch_cosines(images, vector[None]).max(axis=(1, 2))
+    return _hits(database, tokens, vector, _Rough(rough, mask, largest_error(vector[None])), k)
 
 
 def text_vectors(
@@ -364,40 +407,72 @@ def save_hit_images(
 # --- blocks and rows ------------------------------------------------------------------------------------------
 
 
-class _Best:
-    """The k best rows so far, with their scores and patches; among equals the first row of the file."""
+@dataclass(frozen=True)
+class _Rough:
+    """The scores (N,) of the rows that may be hits (N,), each at most `error` from its true value."""
 
-    def __init__(self, k: int) -> None:
-        if k < 1:
-            raise AnalysisError(f"Expected a number of hits of at least one, found {k}.")
-        self._k = k
-        self.rows = np.empty(0, np.int64)
-        self.scores = np.empty(0, np.float32)
-        self.patches: npt.NDArray[np.int64] | None = None
+    scores: FloatArray
+    allowed: npt.NDArray[np.bool_]
+    error: float
 
-    def add(
-        self, rows: npt.NDArray[np.int64], scores: FloatArray, patches: npt.NDArray[np.int64] | None = None
-    ) -> None:
-        all_rows, all_scores = np.append(self.rows, rows), np.append(self.scores, scores)
-        order = np.lexsort((all_rows, -all_scores))[: self._k]
-        if patches is not None:
-            before = np.empty(0, np.int64) if self.patches is None else self.patches
-            self.patches = np.append(before, patches)[order]
-        self.rows, self.scores = all_rows[order], all_scores[order]
+    def candidates(self, k: int) -> npt.NDArray[np.int64]:
+        """Every row that may be among the k best; rows without a number only where there are too few others."""
+        finite = self.allowed & ~np.isnan(self.scores)
+        count = int(finite.sum())
+        if count <= k:
+            unknown = np.flatnonzero(self.allowed & ~finite)
+            return np.concatenate([np.flatnonzero(finite), unknown[: k - count]])
+        least = np.partition(self.scores[finite], count - k)[count - k]
+        return np.flatnonzero(finite & (self.scores >= least - 2 * self.error))
 
 
-def _blocks(
-    database: Database, values: Array, allowed: npt.NDArray[np.bool_] | None
-) -> Iterator[tuple[npt.NDArray[np.int64], Array]]:
-    """Blocks of the allowed rows, with their numbers."""
-    mask = np.ones(len(database), np.bool_) if allowed is None else allowed
+def _require_hits(database: Database, k: int, allowed: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    if k < 1:
+        raise AnalysisError(f"Expected a number of hits of at least one, found {k}.")
+    return np.ones(len(database), np.bool_) if allowed is None else allowed
+
+
+def _blocks(values: Array, mask: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Array]]:
+    """Blocks of rows that hold at least one of the mask's rows, with the number of their first row."""
     rows = np.flatnonzero(mask)
-    if not len(rows):
-        return
-    for first, block in iter_blocks(values, rows=slice(int(rows[0]), int(rows[-1]) + 1)):
-        chosen = mask[first : first + len(block)]
-        if chosen.any():
-            yield first + np.flatnonzero(chosen), block if chosen.all() else block[chosen]
+    if len(rows):
+        for first, block in iter_blocks(values, rows=slice(int(rows[0]), int(rows[-1]) + 1)):
+            if mask[first : first + len(block)].any():
+                yield first, block
+
+
+def _rough_cosines(rows: Array, vectors: FloatArray, lengths: FloatArray | None = None) -> FloatArray:
+    if len(vectors) <= MOST_VECTORS and suits_kernel(rows):
+        return kernel_cosines(rows, vectors, lengths)
+    return cosines(rows, vectors)
+
+
+def _exact_cosines(values: Array, rows: npt.NDArray[np.int64], vector: FloatArray) -> Iterator[npt.NDArray[np.float64]]:
+    """Cosines of these rows in float64, (n, T) a block; equal rows get equal bits wherever they stand."""
+    wide = vector.astype(np.float64)
+    step = max(1, _EXACT_BYTES // (8 * int(np.prod(values.shape[1:]))))
+    for first in range(0, len(rows), step):
+        block = take_rows(values, rows[first : first + step])
+        features = block.reshape(len(block), -1, len(vector)).astype(np.float64)
+        yield (features * wide).sum(axis=2) / np.sqrt((features * features).sum(axis=2))
+
+
+def _hits(database: Database, values: Array, vector: FloatArray, rough: _Rough, k: int) -> list[Hit]:
+    """The k best rows, best first, among equals the first row; a row of many patches counts with its best one."""
+    candidates = rough.candidates(k)
+    blocks = [(scores.argmax(axis=1), scores) for scores in _exact_cosines(values, candidates, vector)]
+    patches = np.concatenate([best for best, _ in blocks]) if blocks else np.empty(0, np.int64)
+    scores = np.concatenate([scores[np.arange(len(best)), best] for best, scores in blocks]) if blocks else patches
+    facts_of = _row_facts(database)
+    return [
+        Hit(
+            row=int(candidates[i]),
+            score=float(np.float32(scores[i])),
+            patch=int(patches[i]) if values.ndim == 3 else None,
+            **facts_of(int(candidates[i])),
+        )
+        for i in np.lexsort((candidates, -scores))[:k].tolist()
+    ]
 
 
 def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, FloatArray]]:
@@ -414,15 +489,6 @@ def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[t
             other_splits = split[right : right + len(other)]
             if np.any(row_splits != row_splits[0]) or np.any(other_splits != row_splits[0]):
                 yield left, right, cosines(other, rows).T
-
-
-def _hits(database: Database, best: _Best) -> list[Hit]:
-    facts_of = _row_facts(database)
-    patches = [None] * len(best.rows) if best.patches is None else best.patches.tolist()
-    return [
-        Hit(row=row, score=score, patch=patch, **facts_of(row))
-        for row, score, patch in zip(best.rows.tolist(), best.scores.tolist(), patches, strict=True)
-    ]
 
 
 def _row_facts(database: Database) -> Callable[[int], dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_decoding import image_digest
 from ccassets.datasets.manifest import Shard, read_image
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures
+from ccassets.encoders.runtime import available_cores
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
@@ -57,11 +57,6 @@ class ImagePart:
     split: str
     rows: int
     path: Path
-
-
-def available_cores() -> int:
-    """The cores that this process may use, which a container or a batch system may have made fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encode_shards(

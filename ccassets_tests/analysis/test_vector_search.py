@@ -125,6 +125,53 @@ def test_a_concept_finds_its_nearest_images(database: Database, blocks_of_three:
     assert (best.label, best.group, best.patch) == (database.labels[best.row], database.groups[best.row], None)
 
 
+def random_database(path: Path, rng: np.random.Generator, dim: int) -> Database:
+    """A few hundred rows of any length with two patches each: doubled, zero, not finite, close to one another."""
+    count = int(rng.integers(1, 400))
+    features = unit_rows(rng, count, dim) * rng.choice([0.01, 1, 30], (count, 1))
+    features[rng.random(count) < 0.2] = features[0]
+    near = rng.random(count) < 0.3
+    features[near] = features[-1] * (1 + 1e-3 * rng.standard_normal((int(near.sum()), dim)))
+    features[rng.random(count) < 0.03] = 0
+    features[rng.random(count) < 0.03, rng.integers(dim)] = rng.choice([np.nan, np.inf])
+    features = features.astype(np.float16)
+    tokens = np.stack([features[rng.permutation(count)], features], axis=1)
+    content = FileContent("database", dim, 2, row_content({"train": count}, features, tokens), {}, {})
+    with new_file(path, content) as writer:
+        writer.write("image_features", 0, features)
+        writer.write("image_token_features", 0, tokens)
+    return open_database(path)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow)")
+@pytest.mark.parametrize("fast", [True, False])
+def test_fifty_random_files_give_the_order_of_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr("ccassets.analysis.float16_kernel._kernel_is_fast", lambda: fast)
+    rng = np.random.default_rng(5)
+    for number in range(50):
+        dim = 2 ** int(rng.integers(13)) + int(rng.integers(2)) if number else 4096
+        with random_database(tmp_path / f"{number}.h5", rng, dim) as database:
+            queries = unit_rows(rng, int(rng.choice([1, 3, 7, 20])), dim)
+            allowed = rng.random(len(database)) < rng.choice([0.1, 0.6, 1.1])
+            k = int(rng.integers(1, 30))
+            for vector, hits in zip(queries, s.nearest_images_of_each(database, queries, k, allowed), strict=True):
+                compare(hits, np.asarray(database.image_features)[:, None], vector, k, allowed)
+            assert database.image_token_features is not None
+            hits = s.nearest_patches(database, queries[0], k, allowed)
+            compare(hits, np.asarray(database.image_token_features), queries[0], k, allowed)
+
+
+def compare(hits: list[s.Hit], values: np.ndarray, vector: np.ndarray, k: int, allowed: np.ndarray) -> None:
+    wide, query = values.astype(np.float64), vector.astype(np.float64)
+    scores = ((wide * query).sum(axis=2) / np.sqrt((wide * wide).sum(axis=2))).max(axis=1)
+    rows = np.flatnonzero(allowed)
+    order = rows[np.lexsort((rows, -scores[rows]))][:k]
+    assert [hit.row for hit in hits] == order.tolist()
+    np.testing.assert_array_equal([hit.score for hit in hits], scores[order].astype(np.float32))
+
+
 @pytest.mark.parametrize("row", [4, -16])
 def test_a_row_finds_its_neighbours_and_not_itself(database: Database, row: int, blocks_of_three: None) -> None:
     hits = s.search(database, rows=[row], k=50)
