@@ -10,10 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 import ccassets
 from ccassets.errors import StorageError, StudyError
+from ccassets.extraction.data_loss import require_no_loss
+from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.study.loading import SHIPPED_STUDIES, load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -106,6 +110,55 @@ def test_a_damaged_database_is_built_again(lean: Study) -> None:
     database = Store.of(lean).database
     database.write_bytes(database.read_bytes()[:1000])
     assert build(lean).encoded == 18
+
+
+def without_provenance_json(file: h5py.File) -> None:
+    file.attrs["provenance"] = file.attrs["provenance"][:-20]
+
+
+def without_an_encoder(file: h5py.File) -> None:
+    provenance = json.loads(file.attrs["provenance"])
+    del provenance["encoder"]
+    file.attrs["provenance"] = json.dumps(provenance)
+
+
+def without_readable_digests(file: h5py.File) -> None:
+    rows = len(file["image_digest"])
+    del file["image_digest"]
+    file["image_digest"] = np.zeros((rows, 7), np.uint8)
+
+
+@pytest.mark.parametrize("damage", [without_provenance_json, without_an_encoder, without_readable_digests])
+@pytest.mark.parametrize("change", [None, with_another_dtype])
+def test_the_only_copy_of_rows_is_not_replaced_when_its_record_is_damaged(
+    damage: Callable[[h5py.File], None],
+    change: Callable[[Study, Path], Study] | None,
+    lean: Study,
+    image_folder: Path,
+) -> None:
+    database = Store.of(lean).database
+    with h5py.File(database, "r+") as file:
+        damage(file)
+    before = database.read_bytes()
+    ccassets.identify_encoder(changed := change(lean, image_folder) if change else lean)
+    manifests = [recorded_manifest(changed, split, Store.of(changed)) for split in changed.splits]
+    with pytest.raises(StorageError, match=r"would be replaced.*cells --allow-loss"):
+        require_no_loss(
+            changed, Store.of(changed), database, recorded_card(changed, Store.of(changed)).identity, manifests
+        )
+    if change:
+        with pytest.raises(StorageError, match=r"would be replaced.*cells --allow-loss"):
+            build(changed)
+    assert database.read_bytes() == before
+    assert build(changed, allow_loss=True).assembly.rows == 18
+
+
+def test_a_damaged_record_is_written_again_where_parts_hold_the_rows(study: Study) -> None:
+    database = build(study).path
+    with h5py.File(database, "r+") as file:
+        without_provenance_json(file)
+    assert build(study).encoded == 0
+    assert ccassets.validate_database(database, deep=True) == []
 
 
 def test_a_file_of_unknown_rows_is_not_replaced(lean: Study, tmp_path: Path) -> None:
