@@ -20,9 +20,17 @@ PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
+IN_CHINESE = ("format", "adopt", "h5")
+"""Pages of docs/ in both languages."""
+
+
 def blocks(page: str) -> list[tuple[str, list[str]]]:
+    return blocks_of(PAGES[page])
+
+
+def blocks_of(text: str) -> list[tuple[str, list[str]]]:
     """The language and the lines of every code block, without comments."""
-    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGES[page], re.DOTALL)
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     return [(language, [re.sub(r"\s+# .*", "", line) for line in code.splitlines()]) for language, code in blocks]
 
 
@@ -36,12 +44,33 @@ def test_both_languages_have_the_same_commands_and_headings() -> None:
     assert levels[0] == levels[1]
 
 
-def test_both_languages_have_the_same_links_each_to_its_own_format_page() -> None:
-    english = [link.replace("docs/format.md", "docs/format.zh.md") for link in links("README.md")]
+def test_both_languages_have_the_same_links_each_to_its_own_pages() -> None:
+    english = [re.sub(rf"docs/({'|'.join(IN_CHINESE)})\.md", r"docs/\1.zh.md", link) for link in links("README.md")]
     own = {"README.md", "README.zh.md"}
     assert set(english) - own == set(links("README.zh.md")) - own
     assert "README.zh.md" in links("README.md")
     assert "README.md" in links("README.zh.md")
+
+
+def names_of(text: str) -> set[str]:
+    """What stands between single backticks."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {" ".join(name.split()) for name in re.findall(r"`([^`]+)`", prose)}
+
+
+@pytest.mark.parametrize("page", ["adopt", "h5"])
+def test_pages_in_both_languages_name_the_same_and_point_at_each_other(page: str) -> None:
+    texts = [(ROOT / "docs" / f"{page}{language}.md").read_text(encoding="utf-8") for language in ("", ".zh")]
+    for facts in (
+        blocks_of,
+        names_of,
+        lambda text: re.findall(r"^#+", text, re.MULTILINE),
+        lambda text: len(re.findall(r"^\|", text, re.MULTILINE)),
+        lambda text: len(re.findall(r"^- ", text, re.MULTILINE)),
+    ):
+        assert facts(texts[0]) == facts(texts[1])
+    assert f"({page}.zh.md)" in texts[0]
+    assert f"({page}.md)" in texts[1]
 
 
 @pytest.mark.parametrize("page", PAGES)
