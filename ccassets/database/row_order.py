@@ -1,8 +1,8 @@
-"""What a file's provenance says about the order of its rows: whether somebody verified which image each row shows."""
+"""What a file's provenance says about order: whether somebody verified which image or prompt its features are of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -26,6 +26,24 @@ def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
     if isinstance(order, dict):
         return 0 if order.get("verified_by") else rows
     return rows if str(provenance.get("matched_by")).startswith("position") else 0
+
+
+def unverified_templates(provenance: Mapping[str, Any], templates: Iterable[str]) -> list[str]:
+    """The templates whose features nobody held to their prompts.
+
+    Args:
+        provenance: The provenance of a template part, or of a database, which lists its templates.
+        templates: The templates of the file.
+
+    Returns:
+        All templates of a part that was adopted without a sample; of a database those of such parts.
+    """
+    records = provenance.get("templates")
+    if isinstance(records, dict):
+        return [name for name, record in records.items() if isinstance(record, dict) and "order" in record]
+    order = provenance.get("order")
+    is_verified = isinstance(order, dict) and order.get("verified_by")
+    return [] if is_verified or provenance.get("matched_by") != "prompts" else list(templates)
 
 
 def has_unverified_order(provenance: Mapping[str, Any]) -> bool:

@@ -176,7 +176,10 @@ def _content(
         "libraries": libraries(),
         "created": created(time.perf_counter() - started),
         "parts": parts,
-        "templates": {name: {"origin": template.origin} for name, template in templates.items()},
+        "templates": {
+            name: {"origin": template.origin, **({"order": "unverified"} if template.unverified else {})}
+            for name, template in templates.items()
+        },
         "digests": {
             "splits": splits,
             "database": database_digest(

@@ -13,6 +13,7 @@ import numpy as np
 
 from ccassets.database.feature_digests import template_digest
 from ccassets.database.reader import open_database
+from ccassets.database.row_order import unverified_templates
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard
@@ -28,10 +29,14 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class StoredTemplate:
-    """A template as its part holds it; `origin` is `extracted`, or `adopted` from an imported file."""
+    """A template as its part holds it; `origin` is `extracted`, or `adopted` from an imported file.
+
+    `unverified` says that nobody held adopted features to their prompts.
+    """
 
     content: TemplateContent
     origin: str
+    unverified: bool
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,8 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
         if refusal := reading_refused(error, str(path)):
             raise refusal from error
         return None
-    return StoredTemplate(content, str(provenance.get("origin"))) if right else None
+    unverified = bool(unverified_templates(provenance, [template.template_id]))
+    return StoredTemplate(content, str(provenance.get("origin")), unverified) if right else None
 
 
 def require_identity(encoder: Encoder, card: EncoderCard) -> None:

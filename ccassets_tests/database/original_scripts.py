@@ -73,16 +73,21 @@ def append(
         file["split"][first:] = [split] * len(images)
 
 
+def token_count(texts: Sequence[str]) -> int:
+    """T_txt of a template: the longest prompt's, so that it differs."""
+    return 5 + len(texts[0]) % 3
+
+
 def write_templates(file: h5py.File, templates: Mapping[str, Sequence[str]]) -> None:
-    for number, (template_id, texts) in enumerate(templates.items()):
+    for template_id, texts in templates.items():
         group = file["templates"].require_group(template_id)
         group.clear()
         features = np.stack([features_of(text, 0) for text in texts])
         group.create_dataset("text_features", data=features, chunks=features.shape, compression="lzf")
-        tokens = np.repeat(features[:, None], 5 + number, axis=1)  # dynamic padding: T_txt differs
+        tokens = np.repeat(features[:, None], token_count(texts), axis=1)
         group.create_dataset("text_token_features", data=tokens, compression="lzf")
         group.create_dataset("texts", data=np.array(texts, object), dtype=h5py.string_dtype("utf-8"))
-        group.attrs.update({"K": len(texts), "D": DIM, "T_txt": 5 + number, "created_at": "2026-11-24 06:13:11"})
+        group.attrs.update({"K": len(texts), "D": DIM, "T_txt": tokens.shape[1], "created_at": "2026-11-24 06:13:11"})
         group.attrs["texts_hash"] = texts_hash(texts)
 
 

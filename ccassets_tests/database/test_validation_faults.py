@@ -418,6 +418,8 @@ FAULTS = [
     Fault("a limit", "limited", attribute("/", "limit", 9), "@limit"),
     Fault("rows adopted without a proof of their order", "unverified_order",
           setting("parts", to=[{"name": "a.h5", "rows": 3, "origin": "adopted", "order": "unverified"}])),
+    Fault("a template adopted without a proof of its features", "unverified_order",
+          setting("templates", to={"label_prompts_t01": {"origin": "adopted", "order": "unverified"}})),
     Fault("a skipped image", "skipped_rows",
           setting("dataset", "splits", "val", "skipped", to=[{"key": "/a.png", "reason": "cut off"}])),
     Fault("a blank image", "blank_rows", setting("dataset", "splits", "val", "blank", to=[10]), "row 10"),

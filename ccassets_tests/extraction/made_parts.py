@@ -98,17 +98,23 @@ class StandIn:
     def encode_pixels(self, pixels):
         made = np.stack([self._vectors(image.tobytes(), 1 + self.card.token_count) for image in pixels])
         for vectors, image in zip(made, pixels):
-            vectors[0] = self.known.get(hashlib.sha256(image.tobytes()).hexdigest(), vectors[0])
+            known = self.known.get(hashlib.sha256(image.tobytes()).hexdigest(), vectors)
+            vectors[:] = known if len(known) == 1 else known[: len(vectors)]
         return ImageFeatures(made[:, 0], made[:, 1:] if self.card.token_count else None)
 
     def encode_images(self, images):
         return self.encode_pixels(np.stack([self.preprocess(image) for image in images]))
 
     def encode_texts(self, prompts):
-        made = np.stack([self._vectors(prompt.encode(), 5) for prompt in prompts])
-        ids = np.ones((len(prompts), 4), np.int32)
-        offsets = np.array([[(0, 0), (0, len(prompt)), (0, 0), (0, 0)] for prompt in prompts], np.int32)
-        return TextFeatures(made[:, 0], made[:, 1:], ids, ids.astype(np.uint8), offsets)
+        made = [
+            self.known.get(hashlib.sha256(prompt.encode()).hexdigest(), self._vectors(prompt.encode(), 5))
+            for prompt in prompts
+        ]
+        tokens = max(map(len, made)) - 1
+        mask = np.array([np.arange(tokens) < len(vectors) - 1 for vectors in made], np.uint8)
+        padded = np.stack([np.pad(vectors, [(0, 1 + tokens - len(vectors)), (0, 0)]) for vectors in made])
+        offsets = np.array([[(0, 0), (0, len(prompt))] + [(0, 0)] * (tokens - 2) for prompt in prompts], np.int32)
+        return TextFeatures(padded[:, 0], padded[:, 1:], mask.astype(np.int32), mask, offsets)
 
     def _vectors(self, seed, count):
         number = int.from_bytes(hashlib.sha256(seed).digest()[:8], "little")
@@ -117,7 +123,11 @@ class StandIn:
             vectors = (vectors.view(np.uint32) & 0xFFFF0000).view(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 """
-"""An encoder whose vectors are a function of the pixels or the prompt alone, the same in every batch."""
+"""An encoder whose vectors are a function of the pixels or the prompt alone, the same in every batch.
+
+A file `features.npz` beside it may give them, a feature and then the tokens, by digest of pixels or prompt. The tokens
+of an image without any are its feature.
+"""
 
 
 @dataclass(frozen=True)

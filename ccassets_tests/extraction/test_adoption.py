@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -50,12 +51,14 @@ def write_study(
     equal_images: Mapping[tuple[str, int], int] | None = None,
     extraction: Mapping[str, Any] | None = None,
     features: Callable[[str, int], np.ndarray] = original_scripts.features_of,
+    texts: Callable[[str], np.ndarray] = lambda text: original_scripts.features_of(text, 0),
     **logits: float,
 ) -> Study:
     """A study whose images lie in the order of a table; `labels` of every split, or their number where it has none.
 
-    `equal_images` gives some rows the image of another number. `features` of split and number are the ones that the
-    encoder gives an image.
+    `equal_images` gives some rows the image of another number. `features` of split and number, and `texts` of a prompt,
+    are what the encoder gives: a feature, or a feature and its tokens; else the tokens are that, as in
+    `original_scripts`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stand_in.py").write_text(STAND_IN)
@@ -71,10 +74,9 @@ def write_study(
             image.save(path)
             pixels = np.asarray(image.resize((8, 8)), np.float32).transpose(2, 0, 1) / 255
             vector = features(split, number)
-            if len(vector) == dim:
-                known.setdefault(hashlib.sha256(pixels.tobytes()).hexdigest(), vector)
+            if vector.shape[-1] == dim:
+                known.setdefault(hashlib.sha256(pixels.tobytes()).hexdigest(), vector.reshape(-1, dim))
             rows.append([key, split, *([] if isinstance(values, int) else [values[number]])])
-    np.savez(folder / "features.npz", **known)
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["path", "split", *(["label"] if labelled else [])], *rows])
     attributes = {
@@ -89,7 +91,15 @@ def write_study(
     }
     text = yaml.safe_dump({"type": "ccassets.FeatureDatabase", "attributes": attributes}, allow_unicode=True)
     (folder / "defs.yaml").write_text(text, encoding="utf-8")
-    return load_study(folder)
+    study = load_study(folder)
+    for template in study.vocabulary.templates().values():
+        width = original_scripts.token_count(template.prompts)
+        for prompt in template.prompts:
+            if (vector := texts(prompt)).shape[-1] == dim:
+                vectors = vector if vector.ndim == 2 else np.repeat(vector[None], 1 + width, axis=0)
+                known[hashlib.sha256(prompt.encode()).hexdigest()] = vectors
+    np.savez(folder / "features.npz", **known)
+    return study
 
 
 def vocabulary_of(path: Path) -> dict[str, Any]:
@@ -112,10 +122,22 @@ def legacy_labels() -> dict[str, list[int]]:
 
 
 def legacy_features(split: str, number: int) -> np.ndarray:
-    """The features that the golden files hold for an image."""
+    """The features and tokens that the golden files hold for an image."""
     with h5py.File(LEGACY / "legacy_good.h5") as file:
-        first = list(FULL).index(split)
-        return np.asarray(file["image_features"][sum(list(FULL.values())[:first]) + number], np.float32)
+        row = sum(list(FULL.values())[: list(FULL).index(split)]) + number
+        return np.asarray([file["image_features"][row], *file["image_token_features"][row]], np.float32)
+
+
+@functools.cache
+def legacy_texts(prompt: str) -> np.ndarray:
+    """The features and tokens that the golden files hold for a prompt."""
+    with h5py.File(LEGACY / "legacy_good.h5") as file:
+        for group in file["templates"].values():
+            texts = group["texts"].asstr()[:].tolist()
+            if prompt in texts:
+                row = texts.index(prompt)
+                return np.asarray([group["text_features"][row], *group["text_token_features"][row]], np.float32)
+    raise KeyError(prompt)
 
 
 @pytest.fixture
@@ -126,6 +148,7 @@ def study(tmp_path: Path) -> Study:
         legacy_labels(),
         vocabulary_of(LEGACY / "legacy_good.h5"),
         features=legacy_features,
+        texts=legacy_texts,
         logit_scale=4.570647716522217,
         concept_logit_bias=-11.0343017578125,
     )
@@ -281,6 +304,7 @@ def test_labels_corrected_after_adoption_cost_nothing(study: Study, tmp_path: Pa
         labels,
         vocabulary_of(LEGACY / "legacy_good.h5"),
         features=legacy_features,
+        texts=legacy_texts,
         logit_scale=4.570647716522217,
         concept_logit_bias=-11.0343017578125,
     )
@@ -969,11 +993,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             del file["image_token_features"]
             shape = (splits["train"], 4096, 16)
             tokens = file.create_dataset("image_token_features", shape, "f2", chunks=(4, 4096, 16), compression="lzf")
+            features = np.stack([original_scripts.features_of("train", image) for image in range(shape[0])])
             for first in range(0, shape[0], 64):
-                tokens[first : first + 64] = np.random.default_rng(first).standard_normal((64, 4096, 16))
+                noise = np.random.default_rng(first).standard_normal((64, 4096, 16)) / 100
+                tokens[first : first + 64] = features[first : first + 64, None] + noise
             for name in ("image_features", "ids", "labels", "split"):
                 file[name].resize(shape[0], axis=0)
-            file["image_features"][:] = [original_scripts.features_of("train", image) for image in range(shape[0])]
+            file["image_features"][:] = features
             file["ids"][:] = range(shape[0])
             file["labels"][:] = labels_of(splits)["train"]
             file["split"][:] = ["train"] * shape[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,113 @@ def test_rows_that_all_hold_the_same_features_are_not_taken_over(tmp_path: Path)
     assert_right(study, adoption)
 
 
+def features_and_patches(split: str, image: int) -> np.ndarray:
+    """The feature of an image, and patches that differ."""
+    patches = np.random.default_rng([image, *split.encode(), 1]).standard_normal((original_scripts.TOKENS, 16))
+    return np.concatenate([original_scripts.features_of(split, image)[None], patches]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def patches_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the splits with patches that differ."""
+    path = finished(tmp_path_factory.mktemp("patches") / "old.h5", SPLITS)
+    with h5py.File(path, "r+") as file:
+        images = [features_and_patches(split, image) for split, rows in SPLITS.items() for image in range(rows)]
+        file["image_token_features"][...] = np.stack(images)[:, 1:]
+    return path
+
+
+def exchange_between_the_ends(patches: np.ndarray) -> None:
+    patches[[0, TRAIN - 1]] = patches[[TRAIN - 1, 0]]
+
+
+def shift_the_second_half(patches: np.ndarray) -> None:
+    patches[50:TRAIN] = np.roll(patches[50:TRAIN], 1, axis=0)
+
+
+def reverse_in_every_row(patches: np.ndarray) -> None:
+    patches[:TRAIN] = patches[:TRAIN, ::-1]
+
+
+def exchange_two_in_every_row(patches: np.ndarray) -> None:
+    patches[:TRAIN, [0, 1]] = patches[:TRAIN, [1, 0]]
+
+
+def repeat_the_first(patches: np.ndarray) -> None:
+    patches[:TRAIN] = patches[:TRAIN, :1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exchange_between_the_ends,
+        shift_the_second_half,
+        reverse_in_every_row,
+        exchange_two_in_every_row,
+        repeat_the_first,
+    ],
+)
+def test_patches_of_other_images_or_places_are_not_taken_over(
+    change: Callable[[np.ndarray], None], patches_file: Path, tmp_path: Path
+) -> None:
+    study = small_study(tmp_path, SPLITS, features=features_and_patches)
+    path = Path(shutil.copy(patches_file, tmp_path))
+    with h5py.File(path, "r+") as file:
+        patches = file["image_token_features"][...]
+        change(patches)
+        file["image_token_features"][...] = patches
+    adoption = adopt(path, study, repair=True)
+    [finding] = [finding for finding in adoption.findings if finding.severity == "error"]
+    assert finding.where.startswith("/image_token_features rows")
+    assert taken(adoption) == {"train": 0, "val": 7, "test": 5}
+    assert_right(study, adoption)
+
+
+def test_patches_of_another_precision_are_taken_over(patches_file: Path, tmp_path: Path) -> None:
+    def half_precision(split: str, image: int) -> np.ndarray:
+        exact = features_and_patches(split, image)
+        vectors = exact * (1 + 0.02 * np.random.default_rng(image).standard_normal(exact.shape)).astype(np.float32)
+        vectors[0] /= np.linalg.norm(vectors[0])
+        return vectors
+
+    adoption = adopt(patches_file, small_study(tmp_path, SPLITS, features=half_precision))
+    assert taken(adoption) == SPLITS
+    order = adoption.splits[0].order
+    assert order is not None
+    assert 0.998 < order["lowest_token_cosine"] < 0.9999
+
+
+def reverse(templates: h5py.Group, name: str) -> None:
+    values = templates[f"concept_prompts_t01/{name}"]
+    values[...] = values[...][::-1]
+
+
+def take_those_of_the_next(templates: h5py.Group, name: str) -> None:
+    values, others = templates[f"concept_prompts_t01/{name}"], templates[f"concept_prompts_t02/{name}"]
+    values[...] = others[:, :1] if values.ndim == 3 else others[...]
+
+
+def take_the_first(templates: h5py.Group, name: str) -> None:
+    values = templates[f"concept_prompts_t01/{name}"]
+    values[...] = values[:1]
+
+
+@pytest.mark.parametrize("name", ["text_features", "text_token_features"])
+@pytest.mark.parametrize("change", [reverse, take_those_of_the_next, take_the_first])
+def test_templates_with_features_of_other_prompts_are_not_taken_over(
+    change: Callable[[h5py.Group, str], None], name: str, tmp_path: Path
+) -> None:
+    study = small_study(tmp_path, {"train": 2})
+    path = finished(tmp_path / "old.h5", {"train": 2})
+    with h5py.File(path, "r+") as file:
+        change(file["templates"], name)
+    adoption = adopt(path, study, repair=True)
+    [finding] = [finding for finding in adoption.findings if finding.severity == "error"]
+    assert (finding.check, finding.where) == ("prompt_order", f"/templates/concept_prompts_t01/{name}")
+    assert adoption.missing_templates == ["concept_prompts_t01"]
+    assert [part.encoded > 0 for part in extract_text(study)].count(True) == 1
+
+
 def test_features_of_another_precision_are_taken_over(tmp_path: Path) -> None:
     def half_precision(split: str, image: int) -> np.ndarray:
         vector = original_scripts.features_of(split, image)
@@ -206,18 +315,21 @@ def test_unverified_rows_carry_a_warning_until_a_sample_proves_them(tmp_path: Pa
     extract_images(study)
     extract_text(study)
     database = assemble_database(study).path
-    parts = list(Store.of(study).root.glob("features/*/rows/*.h5"))
+    parts = list(Store.of(study).root.glob("features/*/*/*.h5"))
     assert all(warnings_of(part) == {"unverified_order"} for part in parts)
-    (finding,) = validate_database(database, deep=True)
-    assert finding.check == "unverified_order"
-    assert finding.severity == "warning"
-    assert "24 rows" in finding.message
+    rows, templates = validate_database(database, deep=True)
+    assert {rows.check, templates.check} == {"unverified_order"}
+    assert {rows.severity, templates.severity} == {"warning"}
+    assert "24 rows" in rows.message
+    assert "concept_prompts_t01" in templates.message
 
     again = adopt(path, study)
     assert taken(again) == SMALL
+    assert len(again.templates) == len(adoption.templates) == 5
     assert assemble_database(study).path == database
     assert warnings_of(database) == set()
-    assert taken(adopt(path, study)) == dict.fromkeys(SMALL, 0)
+    once_more = adopt(path, study)
+    assert (taken(once_more), once_more.templates) == (dict.fromkeys(SMALL, 0), [])
 
 
 FAULTY = """
@@ -246,8 +358,9 @@ def test_rows_are_unverified_where_the_encoder_cannot_be_loaded(tmp_path: Path) 
     adoption = adopt(path, study, before_sample=lambda images: (study.folder / "no_load").touch())
 
     assert taken(adoption) == SMALL
-    [finding] = [finding for finding in adoption.findings if finding.check == "unverified_order"]
-    assert (finding.severity, "no such device" in finding.message) == ("warning", True)
+    findings = [finding for finding in adoption.findings if finding.check == "unverified_order"]
+    assert [finding.where for finding in findings] == ["/image_features", "/templates"]
+    assert all(finding.severity == "warning" and "no such device" in finding.message for finding in findings)
     (study.folder / "no_load").unlink()
     extract_images(study)
     extract_text(study)

@@ -11,7 +11,7 @@ import numpy as np
 from ccassets.database.encoder_identity import compute_identity
 from ccassets.database.hdf5 import Array
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
-from ccassets.database.row_order import unverified_rows
+from ccassets.database.row_order import unverified_rows, unverified_templates
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import (
     FindingCollector,
@@ -50,6 +50,14 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
                 "/@provenance parts",
                 f"expected a proof of which image every row shows, found none for {count(unverified, 'row')}, "
                 "adopted by position without a sample",
+            )
+        templates = unverified_templates(provenance, contents.templates)
+        if templates:
+            findings.add(
+                "unverified_order",
+                "/@provenance templates",
+                f"expected a proof of which prompts features are of, found none for {listed(templates)}, adopted "
+                "without a sample",
             )
     limit = contents.attributes.get("limit")
     if limit is not None:

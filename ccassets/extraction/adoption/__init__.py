@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,9 @@ import numpy as np
 
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
 from ccassets.database.reader import Database, open_database
-from ccassets.database.row_order import has_unverified_order
+from ccassets.database.row_order import has_unverified_order, unverified_templates
 from ccassets.database.validation import CheckResults, run_checks
-from ccassets.database.validation.finding_collector import FindingCollector
-from ccassets.database.writer import TemplateContent
+from ccassets.database.validation.finding_collector import FindingCollector, listed
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders import load_encoder, load_tokenizer
@@ -30,12 +31,19 @@ from ccassets.extraction.adoption.adopted_parts import (
     write_images,
     write_templates,
 )
-from ccassets.extraction.adoption.order_sample import BY_DIGEST, MOST_SAMPLED, UNVERIFIED, verify_order
+from ccassets.extraction.adoption.order_sample import (
+    BY_DIGEST,
+    MOST_SAMPLED,
+    UNVERIFIED,
+    verify_order,
+    verify_templates,
+)
 from ccassets.extraction.adoption.row_matching import BY_DIGEST as MATCHED_BY_DIGEST, Images, Ints, Match, match_rows
-from ccassets.extraction.adoption.template_matching import usable_templates, with_tokens
+from ccassets.extraction.adoption.template_matching import MatchedTemplate, usable_templates, with_tokens
 from ccassets.extraction.parts import RowIndex, held_rows
 from ccassets.extraction.plan import ImagePlan, plan_study, row_bytes
 from ccassets.extraction.sources import fetch_dataset, identify_encoder, read_images
+from ccassets.extraction.text_extraction import stored_template
 from ccassets.files import digest_files, exclusive, remove_leftovers, require_space
 from ccassets.findings import Finding, has_errors
 from ccassets.progress import Progress, silent
@@ -93,16 +101,17 @@ def adopt(
 
     The features become parts under the identity of the study's encoder, where the next build finds them. That the file
     was made with this encoder is the user's claim. Rows that parts hold already stay, and the file itself is never
-    changed. Of a file without intact image digests at most 64 images of every split are encoded: nothing of a split
-    is imported in which another row of the file is nearer to one of them than its own.
+    changed. Of a file without intact image digests at most 64 images of every split are encoded, and as many prompts
+    of every template: nothing of a split or template is imported in which other features are nearer to one of them than
+    its own.
 
     Args:
         file: A file of the original scripts, or a database.
         study: The study, its images and encoder available.
         repair: Keep the rows and templates that are provably right, and leave the others to the next build; without it
             a single error refuses the file.
-        sample: Encode the sample. Without it, or where the encoder cannot be loaded, rows whose order nothing else
-            proves are imported as unverified, which is a warning here and in every file that holds them.
+        sample: Encode the sample. Without it, or where the encoder cannot be loaded, rows and templates that nothing
+            else proves are imported as unverified, which is a warning here and in every file that holds them.
         before_sample: Called with the images of the sample before the first is encoded.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         progress: Called with the rows imported so far and the rows to import.
@@ -134,7 +143,9 @@ def adopt(
             index = index.without_unverified()  # These rows are imported again, now with a sample.
         proof = _Proof(study, store, dataset, images, results, sha256, sample, before_sample)
         row_of_image, orders = proof.verify(manifests, match, index, adoption_findings)
-        templates = usable_templates(results, study, card)
+        templates, template_orders = proof.verify_templates(
+            usable_templates(results, study, card), card, adoption_findings
+        )
         findings = [*results.findings, *adoption_findings]
         _refuse(path.name, study, findings, repair, anything=bool((row_of_image >= 0).any() or templates))
         source = Source(
@@ -146,7 +157,7 @@ def adopt(
             repaired=has_errors(findings),
         )
         taken = _take_images(study, store, card, manifests, images, results, row_of_image, orders, source, progress)
-        written = _take_templates(study, store, card, templates, source)
+        written = _take_templates(study, store, card, templates, source, template_orders)
     plan = plan_study(study, store=store)
     return Adoption(
         splits=[_adopted_split(*split, taken, orders) for split in zip(plan.images, manifests, strict=True)],
@@ -175,7 +186,7 @@ def _adopted_split(
 
 @dataclass(frozen=True, eq=False)
 class _Proof:
-    """What it takes to verify the order of a file's rows, split by split."""
+    """What it takes to verify the order of a file's rows, split by split, and its templates."""
 
     study: Study
     store: Store
@@ -202,12 +213,18 @@ class _Proof:
             rows = rows[np.sort(np.unique(numbers[rows], return_index=True)[1])]  # Equal images once.
             if len(rows):
                 to_verify[manifest.split] = rows
-        encoder = None if self._has_digests(match) else self._load_encoder(to_verify, findings)
+        if to_verify and not self._has_digests(match):
+            if self.sample:
+                self.before_sample(sum(min(len(rows), MOST_SAMPLED) for rows in to_verify.values()))
+            if self._encoder is None:
+                self._report_unverified(
+                    f"/{IMAGE_FEATURES}", f"{sum(map(len, to_verify.values()))} rows", "their order", findings
+                )
         for manifest in manifests:
             rows = to_verify.get(manifest.split, np.empty(0, np.int64))
             order: Mapping[str, Any] | None = None
             if len(rows):
-                order = self._order(encoder, manifest, match, rows, findings)
+                order = self._order(manifest, match, rows, findings)
             if order is not None:
                 orders[manifest.split] = order
                 numbers = self.images.numbers[manifest.split][rows]
@@ -215,15 +232,15 @@ class _Proof:
         return row_of_image, orders
 
     def _order(
-        self, encoder: Encoder | None, manifest: Manifest, match: Match, rows: Ints, findings: FindingCollector
+        self, manifest: Manifest, match: Match, rows: Ints, findings: FindingCollector
     ) -> Mapping[str, Any] | None:
         if self._has_digests(match):
             return BY_DIGEST
-        if encoder is None:
+        if self._encoder is None:
             return UNVERIFIED
-        try:
+        with _naming_the_way_without():
             return verify_order(
-                encoder,
+                self._encoder,
                 self.results.contents,
                 self.images,
                 manifest,
@@ -234,8 +251,43 @@ class _Proof:
                 batch_size=self.study.extraction.batch_size,
                 findings=findings,
             )
-        except EncoderError as error:
-            raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=error.transient) from error
+
+    def verify_templates(
+        self, templates: Mapping[str, MatchedTemplate], card: EncoderCard, findings: FindingCollector
+    ) -> tuple[dict[str, MatchedTemplate], dict[str, Mapping[str, Any]]]:
+        """The templates that may be imported, and the record of how each was verified."""
+        contents = self.results.contents
+        provenance = contents.provenance or {}
+        is_bound = "encoder" in provenance and (contents.image_digest is not None or contents.kind == "template-part")
+        unverified = unverified_templates(provenance, contents.templates)
+        prompts = self.study.vocabulary.templates()
+        orders: dict[str, Mapping[str, Any]] = {}
+        to_verify = {}
+        for name, template in templates.items():
+            stored = stored_template(prompts[name], card, self.store)
+            is_held = stored is not None and not stored.unverified
+            if is_held or (is_bound and template.has_digest and template.file_id not in unverified):
+                orders[name] = BY_DIGEST
+            else:
+                to_verify[name] = template
+        if not to_verify:
+            pass
+        elif self._encoder is None:
+            orders |= dict.fromkeys(to_verify, UNVERIFIED)
+        else:
+            with _naming_the_way_without():
+                orders |= verify_templates(
+                    self._encoder,
+                    to_verify,
+                    {name: template.prompts for name, template in prompts.items()},
+                    seed=list(bytes.fromhex(self.sha256)),
+                    batch_size=self.study.extraction.batch_size,
+                    findings=findings,
+                )
+        unproven = [name for name, order in orders.items() if not order["verified_by"]]
+        if unproven:
+            self._report_unverified("/templates", listed(unproven), "their prompts", findings)
+        return {name: templates[name] for name in orders}, orders
 
     def _has_digests(self, match: Match) -> bool:
         """Whether intact digests bind every row to its image, and no earlier adoption left the order open."""
@@ -244,26 +296,34 @@ class _Proof:
         intact = bound and not any(finding.check == "rows_digest" for finding in self.results.findings)
         return match.matched_by == MATCHED_BY_DIGEST and intact and not has_unverified_order(contents.provenance or {})
 
-    def _load_encoder(self, to_verify: Mapping[str, Ints], findings: FindingCollector) -> Encoder | None:
-        """The encoder, for splits that need it; None where it is not to be run, or cannot be, which is a finding."""
-        if not to_verify:
-            return None
-        reason = "the sample was left out"
-        if self.sample:
-            self.before_sample(sum(min(len(rows), MOST_SAMPLED) for rows in to_verify.values()))
-            try:
-                return load_encoder(self.study, cache=self.store.cache)
-            except EncoderError as error:
-                if error.transient:
-                    raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=True) from error
-                reason = f"the encoder cannot be loaded ({error})"
-        total = sum(map(len, to_verify.values()))
-        findings.add(
-            "unverified_order",
-            f"/{IMAGE_FEATURES}",
-            f"expected a sample of every split to prove the order of its rows, found none for {total} rows: {reason}",
-        )
-        return None
+    @cached_property
+    def _loaded(self) -> tuple[Encoder | None, str]:
+        """The encoder; None and the reason where it is not to be run, or cannot be."""
+        if not self.sample:
+            return None, "the sample was left out"
+        try:
+            return load_encoder(self.study, cache=self.store.cache), ""
+        except EncoderError as error:
+            if error.transient:
+                raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=True) from error
+            return None, f"the encoder cannot be loaded ({error})"
+
+    @property
+    def _encoder(self) -> Encoder | None:
+        return self._loaded[0]
+
+    def _report_unverified(self, where: str, what: str, of: str, findings: FindingCollector) -> None:
+        reason = self._loaded[1] or "the encoder has no token features of as many tokens"
+        findings.add("unverified_order", where, f"expected a sample to prove {of}, found none for {what}: {reason}")
+
+
+@contextmanager
+def _naming_the_way_without() -> Iterator[None]:
+    """Have an encoder that fails on the sample say how to adopt without one."""
+    try:
+        yield
+    except EncoderError as error:
+        raise EncoderError(f"{error} {_WITHOUT_SAMPLE}", transient=error.transient) from error
 
 
 def _images(study: Study, store: Store) -> tuple[Dataset, list[Manifest]]:
@@ -349,17 +409,23 @@ def _take_images(
 
 
 def _take_templates(
-    study: Study, store: Store, card: EncoderCard, templates: Mapping[str, TemplateContent], source: Source
+    study: Study,
+    store: Store,
+    card: EncoderCard,
+    templates: Mapping[str, MatchedTemplate],
+    source: Source,
+    orders: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Write template parts, with the tokens of their prompts where the encoder's tokenizer gives them."""
     tokenize = load_tokenizer(study)
     prompts = study.vocabulary.templates()
+    contents = {name: template.content for name, template in templates.items()}
     if tokenize is not None:
-        templates = {
+        contents = {
             name: with_tokens(content, prompts[name], tokenize) if content.input_ids is None else content
-            for name, content in templates.items()
+            for name, content in contents.items()
         }
     folder = store.template_parts(card.identity)
     with exclusive(folder):
         remove_leftovers(folder)
-        return write_templates(study, store, card, templates, replace(source, matched_by="prompts"))
+        return write_templates(study, store, card, contents, replace(source, matched_by="prompts"), orders)

@@ -160,15 +160,23 @@ def _runs(rows: Ints, most: int) -> Iterator[tuple[int, int, int]]:
 
 
 def write_templates(
-    study: Study, store: Store, card: EncoderCard, templates: Mapping[str, TemplateContent], source: Source
+    study: Study,
+    store: Store,
+    card: EncoderCard,
+    templates: Mapping[str, TemplateContent],
+    source: Source,
+    orders: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
-    """Write a part for each template that none holds; gives their ids."""
+    """Write a part for each template that none holds, or only an unverified one; gives their ids."""
     written = []
     for template_id, template in study.vocabulary.templates().items():
         content = templates.get(template_id)
-        if content is None or stored_template(template, card, store) is not None:
+        if content is None:
             continue
-        attributes = {"provenance": source.provenance(card, time.perf_counter())}
+        order, stored = orders[template_id], stored_template(template, card, store)
+        if stored is not None and not (stored.unverified and order["verified_by"]):
+            continue
+        attributes = {"provenance": source.provenance(card, time.perf_counter(), order)}
         path = template_part(template, card, store)
         with new_file(path, FileContent("template-part", card.dim, 0, None, {template_id: content}, attributes)):
             pass  # A template part has no rows.

@@ -1,8 +1,9 @@
-"""Proof of the order of adopted rows: a sample of every split is encoded, and the nearest row must be its own."""
+"""Proof of what adopted rows and templates show: a sample is encoded, and the nearest features must be its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,28 +11,35 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.layout import IMAGE_FEATURES
+from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text
 from ccassets.database.validation.legacy_traces import COPY_TOLERANCE
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.manifest import Manifest, read_image
-from ccassets.encoders.encoder_contract import Encoder
+from ccassets.encoders.encoder_contract import Encoder, TextFeatures
 from ccassets.extraction.adoption.adopted_parts import take_rows
-from ccassets.extraction.adoption.row_matching import Images, Ints
+from ccassets.extraction.adoption.row_matching import Bools, Images, Ints
+from ccassets.extraction.adoption.template_matching import MatchedTemplate
 
 MOST_SAMPLED = 64
-"""Images of one split that are encoded at most."""
+"""Images of one split, and prompts of one template, that are encoded at most."""
 
 BY_DIGEST: Mapping[str, Any] = {"verified_by": "image digest"}
-"""The record of rows whose stored digests say which image they show."""
+"""The record of rows and templates whose stored digests say what they show."""
 
 UNVERIFIED: Mapping[str, Any] = {"verified_by": None}
-"""The record of rows whose order nobody verified."""
+"""The record of rows and templates whose order nobody verified."""
 
-_ROWS_PER_READ = 1024
+_VALUES_PER_READ = 1 << 20
 
-Floats = npt.NDArray[np.float64]
+_REARRANGED = 4.0
+"""How many times as far as from the nearest ones, in squares, tokens of another order lie from their own ones.
+
+Noise of a precision is about orthogonal to differences of tokens, so for tokens in order both are much the same.
+"""
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +99,8 @@ def verify_order(
     """Encode a sample of a split's rows and look for each in the file.
 
     Precisions and devices change features a little, but not which row is the nearest. Rows with the features of the
-    own one are no mistake where the fresh encodings of their images are equal, too.
+    own one are no mistake where the fresh encodings of their images are equal, too. Token features of a row are held to
+    the same, against the sample and as many further rows, and to the order of the patches.
 
     Args:
         encoder: The study's encoder.
@@ -111,19 +120,31 @@ def verify_order(
     sample = choose_sample(manifest.labels[rows], seed)
     sampled = rows[sample.rows]
     own_rows = row_of_image[images.numbers[manifest.split][sampled]]
-    fresh = _encode(encoder, dataset, manifest, sampled, batch_size)
-    dataset_of_features = contents.datasets[IMAGE_FEATURES]
-    own = _own_features(dataset_of_features, own_rows)
-    is_wrong = _has_nearer_row(dataset_of_features, np.unique(row_of_image[row_of_image >= 0]), own, fresh)
-    is_wrong |= _has_nearer_image(own, fresh)
+    fresh, fresh_tokens = _encode(encoder, dataset, manifest, sampled, batch_size)
+    matched = np.unique(row_of_image[row_of_image >= 0])
+    own_numbers = np.arange(len(sampled))
+    where, stored = IMAGE_FEATURES, contents.datasets[IMAGE_FEATURES]
+    own = _read(stored, own_rows, np.float64)
+    is_wrong = _has_nearer_row(_blocks(stored, matched, np.float64), own, fresh)
+    is_wrong |= _has_nearer_encoding(own, fresh, own_numbers)
+    lowest = {"lowest_cosine": _lowest_cosine(own, fresh)}
+    if fresh_tokens is not None and not is_wrong.any():
+        where, stored = IMAGE_TOKEN_FEATURES, contents.datasets[IMAGE_TOKEN_FEATURES]
+        own = _read(stored, own_rows, np.float32)
+        further = np.random.default_rng(seed).choice(matched, min(MOST_SAMPLED, len(matched)), replace=False)
+        is_wrong = _has_nearer_row(_blocks(stored, np.union1d(own_rows, further), np.float32), own, fresh_tokens)
+        is_wrong |= _has_nearer_encoding(own, fresh_tokens, own_numbers)
+        shape = (len(sampled), *stored.shape[1:])
+        is_wrong |= list(map(_is_rearranged, own.reshape(shape), fresh_tokens.reshape(shape)))
+        lowest["lowest_token_cosine"] = _lowest_cosine(own, fresh_tokens)
     if is_wrong.any():
         keys = [repr(manifest.keys[row]) for row in sampled[is_wrong].tolist()]
         findings.add(
             "row_order",
-            f"/{IMAGE_FEATURES} {rows_text(np.sort(own_rows[is_wrong]))}",
+            f"/{where} {rows_text(np.sort(own_rows[is_wrong]))}",
             f"expected the row of each image of {manifest.split!r} and its fresh encoding to be each other's nearest, "
             f"found a nearer one for {int(is_wrong.sum())} of {count(len(sampled), 'sampled image')} ({listed(keys)}): "
-            "the rows stand in another order, or another encoder made them",
+            "the rows or their patches stand in another order, or another encoder made them",
         )
         return None
     tenth = -(-len(rows) // 10)
@@ -132,7 +153,7 @@ def verify_order(
         "rows": len(rows),
         "sampled": len(sampled),
         "drawn": sample.drawn,
-        "lowest_cosine": round(float(_cosines(own, fresh).min()), 6),
+        **lowest,
         "missed": {
             "two_rows": missed_probability(len(rows), sample.drawn, 2),
             "a_tenth": missed_probability(len(rows), sample.drawn, tenth),
@@ -140,45 +161,162 @@ def verify_order(
     }
 
 
-def _encode(encoder: Encoder, dataset: Dataset, manifest: Manifest, rows: Ints, batch_size: int) -> Floats:
+def verify_templates(
+    encoder: Encoder,
+    templates: Mapping[str, MatchedTemplate],
+    prompts: Mapping[str, Sequence[str]],
+    seed: Sequence[int],
+    batch_size: int,
+    findings: FindingCollector,
+) -> dict[str, Mapping[str, Any]]:
+    """Encode prompts of the study and look for the features of each in the templates of a file, as for rows.
+
+    Args:
+        encoder: The study's encoder.
+        templates: The templates of the file that are to be verified, by the study's ids.
+        prompts: The prompts of all templates of the study, by id: features may be those of another template.
+        seed: Chooses the sample of a template with many prompts.
+        batch_size: Prompts encoded at a time.
+        findings: Where a template with features of other prompts is reported.
+
+    Returns:
+        The record of the sample, for the provenance, of every template whose features are not refuted.
+    """
+    samples = {name: choose_sample(np.zeros(len(texts), np.int64), seed).rows for name, texts in prompts.items()}
+    pool = list(dict.fromkeys(prompts[name][row] for name, rows in samples.items() for row in rows.tolist()))
+    number_of = {prompt: number for number, prompt in enumerate(pool)}
+    batches = [encoder.encode_texts(pool[first : first + batch_size]) for first in range(0, len(pool), batch_size)]
+    fresh = np.concatenate([np.asarray(batch.features, np.float64) for batch in batches])
+    fresh_tokens, mask = _prompt_tokens(batches)
+    orders: dict[str, Mapping[str, Any]] = {}
+    for name, template in templates.items():
+        rows, content = samples[name], template.content
+        numbers = np.array([number_of[prompts[name][row]] for row in rows.tolist()])
+        stored = np.asarray(content.text_features, np.float64)
+        own = stored[rows]
+        is_wrong = _has_nearer_row([stored], own, fresh[numbers]) | _has_nearer_encoding(own, fresh, numbers)
+        tokens, where = content.text_token_features, "text_features"
+        is_comparable = tokens is None or (fresh_tokens is not None and not mask[numbers, tokens.shape[1] :].any())
+        if tokens is not None and fresh_tokens is not None and is_comparable and not is_wrong.any():
+            where = "text_token_features"
+            is_wrong = _has_wrong_tokens(np.asarray(tokens[rows], np.float32), fresh_tokens, mask, numbers)
+        if is_wrong.any():
+            wrong = [repr(prompts[name][row]) for row in rows[is_wrong].tolist()]
+            findings.add(
+                "prompt_order",
+                f"{template.where}/{where}",
+                f"expected the features of each prompt and its fresh encoding to be each other's nearest, found nearer "
+                f"ones for {len(wrong)} of {count(len(rows), 'prompt')} ({listed(wrong)}): the features are those of "
+                "other prompts, or of another encoder",
+            )
+        elif not is_comparable:
+            orders[name] = UNVERIFIED  # The encoder gives no token features of texts, or more of them.
+        else:
+            cosine = _lowest_cosine(own, fresh[numbers])
+            orders[name] = {
+                "verified_by": "sample",
+                "rows": len(stored),
+                "sampled": len(rows),
+                "lowest_cosine": cosine,
+            }
+    return orders
+
+
+def _prompt_tokens(batches: Sequence[TextFeatures]) -> tuple[Floats | None, Bools]:
+    """Token features (P, T, D) of all batches, and the mask (P, T) of those that are tokens of a prompt."""
+    width = max(batch.attention_mask.shape[1] for batch in batches)
+    mask = np.concatenate([_widened(batch.attention_mask, width) for batch in batches]).astype(np.bool_)
+    tokens = [_widened(batch.tokens, width) for batch in batches if batch.tokens is not None]
+    return np.concatenate(tokens) if tokens else None, mask
+
+
+def _widened(values: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
+    return np.pad(values, [(0, 0), (0, width - values.shape[1]), *[(0, 0)] * (values.ndim - 2)])
+
+
+def _has_wrong_tokens(own: Floats, fresh: Floats, mask: Bools, numbers: Ints) -> Bools:
+    """Whether stored token features (S, T, D) are not those of the prompts of these numbers, padding aside."""
+    width = min(own.shape[1], fresh.shape[1])
+    own, fresh, mask = own[:, :width], fresh[:, :width], mask[:, :width]
+    is_wrong = [_is_rearranged(own[row][mask[n]], fresh[n][mask[n]]) for row, n in enumerate(numbers.tolist())]
+    own, fresh = own * mask[numbers, :, None], fresh * mask[:, :, None]
+    own, fresh = own.reshape(len(own), -1), fresh.reshape(len(fresh), -1)
+    return np.asarray(np.array(is_wrong) | _has_nearer_encoding(own, fresh, numbers))
+
+
+def _encode(
+    encoder: Encoder, dataset: Dataset, manifest: Manifest, rows: Ints, batch_size: int
+) -> tuple[Floats, Floats | None]:
+    """Features (S, D) in float64, and tokens (S, T_img * D) in float32 where the encoder gives any."""
     batches = [
         encoder.encode_images([read_image(dataset, manifest, row) for row in rows[first : first + batch_size].tolist()])
         for first in range(0, len(rows), batch_size)
     ]
-    return np.concatenate([np.asarray(batch.features, np.float64) for batch in batches])
+    features = np.concatenate([np.asarray(batch.features, np.float64) for batch in batches])
+    tokens = [np.asarray(batch.tokens, np.float32) for batch in batches if batch.tokens is not None]
+    return features, np.concatenate(tokens).reshape(len(rows), -1) if tokens else None
 
 
-def _own_features(dataset: h5py.Dataset, rows: Ints) -> Floats:
+def _read(dataset: h5py.Dataset, rows: Ints, dtype: npt.DTypeLike) -> Floats:
+    """Rows of a data set in the given order, each as one vector."""
     order = np.argsort(rows)
-    features = np.empty((len(rows), dataset.shape[1]), np.float64)
-    features[order] = take_rows(dataset, rows[order])
-    return features
+    vectors = np.empty((len(rows), math.prod(dataset.shape[1:])), dtype)
+    vectors[order] = take_rows(dataset, rows[order]).reshape(vectors.shape)
+    return vectors
 
 
-def _has_nearer_row(dataset: h5py.Dataset, rows: Ints, own: Floats, fresh: Floats) -> npt.NDArray[np.bool_]:
-    """Whether one of the rows is nearer to each fresh encoding (S, D) than its own features, and not a copy of them."""
-    similarity = _cosines(own, fresh)
-    own_norms = np.linalg.norm(own, axis=1)
-    unit_fresh = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
+def _blocks(dataset: h5py.Dataset, rows: Ints, dtype: npt.DTypeLike) -> Iterator[Floats]:
+    step = max(1, _VALUES_PER_READ // math.prod(dataset.shape[1:]))
+    return (_read(dataset, rows[first : first + step], dtype) for first in range(0, len(rows), step))
+
+
+def _has_nearer_row(blocks: Iterable[Floats], own: Floats, fresh: Floats) -> Bools:
+    """Whether a row of the blocks is nearer to each fresh encoding (S, n) than its own row, and no copy of that."""
+    similarity = _cosines(own, fresh)[:, None] + _rounding(own)
+    unit = _unit(fresh)
     is_beaten = np.zeros(len(own), np.bool_)
-    for first in range(0, len(rows), _ROWS_PER_READ):
-        block = take_rows(dataset, rows[first : first + _ROWS_PER_READ]).astype(np.float64)
-        norms = np.linalg.norm(block, axis=1)
-        # In float64 the difference of squares is exact enough to see features that are equal in float16.
-        distance = np.sqrt(np.maximum(0, own_norms[:, None] ** 2 + norms**2 - 2 * own @ block.T))
-        is_copy = distance <= COPY_TOLERANCE * np.maximum(own_norms[:, None], norms)
-        is_beaten |= ((unit_fresh @ block.T / norms > similarity[:, None]) & ~is_copy).any(axis=1)
+    for block in blocks:
+        is_nearer = unit @ _unit(block).T > similarity
+        for number in np.flatnonzero(is_nearer.any(axis=1) & ~is_beaten).tolist():
+            is_beaten[number] = not _are_copies(own[number], block[is_nearer[number]]).all()
     return is_beaten
 
 
-def _has_nearer_image(own: Floats, fresh: Floats) -> npt.NDArray[np.bool_]:
-    """Whether the fresh encoding of another sampled image, and no copy of the own one, is nearer to a stored row."""
-    unit = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
-    similarity = own @ unit.T
-    is_copy = unit @ unit.T >= 1 - COPY_TOLERANCE**2 / 2  # The cosine of unit vectors at this distance.
-    return np.asarray(((similarity > np.diag(similarity)[:, None]) & ~is_copy).any(axis=1))
+def _are_copies(own: Floats, others: Floats) -> Bools:
+    norms = np.maximum(np.linalg.norm(own), np.linalg.norm(others, axis=1))
+    return np.asarray(np.linalg.norm(others - own, axis=1) <= COPY_TOLERANCE * norms)
+
+
+def _has_nearer_encoding(own: Floats, fresh: Floats, numbers: Ints) -> Bools:
+    """Whether a fresh encoding (P, n) is nearer to a row (S, n) than that of its number, and no copy of that."""
+    unit, rounding = _unit(fresh), _rounding(fresh)
+    similarity = _unit(own) @ unit.T
+    own_similarity = similarity[np.arange(len(own)), numbers][:, None]
+    is_copy = unit[numbers] @ unit.T >= 1 - COPY_TOLERANCE**2 / 2 - rounding  # The cosine of unit vectors at it.
+    return np.asarray(((similarity > own_similarity + rounding) & ~is_copy).any(axis=1))
+
+
+def _is_rearranged(own: Floats, fresh: Floats) -> bool:
+    """Whether stored tokens (T, D) lie much farther from the fresh ones of their places than from the nearest."""
+    cosines = _cosines(own, fresh)
+    nearest = np.maximum((_unit(own) @ _unit(fresh).T).max(axis=1), cosines)
+    # The squared distance of unit vectors is 2 - 2 cos.
+    return bool((2 - 2 * cosines).sum() > _REARRANGED * (2 - 2 * nearest + COPY_TOLERANCE**2).sum())
+
+
+def _rounding(vectors: Floats) -> float:
+    """What cosines of these vectors may be wrong by."""
+    return 8 * float(np.finfo(vectors.dtype).eps)
+
+
+def _unit(vectors: Floats) -> Floats:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
 
 def _cosines(first: Floats, second: Floats) -> Floats:
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return np.asarray((first * second).sum(axis=1) / norms)
+    return np.asarray((_unit(first) * _unit(second)).sum(axis=1))
+
+
+def _lowest_cosine(first: Floats, second: Floats) -> float:
+    return round(float(_cosines(first, second).min()), 6)

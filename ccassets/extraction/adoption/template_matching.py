@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,17 @@ _TEXTS_OF_OTHERS = {"texts", "study_vocabulary"}
 """Checks of prompts against somebody's lists: they do not say that features are not those of their prompts."""
 
 
-def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> dict[str, TemplateContent]:
+@dataclass(frozen=True, eq=False)
+class MatchedTemplate:
+    """A template of the file, where it stands there, under which id, and whether it has a digest."""
+
+    content: TemplateContent
+    file_id: str
+    where: str
+    has_digest: bool
+
+
+def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> dict[str, MatchedTemplate]:
     """The study's templates that the file holds, by the study's ids; the file may have others for them."""
     stored = results.contents.templates
     sound = {
@@ -33,12 +43,14 @@ def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> 
         if template.texts is not None and not _is_unsound(template, results.findings)
     }
     usable = {}
-    for template_id, template in study.vocabulary.templates().items():
+    for template_id, expected in study.vocabulary.templates().items():
         for candidate in (template_id, *sound):
-            if candidate in sound and tuple(sound[candidate].texts or ()) == template.prompts:
-                content = _read(sound[candidate])
+            if candidate in sound and tuple(sound[candidate].texts or ()) == expected.prompts:
+                template = sound[candidate]
+                content = _read(template)
                 if content.text_features.shape[1] == card.dim:
-                    usable[template_id] = content
+                    has_digest = "digest" in template.attributes
+                    usable[template_id] = MatchedTemplate(content, candidate, template.where, has_digest)
                 break
     return usable
 
