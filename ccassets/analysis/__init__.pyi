@@ -74,6 +74,7 @@ from .metrics import (
 from .paper_tables import write_paper_tables as write_paper_tables
 from .results import AnalysisResult as AnalysisResult
 from .retrieval import Retrieval as Retrieval, measure_retrieval as measure_retrieval
+from .row_history import explain_rows as explain_rows, row_histories as row_histories
 from .samples import (
     Samples as Samples,
     concept_samples as concept_samples,

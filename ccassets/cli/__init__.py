@@ -12,7 +12,7 @@ import typer
 from ccassets import __version__
 from ccassets.cli.analysis_commands import apply, compare, duplicates, search, table
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
-from ccassets.cli.export_commands import export
+from ccassets.cli.export_commands import explain, export
 from ccassets.cli.file_commands import adopt, info, validate
 from ccassets.cli.study_commands import bundle, doctor, new_study, precision_drift
 from ccassets.cli.terminal import print_text
@@ -36,7 +36,7 @@ app = typer.Typer(
 _PANELS = {
     "Build": (build, extract, prune, ui, studies),
     "Study": (new_study, doctor, bundle, precision_drift),
-    "File": (info, validate, adopt, export),
+    "File": (info, validate, adopt, export, explain),
     "Analyse": (search, duplicates, apply, table, compare),
 }
 for _panel, _commands in _PANELS.items():

@@ -1,14 +1,15 @@
-"""The commands that take a file's rows elsewhere: export."""
+"""The commands about the rows of a file: export, explain."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ccassets.cli.options import FileArgument, JsonOption, SplitOption
-from ccassets.cli.terminal import print_json, print_text, progress_bar
+from ccassets.cli.terminal import print_json, print_line, print_text, progress_bar
 
 
 def export(
@@ -38,3 +39,48 @@ def export(
         print_json({"path": str(output), "rows": rows})
     else:
         print_text(output)
+
+
+def explain(
+    file: FileArgument,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="Key of a row: the path of its image, as in `search`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say why a row is what it is: its image, its part and encoder, its label, and where the image recurs."""
+    from ccassets.analysis import explain_rows
+    from ccassets.database.sandbox import open_unknown_database
+
+    with open_unknown_database(file) as database:
+        rows = explain_rows(database, key)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        for line in _history_lines(row):
+            print_line(line)
+
+
+def _history_lines(row: dict[str, Any]) -> Iterator[str]:
+    dataset, encoder = row["dataset"], row["encoder"]
+    yield f"{row['key']}: row {row['row']}, split {row['split']}"
+    version = f", version {dataset['version']}" if dataset["version"] else ""
+    yield f"  image       of {dataset['kind']} {dataset['name']}{version}, digest {row['image_digest']}"
+    corrected = f", was {row['label_when_encoded']} when the image was encoded" if "label_when_encoded" in row else ""
+    yield f"  label       {row['class'] or row['label']}{corrected}"
+    if "group" in row:
+        yield f"  group       {row['group']}"
+    yield f"  encoder     {encoder['kind']} {encoder['identity']}, features {row['feature_digest']}"
+    if "part" in row:
+        device = f" on {row['device']}" if "device" in row else ""
+        yield f"  part        {row['part']}, {row['part_origin']} {row.get('encoded_at', '')}{device}"
+        source = (
+            f"reused: encoded as {row['part_key']} of {row['part_split']}" if row["reused"] else "encoded for this row"
+        )
+        yield f"              {source}"
+    else:
+        yield "  part        not here any more"
+    yield f"  assembled   {row['assembled_at']}"
+    for title, rows in (("same image", row["same_image"]), ("looks alike", row["near_duplicates"])):
+        for other in rows:
+            similarity = f", cosine {other['similarity']:.4f}" if "similarity" in other else ""
+            yield f"  {title:<11} row {other['row']}, {other['split']}, {other['class']}, {other['key']}{similarity}"

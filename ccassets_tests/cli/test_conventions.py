@@ -18,7 +18,7 @@ from ccassets_tests.cli.command_line import COMMANDS, run
 PANELS = {
     "Build": ["build", "extract", "prune", "ui", "studies"],
     "Study": ["new-study", "doctor", "bundle", "precision-drift"],
-    "File": ["info", "validate", "adopt", "export"],
+    "File": ["info", "validate", "adopt", "export", "explain"],
     "Analyse": ["search", "duplicates", "apply", "table", "compare"],
 }
 SHORT_NAMES = {"-o": "--output", "-k": "--top"}
