@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.reader import Database
+from ccassets.datasets.dicom import split_frame
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.table import without_blanks
 from ccassets.errors import AnalysisError, DatasetError
@@ -93,7 +94,7 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
     by_key = {(row[columns.split], _key(row[columns.path], root)): row for row in rows}
 
     def annotations_of(split: str, key: str) -> dict[str, bool]:
-        row = by_key.get((split, key))
+        row = by_key.get((split, key)) or by_key.get((split, split_frame(key)[0]))
         if row is None:
             return {}
         return {

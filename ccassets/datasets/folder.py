@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
-from ccassets.datasets.image_decoding import decode_image
-from ccassets.datasets.image_files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few
+from ccassets.datasets.dicom import frame_keys, patient_groups, require_nameless_keys
+from ccassets.datasets.image_files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few, read_image_file
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import reading_refused
@@ -64,10 +64,11 @@ class FolderDataset:
         if self.labelled:
             numbers = {name: number for number, name in enumerate(self.classes)}
             labels[:] = [numbers[key.split("/", 2)[1]] for key in keys]
-        return Rows(keys, labels, fingerprints(self.root, keys))
+        groups = patient_groups(self.root, keys) if self.config.dicom.group else None
+        return Rows(keys, labels, fingerprints(self.root, keys, self.config.dicom), groups)
 
     def read(self, split: str, row: int) -> Image.Image:
-        return decode_image(self.root / self._keys_of(split)[row])
+        return read_image_file(self.root, self._keys_of(split)[row], self.config.dicom)
 
     def _keys_of(self, split: str) -> list[str]:
         try:
@@ -94,6 +95,7 @@ class FolderDataset:
             files = sorted(self._files(self._split_folder(split), split, frozenset()))
             keys[split] = [key for key in files if PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES]
             strange += sorted(set(files) - set(keys[split]))
+            require_nameless_keys(self.root, self.name, keys[split], self.config.splits)
         check_keys((key for of_split in (*keys.values(), strange) for key in of_split), where=str(self.root))
         if strange:
             raise DatasetError(
@@ -112,7 +114,10 @@ class FolderDataset:
                 f"dataset.classes names classes, but {self.root} has no class folders: put the images into "
                 "<split>/<class>/, or remove classes for a data set without labels."
             )
-        return keys
+        return {
+            split: [frame for key in of_split for frame in frame_keys(self.root, key)]
+            for split, of_split in keys.items()
+        }
 
     def _split_folder(self, split: str) -> Path:
         folder = self.root / split

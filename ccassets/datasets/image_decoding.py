@@ -51,7 +51,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
         raise DatasetError(reason)
     try:
         with Image.open(source, formats=_formats()) as image:
-            _refuse_large(image)
+            refuse_large(*image.size)
             _refuse_further_frames(image)
             image.load()
             return to_rgb(image)
@@ -130,11 +130,11 @@ def _scale_grey(image: Image.Image, bits: int) -> Image.Image:
     return Image.fromarray(((values * 255 + full // 2) // full).astype(np.uint8))
 
 
-def _refuse_large(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def refuse_large(width: int, height: int) -> None:
+    """Raise `DatasetError` for an image of more pixels than are read."""
+    if width * height > MAX_PIXELS:
         raise DatasetError(
-            f"it has {image.width} × {image.height} pixels, more than the {MAX_PIXELS} that are allowed; "
-            "cut or shrink it"
+            f"it has {width} × {height} pixels, more than the {MAX_PIXELS} that are allowed; cut or shrink it"
         )
 
 

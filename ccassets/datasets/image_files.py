@@ -1,4 +1,4 @@
-"""Image files and their keys: suffixes, names that can be stored, fingerprints."""
+"""Image files and their keys: suffixes, names that can be stored, fingerprints, pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from PIL import Image
+
+from ccassets.datasets.dicom import DICOM_SUFFIXES, decode_frame, dicom_fingerprint, is_dicom, split_frame
+from ccassets.datasets.image_decoding import decode_image
 from ccassets.errors import DatasetError
 from ccassets.files import fingerprint, reading_errors
+from ccassets.study.schema import DicomConfig
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    | DICOM_SUFFIXES
 )
 MISSING: Final = "missing"
 MAX_TABLE_BYTES: Final = 2 << 30
@@ -32,27 +38,50 @@ def check_keys(keys: Iterable[str], *, where: str) -> None:
         )
 
 
-def fingerprints(root: Path, keys: Sequence[str]) -> list[str]:
+def fingerprints(root: Path, keys: Sequence[str], dicom: DicomConfig) -> list[str]:
     """A fingerprint for every key, `missing` where there is no file: reading that image reports it.
 
     Raises `DatasetError` when not one of the files exists: then the folder is wrong; `StorageError` when the system
     does not let a file be looked at.
     """
-    known = [_fingerprint_or_missing(root / key) for key in keys]
-    if known and all(fingerprint == MISSING for fingerprint in known):
+    paths = [split_frame(key)[0] for key in keys]
+    known = {path: _fingerprint_or_missing(root / path, dicom) for path in dict.fromkeys(paths)}
+    if known and all(fingerprint == MISSING for fingerprint in known.values()):
+        similar = similar_file(root, paths[0])
         raise DatasetError(
-            f"Not one of {len(keys)} image files is under {root}; the first is {keys[0]!r}. "
-            + (f"But {similar}." if (similar := similar_file(root, keys[0])) else "Correct dataset.root.")
+            f"Not one of {len(known)} image files is under {root}; the first is {paths[0]!r}. "
+            + (f"But {similar}." if similar else "Correct dataset.root.")
         )
-    return known
+    return [known[path] for path in paths]
 
 
-def _fingerprint_or_missing(path: Path) -> str:
+def _fingerprint_or_missing(path: Path, dicom: DicomConfig) -> str:
     try:
         with reading_errors(path):
-            return fingerprint(path)
+            return dicom_fingerprint(path, dicom) if is_dicom(path.name) else fingerprint(path)
     except OSError:
         return MISSING
+
+
+def read_image_file(root: Path, key: str, dicom: DicomConfig) -> Image.Image:
+    """Decode the image, or the frame of a DICOM file, under a key as 8-bit RGB.
+
+    Args:
+        root: The data set's root.
+        key: The path below it, with the number of the frame where a file has several.
+        dicom: The study's section `dicom`.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        DatasetError: The file is no image that is read here; the message is the reason alone.
+        StorageError: The system does not let the file be read now.
+    """
+    path, frame = split_frame(key)
+    if not (root / path).exists() and (similar := similar_file(root, path)):
+        raise DatasetError(f"there is no such file, but {similar}")
+    return decode_frame(root / path, frame, dicom) if is_dicom(key) else decode_image(root / path)
 
 
 def similar_file(root: Path, key: str) -> str | None:
@@ -75,6 +104,8 @@ def similar_file(root: Path, key: str) -> str | None:
                 break
             names.append(name)
         else:
+            if not root.joinpath(*names).is_file():  # A link that leads nowhere.
+                return None
             how = "slashes" if "\\" in key else "letter case, blanks or the form of its Unicode characters"
             return f"{'/'.join(names)!r} is there, which differs in {how}; write that in the table, or rename the file"
     return None

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
-from ccassets.datasets.image_decoding import decode_image
-from ccassets.datasets.image_files import check_keys, fingerprints, first_few, similar_file
+from ccassets.datasets.dicom import frame_keys, patient_groups, require_nameless_keys
+from ccassets.datasets.image_files import check_keys, fingerprints, first_few, read_image_file
 from ccassets.datasets.labels import class_order
 from ccassets.datasets.table_files import CSV_SUFFIXES, read_columns
 from ccassets.errors import DatasetError
@@ -63,40 +63,42 @@ class TableDataset:
     def fetch(self, progress: Progress) -> None:
         """Read and check the table; nothing is ever downloaded."""
         for number, split in enumerate(self.config.splits, start=1):
-            self._keys_of(split)
+            self._rows_of(split)
             progress(number, len(self.config.splits))
 
     def rows(self, split: str) -> Rows:
-        keys = self._keys_of(split)
-        chosen = self._chosen[split]
-        group = self.config.columns.group
-        groups = self._table[group].take(pa.array(chosen)).to_pylist() if group else None
+        keys, chosen = self._rows_of(split)
+        column = self.config.columns.group
+        groups = self._table[column].take(pa.array(chosen)).to_pylist() if column else None
+        if self.config.dicom.group:
+            groups = patient_groups(self.root, keys)
         matrix = self._label_matrix[chosen] if self._multi_label else None
-        return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys), groups, matrix)
+        return Rows(keys, self._labels[0][chosen], fingerprints(self.root, keys, self.config.dicom), groups, matrix)
 
     def read(self, split: str, row: int) -> Image.Image:
-        key = self._keys_of(split)[row]
-        path = self.root / key
-        if not path.exists() and (similar := similar_file(self.root, key)):
-            raise DatasetError(f"there is no such file, but {similar}")
-        return decode_image(path)
+        return read_image_file(self.root, self._rows_of(split)[0][row], self.config.dicom)
 
-    def _keys_of(self, split: str) -> list[str]:
+    def _rows_of(self, split: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The keys of a split, and the number in the table of the row that each comes from."""
         try:
-            return self._keys[split]
+            return self._rows[split]
         except KeyError:
-            raise DatasetError(f"The study has no split {split!r}, only {list(self._keys)}.") from None
+            raise DatasetError(f"The study has no split {split!r}, only {list(self._rows)}.") from None
 
     @cached_property
-    def _keys(self) -> dict[str, list[str]]:
+    def _rows(self) -> dict[str, tuple[list[str], npt.NDArray[np.int64]]]:
+        """A row that names a DICOM file of several frames stands for all of them."""
         paths = self._table[self.config.columns.path]
-        return {
-            split: self._checked_keys(split, paths.take(pa.array(chosen)).to_pylist())
-            for split, chosen in self._chosen.items()
-        }
+        rows = {}
+        for split, chosen in self._chosen.items():
+            frames = [frame_keys(self.root, self._key(path)) for path in paths.take(pa.array(chosen)).to_pylist()]
+            keys = [key for of_row in frames for key in of_row]
+            self._check_keys(split, keys)
+            rows[split] = keys, np.repeat(chosen, [len(of_row) for of_row in frames])
+        return rows
 
-    def _checked_keys(self, split: str, paths: Sequence[str]) -> list[str]:
-        keys = [self._key(path) for path in paths]
+    def _check_keys(self, split: str, keys: Sequence[str]) -> None:
+        require_nameless_keys(self.root, self.name, keys, self.config.splits)
         check_keys(keys, where=str(self.file))
         twice = [key for key, count in Counter(keys).items() if count > 1]
         if twice:
@@ -104,7 +106,6 @@ class TableDataset:
                 f"{self.file}: split {split!r} names images twice: {first_few(twice)}. A key stands for one row of a "
                 "split; remove the repeated rows."
             )
-        return keys
 
     def _key(self, path: str) -> str:
         pure = PurePosixPath(path)

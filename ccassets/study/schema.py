@@ -117,12 +117,25 @@ class MedmnistConfig(_DatasetSection):
         return splits
 
 
+class DicomConfig(_Section):
+    """How DICOM files are read: `window` is the file's own (`auto`), or [centre, width] in the units of the modality.
+
+    `group: patient` makes a keyed hash of PatientID the group of every row.
+    """
+
+    window: Literal["auto"] | tuple[float, Annotated[float, Field(ge=1)]] = "auto"
+    group: Literal["patient"] | None = None
+
+
 class FolderConfig(_DatasetSection):
     """Image files in `<root>/<split>/<class>/`; `classes` sets the order of the labels."""
+
+    _later: ClassVar = frozenset({"dicom"})
 
     kind: Literal["folder"]
     root: FilePath
     classes: tuple[Text, ...] | None = None
+    dicom: DicomConfig = DicomConfig()
 
 
 class TableColumns(_Section):
@@ -142,7 +155,7 @@ class TableColumns(_Section):
 class TableConfig(_DatasetSection):
     """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
 
-    _later: ClassVar = frozenset({"encoding"})
+    _later: ClassVar = frozenset({"encoding", "dicom"})
 
     kind: Literal["table"]
     file: FilePath
@@ -150,6 +163,13 @@ class TableConfig(_DatasetSection):
     columns: TableColumns = TableColumns()
     classes: tuple[Text, ...] | None = None
     encoding: Text = "utf-8"
+    dicom: DicomConfig = DicomConfig()
+
+    @model_validator(mode="after")
+    def _groups_come_from_one_source(self) -> TableConfig:
+        if self.columns.group and self.dicom.group:
+            raise ValueError("groups come from columns.group or from dicom.group; leave one of them out")
+        return self
 
     @field_validator("encoding")
     @classmethod

@@ -14,6 +14,7 @@ import yaml
 
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
+from ccassets.datasets.dicom import split_frame
 from ccassets.datasets.folder import FolderDataset
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.table import TableDataset
@@ -153,7 +154,7 @@ def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dic
 
 
 def _images(study: Study, dataset: Dataset, root: Path, target: str) -> dict[str, Path]:
-    keys = [key for split in study.splits for key in dataset.rows(split).keys]
+    keys = list(dict.fromkeys(split_frame(key)[0] for split in study.splits for key in dataset.rows(split).keys))
     outside = [key for key in keys if ".." in PurePosixPath(key).parts]
     if outside:
         raise DatasetError(
