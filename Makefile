@@ -29,7 +29,7 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 	@$(BIN)/ccassets ui
 
 test: $(INSTALLED)  ## run the tests
-	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile --durations=10
 
 slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published dimensions, campaigns
 	@$(BIN)/python -m pytest -q -m slow

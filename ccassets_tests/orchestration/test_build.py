@@ -384,6 +384,7 @@ def test_rows_that_only_the_database_holds_are_not_dropped_by_a_build_nor_in_the
     assert store.database.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weights: Path, tmp_path: Path) -> None:
     inner = write_study(tmp_path / "inner", images=tmp_path / "pictures", encoder=weights)
     (study.folder / "mortal.py").write_text(

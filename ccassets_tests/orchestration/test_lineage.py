@@ -284,6 +284,7 @@ def test_the_splits_reordered(study: Study) -> None:
     assert encoded_by_build(edited) == (0, 0)
 
 
+@pytest.mark.slow
 def test_our_own_extraction_code_raised(study: Study, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccassets.encoders.encoder_contract.EXTRACTION_VERSION", 2)
     monkeypatch.setattr("ccassets.orchestration.study_asset.EXTRACTION_VERSION", 2)
