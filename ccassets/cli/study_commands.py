@@ -34,6 +34,10 @@ def new_study(
     medmnist: Annotated[
         str | None, typer.Option("--medmnist", metavar="SET", help="A 2D set of MedMNIST, such as bloodmnist.")
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option("--encoder", metavar="PRESET|DIRECTORY", help="A model of `ccassets encoders`, or its folder."),
+    ] = "conceptclip",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -51,9 +55,9 @@ def new_study(
 
     studies = output or Path(os.environ.get("CCASSETS_STUDIES") or "studies")
     if folder is not None and medmnist is None:
-        study = write_folder_study(name, folder, studies)
+        study = write_folder_study(name, folder, studies, encoder=encoder)
     elif medmnist is not None and folder is None:
-        study = write_medmnist_study(name, medmnist, studies)
+        study = write_medmnist_study(name, medmnist, studies, encoder=encoder)
     else:
         raise typer.BadParameter("Give the images: either --folder or --medmnist.")
     if as_json:
@@ -66,6 +70,27 @@ def new_study(
     print_text("Check its words, then run:")
     print_text(f"  ccassets doctor {path}")
     print_text(f"  ccassets build {path}")
+
+
+def encoders(as_json: JsonOption = False) -> None:
+    """List models that a study can name as its encoder, with licence, gate and input."""
+    from ccassets.encoders.presets import READ_ON, load_presets
+
+    presets = load_presets()
+    if as_json:
+        as_facts = {name: {**asdict(preset), "extra": preset.needed_extra} for name, preset in presets.items()}
+        print_json({"read_on": READ_ON, "encoders": as_facts})
+        return
+    for name, preset in presets.items():
+        gate = {True: "gated", False: "open", None: "gate not known"}[preset.gated]
+        size = "" if preset.parameters is None else f", {preset.parameters / 1e6:,.0f} million parameters"
+        extra = f"; pip install 'ccassets[{preset.needed_extra}]'" if preset.needed_extra else ""
+        print_text(f"{name}: {preset.domain}")
+        print_text(f"  {preset.line}{extra}")
+        print_text(f"  licence {preset.license or 'not known'}, {gate}, {preset.image_size} px{size}")
+        print_text(f"  patch tokens {preset.patch_tokens}; run by us: {'yes' if preset.run_by_us else 'never'}")
+        for facts, source in preset.sources.items():
+            print_text(f"  {facts.replace('_', ' ')}: {source}, {READ_ON}")
 
 
 def doctor(

@@ -223,13 +223,16 @@ def _write_part(path: Path, study: Study, template: PromptTemplate, encoder: Enc
     for name, values in (("text_features", encoded.features), ("text_token_features", encoded.tokens)):
         if values is not None and not np.isfinite(values).all():
             raise EncoderError(f"{template.template_id}: the encoder gave {name} that are not finite.")
+    # A tokenizer without offsets is fine where no text tokens are stored, which alone need the place of a word.
+    placed = encoded.tokens is not None or encoded.offsets.any()
+    subjects = template.subjects if placed else [(0, 0)] * len(template.prompts)
     content = TemplateContent(
         texts=template.prompts,
         text_features=encoded.features,
         text_token_features=encoded.tokens,
         input_ids=encoded.input_ids,
         attention_mask=encoded.attention_mask,
-        subject_span=token_spans(encoded.offsets, encoded.attention_mask, template.subjects),
+        subject_span=token_spans(encoded.offsets, encoded.attention_mask, subjects),
     )
     provenance = part_provenance(study, encoder, time.perf_counter() - started)
     with new_file(

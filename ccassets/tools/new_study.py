@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ccassets.datasets.folder import FolderDataset
 from ccassets.datasets.image_files import IMAGE_SUFFIXES
 from ccassets.datasets.medmnist import MedmnistDataset
+from ccassets.encoders.presets import load_presets, preset_of
 from ccassets.errors import DatasetError, StudyError
 from ccassets.files import storage_error, write_text
 from ccassets.progress import silent
@@ -41,7 +42,7 @@ class NewStudy:
     splits: Sequence[str]
 
 
-def write_folder_study(name: str, images: Path, studies: Path) -> NewStudy:
+def write_folder_study(name: str, images: Path, studies: Path, *, encoder: str = "conceptclip") -> NewStudy:
     """Write the study file for a folder of images.
 
     The images lie in `<split>/<class>/`, in `<class>/` (the folder itself is then the one split), or in either without
@@ -51,16 +52,17 @@ def write_folder_study(name: str, images: Path, studies: Path) -> NewStudy:
         name: Name of the study: letters, digits and `_`.
         images: Folder of the images.
         studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+        encoder: A preset of `ccassets encoders`, or the folder of a model of open_clip or transformers.
 
     Returns:
         The path of the study file and what it describes.
 
     Raises:
         DatasetError: The folder is missing, holds no images, or holds them in another layout.
-        StudyError: The study file exists, or the name cannot be a study's.
+        StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path = _new_study_path(name, studies)
+    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
     images = images.expanduser()
     root, splits = _root_and_splits(images.absolute())
     try:
@@ -80,31 +82,32 @@ def write_folder_study(name: str, images: Path, studies: Path) -> NewStudy:
         for split, count in counts.items()
     ]
     written_root = root if images.is_absolute() else Path(os.path.relpath(root, path.parent))
-    return _write(path, config, str(written_root), dataset.classes, total, lines)
+    return _write(path, config, str(written_root), dataset.classes, total, lines, section)
 
 
-def write_medmnist_study(name: str, flag: str, studies: Path) -> NewStudy:
+def write_medmnist_study(name: str, flag: str, studies: Path, *, encoder: str = "conceptclip") -> NewStudy:
     """Write the study file for a 2D set of MedMNIST at 224 px. Nothing is downloaded.
 
     Args:
         name: Name of the study: letters, digits and `_`.
         flag: Name of the set, such as `bloodmnist`.
         studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+        encoder: A preset of `ccassets encoders`, or the folder of a model of open_clip or transformers.
 
     Returns:
         The path of the study file and what it describes.
 
     Raises:
         DatasetError: MedMNIST has no such set.
-        StudyError: The study file exists, or the name cannot be a study's.
+        StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path = _new_study_path(name, studies)
+    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
     config = MedmnistConfig(kind="medmnist", name=flag, size=224)
     dataset = MedmnistDataset(config, root=Path(), unpacked_root=Path())
     counts = dataset.published_rows
     lines = [f"{split}: {_image_count(count)}" for split, count in counts.items()]
-    return _write(path, config, "", dataset.classes, sum(counts.values()), lines)
+    return _write(path, config, "", dataset.classes, sum(counts.values()), lines, section)
 
 
 def _new_study_path(name: str, studies: Path) -> Path:
@@ -116,6 +119,21 @@ def _new_study_path(name: str, studies: Path) -> Path:
     if path.exists():
         raise StudyError(f"{path} exists and was not changed; choose another name or folder.")
     return path
+
+
+def _encoder_section(encoder: str, study_folder: Path) -> Mapping[str, str]:
+    """The encoder section of a preset, or of the folder of a model; raises `StudyError` when it is neither."""
+    if preset := load_presets().get(encoder):
+        return preset.section
+    folder = Path(encoder).expanduser()
+    for kind, file in (("open_clip", "open_clip_config.json"), ("transformers", "config.json")):
+        if (folder / file).is_file():
+            weights = folder if folder.is_absolute() else Path(os.path.relpath(folder.absolute(), study_folder))
+            return {"kind": kind, "weights": str(weights)}
+    raise StudyError(
+        f"{encoder!r} is no preset ({', '.join(load_presets())}), and no folder with open_clip_config.json or "
+        "config.json."
+    )
 
 
 def _root_and_splits(folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -143,13 +161,21 @@ def _write(
     classes: Sequence[str],
     total: int,
     lines: Sequence[str],
+    encoder: Mapping[str, str],
 ) -> NewStudy:
     summary = _image_count(total) + (f" of {len(classes)} classes" if classes else " without labels")
     summary += f" in {len(lines)} splits" if len(lines) > 1 else ""
     environment = Environment(loader=PackageLoader("ccassets.tools"), keep_trailing_newline=True)
     environment.filters["yaml"] = _yaml
     text = environment.get_template("defs.yaml").render(
-        name=path.parent.name, summary=summary, config=config, root=root, classes=classes, lines=lines
+        name=path.parent.name,
+        summary=summary,
+        config=config,
+        root=root,
+        classes=classes,
+        lines=lines,
+        encoder=encoder,
+        preset=preset_of(encoder["weights"]),
     )
     try:
         write_text(path, text)

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ccassets
 from ccassets.encoders import ImageFeatures, TextFeatures, check_encoder, inspect_encoder, load_encoder
 from ccassets.errors import EncoderError
+from ccassets.extraction import extract_text
 from ccassets.study.loading import load_study
 from ccassets_tests.encoders.conftest import MakeStudy, images
+from ccassets_tests.made_studies import write_study
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
-EXAMPLE, TRIAL = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLE, RECIPE, TRIAL = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -49,6 +52,64 @@ def test_the_pages_example_works_from_a_study(make_study: MakeStudy) -> None:
     assert check_encoder(encoder) == []
     with pytest.raises(EncoderError, match="colours:ColourGrid has no text tower"):
         encoder.encode_texts(["cell"])
+
+
+CONCH_STAND_IN = """
+import torch
+from torchvision.transforms import Compose, Resize, ToTensor
+
+
+class Model(torch.nn.Module):
+    logit_scale = torch.tensor(4.0)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = torch.nn.Linear(3, 512), torch.nn.Embedding(300, 512)
+
+    def encode_image(self, pixels, proj_contrast, normalize):
+        return torch.nn.functional.normalize(self.image(pixels.mean((2, 3))), dim=-1)
+
+    def encode_text(self, ids, normalize):
+        return torch.nn.functional.normalize(self.text(ids).mean(1), dim=-1)
+
+
+def create_model_from_pretrained(name, checkpoint_path):
+    return Model(), Compose([Resize((448, 448)), ToTensor()])
+
+
+def get_tokenizer():
+    return lambda text: list(text.encode())[:128]
+
+
+def tokenize(texts, tokenizer):
+    rows = [tokenizer(text) for text in texts]
+    return torch.tensor([row + [0] * (128 - len(row)) for row in rows])
+"""
+
+
+def test_the_pages_recipe_for_a_model_with_code_of_its_own_keeps_the_contract(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package of that model is gated: a stand-in with its names and sizes is imported in its place."""
+    folder, package = tmp_path / "study", tmp_path / "packages" / "conch"
+    section = {"kind": "python", "target": "conch_study:Conch", "options": {"checkpoint": str(folder / "conch.bin")}}
+    study = write_study(folder, images=image_folder, encoder=section)
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "open_clip_custom.py").write_text(CONCH_STAND_IN)
+    monkeypatch.syspath_prepend(package.parent)
+    (folder / "conch_study.py").write_text(RECIPE)
+    (folder / "conch.bin").write_bytes(b"weights")
+
+    encoder = load_encoder(study)
+
+    assert encoder.card == inspect_encoder(study)
+    assert (encoder.card.dim, encoder.card.token_count, encoder.card.has_text) == (512, 0, True)
+    assert check_encoder(encoder) == []
+    [template, *_] = extract_text(study)
+    with ccassets.open_database(template.part) as part:
+        assert (part.templates[template.template_id].subject_span == 0).all()
 
 
 def test_modules_of_one_name_beside_two_studies_are_kept_apart(make_study: MakeStudy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,13 @@ def biomedclip(folders: dict[str, Path], tmp_path: Path) -> Path:
     for folder in (source, source.parent / BERT.rpartition("/")[2]):
         shutil.copytree(folder, tmp_path / folder.name)
     return tmp_path / "model"
+
+
+def test_the_table_of_the_page_lists_these_architectures() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `open_clip` \| (.*?) \| ([\d.e-]+) \| ([\d.e-]+) \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == list(ARCHITECTURES)
+    assert max(float(difference) for row in rows for difference in row[1:]) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

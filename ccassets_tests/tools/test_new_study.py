@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ccassets.datasets import open_dataset
+from ccassets.encoders.presets import load_presets
 from ccassets.errors import DatasetError, StudyError
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, Study
@@ -156,3 +157,38 @@ def test_what_cannot_be_a_study_is_refused_before_anything_is_written(
     with pytest.raises(DatasetError, match=r"slide\.svs"):
         write_folder_study("mine", images, studies)
     assert not studies.exists()
+
+
+@pytest.mark.parametrize("name", list(load_presets()))
+def test_a_preset_becomes_the_encoder_section(image_folder: Path, tmp_path: Path, name: str) -> None:
+    preset = load_presets()[name]
+    path = write_folder_study("mine", image_folder, tmp_path / "studies", encoder=name).path
+    encoder, text = load_study(path).encoder, path.read_text(encoding="utf-8")
+    assert {key: getattr(encoder, key) for key in preset.section} == preset.section
+    assert (f"https://huggingface.co/{preset.weights} and set HF_TOKEN" in text) == bool(preset.gated)
+    assert (f"ccassets[{preset.needed_extra}]" in text) == (preset.needed_extra is not None)
+
+
+def test_the_folder_of_a_model_becomes_the_encoder_section(image_folder: Path, tmp_path: Path) -> None:
+    for kind, file in (("open_clip", "open_clip_config.json"), ("transformers", "config.json")):
+        folder = tmp_path / f"my {kind}"
+        folder.mkdir()
+        (folder / file).write_text("{}")
+        encoder = load_study(write_folder_study(kind, image_folder, tmp_path, encoder=str(folder)).path).encoder
+        assert (encoder.kind, getattr(encoder, "weights", "")) == (kind, str(folder))
+    with pytest.raises(StudyError, match=r"'biomed' is no preset \(conceptclip, biomedclip, "):
+        write_folder_study("mine", image_folder, tmp_path, encoder="biomed")
+
+
+def test_every_fact_of_a_preset_has_a_source() -> None:
+    """What no source says is left out, and no model claims to have been run."""
+    presets = load_presets()
+    assert len(presets) <= 10
+    for name, preset in presets.items():
+        sourced = {fact for facts in preset.sources for fact in facts.split(" and ")}
+        stated = {
+            fact for fact in ("license", "gated", "image_size", "parameters") if getattr(preset, fact) is not None
+        }
+        assert sourced == stated, name
+        assert all(preset.sources.values()), name
+        assert not preset.run_by_us, name
