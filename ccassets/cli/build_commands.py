@@ -11,7 +11,7 @@ import typer
 
 from ccassets.cli.options import HomeOption, JsonOption, StudyArgument
 from ccassets.cli.terminal import counted, print_json, print_text, progress_bars
-from ccassets.errors import StudyError
+from ccassets.errors import EncoderError, StudyError
 
 if TYPE_CHECKING:
     from ccassets.extraction.plan import StudyPlan
@@ -226,17 +226,30 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
 
 
 def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> tuple[StudyPlan, float]:
-    """Read what a plan needs, and plan; with the mean share of a picture that the encoder never sees."""
+    """Read what a plan needs, and plan; with the mean share of a picture that the encoder never sees.
+
+    Where the weights are missing, what is published of them gives the sizes, and the reason is printed.
+    """
     from ccassets.extraction import identify_encoder, plan_study, read_images
+    from ccassets.extraction.plan import expected_row_bytes, size_study
     from ccassets.extraction.sources import fetch_dataset, unseen_share
     from ccassets.study.storage import Store
+    from ccassets.tools.doctor import without_downloads
 
     study.require_splits(splits or ())
     store = Store.of(study)
-    card = identify_encoder(study, store=store)
+    card = None
+    try:
+        card = identify_encoder(study, store=store)
+    except EncoderError as error:
+        if expected_row_bytes(study) is None or not without_downloads(study)[1]:
+            raise
+        print_text(f"Sizes are those that are published, since the weights are missing: {error}", err=True)
     dataset = fetch_dataset(study, store)
     for split in study.splits:
         read_images(study, split, store=store, dataset=dataset)
+    if card is None:
+        return size_study(study, splits, store=store), 0.0
     return plan_study(study, splits, fresh=fresh), unseen_share(study, dataset, card)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccassets.encoders.presets import alternatives
 from ccassets.errors import AbsentWeightsError, EncoderError
 from ccassets.files import reading_refused, storage_error
 from ccassets.study.schema import Study
@@ -76,7 +77,7 @@ def require_access(repo: str, revision: str, hf_token: str | None) -> None:
     """Ask the hub whether it would give a repository's files; raises `EncoderError` as a download would."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(repo, revision):
+    with _hub_errors(repo, revision, hf_token):
         HfApi().auth_check(repo, token=hf_token)
         HfApi().model_info(repo, revision=revision, token=hf_token)
 
@@ -147,17 +148,22 @@ def _shards(index: Path, folder: ModelFolder) -> list[Path]:
 def _download(repo: str, revision: str, patterns: Sequence[str], hf_token: str | None) -> ModelFolder:
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(repo, revision):
+    with _hub_errors(repo, revision, hf_token):
         path = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), token=hf_token))
     return ModelFolder(path, repo, path.name)
 
 
 @contextmanager
-def _hub_errors(repo: str, revision: str) -> Iterator[None]:
-    """Raise what the hub refuses as an `EncoderError` in our own words: a library's message may quote a request."""
-    from huggingface_hub import constants, errors
+def _hub_errors(repo: str, revision: str, hf_token: str | None) -> Iterator[None]:
+    """Raise what the hub refuses as an `EncoderError` in our own words: a library's message may quote a request.
+
+    Without a token, that of a gated model says what else would do.
+    """
+    from huggingface_hub import constants, errors, get_token
 
     page = f"{constants.ENDPOINT}/{repo}"
+    has_token = bool(hf_token or get_token())
+    otherwise = "" if has_token else alternatives(repo)
     try:
         yield
     except errors.HFValidationError as error:
@@ -166,6 +172,7 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
         raise EncoderError(
             f"{repo} is gated: accept its terms at {page} with your account, then set HF_TOKEN to a token of that "
             "account with read access. Access may have to be granted by the authors first."
+            + ("" if has_token else alternatives(repo, gated=True))
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise EncoderError(
@@ -177,7 +184,7 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise EncoderError(
             f"{repo} at {revision!r} is not in the local cache, and {_reason_not_downloaded(error.__cause__)}, "
-            "or name a local folder as weights.",
+            f"or name a local folder as weights.{otherwise}",
             transient=not constants.HF_HUB_OFFLINE,
         ) from error
     except errors.HfHubHTTPError as error:
@@ -192,7 +199,7 @@ def _hub_errors(repo: str, revision: str) -> Iterator[None]:
         raise EncoderError(
             f"{repo} could not be downloaded: {constants.ENDPOINT} cannot be reached, or the connection broke off "
             f"({type(error).__name__}). Check the network, HF_ENDPOINT and proxies, then start again: finished files "
-            "are kept. Or name a local folder as weights.",
+            f"are kept. Or name a local folder as weights.{otherwise}",
             transient=True,
         ) from error
 

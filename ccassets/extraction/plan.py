@@ -11,6 +11,8 @@ import numpy.typing as npt
 from ccassets.database.layout import STORED_IMAGE_DTYPE
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.encoders.presets import load_presets, preset_of
+from ccassets.errors import EncoderError
 from ccassets.extraction.parts import RowIndex, as_keys, held_rows, seconds_per_row
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import missing_templates
@@ -56,6 +58,46 @@ class StudyPlan:
 def row_bytes(card: EncoderCard) -> int:
     """The bytes of one row's image features and token features as they are stored."""
     return STORED_IMAGE_DTYPE.itemsize * card.dim * (1 + card.token_count)
+
+
+def expected_row_bytes(study: Study) -> int | None:
+    """The bytes of a row by what is published of the study's model; None for a model that no preset knows."""
+    published = study.encoder.kind == "conceptclip"
+    preset = load_presets()["conceptclip"] if published else preset_of(getattr(study.encoder, "weights", ""))
+    if preset is None or getattr(study.encoder, "architecture", None) is not None:
+        return None
+    return STORED_IMAGE_DTYPE.itemsize * preset.dim * (1 + (preset.token_count if study.encoder.tokens else 0))
+
+
+def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store: Store | None = None) -> StudyPlan:
+    """Plan a study whose weights are not on this machine: everything is to be encoded, in sizes that are published.
+
+    Args:
+        study: The study, its images read already.
+        splits: A split, or several; by default all of the study.
+        store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
+
+    Returns:
+        The plan of an empty storage.
+
+    Raises:
+        DatasetError: The images of a split were not read yet.
+        EncoderError: Nothing is published of the model.
+    """
+    store = store or Store.of(study)
+    splits = [splits] if isinstance(splits, str) else splits or study.splits
+    bytes_per_row = expected_row_bytes(study)
+    if bytes_per_row is None:
+        raise EncoderError(f"The size of a row of {study.name} is not known before its encoder is.")
+    manifests = [recorded_manifest(study, split, store) for split in splits]
+    plans = [plan_images(manifest, nothing_held(), study.extraction.rows_per_shard) for manifest in manifests]
+    return StudyPlan(
+        images=plans,
+        templates=list(study.vocabulary.templates()),
+        part_bytes=sum(plan.to_encode for plan in plans) * bytes_per_row,
+        database_bytes=sum(plan.rows for plan in plans) * bytes_per_row,
+        seconds=None,
+    )
 
 
 def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> ImagePlan:

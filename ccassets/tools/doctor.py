@@ -17,12 +17,12 @@ from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.encoders import encoder_files, inspect_encoder
-from ccassets.encoders.checkpoint import PUBLISHED, read_architecture
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.open_clip_dual import text_repository
+from ccassets.encoders.presets import preset_of
 from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
-from ccassets.extraction.plan import plan_study, row_bytes
+from ccassets.extraction.plan import expected_row_bytes, plan_study, row_bytes
 from ccassets.extraction.sources import tokenize_prompts, unseen_share
 from ccassets.files import DIGEST_CACHE
 from ccassets.progress import silent
@@ -220,7 +220,7 @@ def _medmnist(dataset: MedmnistDataset) -> Diagnosis:
 def _weights(study: Study, store: Store, deep: bool) -> tuple[list[Diagnosis], EncoderCard | None]:
     """Whether weights and tokenizer fit, or can be downloaded; and the encoder's card if they are on this machine."""
     try:
-        local, missing = _local(study)
+        local, missing = without_downloads(study)
         if not missing:
             tokenize_prompts(local)
             card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
@@ -256,7 +256,7 @@ def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Dia
         yield Diagnosis("cropping", "warning", warning, advice)
 
 
-def _local(study: Study) -> tuple[Study, list[tuple[str, str]]]:
+def without_downloads(study: Study) -> tuple[Study, list[tuple[str, str]]]:
     """The study with downloaded folders instead of hub ids, and the hub ids (with revision) not downloaded yet."""
     encoder = study.encoder
     if not isinstance(encoder, ConceptClipConfig | TransformersConfig | OpenClipConfig):
@@ -285,7 +285,9 @@ def _hub(repo: str, revision: str) -> Iterator[Diagnosis]:
     from huggingface_hub import get_token
 
     token = get_token()
-    yield Diagnosis("token", "ok", "set for the hub" if token else "not set; open models need none")
+    preset = preset_of(repo)
+    missing = f"not set, and {repo} is gated" if preset and preset.gated else "not set; open models need none"
+    yield Diagnosis("token", "ok", "set for the hub" if token else missing)
     try:
         require_access(repo, revision, token)
     except EncoderError as error:
@@ -333,10 +335,7 @@ def _rows(study: Study, dataset: Dataset | None) -> int | None:
 def _row_bytes(study: Study, card: EncoderCard | None) -> int | None:
     if card is not None:
         return row_bytes(card)
-    if isinstance(study.encoder, ConceptClipConfig) and study.encoder.architecture is None:
-        published = read_architecture(PUBLISHED)
-        return 2 * published.embed_dim * (1 + (published.token_count if study.encoder.tokens else 0))
-    return None
+    return expected_row_bytes(study)
 
 
 def _storage(needed: int | None) -> Diagnosis:

@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import pytest
+from huggingface_hub import constants
 
 import ccassets
 from ccassets.study.schema import Study
@@ -65,7 +66,7 @@ def test_every_command_has_help_and_refuses_what_it_does_not_know(command: str) 
     assert "No such option: --nonsense" in wrong.err
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"ui", "studies", "doctor"}))
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"ui", "studies", "doctor", "encoders"}))
 def test_every_command_says_what_it_lacks(command: str) -> None:
     result = run(command)
     assert (result.code, result.out) == (2, "")
@@ -209,6 +210,45 @@ def test_doctor_ends_with_1_when_a_build_cannot_start(study: Study, weights: Pat
     result = run("doctor", study.folder)
     assert result.code == 1
     assert "problem  weights: There is no folder" in result.out
+
+
+def test_without_a_token_there_is_a_way_forward(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default encoder is gated. Nothing is downloaded, and no token lies on the machine."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    study = write_study(tmp_path / "mine", images=image_folder, encoder={"kind": "conceptclip"})
+    ways = (
+        "JerrryNie/ConceptCLIP is gated and no token is set",
+        "`encoder: {kind: open_clip, weights: microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224}`",
+        "`encoder: {kind: phantom}`",
+    )
+
+    planned = run("build", study.folder, "--plan")
+    assert planned.code == 0
+    assert "train: 9 of 9 images to encode" in planned.out
+    assert "database: 0.030 GB" in planned.out  # 18 rows of 730 vectors of 1152 numbers in float16
+    diagnosed = run("doctor", study.folder)
+    assert diagnosed.code == 1
+    assert "token: not set, and JerrryNie/ConceptCLIP is gated" in diagnosed.out
+    for text in (planned.err, diagnosed.out):
+        assert all(way in text for way in ways)
+    edit_study(study, lambda attributes: attributes["encoder"].update(kind="transformers", weights="lab/unknown"))
+    unknown = run("build", study.folder, "--plan")
+    assert unknown.code == 1
+    assert "gated" not in unknown.err
+
+
+def test_known_encoders_are_listed_with_their_sources() -> None:
+    listed, facts = run("encoders"), json.loads(run("encoders", "--json").out)
+    assert listed.code == 0
+    assert "biomedclip: figures of biomedical articles" in listed.out
+    assert "run by us: never" in listed.out
+    assert facts["encoders"]["conceptclip"]["gated"] is True
+    assert facts["encoders"]["quiltnet"]["extra"] == "open-clip"
+    assert all(preset["sources"] and not preset["run_by_us"] for preset in facts["encoders"].values())
 
 
 def test_a_new_study_says_what_it_found_and_what_to_do_next(

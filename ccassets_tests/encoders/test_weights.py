@@ -245,6 +245,12 @@ def test_a_gate_that_is_not_accepted_says_where_to_accept_it(tmp_path: Path, hub
         said = ask(tmp_path, hub.url, "lab/gated", **environment)
         assert f"lab/gated is gated: accept its terms at {hub.url}/lab/gated" in said
         assert "HF_TOKEN" in said
+        ways = (
+            "no token is set",
+            "encoder: {kind: open_clip, weights: microsoft/BiomedCLIP",
+            "encoder: {kind: phantom}",
+        )
+        assert [way in said for way in ways] == [not environment] * 3
 
 
 def test_a_token_opens_a_private_model(tmp_path: Path, hub: Hub) -> None:
