@@ -149,7 +149,7 @@ def _parts(database: Database) -> dict[Path, str]:
     """The parts of a database that are still there, with their origin; only files that lie where builds leave parts."""
     provenance = database.provenance or {}
     identity = str((provenance.get("encoder") or {}).get("identity"))
-    if not re.fullmatch("[0-9a-f]{32}", identity):  # A file may say anything.
+    if database.is_remote or not re.fullmatch("[0-9a-f]{32}", identity):  # A file may say anything.
         return {}
     folder = database.path.parents[1] / "features" / identity / "rows"
     origins = {part.get("name"): str(part.get("origin")) for part in provenance.get("parts") or ()}

@@ -13,7 +13,7 @@ import typer
 
 from ccassets.cli.options import (
     CsvOutputOption,
-    FileArgument,
+    DatabaseArgument,
     HomeOption,
     JsonOption,
     SplitOption,
@@ -24,10 +24,11 @@ from ccassets.cli.terminal import counted, print_json, print_line, print_text, p
 
 if TYPE_CHECKING:
     from ccassets.analysis import Hit
+    from ccassets.database.reader import Database
 
 
 def search(
-    file: FileArgument,
+    file: DatabaseArgument,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to search for; needs --study.")] = None,
     concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept of the file to search for.")] = None,
     row: Annotated[list[int] | None, typer.Option("--row", help="Image to search for, by its row number.")] = None,
@@ -68,6 +69,7 @@ def search(
         raise typer.BadParameter("--text, --minus and --output-images need --study.")
     loaded = load_study(study) if study else None
     with open_unknown_database(file) as database:
+        _announce_reading(database, patches)
         hits = search_database(
             database,
             texts=text or (),
@@ -92,7 +94,7 @@ def search(
 
 
 def duplicates(
-    file: FileArgument,
+    file: DatabaseArgument,
     similarity: Annotated[
         float, typer.Option("--similarity", min=-1, max=1, help="Lowest cosine similarity of a pair.")
     ] = 0.99,
@@ -105,6 +107,7 @@ def duplicates(
     from ccassets.database.sandbox import open_unknown_database
 
     with open_unknown_database(file) as database:
+        _announce_reading(database, patches=False)
         result = near_duplicates(database, similarity, top)
     if output:
         write_pairs(result.pairs, output)
@@ -123,7 +126,7 @@ def duplicates(
 
 def apply(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Path of a stored classifier (model.json).")],
-    file: FileArgument,
+    file: DatabaseArgument,
     split: SplitOption = None,
     by_group: Annotated[bool, typer.Option("--by-group", help="Average the rows of each patient or slide.")] = False,
     output: Annotated[
@@ -215,6 +218,13 @@ def compare(
         print_line(line)
     for path in written:
         print_text(path)
+
+
+def _announce_reading(database: Database, patches: bool) -> None:
+    """Say before it begins what comparing every row of a remote file will read."""
+    values = database.image_token_features if patches else database.image_features
+    if database.is_remote and values is not None:
+        print_text(f"Reading {values.nbytes / 1e6:,.1f} MB of features over the network.", err=True)
 
 
 def _hit_line(hit: Hit, classes: Sequence[str]) -> str:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ccassets.cli.options import FileArgument, JsonOption, SplitOption
+from ccassets.cli.options import DatabaseArgument, JsonOption, SplitOption
 from ccassets.cli.terminal import print_json, print_line, print_text, progress_bar
 
 
 def export(
-    file: FileArgument,
+    file: DatabaseArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Path of the file, or of the new folder, to write.")],
     format: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def export(
 
 
 def explain(
-    file: FileArgument,
+    file: DatabaseArgument,
     key: Annotated[str, typer.Argument(metavar="KEY", help="Key of a row: the path of its image, as in `search`.")],
     as_json: JsonOption = False,
 ) -> None:

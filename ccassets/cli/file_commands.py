@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ccassets.cli.options import FileArgument, HomeOption, JsonOption, StudyArgument, StudyOption
+from ccassets.cli.options import DatabaseArgument, FileArgument, HomeOption, JsonOption, StudyArgument, StudyOption
 from ccassets.cli.terminal import counted, print_findings, print_json, print_line, print_text, progress_bar
 from ccassets.errors import AdoptionError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ccassets.extraction.adoption import Adoption
 
 
-def info(file: FileArgument, as_json: JsonOption = False) -> None:
+def info(file: DatabaseArgument, as_json: JsonOption = False) -> None:
     """Show what a file contains, on one screen."""
     from ccassets.database.sandbox import summarize_in_sandbox
 

@@ -46,6 +46,9 @@ StudyOption = Annotated[
     ),
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Path of a feature database.")]
+DatabaseArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="Path of a feature database, or its address: https://…, s3://….")
+]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Use only the rows of this split.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CsvOutputOption = Annotated[

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.hdf5_heap_guard import find_endless_heap
+from ccassets.database.remote_file import RemoteFile, RemoteRows
 from ccassets.errors import DatabaseError
 from ccassets.files import reading_refused
 
@@ -43,6 +44,16 @@ def open_hdf5(path: Path) -> h5py.File:
             f"{path} cannot be read: its texts at byte {offset} are damaged, and HDF5 would read for ever."
         )
     return file
+
+
+def open_remote_hdf5(remote: RemoteFile) -> h5py.File:
+    """Open a remote HDF5 file read-only; `DatabaseError` when it is none."""
+    try:
+        return h5py.File(remote, "r")
+    except OSError as error:
+        raise DatabaseError(
+            f"{remote.name} cannot be opened as HDF5 ({error}): it is another kind of file, or cut off."
+        ) from error
 
 
 @contextmanager
@@ -161,6 +172,8 @@ def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     """A copy of `values[rows]`: rows counted from 0, in any order and with repeats, each read once."""
     if isinstance(values, np.ndarray):
         return np.asarray(values)[rows]  # Indexing by an array copies.
+    if isinstance(values, RemoteRows):
+        return values.take_rows(rows)
     # h5py takes increasing numbers alone, and slowly: neighbouring rows are read as ranges.
     numbers = rows.reshape(-1)
     taken = np.empty((len(numbers), *values.shape[1:]), values.dtype)

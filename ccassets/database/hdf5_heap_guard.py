@@ -9,7 +9,8 @@ from contextlib import suppress
 
 import h5py
 
-_SIGNATURE = b"GCOL\x01\0\0\0"
+HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
+"""The first bytes of a heap."""
 _HEADER = 16
 """Bytes of a heap's own header and of each object's."""
 
@@ -28,7 +29,7 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
         for start, stop in gaps(ranges, size):
             for offset in _heap_offsets(data, start, stop):
-                if _is_endless(data, offset):
+                if is_endless(data, offset):
                     return offset
     return None
 
@@ -65,13 +66,14 @@ def gaps(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
 
 
 def _heap_offsets(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
-    offset = data.find(_SIGNATURE, start, stop)
+    offset = data.find(HEAP_SIGNATURE, start, stop)
     while offset >= 0:
         yield offset
-        offset = data.find(_SIGNATURE, offset + 1, stop)
+        offset = data.find(HEAP_SIGNATURE, offset + 1, stop)
 
 
-def _is_endless(data: mmap.mmap, offset: int) -> bool:
+def is_endless(data: mmap.mmap | bytes, offset: int) -> bool:
+    """Whether HDF5 would read the heap at an offset for ever."""
     end = min(offset + _number(data, offset + 8), len(data))
     with memoryview(data) as view, view[offset : offset + (end - offset) // 8 * 8] as heap, heap.cast("Q") as words:
         at = _HEADER // 8
@@ -84,5 +86,5 @@ def _is_endless(data: mmap.mmap, offset: int) -> bool:
     return False
 
 
-def _number(data: mmap.mmap, offset: int) -> int:
+def _number(data: mmap.mmap | bytes, offset: int) -> int:
     return int.from_bytes(data[offset : offset + 8], "little")

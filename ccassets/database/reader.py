@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.attributes import read_attributes
+from ccassets.database.feature_digests import feature_digests
 from ccassets.database.hdf5 import (
     Array,
     file_descriptor,
     listed_group,
     map_dataset,
     open_hdf5,
+    open_remote_hdf5,
     read_errors_at,
     read_texts,
     safe_dataset,
@@ -29,6 +31,7 @@ from ccassets.database.hdf5 import (
     take_rows,
 )
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
+from ccassets.database.remote_file import RemoteFile, RemoteRows, is_url
 from ccassets.database.summary import summary_html
 from ccassets.errors import DatabaseError
 
@@ -45,8 +48,11 @@ def open_database(path: str | os.PathLike[str]) -> Database:
     Contiguous arrays are mapped and not copied; chunked ones are read through h5py. A finished file is replaced and
     never changed, so an open database keeps the content it was opened with.
 
+    A file at an address (`https://`, `s3://`, or another scheme that fsspec knows; `pip install 'ccassets[remote]'`) is
+    read in ranges of bytes: a row is one request of exactly its bytes.
+
     Args:
-        path: The HDF5 file.
+        path: The HDF5 file: its path, or its address as a text.
 
     Returns:
         The open database, a context manager.
@@ -77,8 +83,13 @@ class Database:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
-        self._file = open_hdf5(self.path)
+        self._remote = RemoteFile(path) if is_url(path) else None
+        if self._remote is None:
+            self.path = Path(path).absolute()
+            self._file = open_hdf5(self.path)
+        else:
+            self.path = Path(self._remote.name)  # No path of this machine: it names the file in messages.
+            self._file = open_remote_hdf5(self._remote)
 
     def __enter__(self) -> Database:
         return self
@@ -89,7 +100,7 @@ class Database:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_database, (self.path,)
+        return open_database, (self.source,)
 
     def __len__(self) -> int:
         """N, the number of rows; 0 for a file without images."""
@@ -104,6 +115,21 @@ class Database:
     def close(self) -> None:
         """Close the file; arrays that were mapped from it stay valid."""
         self._file.close()
+
+    @property
+    def source(self) -> str | Path:
+        """What `open_database` opens this file again by: its path, or its address."""
+        return self.path if self._remote is None else self._remote.url
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the file is read over a network."""
+        return self._remote is not None
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the file."""
+        return self.path.stat().st_size if self._remote is None else self._remote.size
 
     @property
     def file(self) -> h5py.File:
@@ -415,7 +441,10 @@ class Database:
         if dataset.dtype.kind not in "fiu":
             raise DatabaseError(f"{self.path}: /{name}: expected numbers, found dtype {dataset.dtype}")
         with read_errors_at(f"{self.path}: /{name}"):
-            mapped = map_dataset(dataset)
+            if self._remote is not None and dataset.size and dataset.chunks is None and dataset.id.get_offset():
+                rows = RemoteRows(self._remote, dataset.id.get_offset(), dataset.shape, dataset.dtype)
+                return cast(Array, rows)
+            mapped = None if self._remote is not None else map_dataset(dataset)
         return cast(Array, dataset) if mapped is None else mapped
 
     def _values(self, name: str) -> Array:
@@ -560,6 +589,25 @@ class Selection:
         tokens = self.database.image_token_features
         return None if tokens is None else take_rows(tokens, self.rows)
 
+    def verify(self) -> None:
+        """Compare the bytes of the rows, tokens included, with the digests that were taken when they were written.
+
+        Raises:
+            DatabaseError: Rows differ, or the file has no digests.
+        """
+        expected = self.database.feature_digest
+        if expected is None:
+            raise DatabaseError(f"{self.database.path}: expected digests of the rows, found none.")
+        for start in range(0, len(self), 64):
+            part = Selection(self.database, self.rows[start : start + 64])
+            digests = feature_digests(part.image_features, part.image_token_features)
+            wrong = part.rows[(digests != expected[part.rows]).any(axis=1)]
+            if len(wrong):
+                raise DatabaseError(
+                    f"{self.database.path}: row {wrong[0]} does not have the bytes that were written ({len(wrong)} of "
+                    f"{len(part)} rows). Read it again; if it stays so, `ccassets validate --deep` says more."
+                )
+
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         """(n,) int64, the rows' own numbers."""
@@ -593,7 +641,7 @@ class RowDataset:
     """
 
     def __init__(self, database: Database, rows: npt.NDArray[np.int64], tokens: bool) -> None:
-        self._path = database.path
+        self._path = database.source
         self._content = _row_identity(database)
         self._rows = rows
         self._tokens = tokens

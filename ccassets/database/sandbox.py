@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ccassets.database.reader import Database, open_database
+from ccassets.database.remote_file import is_url, shown_url
 from ccassets.errors import DatabaseError, StorageError
 
 _WORKER = "ccassets.database.sandbox_worker"
@@ -39,7 +40,7 @@ def run_in_sandbox(task: Literal["summarize", "validate", "read"], path: str | o
     """
     child = subprocess.run(
         [sys.executable, "-m", _WORKER],
-        input=json.dumps({"task": task, "path": os.fspath(Path(path).absolute()), **options}),
+        input=json.dumps({"task": task, "path": path if is_url(path) else os.fspath(Path(path).absolute()), **options}),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -68,7 +69,7 @@ def summarize_in_sandbox(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = run_in_sandbox("summarize", path)
     except SandboxError as error:
-        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
     return facts
 
 
@@ -81,7 +82,7 @@ def require_readable(path: str | os.PathLike[str]) -> None:
     try:
         run_in_sandbox("validate", path, deep=True, study=None, only=None)
     except SandboxError as error:
-        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
 
 
 def require_readable_rows(path: str | os.PathLike[str]) -> None:
@@ -93,7 +94,7 @@ def require_readable_rows(path: str | os.PathLike[str]) -> None:
     try:
         run_in_sandbox("read", path)
     except SandboxError as error:
-        raise DatabaseError(f"{path} cannot be read: {error}.") from error
+        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
 
 
 def open_unknown_database(path: str | os.PathLike[str]) -> Database:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ccassets.database.hdf5 import iter_blocks, read_errors_at
 from ccassets.database.reader import Database, open_database
+from ccassets.database.remote_file import is_url
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
 from ccassets.errors import CcassetsError, DatabaseError, StorageError
@@ -23,10 +24,12 @@ _MEMORY = 1 << 30
 _SECONDS = 4
 _BYTES_PER_SECOND = 10 << 20
 """The child may allocate 1 GiB and the size of the file, and compute for 4 s and the time that 10 MiB/s take."""
+_REMOTE_BYTES = 256 << 20
+"""The size that a remote file counts as: more than that of it is not held."""
 
 
 def _answer(request: dict[str, Any]) -> Any:
-    path = Path(request["path"])
+    path = request["path"]
     if request["task"] == "summarize":
         with open_database(path) as database:
             return summarize(database)
@@ -59,9 +62,10 @@ def _read(database: Database) -> None:
         _ = template.text_features, template.texts
 
 
-def _set_limits(path: Path) -> None:
+def _set_limits(path: str) -> None:
     """Set the limits for reading a file; memory that is mapped from it does not count."""
-    size = path.stat().st_size if path.is_file() else 0
+    file = Path(path)
+    size = _REMOTE_BYTES if is_url(path) else file.stat().st_size if file.is_file() else 0
     seconds = math.ceil(time.process_time()) + _SECONDS + size // _BYTES_PER_SECOND
     for kind, limit in (
         (resource.RLIMIT_DATA, _MEMORY + size),
@@ -74,7 +78,7 @@ def _set_limits(path: Path) -> None:
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    _set_limits(Path(request["path"]))
+    _set_limits(request["path"])
     try:
         answer = {"answer": _answer(request)}
     except CcassetsError as error:

@@ -27,7 +27,7 @@ def summarize(database: Database) -> dict[str, Any]:
     return {
         "file": database.path.name,
         "profile": database.profile,
-        "bytes": database.path.stat().st_size,
+        "bytes": database.file_bytes,
         "rows": len(database),
         "dim": database.dim,
         "token_count": database.token_count,

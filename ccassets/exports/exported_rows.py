@@ -81,7 +81,7 @@ class ExportedRows:
     def predictions(self) -> Columns:
         """What the classifier that the study's analysis left beside the database predicts; nothing without one."""
         path = self.database.path.parent / "analysis" / "model.json"
-        model = load_model(path) if path.is_file() else None
+        model = load_model(path) if path.is_file() and not self.database.is_remote else None
         if model is None or model.encoder_identity != encoder_identity(self.database):
             return {}  # Of a build with another encoder: the next one fits it anew.
         predictions = apply_model(model, self.database)

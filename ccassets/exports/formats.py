@@ -57,7 +57,7 @@ def export(
         DatabaseError: There is no such split, or reading takes more memory or time than a file of its size can.
         StorageError: The export cannot be written, or its folder is not empty.
     """
-    require_readable_rows(database.path)
+    require_readable_rows(database.source)
     export_checked(database, Path(path), format=format, split=split, tokens=tokens, url=url, progress=progress)
 
 
@@ -107,6 +107,8 @@ def _row_writer(
 def _reference_writer(
     database: Database, url: str | None, split: str | None, is_folder: bool
 ) -> Callable[[Path], None]:
+    if database.is_remote:
+        raise AnalysisError(f"{database.path.name}: make the references where the file lies, or of a copy of it.")
     if split is not None:
         raise AnalysisError("References are of a whole file: leave `--split` out, and select rows when you read.")
     write = write_parquet_references if is_folder else write_references

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import numpy as np
 
 from ccassets.database.hdf5 import (
     decode_text,
+    file_descriptor,
     listed_group,
     read_texts,
     safe_dataset,
@@ -22,14 +24,16 @@ from ccassets.database.hdf5 import (
     safe_member,
     sorted_names,
 )
+from ccassets.database.hdf5_heap_guard import contiguous_ranges, gaps
 from ccassets.database.reader import Database
-from ccassets.database.remote_file import metadata_ranges
 from ccassets.errors import AnalysisError
 from ccassets.files import make_folder, sync, write_text
 
 Reference = str | tuple[str, int, int]
 """What a key of the store stands for: a text, `base64:` and bytes, or a range (URL, offset, size)."""
 
+_MAX_METADATA = 64 << 20
+"""More bytes between the arrays of a file are not metadata."""
 _RECORD = 10_000
 """References of an array in one file of the Parquet form: what a reader loads for one of them."""
 _MAX_BLOCKS = {"image_features": 64, "image_token_features": 1}
@@ -59,7 +63,7 @@ def write_references(database: Database, path: Path, url: str | None = None) -> 
         key: value if isinstance(value, str) else ["{{u}}", *value[1:]]
         for key, value in _references(database, location)
     }
-    content = {"version": 1, "templates": {"u": location}, "refs": references, "hdf5": metadata_ranges(database.file)}
+    content = {"version": 1, "templates": {"u": location}, "refs": references, "hdf5": _metadata(database.file)}
     path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
@@ -201,3 +205,19 @@ def _stored_chunks(dataset: h5py.Dataset, url: str) -> Iterator[tuple[str, Refer
 
 def _inline(data: bytes) -> str:
     return "base64:" + base64.b64encode(zlib.compress(data)).decode("ascii")
+
+
+def _metadata(file: h5py.File) -> dict[str, Any] | None:
+    """All bytes of a file but those of arrays of two axes or more, with which a remote reader opens it without asking.
+
+    The `size` of the file, and `ranges` of an offset and bytes (zlib, base64); None for a chunked file.
+    """
+    descriptor = file_descriptor(file)
+    size = os.fstat(descriptor).st_size
+    arrays = contiguous_ranges(file, axes=2)
+    rest = [] if arrays is None else list(gaps(arrays, size))
+    if arrays is None or sum(stop - start for start, stop in rest) > _MAX_METADATA:
+        return None
+    # HDF5 reads the head of an object by 512 bytes, whatever it has: the end of a range is where it may want more.
+    parts = ((start, os.pread(descriptor, stop - start + 512, start)) for start, stop in rest)
+    return {"size": size, "ranges": [[start, _inline(part).removeprefix("base64:")] for start, part in parts]}

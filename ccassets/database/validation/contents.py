@@ -135,7 +135,7 @@ class Contents:
 
 def read_contents(database: Database, findings: FindingCollector) -> Contents:
     """Read everything but image features, token features and text arrays; report everything malformed."""
-    file, file_bytes = database.file, database.path.stat().st_size
+    file, file_bytes = database.file, database.file_bytes
     attributes = read_plain_attributes(file, "/", findings)
     names = frozenset(member_names(file, findings))
     kind = _kind(names, attributes, findings)
