@@ -31,6 +31,13 @@ def new_study(
         Path | None,
         typer.Option("--folder", metavar="DIRECTORY", help="Images in <split>/<class>/, in <class>/, or side by side."),
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="A CSV or Parquet file with one image per row.")
+    ] = None,
+    huggingface: Annotated[
+        str | None,
+        typer.Option("--huggingface", metavar="PATH", help="A data set of the Hugging Face hub, or a folder of one."),
+    ] = None,
     medmnist: Annotated[
         str | None, typer.Option("--medmnist", metavar="SET", help="A 2D set of MedMNIST, such as bloodmnist.")
     ] = None,
@@ -50,16 +57,20 @@ def new_study(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the study file for a folder of images or a set of MedMNIST."""
-    from ccassets.tools.new_study import write_folder_study, write_medmnist_study
+    """Write the study file for a folder of images, a table, a Hugging Face data set or a set of MedMNIST."""
+    from ccassets.tools import new_study as writers
 
     studies = output or Path(os.environ.get("CCASSETS_STUDIES") or "studies")
-    if folder is not None and medmnist is None:
-        study = write_folder_study(name, folder, studies, encoder=encoder)
-    elif medmnist is not None and folder is None:
-        study = write_medmnist_study(name, medmnist, studies, encoder=encoder)
+    if sum(source is not None for source in (folder, table, huggingface, medmnist)) != 1:
+        raise typer.BadParameter("Give the images by one of --folder, --table, --huggingface and --medmnist.")
+    if folder is not None:
+        study = writers.write_folder_study(name, folder, studies, encoder=encoder)
+    elif table is not None:
+        study = writers.write_table_study(name, table, studies, encoder=encoder)
+    elif huggingface is not None:
+        study = writers.write_huggingface_study(name, huggingface, studies, encoder=encoder)
     else:
-        raise typer.BadParameter("Give the images: either --folder or --medmnist.")
+        study = writers.write_medmnist_study(name, str(medmnist), studies, encoder=encoder)
     if as_json:
         print_json({"study": str(study.path), "summary": study.summary, "splits": list(study.splits)})
         return

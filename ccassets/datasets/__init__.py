@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from ccassets.datasets.dataset_contract import Dataset, Rows
 from ccassets.datasets.folder import FolderDataset
+from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.manifest import Manifest, read_image, read_manifest
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.phantom import PhantomAnnotations, PhantomDataset
 from ccassets.datasets.table import TableDataset
-from ccassets.study.schema import FolderConfig, MedmnistConfig, PhantomDatasetConfig, Study, TableConfig
+from ccassets.study.schema import (
+    FolderConfig,
+    HuggingfaceConfig,
+    MedmnistConfig,
+    PhantomDatasetConfig,
+    Study,
+    TableConfig,
+)
 from ccassets.study.storage import Store
 
 __all__ = [
@@ -47,4 +55,9 @@ def open_dataset(study: Study, store: Store) -> Dataset:
     if isinstance(config, MedmnistConfig):
         root = study.resolve(config.root or "~/.medmnist")
         return MedmnistDataset(config, root=root, unpacked_root=store.downloads)
+    if isinstance(config, HuggingfaceConfig):
+        path = study.resolve(config.path)
+        # A hub id is `owner/name`: anything else is a path, whether something is there or not.
+        local = path if path.exists() or config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 else None
+        return HuggingfaceDataset(config, local=local, cache=store.downloads / "huggingface", words=words)
     return PhantomDataset(config)

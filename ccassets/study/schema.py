@@ -183,6 +183,17 @@ class TableConfig(_DatasetSection):
         return encoding
 
 
+class HuggingfaceConfig(_DatasetSection):
+    """A data set of the Hugging Face hub at a revision, or of a local folder: an image and a class column."""
+
+    kind: Literal["huggingface"]
+    path: Text
+    name: Text | None = None
+    revision: Text = "main"
+    image: Text = "image"
+    label: Text | None = "label"
+
+
 class PhantomDatasetConfig(_Section):
     """Generated blood-smear cells: `rows` gives the number of images of every split, in order."""
 
@@ -204,7 +215,7 @@ class PhantomDatasetConfig(_Section):
 
 
 DatasetConfig = Annotated[
-    MedmnistConfig | FolderConfig | TableConfig | PhantomDatasetConfig, Field(discriminator="kind")
+    MedmnistConfig | FolderConfig | TableConfig | HuggingfaceConfig | PhantomDatasetConfig, Field(discriminator="kind")
 ]
 
 

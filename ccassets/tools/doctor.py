@@ -14,6 +14,7 @@ from typing import Literal
 from ccassets.database.token_geometry import cropping_warning
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
+from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.encoders import encoder_files, inspect_encoder
@@ -178,6 +179,8 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
     try:
         if isinstance(dataset, MedmnistDataset):
             return _medmnist(dataset), dataset
+        if isinstance(dataset, HuggingfaceDataset) and not dataset.downloaded:
+            return Diagnosis("data set", "warning", f"{dataset.name} will be downloaded by the first build"), None
         dataset.fetch(silent)
         rows = ", ".join(f"{split} {len(dataset.rows(split)):,}" for split in study.splits[:10])
     except DatasetError as error:

@@ -1,11 +1,12 @@
-"""Writing a new study file for a folder of images or a set of MedMNIST."""
+"""Writing a new study file for a folder, a table, a Hugging Face data set or a set of MedMNIST."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,41 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from pydantic import ValidationError
 
+from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.folder import FolderDataset
-from ccassets.datasets.image_files import IMAGE_SUFFIXES
+from ccassets.datasets.huggingface import HuggingfaceDataset, image_columns, open_tables
+from ccassets.datasets.image_files import IMAGE_SUFFIXES, first_few
 from ccassets.datasets.medmnist import MedmnistDataset
+from ccassets.datasets.table import TableDataset
+from ccassets.datasets.table_files import read_columns
 from ccassets.encoders.presets import load_presets, preset_of
 from ccassets.errors import DatasetError, StudyError
 from ccassets.files import storage_error, write_text
 from ccassets.progress import silent
 from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE, load_study
-from ccassets.study.schema import FolderConfig, MedmnistConfig
+from ccassets.study.schema import FolderConfig, HuggingfaceConfig, MedmnistConfig, TableColumns, TableConfig
+from ccassets.study.storage import storage_root
 
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+_COLUMN_NAMES = {
+    "path": (
+        "path",
+        "image",
+        "file",
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "image_path",
+        "img",
+        "image_id",
+    ),
+    "label": ("label", "labels", "class", "target", "diagnosis", "dx", "category", "grade"),
+    "split": ("split", "fold", "set", "subset", "partition"),
+    "group": ("group", "patient", "patient_id", "patientid", "subject", "subject_id", "case", "slide", "slide_id"),
+}
+"""Usual names of columns by what they hold, the likeliest first."""
+_MOST_NUMBERED_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -70,19 +95,104 @@ def write_folder_study(name: str, images: Path, studies: Path, *, encoder: str =
     except ValidationError as error:
         raise StudyError(f"{root}: {error.errors()[0]['msg']}. Rename the folder.") from error
     dataset = FolderDataset(config, root=root, words=())
-    dataset.fetch(silent)
-    counts = {split: Counter(dataset.rows(split).labels.tolist()) for split in splits}
-    total = sum(count.total() for count in counts.values())
+    total, lines = _counts(dataset, splits, dataset.classes)
     if not total:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise DatasetError(f"{images} holds no images. Expected files that end in {suffixes}.")
-    lines = [
-        f"{split}: {_image_count(count.total())}"
-        + "".join(f", {count[number]:,} {name}" for number, name in enumerate(dataset.classes))
-        for split, count in counts.items()
-    ]
-    written_root = root if images.is_absolute() else Path(os.path.relpath(root, path.parent))
-    return _write(path, config, str(written_root), dataset.classes, total, lines, section)
+    return _write(path, config, _written(root, images, path), dataset.classes, total, lines, section)
+
+
+def write_table_study(name: str, file: Path, studies: Path, *, encoder: str = "conceptclip") -> NewStudy:
+    """Write the study file for a table with one image per row.
+
+    Columns are known by usual names (`path`, `filename`, `label`, `diagnosis`, `split`, `patient`, …).
+
+    Args:
+        name: Name of the study: letters, digits and `_`.
+        file: A CSV or Parquet file; the images lie in its folder, or in a folder beside it.
+        studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+        encoder: A preset of `ccassets encoders`, or the folder of a model of open_clip or transformers.
+
+    Returns:
+        The path of the study file and what it describes.
+
+    Raises:
+        DatasetError: The table cannot be read, has no column of paths or splits, or its images are missing.
+        StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
+        StorageError: The study file cannot be written.
+    """
+    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    file = file.expanduser()
+    encoding = "utf-16" if _starts_like_utf16(file) else "utf-8"
+    table = read_columns(file.absolute(), lambda present: list(dict.fromkeys(present)), encoding=encoding)
+    columns = {role: _column_of(role, table.column_names) for role in _COLUMN_NAMES}
+    for role in ("path", "split"):
+        if columns[role] is None:
+            raise DatasetError(
+                f"{file} has no column that is known to hold the {role} of an image: expected one of "
+                f"{', '.join(_COLUMN_NAMES[role])}; it has {first_few(table.column_names, 30)}. Rename or add it."
+            )
+    present = {role: column for role, column in columns.items() if column is not None}
+    splits = _in_split_order({str(value).strip() for value in table[present["split"]].to_pylist() if value is not None})
+    root = _root_of(file.absolute().parent, [str(key).strip() for key in table[present["path"]][:20].to_pylist()])
+    try:
+        config = TableConfig(
+            kind="table",
+            file=file,
+            root=root,
+            columns=TableColumns.model_validate(present),
+            splits=splits,
+            encoding=encoding,
+        )
+    except ValidationError as error:
+        raise StudyError(f"{file}: {error.errors()[0]['msg']}. Correct column {present['split']!r}.") from error
+    dataset = TableDataset(config, file=file.absolute(), root=root, words=())
+    classes = dataset.classes or _number_names(dataset, splits)
+    total, lines = _counts(dataset, splits, classes)
+    image_root = "" if root == file.absolute().parent else _written(root, file, path)
+    return _write(
+        path, config, _written(file.absolute(), file, path), classes, total, lines, section, image_root=image_root
+    )
+
+
+def write_huggingface_study(name: str, reference: str, studies: Path, *, encoder: str = "conceptclip") -> NewStudy:
+    """Write the study file for a data set of the Hugging Face hub, which is downloaded, or of a local folder.
+
+    Args:
+        name: Name of the study: letters, digits and `_`.
+        reference: The hub id, a folder, or a Parquet file.
+        studies: Folder of studies; the file is `<studies>/<name>/defs.yaml`.
+        encoder: A preset of `ccassets encoders`, or the folder of a model of open_clip or transformers.
+
+    Returns:
+        The path of the study file and what it describes.
+
+    Raises:
+        DatasetError: There is no such data set, it cannot be downloaded, or it has no column of images.
+        StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
+        StorageError: The study file cannot be written.
+    """
+    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    local = Path(reference).expanduser()
+    exists = local.exists()
+    config = HuggingfaceConfig(kind="huggingface", path=str(local.absolute()) if exists else reference)
+    cache = storage_root() / "datasets" / "huggingface"
+    source = HuggingfaceDataset(config, local=local.absolute() if exists else None, cache=cache, words=())
+    tables = open_tables(source.folder, None, cache)
+    table = next(iter(tables.values()))
+    images = image_columns(table)
+    if not images:
+        raise DatasetError(f"{reference} has no column of images; its columns are {table.column_names}.")
+    label = _column_of("label", table.column_names)
+    revision = "main" if exists else source.folder.name
+    config = config.model_copy(
+        update={"image": images[0], "label": label, "splits": _in_split_order(tables), "revision": revision}
+    )
+    dataset = HuggingfaceDataset(config, local=source.local, cache=cache, words=())
+    classes = dataset.classes or _number_names(dataset, config.splits)
+    total, lines = _counts(dataset, config.splits, classes)
+    written = _written(local.absolute(), local, path) if exists else reference
+    return _write(path, config, written, classes, total, lines, section)
 
 
 def write_medmnist_study(name: str, flag: str, studies: Path, *, encoder: str = "conceptclip") -> NewStudy:
@@ -136,6 +246,58 @@ def _encoder_section(encoder: str, study_folder: Path) -> Mapping[str, str]:
     )
 
 
+def _starts_like_utf16(file: Path) -> bool:
+    try:
+        with file.open("rb") as start:
+            return start.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
+    except OSError:
+        return False  # Reading the table says why.
+
+
+def _column_of(role: str, present: Sequence[str]) -> str | None:
+    """The first column with a usual name for a role."""
+    by_name = {name.strip().lower(): name for name in reversed(present)}
+    return next((by_name[name] for name in _COLUMN_NAMES[role] if name in by_name), None)
+
+
+def _root_of(folder: Path, keys: Sequence[str]) -> Path:
+    """The folder below which the first keys lie: that of the table, or one beside it."""
+    candidates = [folder, *_visible_folders(folder)]
+    return next((root for root in candidates if any((root / key).is_file() for key in keys)), folder)
+
+
+def _number_names(dataset: TableDataset | HuggingfaceDataset, splits: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes that are only known by their numbers: the numbers, for the user to replace."""
+    if not dataset.labelled:
+        return ()
+    highest = max((int(dataset.rows(split).labels.max(initial=0)) for split in splits), default=0)
+    return tuple(map(str, range(highest + 1))) if highest < _MOST_NUMBERED_CLASSES else ()
+
+
+def _counts(dataset: Dataset, splits: Sequence[str], classes: Sequence[str]) -> tuple[int, list[str]]:
+    """The number of all images, and a line for each split: its images, and how many of each class."""
+    dataset.fetch(silent)
+    total, lines = 0, []
+    for split in splits:
+        rows = dataset.rows(split)
+        matrix = rows.label_matrix
+        counts = Counter(rows.labels.tolist()) if matrix is None else dict(enumerate(matrix.sum(axis=0).tolist()))
+        of_classes = "".join(f", {counts.get(number, 0):,} {name}" for number, name in enumerate(classes))
+        lines.append(f"{split}: {_image_count(len(rows))}{of_classes}")
+        total += len(rows)
+    return total, lines
+
+
+def _written(target: Path, given: Path, study: Path) -> str:
+    """A path as the study file says it: absolute where the user gave it so, else from the study's folder."""
+    return str(target if given.is_absolute() else Path(os.path.relpath(target, study.parent)))
+
+
+def _in_split_order(names: Iterable[str]) -> tuple[str, ...]:
+    order = {name: number for number, name in enumerate(_SPLIT_NAMES)}
+    return tuple(sorted(names, key=lambda name: (order.get(name.lower(), len(order)), name)))
+
+
 def _root_and_splits(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """The data set's root and splits: the subfolders, or the folder itself where the subfolders are classes."""
     if not folder.is_dir():
@@ -146,8 +308,7 @@ def _root_and_splits(folder: Path) -> tuple[Path, tuple[str, ...]]:
     repeated = len(set(nested)) < len(nested)
     if not repeated and not any(name.lower() in _SPLIT_NAMES for name in subfolders):
         return folder.parent, (folder.name,)
-    order = {name: number for number, name in enumerate(_SPLIT_NAMES)}
-    return folder, tuple(sorted(subfolders, key=lambda name: (order.get(name.lower(), len(order)), name)))
+    return folder, _in_split_order(subfolders)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -156,12 +317,14 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 def _write(
     path: Path,
-    config: FolderConfig | MedmnistConfig,
-    root: str,
+    config: FolderConfig | TableConfig | HuggingfaceConfig | MedmnistConfig,
+    source: str,
     classes: Sequence[str],
     total: int,
     lines: Sequence[str],
     encoder: Mapping[str, str],
+    *,
+    image_root: str = "",
 ) -> NewStudy:
     summary = _image_count(total) + (f" of {len(classes)} classes" if classes else " without labels")
     summary += f" in {len(lines)} splits" if len(lines) > 1 else ""
@@ -171,7 +334,8 @@ def _write(
         name=path.parent.name,
         summary=summary,
         config=config,
-        root=root,
+        source=source,
+        image_root=image_root,
         classes=classes,
         lines=lines,
         encoder=encoder,
@@ -190,7 +354,8 @@ def _image_count(count: int) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A text or a list of texts on one line of YAML, in quotes where YAML needs them."""
+    """A text, a list or a mapping of texts on one line of YAML, in quotes where YAML needs them."""
     if isinstance(value, str):
         return _yaml([value])[1:-1]
-    return yaml.safe_dump(list(value), default_flow_style=True, allow_unicode=True, width=2**20).strip()
+    content = dict(value) if isinstance(value, Mapping) else list(value)
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=True, allow_unicode=True, width=2**20).strip()

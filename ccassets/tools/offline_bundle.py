@@ -16,6 +16,7 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.dicom import split_frame
 from ccassets.datasets.folder import FolderDataset
+from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.table import TableDataset
 from ccassets.encoders import encoder_files, inspect_encoder
@@ -147,6 +148,12 @@ def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dic
         sources |= {f"data/{dataset.file.name}": dataset.file, **_images(study, dataset, dataset.root, "data")}
     elif isinstance(dataset, MedmnistDataset):
         sources[f"data/{dataset.archive.name}"] = dataset.archive
+    elif isinstance(dataset, HuggingfaceDataset):
+        files = [dataset.folder] if dataset.folder.is_file() else sorted(dataset.folder.rglob("*"))
+        base = f"data/{_last_part(dataset.name)}"
+        sources |= {
+            str(PurePosixPath(base, path.relative_to(dataset.folder))): path for path in files if path.is_file()
+        }
     readme = study.folder / "README.md"
     if readme.is_file() and readme.resolve().is_relative_to(study.folder.resolve()):
         sources[f"{study.name}/README.md"] = readme
@@ -175,8 +182,12 @@ def _images(study: Study, dataset: Dataset, root: Path, target: str) -> dict[str
 
 def _model_folder(study: Study) -> str:
     """Folder of the model in the bundle, under its own name, which the provenance records."""
-    name = getattr(study.encoder, "weights", "").rstrip("/").rpartition("/")[2]
-    return f"models/{name or 'model'}"
+    return f"models/{_last_part(getattr(study.encoder, 'weights', '')) or 'model'}"
+
+
+def _last_part(reference: str) -> str:
+    """The name of a folder, or of a repository of the hub without its owner."""
+    return reference.rstrip("/").rpartition("/")[2]
 
 
 # --- the study file ----------------------------------------------------------------------------------
@@ -201,6 +212,8 @@ def _dataset_paths(dataset: Dataset) -> dict[str, Any]:
         return {"file": f"../data/{dataset.file.name}", "root": None}
     if isinstance(dataset, MedmnistDataset):
         return {"root": "../data", "download": False}
+    if isinstance(dataset, HuggingfaceDataset):
+        return {"path": f"../data/{_last_part(dataset.name)}", "revision": None}
     return {}
 
 

@@ -88,8 +88,11 @@ def test_help_and_version_load_no_heavy_library() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["new-study", "mine"], "either --folder or --medmnist"),
-        (["new-study", "mine", "--folder", "a", "--medmnist", "b"], "either --folder or --medmnist"),
+        (["new-study", "mine"], "one of --folder, --table, --huggingface and --medmnist"),
+        (
+            ["new-study", "mine", "--folder", "a", "--medmnist", "b"],
+            "one of --folder, --table, --huggingface and --medmnist",
+        ),
         (["search", "a.h5"], "--text, --concept and --row"),
         (["search", "a.h5", "--text", "a cell"], "need --study"),
         (["search", "a.h5", "--row", "1", "--output-images", "hits"], "need --study"),

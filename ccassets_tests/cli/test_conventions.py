@@ -55,7 +55,7 @@ def test_every_path_that_an_option_takes_is_an_output_or_is_known_to_be_read() -
             option.name for option in command.params if Path in {hints[option.name], *get_args(hints[option.name])}
         }
         outputs = {path for path in paths if path.startswith("output")}
-        assert paths - outputs <= {"home", "folder", "file", "files", "model", "workspace"}, name
+        assert paths - outputs <= {"home", "folder", "table", "file", "files", "model", "workspace"}, name
 
 
 def test_every_command_that_prints_facts_prints_them_as_json() -> None:

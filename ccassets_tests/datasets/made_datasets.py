@@ -1,11 +1,15 @@
 """Small studies and pictures for the tests of data sets."""
 
 import hashlib
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import medmnist
 import numpy as np
 import pytest
+from datasets import Dataset as HuggingfaceTable, Features
 from PIL import Image
 
 from ccassets.datasets import open_dataset
@@ -49,6 +53,22 @@ def save_folder(root: Path, keys: list[str]) -> Path:
     for seed, key in enumerate(keys):
         save_image(root / key, seed)
     return root
+
+
+def save_parquet(folder: Path, labels: Mapping[str, Sequence[Any]], features: Features | None = None) -> Path:
+    """A folder with `<split>.parquet`, as on the hub: a column of images as bytes, and one of labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = 0
+    for split, of_split in labels.items():
+        images = []
+        for _ in of_split:
+            file = io.BytesIO()
+            noise(seed).save(file, "PNG")
+            images.append({"bytes": file.getvalue(), "path": None})
+            seed += 1
+        columns = {"image": images, "label": list(of_split)}
+        HuggingfaceTable.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
 
 
 class MedMnistSite:

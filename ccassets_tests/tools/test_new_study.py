@@ -15,7 +15,13 @@ from ccassets.errors import DatasetError, StudyError
 from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, Study
 from ccassets.study.storage import Store
-from ccassets.tools.new_study import write_folder_study, write_medmnist_study
+from ccassets.tools.new_study import (
+    write_folder_study,
+    write_huggingface_study,
+    write_medmnist_study,
+    write_table_study,
+)
+from ccassets_tests.datasets.made_datasets import save_parquet
 from ccassets_tests.made_studies import picture
 
 
@@ -113,6 +119,61 @@ def test_the_commented_lines_are_right_when_they_are_uncommented(
     assert study.vocabulary.concepts.texts == ("round nucleus", "pale cytoplasm")
     assert len(study.vocabulary.concepts.templates) == 1
     assert study.extraction.limit == 100
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_new_study_of_a_table_finds_columns_images_splits_and_classes(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.png"))]
+    rows = [f"{key};{key.split('/')[1]};{number};{key.split('/')[0]}\n" for number, key in enumerate(keys)]
+    Path("cells.csv").write_text("File_Name;Diagnosis;Patient_ID;fold\n" + "".join(rows), encoding=encoding)
+    new = write_table_study("mine", Path("cells.csv"), Path("studies"))
+    assert new.summary == "18 images of 3 classes in 3 splits"
+    assert new.splits[0] == "train: 9 images, 3 blood, 3 platelet, 3 white"
+    study = load_study(new.path)
+    assert study.splits == ("train", "val", "test")
+    assert study.vocabulary.labels.words == ("blood", "platelet", "white")
+    rows_read = open_dataset(study, Store.of(study)).rows("train")
+    assert (len(rows_read), rows_read.groups is not None) == (9, True)
+    assert "file: ../../cells.csv" in new.path.read_text()
+    assert "root: ../../pictures" in new.path.read_text()
+
+
+def test_a_new_study_of_numbered_classes_names_them_by_number(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "t.csv").write_text("image,grade,split\ntrain/white/002.png,3,all\n")
+    study = load_study(write_table_study("mine", image_folder / "t.csv", tmp_path).path)
+    assert study.vocabulary.labels.words == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "picture,label,split",
+            "hold the path of an image: expected one of path, image.* it has picture, label, split",
+        ),
+        ("path,label", "hold the split of an image"),
+    ],
+)
+def test_a_table_without_paths_or_splits_says_what_was_expected(tmp_path: Path, header: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n{header}\n")
+    with pytest.raises(DatasetError, match=message):
+        write_table_study("mine", tmp_path / "t.csv", tmp_path)
+
+
+def test_a_new_study_of_a_hugging_face_folder_finds_columns_splits_and_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_parquet(Path("hf"), {"train": ["a", "b", "b"], "validation": ["a"], "test": ["b"]})
+    new = write_huggingface_study("mine", "hf", Path("studies"))
+    assert new.summary == "5 images of 2 classes in 3 splits"
+    assert new.splits == ["train: 3 images, 1 a, 2 b", "validation: 1 image, 1 a, 0 b", "test: 1 image, 0 a, 1 b"]
+    study = load_study(new.path)
+    assert study.splits == ("train", "validation", "test")
+    assert open_dataset(study, Store.of(study)).rows("train").labels.tolist() == [0, 1, 1]
 
 
 def test_a_new_study_of_medmnist_knows_its_published_splits_and_classes(tmp_path: Path) -> None:
