@@ -265,6 +265,10 @@ class TableDataset:
         return column
 
 
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x10000)))) + "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+"""What a cell does not show at its ends: white space, marks without width, and the mark that begins a file."""
+
+
 def without_blanks(column: Any, names_files_in: Path | None = None) -> Any:
     """Text cells without the blanks around them, which no spreadsheet shows.
 
@@ -275,7 +279,7 @@ def without_blanks(column: Any, names_files_in: Path | None = None) -> Any:
     Returns:
         The cells, as many as there were.
     """
-    stripped = pc.utf8_trim_whitespace(column)
+    stripped = pc.utf8_trim(column, _BLANKS)
     if names_files_in is None:
         return stripped
     padded = column.filter(pc.not_equal(column, stripped)).to_pylist()

@@ -201,7 +201,7 @@ def test_a_file_of_almost_that_path_is_named(cells: Path, written: str, actual: 
         beside.read("train", 0)
 
 
-@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\u3000"])
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\u3000", "\u200b", "\ufeff"])
 def test_blanks_around_cells_lose_no_row(cells: Path, blank: str, caplog: pytest.LogCaptureFixture):
     splits = ["train", f"train{blank}", f"{blank}train", "test"]
     text = lines(f"RBC{blank}", "RBC", f"{blank}WBC", "WBC", splits=splits).replace("p/a.png", f"{blank}p/a.png")
