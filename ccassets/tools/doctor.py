@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,7 @@ from ccassets.encoders.weights import find_download, find_folder, require_access
 from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageError, StudyError
 from ccassets.extraction.plan import expected_row_bytes, plan_study, row_bytes
 from ccassets.extraction.sources import tokenize_prompts, unseen_share
-from ccassets.files import DIGEST_CACHE
+from ccassets.files import DIGEST_CACHE, lock_file
 from ccassets.progress import silent
 from ccassets.study.loading import load_studies
 from ccassets.study.schema import ConceptClipConfig, OpenClipConfig, Study, TransformersConfig
@@ -360,12 +362,17 @@ def _storage(needed: int | None) -> Diagnosis:
 
 
 def _why_not_writable(folder: Path) -> str | None:
-    """Why a folder cannot be created or written to; None if it can."""
+    """Why a folder cannot be created, written to or locked in; None if it can."""
     nearest = _nearest(folder)
     if not nearest.is_dir():
         return f"cannot be created: {nearest} is a file"
     if not os.access(nearest, os.W_OK | os.X_OK):
         return "is not writable" if nearest == folder else f"cannot be created: {nearest} is not writable"
+    with suppress(OSError), tempfile.TemporaryFile(dir=nearest) as file:
+        try:
+            lock_file(file.fileno(), folder)
+        except StorageError as error:
+            return str(error).removeprefix(f"{folder} ")
     return None
 
 

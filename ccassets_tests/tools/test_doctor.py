@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -91,6 +93,16 @@ def test_a_home_that_cannot_be_written_is_a_problem(tmp_path: Path, monkeypatch:
     assert line("home").level == "problem"
     assert "is a file" in line("home").message
     assert line("disk").level == "problem"
+
+
+def test_a_disk_without_locks_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for what in ("home", "disk"):
+        assert line(what).level == "problem"
+        assert "does not lock files" in line(what).message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
