@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,12 @@ class Held:
 
 
 class Campaign:
-    """The study, homes to begin with, and what undisturbed builds give from each."""
+    """The study, homes to begin with, and what undisturbed builds give from each.
 
-    def __init__(self, folder: Path, seed: int, stages: Sequence[str] = ROUND) -> None:
+    `due` are the stages in which processes will be killed; those through Dagster cost most before the first.
+    """
+
+    def __init__(self, folder: Path, seed: int, stages: Sequence[str], due: Set[str]) -> None:
         self.folder, self.seed, self.stages = folder, seed, stages
         older = write_study(
             folder / "studies" / "cells",
@@ -121,15 +124,14 @@ class Campaign:
         load_encoder(older)
         (folder / "nothing").mkdir()
         self.starts = {"nothing": folder / "nothing", "old": folder / "old", "finished": folder / "finished"}
-        steps = ("dagster",) if "dagster" in stages else ("sources", "text", "images", "database")
+        steps = ("dagster",) if "dagster" in due else ("sources", "text", "images", "database")
         self._finish(older, self.starts["old"], steps)
         save_images(folder / "pictures", MORE_ROWS)
         self.study = edit_study(older, lambda attributes: attributes.update(vocabulary=VOCABULARY))
         self._finish(self.study, self.starts["finished"], ("sources", "text", "images", "database"))
         warm = self._copy("finished", "warm")
         analysed(self.study, self.store(warm))  # What is imported here is there in every process that is forked.
-        ways = {way(stage, start) for stage in stages for start in ("nothing", "old")}
-        self.undisturbed = {chosen: self._undisturbed(chosen, number) for number, chosen in enumerate(ways)}
+        self._undisturbed: dict[Way, Undisturbed] = {}
 
     def store(self, home: Path) -> Store:
         return Store(home / "storage", "cells", "conceptclip_features.h5")
@@ -140,11 +142,14 @@ class Campaign:
             raise SystemExit(f"A build that nobody disturbed failed: {answer}")
         return answer
 
-    def _undisturbed(self, chosen: Way, number: int) -> Undisturbed:
-        home = self._copy(chosen.start, f"undisturbed-{number}")
-        answer = self._finish(self.study, home, chosen.steps)
-        old, new = (digest_of(self.store(root).database) for root in (self.starts["old"], home))
-        return Undisturbed(home, answer, files_of(self.store(home)), {old: "old", new: "new"})
+    def undisturbed(self, chosen: Way) -> Undisturbed:
+        if chosen not in self._undisturbed:
+            home = self._copy(chosen.start, f"undisturbed-{len(self._undisturbed)}")
+            answer = self._finish(self.study, home, chosen.steps)
+            old, new = (digest_of(self.store(root).database) for root in (self.starts["old"], home))
+            known = {old: "old", new: "new"}
+            self._undisturbed[chosen] = Undisturbed(home, answer, files_of(self.store(home)), known)
+        return self._undisturbed[chosen]
 
     def _copy(self, start: str, name: str) -> Path:
         home = self.folder / name
@@ -164,7 +169,7 @@ class Campaign:
         chosen = way(stage, ("nothing", "old")[int(rng.integers(2))])
         for attempt in range(20):
             home = self._copy(chosen.start, f"killed-{number}/{attempt}")
-            moments = self.undisturbed[chosen].answer["moments"][stage]
+            moments = self.undisturbed(chosen).answer["moments"][stage]
             after = float(rng.uniform(0, 0.01)) if rng.random() < 0.3 else 0.0
             line, wrong = self._killed(home, chosen, Kill(stage, end, int(rng.integers(moments)), after), rng)
             if line:
@@ -209,7 +214,7 @@ class Campaign:
 
     def _readers(self, home: Path, chosen: Way) -> Readers | None:
         database = self.store(home).database
-        return Readers(database, self.undisturbed[chosen].known) if database.exists() else None
+        return Readers(database, self.undisturbed(chosen).known) if database.exists() else None
 
     def _stopped(self, readers: Readers | None, wrong: list[str]) -> tuple[Counter[str], list[str]]:
         seen, more = readers.stop() if readers else (Counter(), [])
@@ -217,7 +222,7 @@ class Campaign:
 
     def _differences(self, home: Path, chosen: Way, held: Held, answer: Mapping[str, Any]) -> list[str]:
         """What a build that went on has otherwise than an undisturbed one."""
-        store, expected = self.store(home), self.undisturbed[chosen]
+        store, expected = self.store(home), self.undisturbed(chosen)
         wrong = differences(store.database, self.store(expected.home).database)
         if "rows" in answer and held.rows + answer["rows"] != sum(MORE_ROWS.values()):
             wrong.append(f"{held.rows} rows were held and {answer['rows']} made")
@@ -326,8 +331,9 @@ def what_is_held(store: Store) -> Held:
 
 def campaign(folder: Path, seed: int, kills: int, start: int = 0, stages: Sequence[str] = ROUND) -> Counter[str]:
     """Run kills, stage after stage in turn; a line for each, and how often each end was met."""
-    work = Campaign(folder, seed, stages)
-    tries = (work.kill(number) for number in range(start, start + kills))
+    numbers = range(start, start + kills)
+    work = Campaign(folder, seed, stages, due={stages[number % len(stages)] for number in numbers})
+    tries = (work.kill(number) for number in numbers)
     return tally(tries, f"seed {seed}: {kills} kills from {start}")
 
 

@@ -43,7 +43,8 @@ class Disk:
     def synced(self, record: Path) -> Disk:
         """What is sure to be on the disk: what was there before, and what a `SyncRecord` says was synced since."""
         names, contents = dict(self.names), dict(self.contents)
-        for line in record.read_text(encoding="utf-8").splitlines() if record.exists() else ():
+        lines = record.read_text(encoding="utf-8").split("\n") if record.exists() else []
+        for line in lines[:-1]:  # A line without its end was being written when the process was killed.
             event = json.loads(line)
             if "folder" in event:
                 names[event["folder"]] = event["names"]

@@ -12,6 +12,7 @@ from ccassets_tests.campaigns.corruption import campaign
 from ccassets_tests.extraction.made_parts import build, differences
 
 
+@pytest.mark.campaign
 def test_no_changed_byte_goes_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(tmp_path, seed=3, mutations=30)
     assert sum(ends.values()) == 30

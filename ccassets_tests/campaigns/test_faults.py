@@ -23,6 +23,7 @@ from ccassets_tests.extraction.made_parts import build
 linux = pytest.mark.skipif(not AVAILABLE, reason="the kernel is asked to refuse through seccomp")
 
 
+@pytest.mark.campaign
 @linux
 def test_a_disk_that_refuses_costs_a_sentence_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ FOUND = ((1, 167), (1, 593), (1, 1029), (2, 901), (2, 959), (2, 1925))
 """Seed and iteration of what ended in a traceback of ours, or went round for ever in HDF5, before it was mended."""
 
 
+@pytest.mark.campaign
 def test_damaged_files_are_answered_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(seed=4, iterations=250)
     assert sum(ends.values()) == 250

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -14,13 +15,17 @@ from ccassets.study.schema import Study
 from ccassets.tools.offline_bundle import changed_files, write_bundle
 from ccassets_tests.campaigns.faults import Moments
 from ccassets_tests.campaigns.forks import Fork
-from ccassets_tests.campaigns.kill import STAGES, campaign
+from ccassets_tests.campaigns.kill import ENDS, STAGES, campaign
 from ccassets_tests.campaigns.power import Disk, SyncRecord, cut_power, lost
 
 
+@pytest.mark.campaign
 def test_killed_builds_are_built_on_to_equal_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ends = campaign(tmp_path, seed=2, kills=20, stages=STAGES)
-    assert ends == {"right": 20}, capsys.readouterr().out
+    ends = campaign(tmp_path, seed=2, kills=8, stages=STAGES)
+    said = capsys.readouterr().out
+    assert ends == {"right": 8}, said
+    kills = re.findall(rf"kill \d+: ({'|'.join(ENDS)}) in (\w+), start", said)
+    assert ({end for end, _ in kills}, {stage for _, stage in kills}) == ({*ENDS}, {*STAGES})
 
 
 def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ccassets_tests.campaigns.rows import Scenario, WrongError, campaign, undisturbed_build
 
 
+@pytest.mark.campaign
 def test_no_row_is_wrong_and_no_right_one_is_lost_unsaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(tmp_path, seed=2, scenarios=12)
     assert ends == {"right": 12}, capsys.readouterr().out
