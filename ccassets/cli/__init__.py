@@ -15,7 +15,7 @@ from ccassets.cli.analysis_commands import apply, compare, duplicates, search, t
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
 from ccassets.cli.export_commands import explain, export
 from ccassets.cli.file_commands import adopt, info, validate
-from ccassets.cli.study_commands import bundle, doctor, encoders, new_study, precision_drift
+from ccassets.cli.study_commands import bundle, certify, doctor, encoders, new_study, precision_drift
 from ccassets.cli.terminal import print_text
 from ccassets.errors import (
     AbsentWeightsError,
@@ -36,7 +36,7 @@ app = typer.Typer(
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Build": (build, extract, prune, ui, studies),
-    "Study": (new_study, encoders, doctor, bundle, precision_drift),
+    "Study": (new_study, encoders, doctor, bundle, precision_drift, certify),
     "File": (info, validate, adopt, export, explain),
     "Analyse": (search, duplicates, apply, table, compare),
 }

@@ -192,6 +192,37 @@ def precision_drift(
         print_text("\n".join(_drift_lines(drifts)))
 
 
+def certify(
+    study: StudyArgument,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="a GPU, else cpu")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Hold a study's ConceptCLIP to what is published of it; exit with 1 where it deviates.
+
+    Writes certificate.json into the study's folder in the storage; the next assembly takes it into the provenance.
+    """
+    from ccassets.study.loading import load_study
+    from ccassets.tools.certify import certify_study
+
+    loaded = load_study(study)
+    with progress_bar("images encoded") as progress:
+        certificate = certify_study(loaded, device=device, progress=progress)
+    if as_json:
+        print_json(certificate.facts())
+    else:
+        words = {True: "pass", False: "DEVIATES", None: "-"}
+        for check in certificate.checks:
+            off = "" if check.deviation is None else f", off by {check.deviation:.3g}"
+            print_text(
+                f"{words[check.passed]:<8}  {check.name}: expected {check.expected}, found {check.measured}{off}"
+            )
+    if not certificate.passed:
+        raise typer.Exit(1)
+
+
 def _print_diagnoses(diagnoses: Sequence[Diagnosis]) -> None:
     from rich.console import Console
     from rich.text import Text

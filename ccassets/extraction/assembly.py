@@ -28,7 +28,7 @@ from ccassets.extraction.data_loss import require_no_loss
 from ccassets.extraction.image_extraction import held_entries
 from ccassets.extraction.parts import RowIndex, VerifiedFiles, held_rows, is_part, record_of
 from ccassets.extraction.plan import row_bytes
-from ccassets.extraction.provenance import created, encoder_provenance, libraries
+from ccassets.extraction.provenance import certificate_provenance, created, encoder_provenance, libraries
 from ccassets.extraction.sources import recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import StoredTemplate, stored_template
 from ccassets.files import exclusive, remove_leftovers, require_space, shared
@@ -160,6 +160,7 @@ def _content(
     provenance = {
         "origin": "adopted" if "adopted" in origins else "extracted",
         "encoder": encoder_provenance(card),
+        **certificate_provenance(store.certificate, card.identity),
         "dataset": {
             "kind": study.dataset.kind,
             "name": dataset.name,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard
+from ccassets.errors import StorageError
+from ccassets.files import reading_refused
 from ccassets.study.schema import Study
 
 _LIBRARIES = ("ccassets", "torch", "transformers", "tokenizers", "numpy", "pillow", "h5py", "medmnist")
@@ -28,6 +32,19 @@ def part_provenance(study: Study, encoder: Encoder, seconds: float) -> dict[str,
         "libraries": libraries(),
         "created": created(seconds),
     }
+
+
+def certificate_provenance(certificate: Path, identity: str) -> dict[str, Any]:
+    """The certificate of an encoder as a field of the provenance; nothing without one, or with another encoder's."""
+    try:
+        facts = json.loads(certificate.read_text(encoding="utf-8"))
+        return {"certificate": facts} if facts["identity"] == identity else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise reading_refused(error, str(certificate)) or StorageError(
+            f"{certificate} cannot be read ({error}). Run `ccassets certify` again, or remove it."
+        ) from error
 
 
 def created(seconds: float) -> Mapping[str, Any]:

@@ -59,6 +59,11 @@ class Store:
         return self.folder / "encoder.json"
 
     @property
+    def certificate(self) -> Path:
+        """What `ccassets certify` found of the encoder, a JSON file."""
+        return self.folder / "certificate.json"
+
+    @property
     def study_record(self) -> Path:
         """The file that says which study the folder belongs to."""
         return self.folder / "study.json"

@@ -144,19 +144,19 @@ def measure_precision_drift(
     store = store or Store.of(study)
     dataset = open_dataset(study, store)
     dataset.fetch(silent)
-    images, labels = _sample(study, dataset, image_count)
+    images, labels = sample_images(study, dataset, image_count)
     dtypes = (REFERENCE, *(dtype for dtype in precisions if dtype != REFERENCE))
     drifts = [
         PrecisionDrift(dtype, by_torch) for by_torch in ([False, True] if compiled else [False]) for dtype in dtypes
     ]
     batch_size = min(study.extraction.batch_size, len(images))  # Only batches of the study's size are compiled.
     encoders = [
-        load_encoder(_with_precision(study, drift.dtype, drift.compiled, batch_size), device=device, cache=store.cache)
+        load_encoder(with_precision(study, drift.dtype, drift.compiled, batch_size), device=device, cache=store.cache)
         for drift in drifts
     ]
     words = [_label_vectors(study, encoder) for encoder in encoders]
     predictions: list[list[Labels]] = [[] for _ in drifts]
-    for pixels in _batches(batch_size, dataset, encoders[0], images):
+    for pixels in image_batches(batch_size, dataset, encoders[0], images):
         results = [_encode_timed(encoder, pixels, drift) for encoder, drift in zip(encoders, drifts, strict=True)]
         for result, drift, vectors, classes in zip(results, drifts, words, predictions, strict=True):
             _add_distances(drift, result, results[0])
@@ -171,15 +171,37 @@ def measure_precision_drift(
     return drifts
 
 
-def _with_precision(study: Study, dtype: Dtype, compiled: bool, batch_size: int) -> Study:
-    """The study with its encoder in one precision, for batches of one size."""
+def with_precision(study: Study, dtype: Dtype, compiled: bool, batch_size: int) -> Study:
+    """Change the precision of a study's encoder.
+
+    Args:
+        study: The study.
+        dtype: The precision.
+        compiled: Whether torch compiles the image tower.
+        batch_size: The one size of batches.
+
+    Returns:
+        The study with its encoder in that precision.
+    """
     encoder = study.encoder.model_copy(update={"dtype": dtype, "compiled": compiled})
     extraction = study.extraction.model_copy(update={"batch_size": batch_size})
     return study.model_copy(update={"encoder": encoder, "extraction": extraction})
 
 
-def _sample(study: Study, dataset: Dataset, count: int) -> tuple[list[tuple[str, int]], Labels]:
-    """Split and row, and labels, of images that are evenly spaced over the data set; all where there are fewer."""
+def sample_images(study: Study, dataset: Dataset, count: int) -> tuple[list[tuple[str, int]], Labels]:
+    """Choose images that are evenly spaced over a data set.
+
+    Args:
+        study: The study.
+        dataset: Its data set.
+        count: How many images, or all where there are fewer.
+
+    Returns:
+        Split and row of every image, and the labels.
+
+    Raises:
+        DatasetError: There are no images.
+    """
     labels = {split: dataset.rows(split).labels for split in study.splits}
     images = [(split, row) for split, split_labels in labels.items() for row in range(len(split_labels))]
     if not images:
@@ -188,7 +210,20 @@ def _sample(study: Study, dataset: Dataset, count: int) -> tuple[list[tuple[str,
     return [images[position] for position in positions.tolist()], np.concatenate(list(labels.values()))[positions]
 
 
-def _batches(size: int, dataset: Dataset, encoder: Encoder, images: Sequence[tuple[str, int]]) -> Iterator[FloatArray]:
+def image_batches(
+    size: int, dataset: Dataset, encoder: Encoder, images: Sequence[tuple[str, int]]
+) -> Iterator[FloatArray]:
+    """Preprocess images of a data set, as `sample_images` names them.
+
+    Args:
+        size: Images in a batch.
+        dataset: The data set.
+        encoder: The encoder whose preprocessing is used.
+        images: Split and row of every image.
+
+    Yields:
+        Pixels (B, 3, S, S); the last batch may be smaller.
+    """
     for first in range(0, len(images), size):
         yield np.stack([encoder.preprocess(dataset.read(*image)) for image in images[first : first + size]])
 

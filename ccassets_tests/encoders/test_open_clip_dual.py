@@ -21,15 +21,19 @@ from safetensors.torch import save_file
 from tokenizers.implementations import BertWordPieceTokenizer
 from transformers import BertConfig, PreTrainedTokenizerFast
 
+import ccassets
 from ccassets.database.token_geometry import TokenGeometry, token_geometry
 from ccassets.encoders import encoder_files, inspect_encoder, load_encoder, load_tokenizer, token_spans
+from ccassets.encoders.presets import load_presets
 from ccassets.errors import EncoderError
 from ccassets.study.loading import load_study
 from ccassets.study.schema import OpenClipConfig
+from ccassets.tools.new_study import write_folder_study
 from ccassets.tools.offline_bundle import write_bundle
 from ccassets_tests.encoders.conftest import GOLDEN, MakeStudy, images
 from ccassets_tests.made_studies import write_study
 from ccassets_tests.tools.doctor_lines import doctor_lines
+from ccassets_tests.tools.test_offline_bundle import run
 
 BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 PROMPTS = ["A photo of a Platelet", "red blood cell, with a round nucleus."]
@@ -407,3 +411,53 @@ inspect_encoder(study)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "kind: open_clip needs open_clip: `pip install 'ccassets[open-clip]'`" in done.stderr
+
+
+# --- BiomedCLIP as it is downloaded ------------------------------------------------------------------
+
+PUBLISHED_BIOMEDCLIP = {
+    "model_cfg": {
+        "embed_dim": 512,
+        "vision_cfg": {
+            "timm_model_name": "vit_base_patch16_224",
+            "timm_model_pretrained": False,
+            "timm_pool": "",
+            "timm_proj": "linear",
+            "image_size": 224,
+        },
+        "text_cfg": {**BERT_TEXT, "context_length": 256},
+    },
+    "preprocess_cfg": STATISTICS,
+}
+
+
+@pytest.mark.slow
+def test_biomedclip_as_downloaded_builds_without_network(
+    image_folder: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration and layout as published, at full size with random weights, and the BERT that it names."""
+    model, bert = tmp_path / "models" / "BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", tmp_path / "models" / BERT
+    save_bert(bert)
+    words = (bert / "vocab.txt").read_text().splitlines()
+    (bert / "vocab.txt").write_text("\n".join([*words, *(f"[unused{n}]" for n in range(30522 - len(words)))]) + "\n")
+    BertConfig(vocab_size=30522).save_pretrained(bert)
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(bert / name, model)
+    (model / "README.md").write_text("---\nlicense: mit\nlibrary_name: open_clip\n---\n")
+    (model / "open_clip_config.json").write_text(json.dumps(PUBLISHED_BIOMEDCLIP))
+    text_cfg = {**BERT_TEXT, "context_length": 256, "hf_model_name": str(bert), "hf_model_pretrained": False}
+    untrained = open_clip.create_model(f"local-dir:{model}", pretrained_text=False, text_cfg=text_cfg)
+    torch.save(untrained.state_dict(), model / "open_clip_pytorch_model.bin")
+    written = write_folder_study("cells", image_folder, tmp_path / "studies", encoder=str(model))
+
+    built = run("build", str(written.path), "--home", str(home), blocked=True)
+    assert built.returncode == 0, built.stderr
+    with ccassets.open_database(built.stdout.splitlines()[-1]) as database:
+        assert (len(database), database.dim, database.token_count) == (18, 512, 196)
+        assert database.provenance["encoder"]["recorded"]["parameters"] == load_presets()["biomedclip"].parameters
+
+    shutil.rmtree(bert)
+    failed = run("doctor", str(written.path), "--home", str(home), blocked=True)
+    assert failed.returncode == 1
+    assert f"`hf download {BERT} config.json --local-dir {model / bert.name}`" in failed.stdout
