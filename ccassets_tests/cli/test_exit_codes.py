@@ -37,6 +37,7 @@ STUDY_COMMANDS: list[Command] = [
     ("doctor", "STUDY"),
     ("bundle", "STUDY", "--output", "DIR"),
     ("precision-drift", "STUDY"),
+    ("certify", "STUDY"),
     ("table", "STUDY", "--output", "DIR"),
     ("compare", "FILE", "FILE", "--study", "STUDY"),
     ("validate", "FILE", "--study", "STUDY"),
@@ -49,6 +50,7 @@ IMAGE_COMMANDS: list[Command] = [
     ("build", "STUDY", "--plan"),
     ("bundle", "STUDY", "--output", "DIR"),
     ("precision-drift", "STUDY"),
+    ("certify", "STUDY"),
     ("adopt", "FILE", "STUDY"),
 ]
 WEIGHTS_COMMANDS: list[Command] = [*IMAGE_COMMANDS, ("search", "FILE", "--text", "a cell", "--study", "STUDY")]
