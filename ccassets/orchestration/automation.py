@@ -45,6 +45,7 @@ def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
             name=job_name(study, "full_rebuild"),
             job_name=job_name(study, "rebuild_everything"),
             cron_schedule=WEEKLY,
+            execution_timezone=study.timezone,
             default_status=dg.DefaultScheduleStatus.STOPPED,
             description="Encodes everything again every Sunday at 04:00, stale or not: hours for a large study.",
         ),
@@ -52,6 +53,7 @@ def study_schedules(study: Study) -> list[dg.ScheduleDefinition]:
             name=job_name(study, "deep_check"),
             job_name=job_name(study, "check_deeply"),
             cron_schedule=MONTHLY,
+            execution_timezone=study.timezone,
             default_status=dg.DefaultScheduleStatus.STOPPED,
             description="Reads every byte of the database and its parts on the first of a month at 05:00; damage fails "
             "the run, which names the parts and what to do.",
@@ -103,7 +105,7 @@ def _changed_sources(study: Study, store: Store, encoder: EncoderResource) -> It
     changed = changed_encoder(study, store, encoder) | changed_images(study, store, study.splits)
     for name, version in changed.items():
         for run in first_runs([name]):
-            yield _request(study, run, version if run.split is None else f"{run.split}:{version}")
+            yield _request(study, run, ":".join([*run.splits, version]))
 
 
 def _remake_requests(study: Study, lost: Iterable[str], instance: dg.DagsterInstance) -> list[dg.RunRequest]:
@@ -112,9 +114,9 @@ def _remake_requests(study: Study, lost: Iterable[str], instance: dg.DagsterInst
     for run in first_runs(lost):
         made = []
         for asset in run.assets:
-            records = dg.AssetRecordsFilter(asset_key(study, asset), [run.split] if run.split else None)
+            records = dg.AssetRecordsFilter(asset_key(study, asset), run.splits or None)
             made += [record.storage_id for record in instance.fetch_materializations(records, limit=1).records]
-        requests.append(_request(study, run, f"{date.today()}:{run.split}:{made}"))
+        requests.append(_request(study, run, f"{date.today()}:{':'.join(run.splits)}:{made}"))
     return requests
 
 
@@ -123,7 +125,7 @@ def _request(study: Study, run: JobRun, run_key: str) -> dg.RunRequest:
         run_key=run_key,
         job_name=job_name(study, run.job),
         asset_selection=[asset_key(study, asset) for asset in run.assets],
-        partition_key=run.split,
+        partition_key=run.splits[0] if run.splits else None,
     )
 
 

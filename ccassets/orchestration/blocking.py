@@ -12,7 +12,7 @@ import dagster as dg
 
 from ccassets.errors import BuildError
 from ccassets.orchestration.dagster_internals import loaded_checks
-from ccassets.orchestration.partitions import is_partitioned
+from ccassets.orchestration.partitions import is_partitioned, splits_of
 from ccassets.study.schema import Study
 
 _EVALUATIONS_A_PARTITION = 20
@@ -84,11 +84,16 @@ def failed_blocking_checks(
                 yield FailedCheck(check, partition, evaluation.description or "it says no more")
 
 
-def require_passed_checks(context: dg.AssetExecutionContext, study: Study, keys: Iterable[dg.AssetKey]) -> None:
-    """Refuse a step, with a BuildError, while a blocking check of an asset of the study that it reads failed."""
-    of_splits = [context.partition_key] if context.has_partition_key else list(study.splits)
+def require_passed_checks(
+    context: dg.AssetExecutionContext, study: Study, keys: Iterable[dg.AssetKey], splits: Sequence[str] = ()
+) -> None:
+    """Refuse a step, with a BuildError, while a blocking check of an asset of the study that it reads failed.
+
+    Of assets by split those of `splits` count, by default those of the run.
+    """
+    splits = splits or splits_of(context, study)
     by_split = is_partitioned(study)
-    parents = {key: of_splits if by_split and key.path[-1] in ("images", "image_features") else [None] for key in keys}
+    parents = {key: splits if by_split and key.path[-1] in ("images", "image_features") else [None] for key in keys}
     if failed := list(failed_blocking_checks(context.instance, parents, loaded_checks(context))):
         advice = "Mend what it found and run the check again, or materialize its asset again."
         raise BuildError("\n".join([*map(str, failed), advice]))

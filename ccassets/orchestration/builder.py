@@ -21,7 +21,7 @@ from ccassets.orchestration.blocking import failed_blocking_checks
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.conditions import attended
 from ccassets.orchestration.dagster_internals import ExecutionResult, execute_job
-from ccassets.orchestration.jobs import JobRun, asset_names, first_runs
+from ccassets.orchestration.jobs import JobRun, asset_names, first_runs, join_splits
 from ccassets.orchestration.names import BUILD, CODE_LOCATION, FRESH, STARTED_BY, asset_key, job_name
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import EncoderResource, StoreResource
@@ -79,7 +79,7 @@ class Build:
             failed = self._failed_checks()  # A check that fails from now on ends the build.
             due = self._changed_sources(splits or self.study.splits)
             while due or (due := self._due(names, failed)):
-                for run in first_runs(due):
+                for run in join_splits(self.study, first_runs(due)):
                     if run.job == "extract_images" and not splits:
                         self._require_no_loss()
                     self._materialize(run)
@@ -150,12 +150,13 @@ class Build:
 
     def _materialize(self, run: JobRun) -> None:
         """Run a job; where only analyses cannot be made, a notice says so."""
-        names = {asset: f"{asset}:{run.split}" if run.split else asset for asset in run.assets}
-        self._attempted.update(names.values())
+        names = [f"{asset}:{split}" if split else asset for asset in run.assets for split in run.splits or ("",)]
+        self._attempted.update(names)
         result = self._execute(run)
-        made = {event.asset_key for event in result.get_asset_materialization_events()}
-        unfinished = [name for asset, name in names.items() if asset_key(self.study, asset) not in made]
-        self._result.materialized += [name for name in names.values() if name not in unfinished]
+        events = result.get_asset_materialization_events()
+        made = {_name(event.asset_key, event.partition) for event in events if event.asset_key}
+        unfinished = [name for name in names if name not in made]
+        self._result.materialized += [name for name in names if name in made]
         if result.success:
             return
         failure = _failure(result)
@@ -169,9 +170,7 @@ class Build:
         if self.allow_loss and run.job == "build_database":
             step = asset_key(self.study, "feature_database").to_python_identifier()
             config["ops"] = {step: {"config": {"allow_loss": True}}}
-        tags = {STARTED_BY: BUILD}
-        if run.split:
-            tags["dagster/partition"] = run.split
+        tags = {STARTED_BY: BUILD, **run.tags}
         if self.fresh:
             tags[FRESH] = "true"
         run_id = str(uuid.uuid4())

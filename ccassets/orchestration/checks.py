@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,8 +18,9 @@ from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import template_part
 from ccassets.findings import Finding, count_errors
+from ccassets.orchestration.dagster_internals import partition_evaluation
 from ccassets.orchestration.names import asset_key
-from ccassets.orchestration.partitions import split_partitions, splits_of
+from ccassets.orchestration.partitions import has_several_partitions, split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
 from ccassets.study.schema import PromptTemplate, Study
 from ccassets.study.storage import Store
@@ -43,34 +45,35 @@ TEXTS = CheckGroup("texts", True, "The prompts are those of the word and templat
 PROVENANCE = CheckGroup("provenance", False, "Where the features came from is recorded, and nothing about it is odd.")
 STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded now, asks for.")
 
-FindFiles = Callable[[dg.AssetCheckExecutionContext, Store], Sequence[Path]]
+FindFiles = Callable[[Store, Sequence[str]], Sequence[Path]]
+"""The files of an asset that a check reads: those of some splits, where it has splits."""
 
 
 def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
     """The checks of a study's image parts (by split), template parts, database and accuracies."""
 
-    def image_parts(context: dg.AssetCheckExecutionContext, store: Store) -> Sequence[Path]:
-        return _parts_of(study, store, splits_of(context, study))
+    def image_parts(store: Store, splits: Sequence[str]) -> Sequence[Path]:
+        return _parts_of(study, store, splits)
 
     def template_parts(template: PromptTemplate) -> FindFiles:
-        return lambda _, store: [template_part(template, recorded_card(study, store), store)]
+        return lambda store, _: [template_part(template, recorded_card(study, store), store)]
 
-    def database(_: dg.AssetCheckExecutionContext, store: Store) -> Sequence[Path]:
+    def database(store: Store, _: Sequence[str]) -> Sequence[Path]:
         return [store.database]
 
-    note = " Reads the parts that hold the split."
+    by_split, note = split_partitions(study), " Reads the parts that hold the split."
+    images = {asset_key(study, "image_features"): image_parts}
+    templates = {
+        asset_key(study, "template_features", name): template_parts(template)
+        for name, template in study.vocabulary.templates().items()
+    }
     of_database = (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)
     accuracies = [name for name in ("zero_shot", "concept_bottleneck") if name in available_analyses(study)]
     return [
         _source_check(study),
-        _file_checks(
-            study, "image_features", (STRUCTURE, VALUES), image_parts, partitions=split_partitions(study), note=note
-        ),
-        *(
-            _file_checks(study, f"template_features/{name}", (TEXTS, VALUES), template_parts(template))
-            for name, template in study.vocabulary.templates().items()
-        ),
-        _file_checks(study, "feature_database", of_database, database, compare=True),
+        _file_checks(study, "image_features", images, (STRUCTURE, VALUES), partitions=by_split, note=note),
+        *([_file_checks(study, "template_features", templates, (TEXTS, VALUES))] if templates else []),
+        _file_checks(study, "feature_database", {asset_key(study, "feature_database"): database}, of_database),
         *(_accuracy_check(study, name) for name in accuracies),
     ]
 
@@ -82,30 +85,29 @@ def _source_check(study: Study) -> dg.AssetChecksDefinition:
         description="No image and no group is in two splits, and the label words are the data set's classes.",
     )
     def _check(store: StoreResource) -> dg.AssetCheckResult:
+        key = dg.AssetCheckKey(asset_key(study, "images"), "sources")
         try:
             findings = find_source_problems(study, store.of(study))
         except CcassetsError as error:
-            return _failure("sources", error)
-        return _result("sources", findings, "Nothing to report in the manifests that were read so far.")
+            return _failure(key, error)
+        return _result(key, findings, "Nothing to report in the manifests that were read so far.")
 
     return _check
 
 
 def _file_checks(
     study: Study,
-    asset: str,
+    name: str,
+    assets: Mapping[dg.AssetKey, FindFiles],
     groups: Sequence[CheckGroup],
-    find_files: FindFiles,
     *,
     partitions: dg.PartitionsDefinition[str] | None = None,
     note: str = "",
-    compare: bool = False,
 ) -> dg.AssetChecksDefinition:
-    """A check for every group, on the files of an asset; those that run together read the files once.
+    """A check for every group and asset, in one step; the checks of an asset that run together read its files once.
 
-    `note` ends their descriptions; with `compare` the files are compared with the study.
+    `note` ends their descriptions.
     """
-    key = asset_key(study, asset)
     specs = [
         dg.AssetCheckSpec(
             group.name,
@@ -114,26 +116,49 @@ def _file_checks(
             description=f"{group.description}{note}",
             partitions_def=partitions,
         )
+        for key in assets
         for group in groups
     ]
 
-    @dg.multi_asset_check(name=f"{key.to_python_identifier()}__checks", specs=specs, can_subset=True)
-    def _checks(context: dg.AssetCheckExecutionContext, store: StoreResource) -> Iterator[dg.AssetCheckResult]:
-        selected = {check.name for check in context.selected_asset_check_keys}
-        checks = {group.name: checks_of(group.name) for group in groups if group.name in selected}
-        only = frozenset[str]().union(*checks.values())
-        try:
-            files = find_files(context, store.of(study))
-            results = [_run_checks(file, study if compare else None, only) for file in files]
-        except CcassetsError as error:
-            yield from (_failure(name, error) for name in checks)
+    @dg.multi_asset_check(name=f"{asset_key(study, name).to_python_identifier()}__checks", specs=specs, can_subset=True)
+    def _checks(
+        context: dg.AssetCheckExecutionContext, store: StoreResource
+    ) -> Iterator[dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]]:
+        selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
+
+        def check(splits: Sequence[str]) -> Iterator[tuple[dg.AssetCheckSpec, dg.AssetCheckResult]]:
+            for key, find_files in assets.items():
+                of_asset = [spec for spec in selected if spec.asset_key == key]
+                find = partial(find_files, store.of(study), splits)
+                yield from zip(of_asset, _check_files(of_asset, find, study if STUDY in groups else None), strict=True)
+
+        splits = splits_of(context, study)
+        if partitions is None or not has_several_partitions(context):
+            yield from (result for _, result in check(splits))
             return
-        nothing = f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}."
-        for name, of_group in checks.items():
-            findings = [finding for result in results for finding in result.findings if finding.check in of_group]
-            yield _result(name, findings, nothing, _numbers(results, with_values=name == VALUES.name))
+        for split in splits:
+            yield from (partition_evaluation(context, spec, split, result) for spec, result in check([split]))
+        yield from (dg.Output(None, spec.get_python_identifier()) for spec in selected)
 
     return _checks
+
+
+def _check_files(
+    specs: Sequence[dg.AssetCheckSpec], find_files: Callable[[], Sequence[Path]], study: Study | None
+) -> Iterator[dg.AssetCheckResult]:
+    """The results of checks of an asset, whose files are read once."""
+    checks = {spec.key: checks_of(spec.name) for spec in specs}
+    only = frozenset[str]().union(*checks.values())
+    try:
+        files = find_files() if specs else ()
+        results = [_run_checks(file, study, only) for file in files]
+    except CcassetsError as error:
+        yield from (_failure(key, error) for key in checks)
+        return
+    nothing = f"Nothing to report in {len(files)} file{'s' if len(files) != 1 else ''}."
+    for key, of_group in checks.items():
+        findings = [finding for result in results for finding in result.findings if finding.check in of_group]
+        yield _result(key, findings, nothing, _numbers(results, with_values=key.name == VALUES.name))
 
 
 def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
@@ -195,12 +220,16 @@ def _numbers(results: Sequence[CheckResults], *, with_values: bool) -> dict[str,
 
 
 def _result(
-    check: str, findings: Sequence[Finding], nothing: str, numbers: Mapping[str, float] = MappingProxyType({})
+    check: dg.AssetCheckKey,
+    findings: Sequence[Finding],
+    nothing: str,
+    numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> dg.AssetCheckResult:
     errors = count_errors(findings)
     warns_only = findings and not errors
     return dg.AssetCheckResult(
-        check_name=check,
+        asset_key=check.asset_key,
+        check_name=check.name,
         passed=not findings,
         severity=dg.AssetCheckSeverity.WARN if warns_only else dg.AssetCheckSeverity.ERROR,
         description=describe_findings(findings) if findings else nothing,
@@ -213,9 +242,10 @@ def _result(
     )
 
 
-def _failure(check: str, error: CcassetsError) -> dg.AssetCheckResult:
+def _failure(check: dg.AssetCheckKey, error: CcassetsError) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        check_name=check,
+        asset_key=check.asset_key,
+        check_name=check.name,
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
         description=str(error),

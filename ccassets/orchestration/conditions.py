@@ -7,6 +7,7 @@ from dagster import AutomationCondition as When
 
 from ccassets.orchestration.blocking import failed_blocking_checks
 from ccassets.orchestration.dagster_internals import filter_candidates, stale_candidates
+from ccassets.study.schema import Study
 
 NIGHT = "0 3 * * *"
 
@@ -54,24 +55,37 @@ class Blocked(dg.AutomationCondition[dg.AssetKey]):
         return filter_candidates(context, is_blocked)
 
 
-_night = When.cron_tick_passed(NIGHT)
 _due = Stale() | When.missing()
-
-# What failed is asked for again every night and when something upstream changes, not once a minute.
-_waits = When.execution_failed() & ~_night & ~When.any_deps_updated().since_last_handled()
 _UNATTENDED = "nothing of it is under way, and it did not just fail"
-_unattended = (~_waits & ~When.in_progress() & ~When.any_deps_in_progress()).with_label(_UNATTENDED)
-_rebuild = _due & _unattended & ~When.any_deps_missing()
 _REBUILD_LABEL = "stale or missing, and everything upstream is there"
 
-REBUILD_STALE = (_rebuild & ~Blocked()).with_label(_REBUILD_LABEL)
 
-REPORT_STALE = _rebuild.with_label(_REBUILD_LABEL)
-"""That of the validation report, which is made also of a database that failed its checks."""
+def _unattended(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
+    # What failed is asked for again every night and when something upstream changes, not once a minute.
+    waits = When.execution_failed() & ~_night(study) & ~When.any_deps_updated().since_last_handled()
+    return (~waits & ~When.in_progress() & ~When.any_deps_in_progress()).with_label(_UNATTENDED)
 
-READ_SOURCES = ((_night & ~When.in_progress()) | (_due & _unattended)).with_label(
-    "every night, when the study changed, and when it was never read"
-)
+
+def _night(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
+    return When.cron_tick_passed(NIGHT, study.timezone)
+
+
+def rebuild_stale(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
+    """That of features, database and analyses."""
+    return (_due & _unattended(study) & ~When.any_deps_missing() & ~Blocked()).with_label(_REBUILD_LABEL)
+
+
+def report_stale(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
+    """That of the validation report, which is made also of a database that failed its checks."""
+    return (_due & _unattended(study) & ~When.any_deps_missing()).with_label(_REBUILD_LABEL)
+
+
+def read_sources(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
+    """That of images and encoder."""
+    night = _night(study) & ~When.in_progress()
+    return (night | (_due & _unattended(study))).with_label(
+        "every night, when the study changed, and when it was never read"
+    )
 
 
 def attended(spec: dg.AssetSpec) -> dg.AssetSpec:

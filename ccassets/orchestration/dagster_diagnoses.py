@@ -10,14 +10,14 @@ import yaml
 from ccassets.errors import StorageError
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import SHIPPED_DAGSTER_YAML, dagster_instance
-from ccassets.orchestration.names import ENCODER_POOL
+from ccassets.orchestration.names import encoder_pool
 from ccassets.orchestration.status import StatusSnapshot, study_status
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store, home
 from ccassets.tools.doctor import Diagnosis
 
 _WITHOUT = {
-    "concurrency": f"no limit for the pool {ENCODER_POOL} (two runs would share the device)",
+    "concurrency": "no limit for the pool {pool} (two runs would share the device)",
     "run_monitoring": "no run monitoring (a killed run would keep its place in the pool)",
 }
 """What a home without these settings lacks."""
@@ -38,14 +38,15 @@ def diagnose_home() -> Diagnosis:
     if not missing:
         return Diagnosis("home", "ok", f"{home()}, one encoder at a time")
     lines = yaml.safe_dump(missing, sort_keys=False)
-    message = f"{home() / 'dagster.yaml'} sets {' and '.join(_WITHOUT[name] for name in missing)}"
+    without = " and ".join(_WITHOUT[name] for name in missing).format(pool=encoder_pool())
+    message = f"{home() / 'dagster.yaml'} sets {without}"
     return Diagnosis("home", "warning", message, f"Merge these lines into it:\n{lines}".rstrip())
 
 
 def _limits_pool(instance: dg.DagsterInstance) -> bool:
     """Whether the encoders' pool has a limit: of its own, set in the UI, or by default."""
     own = {limit.name for limit in instance.event_log_storage.get_pool_limits()}
-    return ENCODER_POOL in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
+    return encoder_pool() in own or instance.get_concurrency_config().pool_config.default_pool_limit is not None
 
 
 def diagnose_records(study: Study) -> Iterator[Diagnosis]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._check import CheckError
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 # Missing: a public call that starts a backfill, and the graph of assets that it wants; the webserver has both, behind
 # GraphQL.
@@ -26,12 +27,20 @@ from dagster._core.definitions.data_version import (
     StaleStatus as StaleStatus,
 )
 from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 # Missing: the type of what the public `define_asset_job` returns; for annotations only.
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.execution.api import execute_run
 from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.execution.execution_result import ExecutionResult as ExecutionResult
+
+# Missing: the versions of what a step read, and a result or a check result of one partition of a run that has several.
+from dagster._core.execution.plan.execute_step import (
+    _build_data_version_tags,
+    _get_code_version,
+    _get_input_provenance_data,
+)
 
 # Missing: a public object that holds the records of many assets for the resolver, which demands one; the public
 # `get_asset_records` fetches them for us alone, and the resolver fetches each of them again.
@@ -88,6 +97,49 @@ def loaded_checks(context: dg.AssetExecutionContext) -> Collection[dg.AssetCheck
         return context.repository_def.asset_graph.asset_check_keys
     except CheckError:
         return ()
+
+
+def partition_materialization(
+    context: dg.AssetExecutionContext, partition: str, result: dg.MaterializeResult[None]
+) -> dg.AssetMaterialization:
+    """What a run of several partitions records of one of them: its own result and data version."""
+    # Missing: a result of one partition; Dagster records one data version for all partitions of a run.
+    step, key = context.get_step_execution_context(), context.asset_key
+    assert result.data_version is not None
+    inputs = _get_input_provenance_data(key, step)
+    tags = _build_data_version_tags(result.data_version, _get_code_version(key, step), inputs, True)
+    return dg.AssetMaterialization(key, partition=partition, metadata=result.metadata, tags=tags)
+
+
+def recorded_result() -> dg.MaterializeResult[None]:
+    """The end of an asset's step that recorded its partitions by itself: what is made of it goes on."""
+    # Missing: an output without a materialization. Dagster gives it to the sources that it observes by itself.
+    return dg.MaterializeResult(metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
+
+
+def partition_evaluation(
+    context: dg.AssetCheckExecutionContext, spec: dg.AssetCheckSpec, partition: str, result: dg.AssetCheckResult
+) -> dg.AssetCheckEvaluation:
+    """What a run of several partitions records of a check of one of them."""
+    # Missing: a check result of one partition.
+    records = dg.AssetRecordsFilter(spec.asset_key, [partition])
+    targets = [
+        AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+        for record in context.instance.fetch_materializations(records, limit=1).records
+    ]
+    return dg.AssetCheckEvaluation(
+        asset_key=spec.asset_key,
+        check_name=spec.name,
+        passed=result.passed,
+        metadata=result.metadata,
+        target_materialization_data=next(iter(targets), None),
+        severity=result.severity,
+        description=result.description,
+        blocking=spec.blocking,
+        partition=partition,
+    )
 
 
 def filter_candidates(

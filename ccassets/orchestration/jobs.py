@@ -4,7 +4,7 @@ Assets are named here as everywhere outside Dagster: without the study, and with
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
@@ -13,7 +13,15 @@ from ccassets.extraction.damage_tracing import check_deeply
 from ccassets.findings import has_errors
 from ccassets.orchestration.checks import describe_findings
 from ccassets.orchestration.dagster_internals import Job, start_backfill
-from ccassets.orchestration.names import FRESH, STARTED_BY, asset_key, job_name
+from ccassets.orchestration.names import (
+    FIRST_PARTITION,
+    FRESH,
+    LAST_PARTITION,
+    PARTITION,
+    STARTED_BY,
+    asset_key,
+    job_name,
+)
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import errors_as_failures
@@ -30,11 +38,18 @@ _STAGES = (
 
 @dataclass(frozen=True)
 class JobRun:
-    """A run of a job of a study for some of its assets, of one split or of the whole."""
+    """A run of a job of a study for some of its assets: of a split, of several neighbouring ones, or of the whole."""
 
     job: str
-    split: str | None
+    splits: Sequence[str]
     assets: Sequence[str]
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags by which Dagster knows the splits."""
+        if len(self.splits) < 2:
+            return dict.fromkeys([PARTITION] * len(self.splits), *self.splits)
+        return {FIRST_PARTITION: self.splits[0], LAST_PARTITION: self.splits[-1]}
 
 
 def asset_names(study: Study) -> list[str]:
@@ -55,8 +70,22 @@ def first_runs(names: Iterable[str]) -> list[JobRun]:
             if job := stage.get(asset.partition("/")[0]):
                 runs.setdefault((job, split or None), []).append(asset)
         if runs:
-            return [JobRun(job, split, assets) for (job, split), assets in runs.items()]
+            return [JobRun(job, [split] if split else [], assets) for (job, split), assets in runs.items()]
     return []
+
+
+def join_splits(study: Study, runs: Iterable[JobRun]) -> list[JobRun]:
+    """The same runs; those of a job for neighbouring splits as one, which loads the model once."""
+    joined: list[JobRun] = []
+    for run in runs:
+        last = joined[-1] if joined else run
+        splits = [*last.splits, *run.splits]
+        first = study.splits.index(splits[0]) if splits else 0
+        if joined and last.job == run.job and splits == list(study.splits[first : first + len(splits)]):
+            joined[-1] = replace(run, splits=splits)
+        else:
+            joined.append(run)
+    return joined
 
 
 def study_jobs(study: Study, assets: Sequence[dg.AssetsDefinition]) -> list[Job]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
 
 from ccassets.study.schema import Study
 
 ENCODER_POOL = "ccassets_encoder"
 """Steps that run an encoder take a slot of this pool; `dagster.yaml` gives it one."""
+
+POOL_VARIABLE = "CCASSETS_ENCODER_POOL"
+"""The environment variable that names another pool, where several machines with GPUs share one Dagster."""
 
 STARTED_BY, BUILD = "ccassets/started_by", "build"
 """The tag of runs that are steps of a whole build, and its value where `ccassets build` started them."""
@@ -17,6 +22,13 @@ CODE_LOCATION = "ccassets"
 
 FRESH = "ccassets/fresh"
 """The tag of runs that keep nothing of what parts or the old database hold."""
+
+PARTITION, FIRST_PARTITION, LAST_PARTITION = (
+    "dagster/partition",
+    "dagster/asset_partition_range_start",
+    "dagster/asset_partition_range_end",
+)
+"""Dagster's tags of runs: that of the one partition, and those of a range of several."""
 
 
 def asset_key(study: Study, *parts: str) -> dg.AssetKey:
@@ -30,6 +42,11 @@ def asset_key(study: Study, *parts: str) -> dg.AssetKey:
         The key, to depend on the asset or to look up its records.
     """
     return dg.AssetKey([study.name, *"/".join(parts).split("/")])
+
+
+def encoder_pool() -> str:
+    """Give the pool of the encoders of this machine, which are those of the code location that it serves."""
+    return os.environ.get(POOL_VARIABLE) or ENCODER_POOL
 
 
 def job_name(study: Study, name: str) -> str:

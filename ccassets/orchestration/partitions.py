@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import dagster as dg
 
+from ccassets.orchestration.names import FIRST_PARTITION, LAST_PARTITION, PARTITION
 from ccassets.study.schema import Study
 
 MOST_PARTITIONS = 50
@@ -21,10 +24,15 @@ def split_partitions(study: Study) -> dg.StaticPartitionsDefinition | None:
     return dg.StaticPartitionsDefinition(list(study.splits)) if is_partitioned(study) else None
 
 
-def splits_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, study: Study) -> tuple[str, ...]:
-    """The split of this run, or all splits of a study that has no partitions."""
-    if not is_partitioned(study):
+def splits_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, study: Study) -> Sequence[str]:
+    """The splits of this run: the one or the range of its partition; all of the study where it names none."""
+    tags = context.run.tags
+    first, last = (tags.get(PARTITION, tags.get(tag)) for tag in (FIRST_PARTITION, LAST_PARTITION))
+    if not is_partitioned(study) or first is None or last is None:
         return study.splits
-    if isinstance(context, dg.AssetCheckExecutionContext):
-        return (context.partition_key,) if context.has_partition_key else study.splits
-    return (context.partition_key,)
+    return study.splits[study.splits.index(first) : study.splits.index(last) + 1]
+
+
+def has_several_partitions(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> bool:
+    """Whether the run is of a range of partitions: what it makes is recorded for each of them by itself."""
+    return FIRST_PARTITION in context.run.tags

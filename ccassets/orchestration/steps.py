@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import dagster as dg
 
-from ccassets.errors import CcassetsError
+from ccassets.errors import BuildError, CcassetsError
 from ccassets.files import system_refusal
 from ccassets.orchestration.names import BUILD, STARTED_BY
 from ccassets.progress import Listener, Progress
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 RETRY_SECONDS = (30, 120, 600)
 """How long a step waits, time after time, before it tries again after a transient error."""
@@ -49,6 +53,32 @@ def log_progress(context: dg.AssetExecutionContext, what: str, note: Callable[[]
     return report
 
 
+def make_each(names: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
+    """Make several things in one step: one that fails keeps no other from being made, and fails the step at its end.
+
+    A transient error ends the step at once: it is tried again.
+    """
+    errors: dict[str, CcassetsError] = {}
+    for name in names:
+        try:
+            yield make(name)
+        except (CcassetsError, OSError) as raised:
+            error = _own_error(raised)
+            if error.transient:
+                raise
+            errors[str(error)] = error
+    if errors:
+        raise BuildError("\n".join(errors)) if len(errors) > 1 else next(iter(errors.values()))
+
+
+def _own_error(raised: CcassetsError | OSError) -> CcassetsError:
+    """Our error, or the system's in our words; what is neither is raised again."""
+    error = raised if isinstance(raised, CcassetsError) else system_refusal(raised)
+    if error is None:
+        raise raised
+    return error
+
+
 @contextmanager
 def errors_as_failures() -> Iterator[None]:
     """Our own errors are written for the user: show their text as the step's failure. So do those of the system.
@@ -58,9 +88,7 @@ def errors_as_failures() -> Iterator[None]:
     try:
         yield
     except (CcassetsError, OSError) as raised:
-        error = raised if isinstance(raised, CcassetsError) else system_refusal(raised)
-        if error is None:
-            raise
+        error = _own_error(raised)
         failure = dg.Failure(description=str(error), allow_retries=False)
         context = dg.OpExecutionContext.get()
         waits = RETRY_SECONDS[context.retry_number :]

@@ -13,15 +13,19 @@ from pydantic import BaseModel
 from ccassets.analysis import AnalysisResult
 from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
 from ccassets.orchestration.blocking import require_passed_checks
-from ccassets.orchestration.conditions import REBUILD_STALE
+from ccassets.orchestration.conditions import rebuild_stale
+from ccassets.orchestration.dagster_internals import partition_materialization, recorded_result
 from ccassets.orchestration.names import FRESH, asset_key
-from ccassets.orchestration.steps import errors_as_failures
+from ccassets.orchestration.partitions import has_several_partitions, splits_of
+from ccassets.orchestration.steps import errors_as_failures, make_each
 from ccassets.study.schema import Study
 
 ANALYSIS_VERSION = 2
 """Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
 
-Body = Callable[..., dg.MaterializeResult[None] | Iterator[dg.MaterializeResult[None]]]
+Result = dg.MaterializeResult[None]
+SplitStep = Callable[[Sequence[str]], Result]
+Body = Callable[..., Result | Iterator[Result] | SplitStep]
 
 
 class ExtractionRun(dg.Config):
@@ -42,7 +46,7 @@ def asset_spec(
     kinds: Collection[str],
     version: Sequence[object] = (),
     deps: Sequence[dg.AssetDep | str] = (),
-    condition: dg.AutomationCondition[dg.AssetKey] = REBUILD_STALE,
+    condition: Callable[[Study], dg.AutomationCondition[dg.AssetKey]] = rebuild_stale,
 ) -> dg.AssetSpec:
     """Say what an asset of a study is, in its group and under its name.
 
@@ -53,7 +57,7 @@ def asset_spec(
         kinds: The kinds that the UI shows on the asset.
         version: What changes the asset's code version, besides our own extraction code.
         deps: The assets of the study that it is made of, by name.
-        condition: When it asks to be materialized, once the study's sensor is turned on.
+        condition: Says when it asks to be materialized, once the study's sensor is turned on.
 
     Returns:
         The specification.
@@ -62,7 +66,7 @@ def asset_spec(
         key=asset_key(study, name),
         deps=[dep if isinstance(dep, dg.AssetDep) else asset_key(study, dep) for dep in deps],
         group_name=study.name,
-        automation_condition=condition,
+        automation_condition=condition(study),
         kinds=set(kinds),
         code_version=code_version(*version),
         description=description,
@@ -73,9 +77,9 @@ def study_asset(
     study: Study,
     name: str,
     *,
+    specs: Sequence[dg.AssetSpec] = (),
     partitions: dg.PartitionsDefinition[str] | None = None,
     pool: str | None = None,
-    companions: Sequence[dg.AssetSpec] = (),
     **facts: Any,
 ) -> Callable[[Body], dg.AssetsDefinition]:
     """Make a function the step of an asset of a study; our errors become the step's failure.
@@ -85,30 +89,36 @@ def study_asset(
     Args:
         study: The study.
         name: The key of the asset after the study's name; several parts are joined with `/`.
+        specs: The assets that the step makes, where they are several; each can be materialized without the others.
         partitions: The splits, where they are partitions of the asset.
         pool: The pool whose slots limit how many of its steps run at once.
-        companions: Assets that the same step makes; each of them can be materialized without the others.
-        facts: What `asset_spec` takes, of the asset.
+        facts: What `asset_spec` takes, of the one asset.
 
     Returns:
-        A decorator for a function with Dagster's context, config and resources as parameters, which gives one result
-        or yields several.
+        A decorator for a function with Dagster's context, config and resources as parameters, which gives one result,
+        yields several, or gives a function of splits that makes the result of these.
     """
-    specs = [asset_spec(study, name, **facts), *companions]
+    specs = specs or [asset_spec(study, name, **facts)]
 
     def decorate(body: Body) -> dg.AssetsDefinition:
         @functools.wraps(body)
-        def materialize(*args: Any, **kwargs: Any) -> Iterator[dg.MaterializeResult[None]]:
+        def materialize(*args: Any, **kwargs: Any) -> Iterator[Result | dg.AssetMaterialization]:
             with errors_as_failures():
                 context = dg.AssetExecutionContext.get()
                 made = [spec for spec in specs if spec.key in context.selected_asset_keys]
                 read = {dep.asset_key for spec in made for dep in spec.deps} - {spec.key for spec in specs}
+                if partitions is not None and has_several_partitions(context):
+                    step = body(*args, **kwargs)
+                    assert callable(step)  # Of an asset by split.
+                    yield from _make_splits(context, study, read, step)
+                    return
                 require_passed_checks(context, study, read)
                 result = body(*args, **kwargs)
+                result = result(splits_of(context, study)) if callable(result) else result
                 yield from (result,) if isinstance(result, dg.MaterializeResult) else result
 
         return dg.multi_asset(
-            name=specs[0].key.to_python_identifier(),
+            name=asset_key(study, name).to_python_identifier(),
             specs=specs,
             can_subset=len(specs) > 1,
             partitions_def=partitions,
@@ -116,6 +126,19 @@ def study_asset(
         )(materialize)
 
     return decorate
+
+
+def _make_splits(
+    context: dg.AssetExecutionContext, study: Study, read: Collection[dg.AssetKey], step: SplitStep
+) -> Iterator[Result | dg.AssetMaterialization]:
+    """Make each split of a run of several as a run of its own would."""
+
+    def make(split: str) -> dg.AssetMaterialization:
+        require_passed_checks(context, study, read, [split])
+        return partition_materialization(context, split, step([split]))
+
+    yield from make_each(splits_of(context, study), make)
+    yield recorded_result()
 
 
 def analysis_result(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -63,6 +64,14 @@ def _not_blank(text: str) -> str:
 
 FilePath = Annotated[Path, _Variables]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), _Variables]
+
+
+def _known_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"expected a time zone such as Europe/Berlin, found {name!r}") from error
+    return name
 
 
 class _Section(BaseModel):
@@ -467,8 +476,11 @@ class StorageConfig(_Section):
 class StudyConfig(_Section):
     """The `attributes` of a study file; every key and default is documented in `docs/study.md`."""
 
+    _later = frozenset({"timezone"})
+
     description: Annotated[str, _Variables] = ""
     owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$"), _Variables], ...] = ()
+    timezone: Annotated[str, AfterValidator(_known_timezone), _Variables] = "UTC"
     dataset: DatasetConfig
     encoder: EncoderConfig
     vocabulary: Vocabulary = Vocabulary()

@@ -9,7 +9,7 @@ import dagster as dg
 
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
-from ccassets.orchestration.names import asset_key, job_name
+from ccassets.orchestration.names import FIRST_PARTITION, LAST_PARTITION, asset_key, job_name
 from ccassets.orchestration.status import State, StatusSnapshot, lost_assets, study_status
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -38,17 +38,24 @@ def _snapshot(instance: dg.DagsterInstance, study: Study) -> StatusSnapshot:
 
 
 def run_job(
-    study: Study, job: str, split: str | None = None, *assets: str, ops: Mapping[str, Any] | None = None
+    study: Study,
+    job: str,
+    split: str | tuple[str, str] | None = None,
+    *assets: str,
+    ops: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """What the UI does when somebody presses Materialize, on the whole job or on some of its assets.
 
-    `ops` is the config of steps as the Launchpad takes it.
+    With the first and the last of several splits it is the run that *Pass partition ranges to single run* makes. `ops`
+    is the config of steps as the Launchpad takes it.
     """
+    splits = dict(zip((FIRST_PARTITION, LAST_PARTITION), split, strict=True)) if isinstance(split, tuple) else None
     with dagster_instance() as instance:
         resolved = definitions_of(study).resolve_job_def(job_name(study, job))
         return resolved.execute_in_process(
             instance=instance,
-            partition_key=split,
+            partition_key=split if isinstance(split, str) else None,
+            tags=splits,
             asset_selection=[asset_key(study, asset) for asset in assets] or None,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": dict(ops or {})},
             raise_on_error=False,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ccassets.datasets.manifest import Manifest
-from ccassets.errors import BuildError
+from ccassets.errors import BuildError, StudyError
 from ccassets.orchestration.assets import study_assets
 from ccassets.orchestration.automation import changed_study_file
 from ccassets.orchestration.build import run_build
@@ -270,6 +270,24 @@ def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched:
     (store.analysis / "concept_atlas.html").unlink()
     assert watch(watched).runs == [("cells__analyse", None)]
     assert run_build(watched).materialized == ["concept_atlas"]
+
+
+def test_nights_and_schedules_are_of_the_time_zone_of_the_study(study: Study) -> None:
+    def zones(condition: Any) -> set[str]:
+        own = {condition.cron_timezone} if hasattr(condition, "cron_timezone") else set()
+        return own.union(*map(zones, condition.children))
+
+    for expected in ("UTC", "Asia/Tokyo"):
+        edited = edit_study(study, lambda a, zone=expected: a.update(timezone=zone))  # type: ignore[misc]
+        definitions = definitions_of(edited)
+        schedules = [one for one in definitions.schedules or () if isinstance(one, dg.ScheduleDefinition)]
+        assert {schedule.execution_timezone for schedule in schedules} == {expected}
+        graph = definitions.resolve_asset_graph()
+        assert {
+            zone for key in graph.materializable_asset_keys for zone in zones(graph.get(key).automation_condition)
+        } == {expected}
+    with pytest.raises(StudyError, match=r"timezone: .*expected a time zone such as Europe/Berlin, found 'Mars'"):
+        edit_study(study, lambda a: a.update(timezone="Mars"))
 
 
 @pytest.mark.parametrize("name", ["rebuild_stale", "watch_sources"])

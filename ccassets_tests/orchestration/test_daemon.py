@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -156,6 +157,53 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
     assert run_build(slow, splits=["train"]).materialized[-1] == "image_features:train"
     assert len(parts(store)) == 3
     assert set(kept) <= set(parts(store)), "what was finished was not encoded again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_after_a_killed_run_the_next_one_encodes_within_half_a_minute(study: Study, tmp_path: Path) -> None:
+    slow = with_slow_encoder(study, SECONDS_A_BATCH)
+    store = Store.of(slow)
+    with dagster_instance() as instance:
+        for job, split in (("read_encoder", None), ("read_images", "train")):
+            resolved = definitions_of(slow).resolve_job_def(job_name(slow, job))
+            assert resolved.execute_in_process(instance=instance, partition_key=split).success
+    server = Webserver(slow, tmp_path / "ui.log")
+    try:
+        server.wait(180)
+        killed = server.launch("cells__extract_images", "train")
+        wait_for(lambda: parts(store), 120)
+        with dagster_instance() as instance:
+            [slot] = instance.event_log_storage.get_concurrency_info(ENCODER_POOL).claimed_slots
+            assert slot.run_id == killed
+        os.kill(worker_of(server, killed), signal.SIGKILL)
+        died = time.monotonic()
+        following = server.launch("cells__extract_images", "train")
+        wait_for(lambda: server.status(killed) == "FAILURE", 120)
+        failed_after = time.monotonic() - died
+        wait_for(lambda: encoder_began(following), 300)
+        encodes_after = time.monotonic() - died
+        wait_for(lambda: server.status(following) == "SUCCESS", 300)
+    finally:
+        server.stop()
+    print(f"FAILURE {failed_after:.1f} s after the kill; the next run encodes {encodes_after:.1f} s after it")
+    assert encodes_after < 30
+    assert len(parts(store)) == 3
+
+
+def worker_of(server: Webserver, run: str) -> int:
+    """The process of a run, as Dagster's log names it."""
+    query = """query Log($run: ID!) { logsForRun(runId: $run) { ... on EventConnection { events {
+      ... on MessageEvent { message } } } } }"""
+    events = server.ask(query, {"run": run})["logsForRun"]["events"]
+    [pid] = {match[1] for event in events if (match := re.search(r"\(pid: (\d+)\)", event.get("message", "")))}
+    return int(pid)
+
+
+def encoder_began(run: str) -> bool:
+    """Whether the step of a run that encodes has begun: until it has a slot of the pool, it waits."""
+    with dagster_instance() as instance:
+        return bool(instance.all_logs(run, of_type=dg.DagsterEventType.STEP_START))
 
 
 TOKEN = "hf_marker0that0must0be0nowhere"

@@ -186,3 +186,53 @@ def test_a_sensor_is_given_the_repository_that_it_stands_in() -> None:
 
     with dg.build_sensor_context(dg.DagsterInstance.ephemeral(), definitions=definitions) as context:
         assert watch.evaluate_tick(context).skip_message == "3"
+
+
+def test_a_run_of_several_partitions_records_each_by_itself_and_goes_on(internals: ModuleType) -> None:
+    splits = dg.StaticPartitionsDefinition(SPLITS)
+    spec = dg.AssetCheckSpec("good", asset="features", blocking=True, partitions_def=splits)
+
+    @dg.asset
+    def encoder() -> dg.MaterializeResult[None]:
+        return dg.MaterializeResult(data_version=dg.DataVersion("weights"))
+
+    @dg.multi_asset(specs=[dg.AssetSpec("features", deps=[encoder], code_version="3")], partitions_def=splits)
+    def features(context: dg.AssetExecutionContext) -> Any:
+        for split in context.partition_keys:
+            result = dg.MaterializeResult[None](data_version=dg.DataVersion(f"of {split}"), metadata={"name": split})
+            yield internals.partition_materialization(context, split, result)
+        yield internals.recorded_result()
+
+    @dg.multi_asset_check(specs=[spec])
+    def check(context: dg.AssetCheckExecutionContext) -> Any:
+        for split in SPLITS:
+            yield internals.partition_evaluation(context, spec, split, dg.AssetCheckResult(passed=True))
+        yield dg.Output(None, spec.get_python_identifier())
+
+    @dg.asset(deps=[features])
+    def database() -> None: ...
+
+    instance = dg.DagsterInstance.ephemeral()
+    names = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+    all_assets = [encoder, features, database]
+    result = dg.materialize([*all_assets, check], instance=instance, tags=dict(zip(names, SPLITS, strict=True)))
+
+    records = {
+        split: instance.fetch_materializations(dg.AssetRecordsFilter(dg.AssetKey("features"), [split]), 9).records
+        for split in SPLITS
+    }
+    for split, [record] in records.items():
+        assert record.asset_materialization is not None
+        tags = record.asset_materialization.tags or {}
+        assert tags["dagster/data_version"] == f"of {split}"
+        assert tags["dagster/code_version"] == "3"
+        assert tags["dagster/input_data_version/encoder"] == "weights"
+        assert record.asset_materialization.metadata["name"].value == split
+    evaluations = result.get_asset_check_evaluations()
+    targets = {one.partition: one.target_materialization_data for one in evaluations}
+    assert {split: target and target.storage_id for split, target in targets.items()} == {
+        split: record.storage_id for split, [record] in records.items()
+    }
+    assert all(one.blocking for one in evaluations)
+    assert instance.get_latest_materialization_event(dg.AssetKey("database")), "what is made of it goes on"
+    assert not_fresh(internals, instance, all_assets) == set()

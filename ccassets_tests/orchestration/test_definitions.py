@@ -100,6 +100,13 @@ def test_every_asset_has_a_description_and_encoders_run_in_their_pool() -> None:
     assert {key.path[1] for key in pooled} == {"template_features", "image_features"}
 
 
+def test_a_machine_with_a_pool_of_its_own_names_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCASSETS_ENCODER_POOL", "second_host")
+    graph = definitions_of(study).resolve_asset_graph()
+    pooled = {key.path[1]: graph.get(key).pools for key in graph.materializable_asset_keys if graph.get(key).pools}
+    assert pooled == {"template_features": {"second_host"}, "image_features": {"second_host"}}
+
+
 def test_definitions_load_offline_without_torch() -> None:
     script = (
         "import socket, sys\n"

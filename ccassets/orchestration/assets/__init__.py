@@ -37,7 +37,7 @@ def study_assets(study: Study) -> list[dg.AssetsDefinition]:
     assets = [
         images(study),
         encoder(study),
-        *(template_features(study, template) for template in study.vocabulary.templates().values()),
+        *([template_features(study)] if study.vocabulary.templates() else []),
         image_features(study),
         feature_database(study),
         *(_ANALYSES[name](study) for name in available_analyses(study)),

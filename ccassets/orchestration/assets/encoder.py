@@ -3,7 +3,7 @@
 import dagster as dg
 
 from ccassets.extraction import identify_encoder
-from ccassets.orchestration.conditions import READ_SOURCES
+from ccassets.orchestration.conditions import read_sources
 from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.study_asset import study_asset
 from ccassets.study.schema import Study
@@ -15,7 +15,7 @@ def encoder(study: Study) -> dg.AssetsDefinition:
     @study_asset(
         study,
         "encoder",
-        condition=READ_SOURCES,
+        condition=read_sources,
         kinds={"pytorch", study.encoder.kind},
         version=(study.encoder, strict),
         description=(

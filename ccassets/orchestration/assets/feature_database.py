@@ -16,7 +16,7 @@ from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
-from ccassets.orchestration.study_asset import ExtractionRun, label_scale, study_asset
+from ccassets.orchestration.study_asset import ExtractionRun, asset_spec, label_scale, study_asset
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -35,20 +35,21 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
     report = validation_report(study)
     templates = [f"template_features/{name}" for name in study.vocabulary.templates()]
 
-    @study_asset(
+    database = asset_spec(
         study,
         "feature_database",
         deps=[splits, *templates],
         kinds={"hdf5"},
         version=(_grouping(study), study.splits, study.storage, study.extraction.limit, *label_scale(study)),
         description=_description(study),
-        companions=[report],
     )
+
+    @study_asset(study, "feature_database", specs=[database, report])
     def _feature_database(
         context: dg.AssetExecutionContext, config: DatabaseRun, store: StoreResource
     ) -> Iterator[dg.MaterializeResult[None]]:
         study_store = store.of(study)
-        if asset_key(study, "feature_database") in context.selected_asset_keys:
+        if database.key in context.selected_asset_keys:
             progress = log_progress(context, "assemble the database")
             done = assemble_database(
                 study,
@@ -60,7 +61,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
             if done.unchanged:
                 context.log.info("The database already is what it should be; it was left as it is.")
             yield dg.MaterializeResult(
-                asset_key=asset_key(study, "feature_database"),
+                asset_key=database.key,
                 data_version=dg.DataVersion(done.digest),
                 metadata={
                     "dagster/row_count": done.rows,

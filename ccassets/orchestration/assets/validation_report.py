@@ -7,7 +7,7 @@ report is needed most when they fail.
 import dagster as dg
 
 from ccassets.findings import count_errors
-from ccassets.orchestration.conditions import REPORT_STALE
+from ccassets.orchestration.conditions import report_stale
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.study_asset import asset_spec
 from ccassets.pages.report_page import write_validation_report
@@ -22,7 +22,7 @@ def validation_report(study: Study) -> dg.AssetSpec:
         study,
         "validation_report",
         deps=["feature_database"],
-        condition=REPORT_STALE,
+        condition=report_stale,
         kinds={"html", "json"},
         version=(REPORT_VERSION,),
         description="What the validator found in the database: `validation.json`, and `validation.html` to read.",
