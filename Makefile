@@ -37,7 +37,7 @@ slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published d
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
 	@$(BIN)/python -m pytest -q -m browser
 
-guarantees: $(INSTALLED)  ## try to break every promise of docs/guarantees.md (an hour; `SHORT=1`: ten minutes)
+guarantees: $(INSTALLED)  ## try to break every promise of docs/guarantees.md (hours; `SHORT=1`: ten minutes)
 	@$(BIN)/python -m ccassets_tests.campaigns $(if $(SHORT),--short)
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of all that is installed (needs a network)

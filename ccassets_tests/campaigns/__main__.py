@@ -30,8 +30,8 @@ PAGE = ROOT / "docs" / "guarantees.md"
 
 
 def named_tests() -> list[str]:
-    """The tests that the page names."""
-    return sorted(set(re.findall(r"ccassets_tests/[\w/]+(?:\.py)?", PAGE.read_text(encoding="utf-8"))))
+    """The tests that the page names: folders, files and functions."""
+    return sorted(set(re.findall(r"ccassets_tests/[\w/]+(?:\.py(?:::\w+)?)?", PAGE.read_text(encoding="utf-8"))))
 
 
 def main() -> int:
