@@ -441,7 +441,7 @@ def _card(
         image_size=_side(source, model),
         dtype=encoder.dtype,
         compiled=encoder.compiled,
-        strict=strict_facts(study, device),
+        strict=strict_facts(study, device, ("open_clip_torch", "timm")),
         logit_scale=facts.logit_scale,
         logit_bias=facts.logit_bias,
         recorded={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -54,14 +54,17 @@ def choose_device(requested: str | None) -> torch.device:
     return device
 
 
-def strict_facts(study: Study, device: str | None) -> dict[str, Any] | None:
-    """With `extraction.strict`, the facts that move the last digits: batch size, device kind, library versions."""
+def strict_facts(study: Study, device: str | None, libraries: Sequence[str] = ()) -> dict[str, Any] | None:
+    """With `extraction.strict`, the facts that move the last digits: batch size, device kind, library versions.
+
+    `libraries` are those that one kind of encoder needs besides the ones of all.
+    """
     if not study.extraction.strict:
         return None
     return {
         "batch_size": study.extraction.batch_size,
         "device": choose_device(device).type,
-        **{library: version(library) for library in LIBRARIES},
+        **{library: version(library) for library in (*LIBRARIES, *libraries)},
     }
 
 

@@ -15,7 +15,10 @@ from ccassets.errors import StorageError
 from ccassets.files import reading_refused
 from ccassets.study.schema import Study
 
-_LIBRARIES = ("ccassets", "torch", "transformers", "tokenizers", "numpy", "pillow", "h5py", "medmnist")
+_LIBRARIES = (
+    *("ccassets", "torch", "transformers", "tokenizers", "open_clip_torch", "timm", "sentencepiece"),
+    *("numpy", "pillow", "h5py", "medmnist"),
+)
 
 
 def encoder_provenance(card: EncoderCard) -> dict[str, Any]:

@@ -244,6 +244,12 @@ def test_the_geometry_is_that_of_the_preprocessing(folders: dict[str, Path], mak
     assert token_geometry(squashes.declared()) == TokenGeometry("squash")
 
 
+def test_a_strict_study_knows_the_versions_of_both_libraries(folders: dict[str, Path], make_study: MakeStudy) -> None:
+    card = inspect_encoder(make_study(kind="open_clip", weights=str(folders["ViT"]), extraction={"strict": True}))
+    assert card.strict is not None
+    assert card.strict.keys() >= {"batch_size", "torch", "open_clip_torch", "timm"}
+
+
 def test_without_patches_the_study_has_to_say_so(folders: dict[str, Path], make_study: MakeStudy) -> None:
     with pytest.raises(EncoderError, match=r"no patches that become tokens: set encoder\.tokens: false"):
         inspect_encoder(make_study(kind="open_clip", weights=str(folders["ConvNeXt"])))
