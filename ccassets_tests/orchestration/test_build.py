@@ -432,15 +432,15 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
     try:
         edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
         result = run_build(edited)
-        assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-2]]
+        assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-1]]
         assert result.path == Store.of(edited).database
         assert ccassets.validate_database(result.path, study=edited, deep=True) == []
         away, unfinished = result.notices
         assert "pictures is not there; dataset.root names it. What was read of its images before is used." in away
-        # Both show pictures.
-        assert unfinished.startswith("The database is finished, but not label_errors, concept_atlas: ")
+        # It shows pictures.
+        assert unfinished.startswith("The database is finished, but not concept_atlas: ")
         assert "pictures" in unfinished
-        with pytest.warns(UserWarning, match="not label_errors, concept_atlas"):
+        with pytest.warns(UserWarning, match="not concept_atlas"):
             assert ccassets.build(edited) == result.path
 
         unreadable = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
