@@ -79,7 +79,7 @@ def study_status(snapshot: StatusSnapshot, study: Study, store: Store) -> dict[S
     """
     lost = lost_assets(snapshot, study, store)
     status: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "lost": [], "missing": []}
-    for node in sorted(snapshot.repository.asset_graph.asset_nodes, key=lambda node: node.key.path):
+    for node in sorted(snapshot.repository.asset_graph.asset_nodes, key=lambda node: node.key.to_user_string()):
         prefix, *path = node.key.path
         if prefix != study.name:
             continue
