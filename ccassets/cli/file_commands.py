@@ -62,7 +62,7 @@ def adopt(
         bool,
         typer.Option(
             "--sample/--no-sample",
-            help="Encode at most 64 images of each split to prove the order of rows without image digests.",
+            help="Encode at most 64 images of each split, and prompts, to prove the order of what has no digests.",
         ),
     ] = True,
     as_json: JsonOption = False,
@@ -70,7 +70,7 @@ def adopt(
 ) -> None:
     """Import an existing feature file into a study; exit with 1 if it does not fit.
 
-    The next build encodes what was not imported. Without a sample, rows stay marked as unverified.
+    The next build encodes what was not imported. Without a sample, rows and templates stay marked as unverified.
     """
     from ccassets.database.sandbox import require_readable
     from ccassets.extraction.adoption import adopt as adopt_file
