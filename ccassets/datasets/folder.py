@@ -20,7 +20,13 @@ from ccassets.files import reading_refused
 from ccassets.progress import Progress
 from ccassets.study.schema import FolderConfig
 
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"}
+"""What operating systems, archives and network disks leave behind; as a folder it is neither class nor split."""
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder of that name belongs to a data set."""
+    return not name.startswith(".") and name.lower() not in _SYSTEM_FILES
 
 
 @dataclass(frozen=True)
@@ -147,11 +153,7 @@ class FolderDataset:
     def _entries(folder: Path) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as entries:
-                return [
-                    entry
-                    for entry in entries
-                    if not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES
-                ]
+                return [entry for entry in entries if is_visible(entry.name)]
         except OSError as error:
             raise reading_refused(error, str(folder)) or DatasetError(
                 f"{folder} cannot be listed: {error.strerror}"

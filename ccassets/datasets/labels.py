@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from ccassets.errors import DatasetError
 from ccassets.findings import Finding
@@ -58,6 +61,43 @@ def find_label_mismatch(study: Study, classes: tuple[str, ...]) -> list[Finding]
         f"classes {list(classes)}. Set dataset.classes to the class names in the order of the words."
     )
     return [Finding("label_words_are_not_the_classes", "warning", message, "vocabulary.labels.words")]
+
+
+def find_similar_classes(classes: Sequence[str]) -> list[Finding]:
+    """Find classes whose names differ in letter case, blanks or punctuation alone; the finding is a warning."""
+    by_form: dict[str, list[str]] = {}
+    for name in classes:
+        by_form.setdefault(re.sub(r"[\W_]+", " ", _fold(name)).strip(), []).append(name)
+    similar = [names for form, names in by_form.items() if form and len(names) > 1]
+    if not similar:
+        return []
+    message = (
+        f"Classes should differ in more than letter case, blanks or punctuation; found {similar}. If they are one "
+        "class, give them one name."
+    )
+    return [Finding("classes_alike", "warning", message, "dataset")]
+
+
+def require_words_for_labels(study: Study, classes: Sequence[str], labels: npt.NDArray[np.int64]) -> None:
+    """Refuse images whose label number has no label word, before anything is encoded.
+
+    Args:
+        study: The study.
+        classes: The class names, () when unknown.
+        labels: The label numbers of images.
+
+    Raises:
+        DatasetError: There are fewer label words; without any, labels need none.
+    """
+    words = study.vocabulary.labels.words
+    highest = int(labels.max(initial=-1))
+    if words and highest >= len(words):
+        named = f" ({', '.join(map(repr, classes[len(words) :][:10]))})" if len(classes) > len(words) else ""
+        raise DatasetError(
+            f"vocabulary.labels.words has {len(words)} words, but there are images of the label number "
+            f"{highest}{named}; numbers start at 0. Write a word for each class, in the order of the classes"
+            f"{f', {list(classes)}' if 0 < len(classes) <= 30 else ''}."
+        )
 
 
 def _all_are_words(names: Collection[str], words: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from ccassets.database.token_geometry import SIZED_IMAGES, mean_unseen_share, token_geometry
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
-from ccassets.datasets.labels import find_label_mismatch
+from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
 from ccassets.datasets.manifest import (
     Manifest,
     evenly_spaced_positions,
@@ -57,7 +57,8 @@ def read_images(
         The manifest, which is stored too.
 
     Raises:
-        DatasetError: The data set is missing, or images cannot be read; all of them are named.
+        DatasetError: The data set is missing, images cannot be read (all of them are named), or there are labels
+            without a label word.
         StudyError: The study's folder in the storage belongs to a study of the same name at another path.
     """
     store = store or Store.of(study)
@@ -73,6 +74,7 @@ def read_images(
         previous=previous,
         progress=progress,
     )
+    require_words_for_labels(study, manifest.classes, manifest.labels)
     manifest.save(path)
     return manifest
 
@@ -125,7 +127,7 @@ def find_source_problems(study: Study, store: Store) -> list[Finding]:
     """Problems of the recorded manifests: leaks between splits, label words that are not the classes."""
     manifests = [Manifest.load(store.manifest(split)) for split in study.splits if store.manifest(split).exists()]
     classes = manifests[0].classes if manifests else ()
-    return [*find_leaks(manifests), *find_label_mismatch(study, classes)]
+    return [*find_leaks(manifests), *find_label_mismatch(study, classes), *find_similar_classes(classes)]
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:

@@ -26,6 +26,14 @@ _PROBLEMS = {
 _MOST_BYTES = 4 << 20
 _MOST_NODES = 100_000
 _LONGEST_NUMBER = 1000
+_TEXT_EXPECTED = {"string_type", "model_type"}
+_NO_TEXTS = {
+    "tag:yaml.org,2002:int": "a number",
+    "tag:yaml.org,2002:float": "a number",
+    "tag:yaml.org,2002:bool": "true or false",
+    "tag:yaml.org,2002:null": "nothing",
+    "tag:yaml.org,2002:timestamp": "a date",
+}
 _TEXT_TAG = "tag:yaml.org,2002:str"
 
 
@@ -130,6 +138,7 @@ def _read_config(path: Path) -> StudyConfig:
         for problem in error.errors():
             line, key = _locate(root, ["attributes", *problem["loc"]])
             what = _PROBLEMS.get(problem["type"], problem["msg"])
+            what = _unquoted(root, ["attributes", *problem["loc"]], problem["type"]) or what
             lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {what}")
         raise StudyError("\n".join(lines)) from error
 
@@ -146,7 +155,10 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
         if root is not None and _expanded(root, {}) > _MOST_NODES:
             raise StudyError(f"{path}: its aliases (*name) stand for more than {_MOST_NODES} values; write them out")
         return root, yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise StudyError(f"{path} cannot be read: {error}. Line {line} is no UTF-8: save the file as UTF-8.") from error
+    except OSError as error:
         raise StudyError(f"{path} cannot be read: {error}") from error
     except RecursionError as error:
         raise StudyError(f"{path}: lists and mappings are nested too deeply for a study") from error
@@ -181,6 +193,21 @@ def _locate(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int,
         if inside is not None or step == location[-1]:
             keys.append(str(step))
     return line, ".".join(keys)
+
+
+def _unquoted(root: yaml.Node | None, location: Sequence[int | str], problem: str) -> str | None:
+    """What to say of a text that YAML takes for something else; None where it is none."""
+    node = root
+    for step in location:
+        in_list = isinstance(node, yaml.SequenceNode)
+        node = _children(node).get(str(step), (0, node))[1]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NO_TEXTS and problem in _TEXT_EXPECTED:
+            return f"YAML reads {node.value or 'an empty item'} as {_NO_TEXTS[node.tag]}, expected a text: quote it"
+        if in_list and isinstance(node, yaml.MappingNode):
+            keys = list(_children(node))
+            if len(keys) == 1 and not keys[0].isidentifier():
+                return f"YAML reads {keys[0]!r} before the colon as a key, expected a text: quote the whole of it"
+    return None
 
 
 def _children(node: yaml.Node | None) -> dict[str, tuple[int, yaml.Node]]:

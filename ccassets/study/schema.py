@@ -362,6 +362,9 @@ class _Words(_Section):
         for template in templates:
             if template.count("{}") != 1:
                 raise ValueError(f"{template!r}: a template has exactly one {{}}, where the word goes")
+        twice = sorted(template for template, count in Counter(templates).items() if count > 1)
+        if twice:
+            raise ValueError(f"every template may stand once; found twice: {twice}")
         return templates
 
 

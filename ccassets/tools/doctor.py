@@ -18,6 +18,7 @@ from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.image_files import first_few
+from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.encoder_contract import EncoderCard
@@ -93,6 +94,7 @@ def diagnose(
         *machine,
         *_bundle(study),
         data,
+        *(_labels(study, dataset) if dataset else ()),
         *weights,
         *(_cropping(study, dataset, card) if dataset and card else ()),
         _memory(study, card),
@@ -189,6 +191,20 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
         return Diagnosis("data set", "problem", str(error)), None
     more = f", and {len(study.splits) - 10} more splits" if len(study.splits) > 10 else ""
     return Diagnosis("data set", "ok", f"{dataset.name} is available: {rows}{more}"), dataset
+
+
+def _labels(study: Study, dataset: Dataset) -> Iterator[Diagnosis]:
+    """Whether label words and classes fit each other, as far as it is known before the images are read."""
+    try:
+        if not isinstance(dataset, MedmnistDataset):
+            for split in study.splits:
+                require_words_for_labels(study, dataset.classes, dataset.rows(split).labels)
+        findings = [*find_label_mismatch(study, dataset.classes), *find_similar_classes(dataset.classes)]
+    except DatasetError as error:
+        yield Diagnosis("labels", "problem", str(error))
+        return
+    for finding in findings:
+        yield Diagnosis("labels", "warning", finding.message)
 
 
 def _bundle(study: Study) -> Iterator[Diagnosis]:

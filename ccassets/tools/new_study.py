@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from pydantic import ValidationError
 
 from ccassets.datasets.dataset_contract import Dataset
-from ccassets.datasets.folder import FolderDataset
+from ccassets.datasets.folder import FolderDataset, is_visible
 from ccassets.datasets.huggingface import HuggingfaceDataset, image_columns, open_tables
 from ccassets.datasets.image_files import IMAGE_SUFFIXES, first_few
 from ccassets.datasets.medmnist import MedmnistDataset
@@ -312,7 +312,7 @@ def _root_and_splits(folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_visible(path.name))
 
 
 def _write(

@@ -130,6 +130,11 @@ def test_hidden_files_are_passed_over_and_other_files_are_named(tmp_path: Path):
         folder_of(tmp_path).rows("train")
 
 
+def test_folders_of_archives_and_systems_are_neither_class_nor_split(tmp_path: Path):
+    save_folder(tmp_path, [*KEYS, "train/__MACOSX/._x.png", "train/@eaDir/x.png"])
+    assert folder_of(tmp_path).classes == ("a", "b", "c")
+
+
 def test_links_are_followed_but_not_in_a_circle(tmp_path: Path):
     save_image(tmp_path / "elsewhere/x.png", 0)
     root = save_folder(tmp_path / "cells", ["train/a/x.png"])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.image_decoding import blank_image, image_digest
-from ccassets.datasets.labels import find_label_mismatch
+from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
 from ccassets.datasets.manifest import (
     Manifest,
     OnBadImage,
@@ -465,3 +465,19 @@ def test_real_crops_have_the_label_of_their_folder(crops: Path, tmp_path: Path):
     assert find_leaks(list(manifests.values())) == []
     again = dataset_of(tmp_path, words=words, kind="folder", root=crops)
     assert read_manifest(again, "val").digest == manifests["val"].digest
+
+
+def test_an_image_whose_label_has_no_word_is_refused(tmp_path: Path):
+    study = study_of(tmp_path, words=("first", "second"), kind="folder", root=tmp_path)
+    require_words_for_labels(study, ("a", "b"), np.array([0, 1]))
+    with pytest.raises(DatasetError, match=r"has 2 words, but .* the label number 2 \('c'\).*, \['a', 'b', 'c'\]"):
+        require_words_for_labels(study, ("a", "b", "c"), np.array([0, 2]))
+    require_words_for_labels(study_of(tmp_path, kind="folder", root=tmp_path), ("a",), np.array([7]))
+
+
+@pytest.mark.parametrize(
+    "names", [("Neutrophil", "neutrophil"), ("a b", "a_b"), ("a-b", "a  b"), ("ä", "a\u0308"), ("Straße", "STRASSE")]
+)
+def test_classes_that_differ_in_their_form_alone_are_found(names: tuple[str, ...]):
+    assert [finding.check for finding in find_similar_classes((*names, "other"))] == ["classes_alike"]
+    assert find_similar_classes(("grade 1", "grade 10", "+", "-")) == []

@@ -187,7 +187,7 @@ def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "cells", SMALLEST)
     path.write_bytes(path.read_bytes() + b"  description: \xff\n")
 
-    with pytest.raises(StudyError, match=r"defs\.yaml cannot be read: 'utf-8'"):
+    with pytest.raises(StudyError, match=r"defs\.yaml cannot be read: 'utf-8'.* Line 5 is no UTF-8"):
         load_study(path)
 
 
@@ -309,7 +309,16 @@ def test_templates_are_numbered_and_filled_with_words_and_synonyms_in_order(tmp_
         ({"concepts": {"words": ["a", {"word": "b", "synonyms": ["a"]}]}}, "found twice: ['a']"),
         ({"concepts": {"words": ["a\0b"]}}, "has no NUL character"),
         ({"labels": {"words": [" "]}}, "a text is not blank"),
-        ({"labels": {"words": [True]}}, "Input should be a valid string"),
+        ({"labels": {"words": [True]}}, "labels.words.0: YAML reads true as true or false, expected a text: quote it"),
+        ({"labels": {"words": [None]}}, "YAML reads null as nothing, expected a text: quote it"),
+        (
+            {"labels": {"words": ["a"], "templates": ["a {}", "{}", "a {}"]}},
+            "every template may stand once; found twice",
+        ),
+        ({"concepts": {"words": ["a", 5]}}, "concepts.words.1: YAML reads 5 as a number, expected a text: quote it"),
+        ({"concepts": {"words": [0.5]}}, "YAML reads 0.5 as a number"),
+        ({"concepts": {"words": [{"high N": "C ratio"}]}}, "YAML reads 'high N' before the colon as a key"),
+        ({"custom": {"mine": [1]}}, "custom.mine.0: YAML reads 1 as a number"),
         ({"custom": {"label_prompts_t01": ["a"]}}, "this id belongs to the numbered templates"),
         ({"custom": {"mine": []}}, "mine: at least one prompt is needed"),
         ({"custom": {"a/b": ["a"]}}, "String should match pattern"),
