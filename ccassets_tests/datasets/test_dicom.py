@@ -280,6 +280,7 @@ def test_a_deflated_file_is_read(save: Callable[..., Path]) -> None:
         (np.array([[0]], U16), {"BitsStored": 12, "HighBit": 15}, "lowest bit"),
         (RAMP, {"RescaleSlope": "0", "RescaleIntercept": "0"}, "RescaleSlope is 0"),
         (np.zeros((1, 1, 3), I16), {}, "signed"),
+        (RAMP, palette(16, Red=NONE, Green=NONE, Blue=NONE, Alpha=NONE), "transparent colours"),
         (RAMP, {"Rows": 60_000, "Columns": 60_000}, "more than the 89478485"),
         (RAMP, {"NumberOfFrames": 200_000}, "more than 100,000"),
         (RAMP, {"Columns": 400}, "damaged or cut off"),
