@@ -13,7 +13,7 @@ import typer
 from ccassets import __version__
 from ccassets.cli.analysis_commands import apply, compare, duplicates, search, table
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
-from ccassets.cli.export_commands import explain, export
+from ccassets.cli.export_commands import explain, export, publish
 from ccassets.cli.file_commands import adopt, info, validate
 from ccassets.cli.study_commands import bundle, certify, doctor, encoders, new_study, precision_drift
 from ccassets.cli.terminal import print_text
@@ -37,7 +37,7 @@ app = typer.Typer(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Build": (build, extract, prune, ui, studies),
     "Study": (new_study, encoders, doctor, bundle, precision_drift, certify),
-    "File": (info, validate, adopt, export, explain),
+    "File": (info, validate, adopt, export, publish, explain),
     "Analyse": (search, duplicates, apply, table, compare),
 }
 for _panel, _commands in _PANELS.items():

@@ -1,4 +1,4 @@
-"""The commands about the rows of a file: export, explain."""
+"""The commands about the rows of a file: export, publish, explain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccassets.cli.options import DatabaseArgument, JsonOption, SplitOption
+from ccassets.cli.options import DatabaseArgument, FileArgument, JsonOption, SplitOption
 from ccassets.cli.terminal import print_json, print_line, print_text, progress_bar
 
 
@@ -37,6 +37,26 @@ def export(
         rows = len(database.select(split))
     if as_json:
         print_json({"path": str(output), "rows": rows})
+    else:
+        print_text(output)
+
+
+def publish(
+    file: FileArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Path of the new folder to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a Hugging Face dataset folder with a data card and Croissant metadata; never with images.
+
+    The study must name the `license` of its data set.
+    """
+    from ccassets.database.reader import open_database
+    from ccassets.exports import publish as publish_rows
+
+    with open_database(file) as database, progress_bar("rows published") as progress:
+        publish_rows(database, output, progress)
+    if as_json:
+        print_json({"path": str(output)})
     else:
         print_text(output)
 

@@ -43,6 +43,7 @@ def write_anndata(rows: ExportedRows, path: Path, progress: Progress) -> None:
     words = database_concepts(rows.database) if rows.concepts else ()
     about = {
         "group": np.array([concept.group or "" for concept in words], object),
+        "code": np.array([concept.code or "" for concept in words], object),
         "level": np.array([np.nan if concept.level is None else concept.level for concept in words], np.float64),
     }
     concepts = data_frame(about, list(rows.concepts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def write_split_files(rows: ExportedRows, folder: Path, progress: Progress) -> d
     return files
 
 
-def data_files_yaml(files: Mapping[str, list[Path]]) -> str:
+def data_files_yaml(files: Iterable[str]) -> str:
     """The part of a dataset card's header that says which files a split has."""
     lines = ["configs:", "- config_name: default", "  data_files:"]
     for split in files:

@@ -165,6 +165,7 @@ def _content(
             "kind": study.dataset.kind,
             "name": dataset.name,
             "version": dataset.version,
+            **({"license": study.dataset.license} if study.dataset.license else {}),
             "labels": "present" if all(manifest.labelled for manifest in manifests) else "none",
             "classes": list(manifests[0].classes),
             "splits": _split_provenance(manifests),

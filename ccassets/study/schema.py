@@ -83,7 +83,8 @@ class _Section(BaseModel):
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
-        unchanged = {name for name in self._later if getattr(self, name) == fields[name].default}
+        later = {name for kind in type(self).__mro__ for name in getattr(kind, "_later", ())}
+        unchanged = {name for name in later if getattr(self, name) == fields[name].default}
         return {name: value for name, value in handler(self).items() if name not in unchanged}
 
 
@@ -91,7 +92,12 @@ class _Section(BaseModel):
 
 
 class _DatasetSection(_Section):
+    """What every data set has: its splits, and the `license` under which its features may be published."""
+
+    _later: ClassVar = frozenset({"license"})
+
     splits: tuple[Text, ...] = ("train", "val", "test")
+    license: Text | None = None
 
     @field_validator("splits")
     @classmethod
@@ -333,12 +339,18 @@ def texts_hash(prompts: Sequence[str]) -> str:
 
 
 class Concept(_Section):
-    """A concept: its word, and optionally a group, a level and synonyms that are ensembled with it."""
+    """A concept: its word, and optionally a group, a level and synonyms that are ensembled with it.
+
+    `code` is its code in a terminology, such as `SNOMED CT 47082005` or `NCIt C12345`.
+    """
+
+    _later: ClassVar = frozenset({"code"})
 
     word: Text
     group: Annotated[str, _Variables] | None = None
     level: int | None = None
     synonyms: tuple[Text, ...] = ()
+    code: Text | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:

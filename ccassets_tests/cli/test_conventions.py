@@ -18,7 +18,7 @@ from ccassets_tests.cli.command_line import COMMANDS, run
 PANELS = {
     "Build": ["build", "extract", "prune", "ui", "studies"],
     "Study": ["new-study", "encoders", "doctor", "bundle", "precision-drift", "certify"],
-    "File": ["info", "validate", "adopt", "export", "explain"],
+    "File": ["info", "validate", "adopt", "export", "publish", "explain"],
     "Analyse": ["search", "duplicates", "apply", "table", "compare"],
 }
 SHORT_NAMES = {"-o": "--output", "-k": "--top"}
