@@ -60,6 +60,8 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except FileNotFoundError as error:
         raise DatasetError("there is no such file") from error
     except PIL.UnidentifiedImageError as error:
+        if isinstance(source, Path) and source.stat().st_size == 0:
+            raise DatasetError("the file is empty") from error
         raise DatasetError("this is no image of a format that is read here; docs/data.md names them") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error

@@ -167,6 +167,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
         decode_image(tmp_path / "a.png")
 
 
+def test_an_empty_file_is_called_empty(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DatasetError, match="the file is empty"):
+        decode_image(tmp_path / "a.png")
+
+
 def test_the_reason_does_not_show_where_the_file_lies(tmp_path: Path):
     # Reasons are stored with the database, which holds no absolute path.
     (tmp_path / "empty.png").write_bytes(b"")
