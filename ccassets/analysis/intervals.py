@@ -29,6 +29,9 @@ FEWEST_GROUPS = 6
 
 RESAMPLES = 1000
 _BLOCK = 1 << 20
+_ROUNDING = 1e-18
+"""A variance up to this is errors of rounding."""
+
 _TAIL = (1 - LEVEL) / 2
 _NORMAL = NormalDist().inv_cdf(1 - _TAIL)
 
@@ -320,8 +323,7 @@ def _effective(
 
     if units.per == "group":
         variance = variance * fewest / np.maximum(fewest - 1, 1)
-    # Errors of rounding are no variance.
-    known = variance > 1e-18
+    known = variance > _ROUNDING
     size = np.where(known, np.minimum(values * (1 - values) / np.where(known, variance, 1), rows), most)
     if units.per == "image":
         return size
@@ -347,8 +349,8 @@ def _limits(values: FloatArray, size: FloatArray) -> tuple[FloatArray, FloatArra
 def _correlation(totals: FloatArray) -> FloatArray:
     """(K, K): of the parts' errors, from the sums of influence by unit; 0 with a part that does not vary."""
     covariance = totals.T @ totals
-    spread = np.sqrt(np.diag(covariance))
-    spread = np.where(spread > 0, spread, 1.0)
+    variance = np.diag(covariance)
+    spread = np.where(variance > _ROUNDING, np.sqrt(variance), np.inf)
     correlation: FloatArray = covariance / spread[:, None] / spread
     np.fill_diagonal(correlation, 1.0)
     return correlation
