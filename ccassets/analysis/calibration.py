@@ -171,7 +171,9 @@ def fit_temperature(labels: Array, probabilities: Array) -> float:
     _require_probabilities(labels, probabilities)
     bounds = tuple(np.log(TEMPERATURES).tolist())
     optimum = minimize_scalar(
-        lambda log_t: log_loss(labels, apply_temperature(probabilities, float(np.exp(log_t)))), bounds=bounds
+        lambda log_t: log_loss(labels, apply_temperature(probabilities, float(np.exp(log_t)))),
+        bounds=bounds,
+        options={"xatol": 1e-9},
     )
     return float(np.exp(optimum.x))
 

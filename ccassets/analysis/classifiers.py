@@ -279,7 +279,7 @@ def _logistic_path(samples: Samples, strengths: Sequence[float]) -> Iterator[Lin
     mean, scale = mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
     models = [
-        LogisticRegression(warm_start=True, max_iter=_MOST_ITERATIONS, tol=1e-6)
+        LogisticRegression(warm_start=True, max_iter=_MOST_ITERATIONS, tol=1e-9)
         for _ in (samples.classes if samples.multilabel else ["all"])
     ]
     targets = list(samples.labels.T) if samples.multilabel else [samples.labels]
