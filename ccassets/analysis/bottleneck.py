@@ -47,6 +47,12 @@ from ccassets.study.storage import Store
 MODEL = "model.json"
 HOLDOUT_LOG = "looks.jsonl"
 
+CHOSEN_ON_VAL = (
+    *("chosen", "temperature", "thresholds", "platt", "tree.leaves"),
+    *(f"{part}.{VAL}" for part in ("splits", "groups", "association", "tree.accuracy")),
+)
+"""What of a result was chosen or fitted on val, and the numbers of val that are too good for it: keys, with dots."""
+
 
 def write_bottleneck(study: Study, store: Store) -> AnalysisResult:
     """Fit the concept bottleneck of a study and write `concept_bottleneck.json` and `model.json`.
@@ -102,6 +108,7 @@ def _measure(study: Study, database: Database, store: Store) -> dict[str, Any]:
         "concepts": samples.columns,
         "model": MODEL,
         "nec": classifier.nec,
+        "chosen_on_val": CHOSEN_ON_VAL,
         "controls": {"split": last, **_controls(controls)},
     }
     ranks = {name: log_odds(own) for name, own in probabilities.items()}

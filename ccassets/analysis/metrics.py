@@ -28,6 +28,9 @@ Array = npt.NDArray[Any]
 SPECIFICITY = 0.9
 """Where sensitivities are read from ROC curves."""
 
+DECIDED = ("accuracy", "macro_f1", "mcc", "recall")
+"""The metrics of a multi-label set that rest on its thresholds."""
+
 NO_THRESHOLD = "No row of val has the label, or every row, or there is no val: no threshold could be chosen."
 
 
@@ -40,6 +43,7 @@ class Evaluation:
         accuracy: Share of rows whose highest score is the label's; multi-label: mean over labels of the share of
             right answers at the label's threshold.
         auc: Mean over classes of the one-against-rest AUROC.
+        auc_by_class: The same of every class; nan for one that no row has, or every row.
         recall: By class; multi-label: of each label at its threshold.
         average_precision: Mean over classes of the one-against-rest average precision.
         sensitivity: Mean over classes of the sensitivity where `SPECIFICITY` of the rest are left out.
@@ -56,6 +60,7 @@ class Evaluation:
     rows: int
     accuracy: Estimate
     auc: Estimate
+    auc_by_class: tuple[Estimate, ...]
     average_precision: Estimate
     sensitivity: Estimate
     recall: tuple[Estimate, ...]
@@ -100,6 +105,7 @@ def evaluate(
         rows=len(labels),
         accuracy=accuracy(labels, scores, groups, thresholds),
         auc=auc(labels, scores, groups),
+        auc_by_class=tuple(auc_by_class(labels, scores, groups)),
         average_precision=average_precision(labels, scores, groups),
         sensitivity=sensitivity(labels, scores, groups),
         recall=tuple(recall(labels, scores, groups, thresholds)),
@@ -175,6 +181,16 @@ def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     if not len(compared):
         return unmeasured("There are no two classes to compare.", groups)
     return mean_proportion(area(scores[:, compared], positive[:, compared]), groups)
+
+
+def auc_by_class(labels: Array, scores: Array, groups: Groups = None) -> list[Estimate]:
+    """Compute the one-against-rest AUROC of every class; nan for a class that no row has, or every row."""
+    require_labels(labels, scores)
+    positive = _one_against_rest(labels, scores)
+    compared = positive.any(axis=0) & ~positive.all(axis=0)
+    estimates = iter(each_proportion(area(scores[:, compared], positive[:, compared]), groups))
+    reason = "No row has this class, or every row."
+    return [next(estimates) if is_compared else unmeasured(reason, groups) for is_compared in compared]
 
 
 def average_precision(labels: Array, scores: Array, groups: Groups = None) -> Estimate:

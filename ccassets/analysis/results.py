@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ccassets.analysis.calibration import measure_calibration, reliability_diagram
 from ccassets.analysis.intervals import FloatArray, Groups, Units
 from ccassets.analysis.metrics import Array, choose_thresholds, evaluate
+from ccassets.analysis.samples import class_names
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
 from ccassets.errors import AnalysisError
@@ -66,6 +68,33 @@ def unavailable_analyses(study: Study) -> dict[str, str]:
 def held_out_splits(database: Database) -> list[str]:
     """List those of `val` and `test` that have rows."""
     return [name for name in (VAL, TEST) if name in database.splits and len(database.select(name))]
+
+
+def class_counts(database: Database) -> dict[str, npt.NDArray[np.int64]]:
+    """Count the rows of every class (C,) by split."""
+    matrix, classes = database.label_matrix, np.arange(len(class_names(database)))
+    members = database.labels[:, None] == classes if matrix is None else matrix > 0
+    return {name: members[rows].sum(axis=0) for name, rows in database.splits.items()}
+
+
+def unmeasured_classes(classes: Sequence[str], counts: Mapping[str, Array]) -> list[str]:
+    """Say of every class that `val` or `test` has no rows of where its rows are, and that it is not measured.
+
+    Args:
+        classes: Names of the C classes.
+        counts: Rows of every class (C,) by split.
+    """
+    held_out = [name for name in (VAL, TEST) if name in counts and counts[name].any()]
+    sentences = []
+    for label, name in enumerate(classes):
+        missing = [split for split in held_out if not counts[split][label]]
+        if missing:
+            rows = {split: int(own[label]) for split, own in counts.items() if own[label]}
+            parts = [f"{count} {'image' if count == 1 else 'images'} in {split}" for split, count in rows.items()]
+            parts.append(f"none in {' or '.join(missing)}")
+            where = "" if missing == held_out else f" on {missing[0]}"
+            sentences.append(f"{name}: {', '.join(parts)}: not measured{where}")
+    return sentences
 
 
 # --- measures ----------------------------------------------------------------------------------------

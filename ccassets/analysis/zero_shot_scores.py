@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.calibration import apply_platt, apply_temperature, fit_platt, fit_temperature
-from ccassets.analysis.metrics import Array, choose_thresholds
+from ccassets.analysis.metrics import DECIDED, Array, choose_thresholds
 from ccassets.analysis.results import (
     RESULT_FILES,
     VAL,
@@ -328,8 +328,8 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
     Returns:
         JSON types. `splits` holds, for `val` and `test` or for `all` rows, every metric with its interval;
         `classes`, `words`, `templates`, `rule`, `patches`, `bias`, `temperature`, `thresholds` (of log-odds) and
-        `platt` say how they were made; `database` is
-        the digest of the database.
+        `platt` say how they were made; `chosen_on_val` names what was chosen or fitted on `val`, and the numbers of
+        `val` itself that are too good for it; `database` is the digest of the database.
 
     Raises:
         AnalysisError: The database has no labels or no logit scale.
@@ -371,6 +371,7 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
         "temperature": temperature,
         "thresholds": thresholds,
         "platt": lines,
+        "chosen_on_val": _chosen_on_val(VAL in scores, matrix is not None),
         "splits": {
             name: measure_predictions(
                 labels[name],
@@ -391,6 +392,16 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
         ),
     }
     return result_content(database, measures)
+
+
+def _chosen_on_val(has_val: bool, multilabel: bool) -> list[str]:
+    """What of a result rests on val: keys, joined by dots."""
+    if not has_val:
+        return []
+    if not multilabel:
+        return ["temperature", f"splits.{VAL}.calibrated"]
+    decided = [f"{part}.{VAL}.{name}" for part in ("splits", "groups") for name in DECIDED]
+    return ["thresholds", "platt", f"splits.{VAL}.calibrated", *decided]
 
 
 def write_zero_shot(store: Store, progress: Progress = silent) -> AnalysisResult:

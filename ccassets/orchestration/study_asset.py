@@ -20,7 +20,7 @@ from ccassets.orchestration.partitions import has_several_partitions, splits_of
 from ccassets.orchestration.steps import errors_as_failures, make_each
 from ccassets.study.schema import Study
 
-ANALYSIS_VERSION = 2
+ANALYSIS_VERSION = 3
 """Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
 
 Result = dg.MaterializeResult[None]

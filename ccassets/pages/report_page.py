@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ccassets.analysis.results import class_counts, unmeasured_classes
+from ccassets.analysis.samples import class_names, is_labelled
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
@@ -56,6 +58,8 @@ def write_validation_report(study: Study, store: Store) -> ValidationReport:
     findings = validate_database(store.database, study=study)
     with open_database(store.database) as database:
         facts = summarize(database)
+        counts = class_counts(database) if is_labelled(database) else {}
+        facts["unmeasured"] = unmeasured_classes(class_names(database), counts)
         facts["texts"] = {name: template.texts for name, template in database.templates.items()}
     page = store.reports / "validation.html"
     content = findings_as_json(findings)

@@ -13,12 +13,16 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Literal
 
+import numpy as np
+
+from ccassets.analysis.results import unmeasured_classes
 from ccassets.database.token_geometry import cropping_warning
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.image_files import first_few
 from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
+from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.encoder_contract import EncoderCard
@@ -96,6 +100,7 @@ def diagnose(
         data,
         *(_labels(study, dataset) if dataset else ()),
         *weights,
+        *(_classes(study, dataset) if dataset else ()),
         *(_cropping(study, dataset, card) if dataset and card else ()),
         _memory(study, card),
         _storage(needed),
@@ -265,6 +270,23 @@ def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagn
     kept = store.cache / DIGEST_CACHE
     message = f"{kept} gives identity {card.identity}, the files themselves give {actual}"
     return Diagnosis("weights", "problem", message, f"Remove {kept}: it is made again.")
+
+
+def _classes(study: Study, dataset: Dataset) -> Iterator[Diagnosis]:
+    """The classes that val or test has no images of."""
+    if not dataset.labelled or isinstance(dataset, MedmnistDataset):
+        return  # Every class of MedMNIST is in every split.
+    counts = {}
+    for split in study.splits:
+        rows = dataset.rows(split)
+        members = rows.labels[:, None] == np.arange(len(dataset.classes))
+        if rows.label_matrix is not None:
+            members = rows.label_matrix > 0
+        taken = evenly_spaced_positions(len(rows), study.extraction.limit or len(rows))
+        counts[split] = members[taken].sum(axis=0)
+    if sentences := unmeasured_classes(dataset.classes, counts):
+        advice = "Move images of these classes to the splits without any, or leave the classes out."
+        yield Diagnosis("classes", "warning", "; ".join(sentences), advice)
 
 
 def _cropping(study: Study, dataset: Dataset, card: EncoderCard) -> Iterator[Diagnosis]:

@@ -17,6 +17,7 @@ from ccassets.analysis.results import (
     measure_groups,
     read_result,
     unavailable_analyses,
+    unmeasured_classes,
     write_result,
 )
 from ccassets.analysis.retrieval import measure_retrieval
@@ -151,6 +152,18 @@ def test_a_class_without_held_out_rows_and_few_patients_are_said_in_the_result(t
         assert measures["accuracy"]["low"] is None
         assert measures["accuracy"]["reason"] == "3 groups are too few for an interval: it needs at least 6."
     assert "(no interval)" in result.content["controls"]["controls"][0]["verdict"]
+
+
+def test_classes_that_cannot_be_measured_are_said_with_where_their_images_are() -> None:
+    counts = {"train": [4, 3, 5, 1], "val": [0, 2, 5, 0], "test": [0, 0, 5, 1]}
+    named = ("basophil", "monocyte", "platelet", "lymphocyte")
+    sentences = unmeasured_classes(named, {split: np.array(own) for split, own in counts.items()})
+    assert sentences == [
+        "basophil: 4 images in train, none in val or test: not measured",
+        "monocyte: 3 images in train, 2 images in val, none in test: not measured on test",
+        "lymphocyte: 1 image in train, 1 image in test, none in val: not measured on val",
+    ]
+    assert unmeasured_classes(named, {"train": np.array([4, 0, 0, 0])}) == []
 
 
 def test_patients_are_measured_in_the_place_of_their_images() -> None:
