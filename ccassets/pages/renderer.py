@@ -6,15 +6,19 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from ccassets.pages.glossary import Glossary
+
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of `ccassets/pages/templates`."""
+    """Fill a template of `ccassets/pages/templates`; in it, `term(text)` explains a term, `glossary` lists them."""
     environment = Environment(
         loader=PackageLoader("ccassets.pages"),
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    glossary = Glossary()
+    environment.globals |= {"glossary": glossary, "term": glossary.term}
     return environment.get_template(template).render(**values)
 
 

@@ -29,6 +29,7 @@ from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 from ccassets_tests.cli.command_line import run
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.made_studies import CLASSES, DATA, SPLITS, picture, save_golden_weights, save_images, write_study
+from ccassets_tests.pages.page_terms import unexplained_terms, unlinked_headings
 
 ROWS = {"train": 30, "val": 9, "test": 12}
 PHANTOM = {"kind": "phantom"}
@@ -376,6 +377,8 @@ def test_retrieval_is_compared_where_a_study_knows_the_concepts(known: tuple[Pat
         assert row[titles[one["metric"]]].startswith(value)
     for one in content["differences"]:
         assert one["verdict"] in text
+    assert unexplained_terms(text) == set()
+    assert unlinked_headings(text) == set()
 
 
 def test_names_of_files_are_text_on_the_page(golden: Path, phantom: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ccassets.orchestration.build import run_build
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.orchestration.made_findings import FINDINGS, Form, made_cosines, write_findings_study
+from ccassets_tests.pages.page_terms import unexplained_terms, unlinked_headings, visible_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
 
@@ -103,8 +105,19 @@ def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
     assert shot["calibrated"]["ece"] < 0.05
     page = (Store.of(study).analysis / "concept_atlas.html").read_text(encoding="utf-8")
     assert "What an AUC is worth" in page
-    assert "Concept classifier, test, by group (100)" in page
+    assert "Concept classifier, test, by group (100)" in visible_text(page)
     assert "Single images" not in page
+    assert "Not shown: sparse classifier, association of classes with concepts, decision tree" in page
+    shown = page[: page.index('id="data"')]
+    assert unexplained_terms(shown) == set()
+    assert unlinked_headings(shown) == set()
+    own = shot["auc_by_class"][0]["value"]
+    assert own == pytest.approx(roc_auc_score(labels[1000:, 0], cosines[1000:, 0]), abs=1e-3)
+    by_label = re.search(r'id="labels".*?<th scope="row">finding a</th>(.*?)</tr>', shown, re.S)
+    assert by_label is not None
+    assert f"{int(labels[1000:, 0].sum())}</td>" in by_label[1]
+    assert f"{100 * own:.1f} %" in by_label[1]
+    assert f"{fitted['thresholds'][0]:.2f}".replace("-", "−") in by_label[1]
     model = load_model(Store.of(study).analysis / "model.json")
     with open_database(Store.of(study).database) as database:
         predictions = apply_model(model, database, "test")

@@ -13,6 +13,8 @@ from ccassets.database.reader import open_database
 from ccassets.orchestration.build import run_build
 from ccassets.study.storage import Store
 from ccassets_tests.orchestration.made_findings import FINDINGS, write_classes_study
+from ccassets_tests.pages.page_terms import unexplained_terms
+from ccassets_tests.tools.doctor_lines import doctor_lines
 
 pytestmark = [
     pytest.mark.filterwarnings("error"),
@@ -54,7 +56,12 @@ def test_rare_classes_and_grades_are_built_and_measured(
             assert (values["quadratic_kappa"] is not None) == ordinal
             assert (values["mean_absolute_error"] is not None) == ordinal
     page = (store.analysis / "concept_atlas.html").read_text(encoding="utf-8")
-    assert CLASSES[4] in page
-    assert "not measured" in page
+    sentence = f"{CLASSES[4]}: 2 images in train, none in val or test: not measured"
+    assert f"<li>{sentence}.</li>" in page
+    assert sentence in (store.reports / "validation.html").read_text(encoding="utf-8")
+    lines = {line.what: line for line in doctor_lines(study)}
+    assert (lines["classes"].level, lines["classes"].message) == ("warning", sentence)
+    if ordinal:
+        assert unexplained_terms(page[: page.index('id="data"')]) == set()
     files = write_paper_tables(study, store, tmp_path / "tables")
     assert ("quadratic kappa" in files[0].read_text(encoding="utf-8")) == ordinal

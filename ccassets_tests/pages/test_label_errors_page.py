@@ -16,6 +16,7 @@ from ccassets.pages import label_errors_page
 from ccassets.pages.label_errors_page import write_label_errors_page
 from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 from ccassets_tests.browser.pages import chromium, opened
+from ccassets_tests.pages.page_terms import unexplained_terms
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_the_page_shows_turned_labels_with_picture_and_likely_label(made: Any) -
     html = page.read_text(encoding="utf-8")
     assert html.count('<img src="data:image/webp;base64,') == len(errors)
     assert f"{len(errors)} of 160 images" in html
+    assert unexplained_terms(html) == set()
     for error in errors:
         assert f"<b>{error['label']}</b>, likely <b>{error['predicted']}</b>" in html
         assert error["key"] in html

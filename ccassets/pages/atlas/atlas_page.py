@@ -15,8 +15,15 @@ from ccassets.analysis.bottleneck import HOLDOUT_LOG, MODEL
 from ccassets.analysis.classifiers import LinearClassifier
 from ccassets.analysis.concept_models import load_model
 from ccassets.analysis.holdout_log import HoldoutLog
-from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result, unavailable_analyses
-from ccassets.analysis.samples import is_labelled, is_ordinal
+from ccassets.analysis.results import (
+    RESULT_FILES,
+    class_counts,
+    held_out_splits,
+    read_result,
+    unavailable_analyses,
+    unmeasured_classes,
+)
+from ccassets.analysis.samples import class_names, is_labelled, is_ordinal
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
 from ccassets.database.token_geometry import SIZED_IMAGES, encoder_facts, mean_unseen_share, token_geometry
@@ -71,6 +78,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
         cards = make_cards(view, progress)
         concept_evidence, map_evidence = measure_concepts(view), measure_maps(study, view)
         classified = None if "obstacle" in bottleneck else _classified(view, store)
+        counts = class_counts(database) if is_labelled(database) else {}
         page = render(
             "atlas.html",
             study=study,
@@ -93,6 +101,9 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             metric_names=METRIC_NAMES,
             methods=_methods(zero_shot, bottleneck, classified.split) if classified else [],
             class_means=_class_means(view),
+            class_captions=[f"{name} ({n})" for name, n in zip(view.classes, view.members.sum(axis=0), strict=True)],
+            counts={name: own.tolist() for name, own in counts.items()},
+            rests_on_val=_rests_on_val,
             data={**chart_data(view, zero_shot, bottleneck), "held": classified and classified.split},
             plotly=_plotly(),
         )
@@ -125,6 +136,11 @@ def _plotly() -> str:
 
     source: str = get_plotlyjs()
     return source
+
+
+def _rests_on_val(result: Mapping[str, Any], key: str) -> bool:
+    """Whether a number of a result, by its keys with dots, was chosen or fitted on val."""
+    return any(f"{key}.".startswith(f"{chosen}.") for chosen in result.get("chosen_on_val", ()))
 
 
 def _class_means(view: AtlasView) -> npt.NDArray[np.float64]:
@@ -160,7 +176,9 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
         )
     if not is_labelled(database):
         notes.append("The data set has no labels: there are no classes to tell apart.")
-    elif database.label_matrix is not None:
+    else:
+        notes += [f"{text}." for text in unmeasured_classes(class_names(database), class_counts(database))]
+    if database.label_matrix is not None:
         notes.append(
             "An image can have several labels, or none. Charts show it under its first one, or under “none”; what is "
             "said of several labels at once needs a threshold for each, chosen on val."
@@ -200,19 +218,22 @@ def _tiles(
             if value is None:
                 continue
             interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f} %, "
-            tiles.append(_tile(f"{name} {METRIC_NAMES[metric]}, {split}", f"{100 * value:.1f} %", f"{interval}{about}"))
+            chosen = ", chosen on val" if _rests_on_val(result, f"splits.{split}.{metric}") else ""
+            title = f"{name} {METRIC_NAMES[metric]}, {split}"
+            tiles.append(_tile(title, f"{100 * value:.1f} %", f"{interval}{about}{chosen}", name))
             if (sparse := result.get("sparse", {}).get(split, {}).get("anec_5")) is not None:
-                tiles.append(_tile("With 5 concepts a class", f"{100 * sparse:.1f} %", f"ANEC-5 on {split}"))
+                tiles.append(_tile("With 5 concepts a class", f"{100 * sparse:.1f} %", f"ANEC-5 on {split}", "ANEC"))
     if evidence:
         mean = _metrics(evidence, {})["mean_concept_auroc"]
-        tiles.append(_tile("Concepts told apart", f"{mean:.2f}", "mean AUROC against their truth"))
+        tiles.append(_tile("Concepts told apart", f"{mean:.2f}", "mean AUROC against their truth", "AUROC"))
     splits = [f"{name} {rows.stop - rows.start:,}" for name, rows in view.database.splits.items()]
     about = ", ".join(splits) if len(splits) <= 4 else f"{len(splits)} splits"
     return [*tiles, _tile("Images", f"{len(view.database):,}", about)]
 
 
-def _tile(name: str, value: str, about: str) -> dict[str, str]:
-    return {"name": name, "value": value, "about": about}
+def _tile(name: str, value: str, about: str, term: str = "") -> dict[str, str]:
+    """A number with its name, which is linked to the explanation of `term`."""
+    return {"name": name, "value": value, "about": about, "term": term}
 
 
 def _methods(zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
@@ -234,7 +255,10 @@ def _methods(zero_shot: Mapping[str, Any], bottleneck: Mapping[str, Any], split:
         (f"{control['name'][0].upper()}{control['name'][1:]}", control["estimate"], control["verdict"])
         for control in bottleneck["controls"]["controls"]
     ]
-    return [{"name": name, "estimate": estimate, "about": about} for name, estimate, about in rows]
+    return [
+        {"name": name, "term": "sparse" if name.startswith("Sparse") else name, "estimate": estimate, "about": about}
+        for name, estimate, about in rows
+    ]
 
 
 def _metrics(concept_evidence: ConceptEvidence, map_evidence: MapEvidence) -> dict[str, float]:

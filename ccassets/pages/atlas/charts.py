@@ -22,6 +22,9 @@ MOST_HOVER_IMAGES = 400
 
 HOVER_SIDE = 40
 
+FEWEST_FOR_SHAPE = 20
+"""With fewer images a distribution has no shape: each is drawn as a point."""
+
 COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f"),
     *("#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#8a8f98"),
@@ -43,6 +46,7 @@ def chart_data(view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mappin
         ],
         "concepts": view.words,
         "standard": view.reference,
+        "fewest": FEWEST_FOR_SHAPE,
         "points": {
             "x": _rounded(points[:, 0], 3),
             "y": _rounded(points[:, 1], 3),

@@ -38,11 +38,16 @@ const accuracyAxis = (colours, title) => axis(colours, title, { tickformat: ".0%
 const level = (value, colour, dash) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value, line: { color: colour, width: 1.2, dash } });
 
 const charts = {
-  // One concept's scores by class.
+  // One concept's scores by class; a few are points, since their shape would be invented.
   ridge(place, colours) {
     const scores = data.scores[Number(place.dataset.concept)];
+    const counts = data.classes.map((_, label) => data.points.label.filter((own) => own === label).length);
     const traces = data.classes.map((name, label) => {
       const values = scores.filter((_, point) => data.points.label[point] === label);
+      if (values.length < data.fewest) return {
+        type: "scatter", mode: "markers", x: values, y: values.map(() => label), name: plain(name), hoverinfo: "x+name",
+        marker: { color: data.colours[label], size: 7, opacity: 0.8, line: { width: 0.5, color: colours.paper } },
+      };
       return {
         type: "violin", orientation: "h", side: "negative", width: 1.7, points: false, x: values, y: values.map(() => label),
         name: plain(name), line: { color: data.colours[label], width: 1.3 }, fillcolor: data.colours[label] + "66", meanline: { visible: true },
@@ -53,7 +58,7 @@ const charts = {
     return [traces, layout(colours, {
       height, showlegend: false, violinmode: "overlay",
       xaxis: axis(colours, narrow() ? `score in SD of ${data.standard}` : `score in standard deviations of ${data.standard}`, { zeroline: true }),
-      yaxis: axis(colours, "", { tickvals: data.classes.map((_, label) => label), ticktext: data.classes.map((name) => plain(cut(name, 24))), range: [data.classes.length - 0.6, -1.1], zeroline: false }),
+      yaxis: axis(colours, "", { tickvals: data.classes.map((_, label) => label), ticktext: data.classes.map((name, label) => plain(cut(name, 24)) + ` (${counts[label]})`), range: [data.classes.length - 0.6, -1.1], zeroline: false }),
     })];
   },
   // All images by their features, coloured by class or by one concept.
