@@ -14,7 +14,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
+from ccassets.analysis import judge_labels
 from ccassets.analysis.bottleneck import count_test_accesses, write_bottleneck
 from ccassets.analysis.classifiers import evaluate_on_holdout, fit_logistic, fit_tree
 from ccassets.analysis.concept_annotations import read_concept_annotations
@@ -34,8 +36,10 @@ from ccassets.pages.atlas import Atlas, write_atlas
 from ccassets.pages.report_page import write_validation_report
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.analysis import recomputation
 from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 from ccassets_tests.browser.pages import chromium, opened
+from ccassets_tests.pages.page_terms import unexplained_terms, unlinked_headings, visible_text
 
 HOSTILE = "<script>alert(1)</script>"
 CHARTS = "main > section > .card [data-chart], .concept [data-chart], .columns [data-chart]"
@@ -242,7 +246,52 @@ def test_what_has_no_interval_or_no_images_is_said_on_the_page(made: Made, tmp_p
     page = page[: page.index('id="data"')]
     assert f"{content['classes'][2]}: no image in test, not measured. test: 3 groups are too few." in page
     assert page.count('<span class="muted">(no interval)</span>') >= 4
-    assert "Leakage: beyond the truth of the concepts the scores tell a linear classifier" in page
+    text = visible_text(page)
+    assert "Leakage: beyond the truth of the concepts the scores tell a linear classifier" in text
+
+
+def test_what_was_chosen_on_val_says_so_at_the_number(made: Made) -> None:
+    page = made.html[: made.html.index('id="data"')]
+    rows = re.findall(r'<tr><th scope="row"><a class="term"[^>]*>([^<]*)</a>, (val|test)</th>(.*?)</tr>', page)
+    marks = {(name, split): cells.count(">†</a>") for name, split, cells in rows}
+    fields = len(re.findall(r"<td", rows[0][2]))
+    assert marks == {
+        ("Zero-shot", "val"): 1,  # its calibrated error: the temperature was fitted there
+        ("Zero-shot", "test"): 0,
+        ("Concept classifier", "val"): fields,
+        ("Concept classifier", "test"): 0,
+    }
+    fitted = made.bottleneck.content
+    assert f"{made.zero_shot.content['temperature']:.2f} for zero-shot" in page
+    assert f"{fitted['chosen']['C']:g}, was chosen on val" in page
+    assert "The number of leaves was" in page
+
+
+@pytest.mark.parametrize("name", ["atlas", "validation"])
+def test_terms_are_explained_where_they_stand(made: Made, name: str) -> None:
+    page = made.html[: made.html.index('id="data"')] if name == "atlas" else made.validation.read_text(encoding="utf-8")
+    assert unexplained_terms(page) == set()
+    assert unlinked_headings(page) == set()
+
+
+def test_explanations_are_reached_by_the_keyboard(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        link = shown.page.locator("#measures a.term", has_text="ECE").first
+        link.focus()
+        shown.page.keyboard.press("Enter")
+        entry = shown.page.locator("dt:target")
+        assert entry.inner_text() == "ECE"
+        assert "calibration error" in (link.get_attribute("title") or "")
+
+
+def test_few_images_are_points_beside_their_number(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        chart = shown.page.locator("[data-chart=ridge]").first
+        chart.locator(".main-svg").first.wait_for()
+        traces = chart.evaluate("chart => chart.data.map((trace) => [trace.type, trace.x.length])")
+        assert traces == [["scatter", 11]] * 8
+        assert chart.locator(".ytick").all_text_contents()[0] == "basophil (11)"
+    assert "<span>basophil (11)</span>" in made.html
 
 
 def test_equal_databases_make_equal_pages(made: Made) -> None:
@@ -281,6 +330,59 @@ def test_splits_of_any_name_have_scores_zero_shot_and_an_atlas(tmp_path: Path) -
     page = write_atlas(study, store).page.read_text(encoding="utf-8")
     assert "the study has no train and no val" in page
     assert "from the mean of all images" in page
+
+
+# --- its numbers, computed again ---------------------------------------------------------------------
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def drawn_data(made: Made) -> Any:
+    """The numbers of the page's charts; of principal components the distance from the middle."""
+    data = json.loads(made.html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    data["points"] |= {axis: np.abs(data["points"][axis]).tolist() for axis in "xy"}
+    return data
+
+
+@pytest.fixture(scope="module")
+def recomputed(made: Made) -> dict[str, Any]:
+    """What the results of the study ought to be, by name."""
+    file = recomputation.StoredFile(made.store.database)
+    with open_database(made.store.database) as database:
+        annotations = read_concept_annotations(made.study, database)
+        path = sparse_path(concept_samples(database))
+    assert annotations is not None
+    reached = [next((k for k, one in enumerate(path) if one.nec >= level), len(path) - 1) for level in (5, 10, 15)]
+    penalties = [path[k].chosen["C"] for k in sorted({k for own in reached for k in (own - 1, own)})]
+    with threadpool_limits(1):
+        zero = recomputation.zero_shot(file)
+        fitted = recomputation.bottleneck(file, annotations, read(made.bottleneck.path), penalties)
+        errors = recomputation.label_errors(file)
+    charts = recomputation.chart_data(file, zero, fitted)
+    return {"zero_shot": zero, "concept_bottleneck": fitted, "label_errors": errors, "charts": charts}
+
+
+def test_every_number_of_the_results_is_what_others_compute(made: Made, recomputed: dict[str, Any]) -> None:
+    actual = {
+        "zero_shot": read(made.zero_shot.path),
+        "concept_bottleneck": read(made.bottleneck.path),
+        "label_errors": read(judge_labels(made.store).path),
+        "charts": drawn_data(made),
+    }
+    assert list(recomputation.numbers_that_differ(actual, recomputed)) == []
+
+
+def test_a_number_that_is_wrong_or_computed_by_nothing_is_named(made: Made, recomputed: dict[str, Any]) -> None:
+    content = read(made.bottleneck.path)
+    content["splits"]["test"]["auc"]["value"] += 1e-5
+    content["splits"]["test"]["confusion"].append([0] * 8)
+    content["controls"]["price"]["new"] = 0.5
+    differing = list(recomputation.numbers_that_differ(content, recomputed["concept_bottleneck"]))
+    assert {text.partition(":")[0].partition("[")[0] for text in differing} == {
+        *(".controls.price.new", ".splits.test.auc.value", ".splits.test.confusion"),
+    }
 
 
 # --- what it means -----------------------------------------------------------------------------------
