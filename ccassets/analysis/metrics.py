@@ -187,7 +187,7 @@ def auc_by_class(labels: Array, scores: Array, groups: Groups = None) -> list[Es
     """Compute the one-against-rest AUROC of every class; nan for a class that no row has, or every row."""
     require_labels(labels, scores)
     positive = _one_against_rest(labels, scores)
-    compared = positive.any(axis=0) & ~positive.all(axis=0)
+    compared = np.asarray(positive.any(axis=0) & ~positive.all(axis=0))
     estimates = iter(each_proportion(area(scores[:, compared], positive[:, compared]), groups))
     reason = "No row has this class, or every row."
     return [next(estimates) if is_compared else unmeasured(reason, groups) for is_compared in compared]

@@ -155,7 +155,7 @@ class StoredFile:
         """(N, K, T): cosines of patches and concepts."""
         return np.einsum("ntd,kd->nkt", self.tokens, self._vectors("concept", self.synonyms, local=True))
 
-    def zero_shot_halves(self, rows: np.ndarray) -> list[np.ndarray]:
+    def zero_shot_logits(self, rows: np.ndarray) -> list[np.ndarray]:
         """The logits of both halves of the authors' score."""
         words = [[word] for word in self.attributes["label_texts"]]
         patches = np.einsum("ntd,kd->nkt", self.tokens[rows], self._vectors("label", words, local=True))
@@ -391,7 +391,7 @@ def measured(labels: np.ndarray, probabilities: np.ndarray, ranks: np.ndarray, t
 
 def zero_shot(file: StoredFile) -> Tree:
     labels = {split: file.labels[file.rows(split)] for split in ("val", "test")}
-    halves = {split: file.zero_shot_halves(file.rows(split)) for split in labels}
+    halves = {split: file.zero_shot_logits(file.rows(split)) for split in labels}
     probabilities = {split: np.mean([softmax(own, axis=1) for own in both], axis=0) for split, both in halves.items()}
     temperature = temperature_of(labels["val"], probabilities["val"])
 
@@ -695,18 +695,18 @@ def _leakage(file: StoredFile, annotations: np.ndarray, exchanges: int = 10) -> 
     ridge = RidgeCV([0.1, 1, 10, 100, 1000], alpha_per_target=True).fit(described, scores)
     expected[alone] = ridge.predict(described[alone])
 
-    def losses(given: np.ndarray) -> np.ndarray:
+    def bits_lost(given: np.ndarray) -> np.ndarray:
         features = np.column_stack([given, truth])
         predict = chosen_logistic(features, file, [0.01, 0.1, 1, 10]).predict
         return -predict(features[test])[np.arange(len(test)), file.labels[test]] / np.log(2)
 
-    both, rng = losses(scores), np.random.default_rng(7)
+    both, rng = bits_lost(scores), np.random.default_rng(7)
     exchanged = []
     for _ in range(exchanges):
         moved = np.arange(len(scores))
         for rows in [*(rows for rows in kinds.values() if len(rows) > 1), alone]:
             moved[rows] = rng.permutation(rows)
-        exchanged.append(losses(expected + (scores - expected)[moved]))
+        exchanged.append(bits_lost(expected + (scores - expected)[moved]))
     own = np.array(exchanged)
     spread = own.mean(axis=1).std(ddof=1)
     gain = own.mean(axis=0) - both
