@@ -212,6 +212,9 @@ class HuggingfaceConfig(_DatasetSection):
 class PhantomDatasetConfig(_Section):
     """Generated blood-smear cells: `rows` gives the number of images of every split, in order."""
 
+    # They come with this package, under its licence.
+    license: ClassVar[str | None] = None
+
     kind: Literal["phantom"]
     rows: dict[Text, Annotated[int, Field(ge=0)]] = {"train": 192, "val": 64, "test": 64}
     size: Annotated[int, Field(ge=32, le=512)] = 96
