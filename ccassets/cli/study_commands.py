@@ -32,7 +32,7 @@ def new_study(
         typer.Option("--folder", metavar="DIRECTORY", help="Images in <split>/<class>/, in <class>/, or side by side."),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", metavar="FILE", help="A CSV or Parquet file with one image per row.")
+        Path | None, typer.Option("--table", metavar="TABLE", help="A CSV or Parquet file with one image per row.")
     ] = None,
     huggingface: Annotated[
         str | None,

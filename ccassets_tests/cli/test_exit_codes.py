@@ -28,6 +28,9 @@ FILE_COMMANDS: list[Command] = [
     ("duplicates", "FILE"),
     ("apply", "FILE", "FILE"),
     ("compare", "FILE", "FILE"),
+    ("export", "FILE", "DIR", "--format", "csv"),
+    ("publish", "FILE", "DIR"),
+    ("explain", "FILE", "train/0"),
 ]
 STUDY_COMMANDS: list[Command] = [
     ("build", "STUDY"),
