@@ -14,7 +14,7 @@ help:  ## list the commands
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@echo "Installing ccassets and its libraries into $(VENV) (torch is large: this takes a while once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## build and validate the demo study; prints the database's path

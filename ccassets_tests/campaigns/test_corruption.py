@@ -13,6 +13,7 @@ from ccassets_tests.extraction.made_parts import build, differences
 
 
 @pytest.mark.campaign
+@pytest.mark.slow
 def test_no_changed_byte_goes_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(tmp_path, seed=3, mutations=30)
     assert sum(ends.values()) == 30

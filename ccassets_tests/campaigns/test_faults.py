@@ -25,6 +25,7 @@ linux = pytest.mark.skipif(not AVAILABLE, reason="the kernel is asked to refuse 
 
 @pytest.mark.campaign
 @linux
+@pytest.mark.slow
 def test_a_disk_that_refuses_costs_a_sentence_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ FOUND = ((1, 167), (1, 593), (1, 1029), (2, 901), (2, 959), (2, 1925))
 
 
 @pytest.mark.campaign
+@pytest.mark.slow
 def test_damaged_files_are_answered_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(seed=4, iterations=250)
     assert sum(ends.values()) == 250

@@ -20,6 +20,7 @@ from ccassets_tests.campaigns.power import Disk, SyncRecord, cut_power, lost
 
 
 @pytest.mark.campaign
+@pytest.mark.slow
 def test_killed_builds_are_built_on_to_equal_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(tmp_path, seed=2, kills=8, stages=STAGES)
     said = capsys.readouterr().out

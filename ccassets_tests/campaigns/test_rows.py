@@ -12,6 +12,7 @@ from ccassets_tests.campaigns.rows import Scenario, WrongError, campaign, undist
 
 
 @pytest.mark.campaign
+@pytest.mark.slow
 def test_no_row_is_wrong_and_no_right_one_is_lost_unsaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ends = campaign(tmp_path, seed=2, scenarios=12)
     assert ends == {"right": 12}, capsys.readouterr().out

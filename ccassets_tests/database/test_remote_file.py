@@ -11,7 +11,6 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from torch.utils.data import DataLoader
 
 from ccassets import open_database
@@ -190,8 +189,9 @@ def test_commands_take_an_address_and_tell_the_cost_of_a_search(server: RangeSer
 
 
 def test_a_bucket_of_s3(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3,server]'")
     add_references(server)
-    bucket = ThreadedMotoServer(port=0, verbose=False)
+    bucket = moto.ThreadedMotoServer(port=0, verbose=False)
     bucket.start()
     try:
         host, port = bucket.get_host_and_port()

@@ -71,6 +71,19 @@ def save_parquet(folder: Path, labels: Mapping[str, Sequence[Any]], features: Fe
     return folder
 
 
+BLOOD_WORDS = [
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "granulocyte",
+    "lymphocyte",
+    "monocyte",
+    "neutrophil",
+    "platelet",
+]
+"""A label word for each class of BloodMNIST."""
+
+
 class MedMnistSite:
     """A folder for archives whose MD5 sums take the place of the published ones."""
 

@@ -28,6 +28,7 @@ def shell(script: str, folder: Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val", "test"):
         shutil.copytree(test_data / "data" / "bccd" / split, tmp_path / "crops" / split)

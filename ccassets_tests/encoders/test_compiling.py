@@ -42,6 +42,7 @@ def test_an_encoder_that_is_not_compiled_keeps_its_identity_and_one_that_is_has_
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_compiled_study_is_built_with_the_same_bytes_again_and_near_those_of_the_other(
     study: Study, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_the_towers_of_transformers_compile_too(
     assert np.array_equal(fast.encode_images(few).features, usual.encode_images(few).features)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_an_extraction_says_what_is_missing(study: Study, tmp_path: Path) -> None:
     environment = {**os.environ, "CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "no")}
     study = compiled(study)

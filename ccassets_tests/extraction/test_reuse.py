@@ -329,6 +329,7 @@ def test_parts_are_dropped_when_nobody_copies_from_them(lean: Study) -> None:
     assert parts(lean) == []
 
 
+@pytest.mark.slow
 def test_two_studies_of_the_same_pictures_assemble_at_once_while_one_drops_the_parts(
     lean: Study, image_folder: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -438,6 +438,7 @@ def test_a_kill_at_any_write_neither_loses_nor_doubles_rows(tmp_path: Path, path
     assert recovered == {8, 12}
 
 
+@pytest.mark.slow
 def test_a_power_cut_at_any_write_leaves_what_was_flushed(tmp_path: Path) -> None:
     def work(root: Path, *, template: bool = True) -> None:
         with init_file(root / "a.h5", 6, 9) as file:

@@ -77,6 +77,7 @@ def test_a_new_study_is_built_from_its_sources_on(study: Study) -> None:
         assert daemon.asks(EVENING) >= SOURCES
 
 
+@pytest.mark.slow
 def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: Study, image_folder: Path) -> None:
     run_build(study)
     with dagster_instance() as instance:

@@ -116,6 +116,7 @@ def test_a_failed_check_of_a_project_keeps_the_database_from_being_requested_and
     assert project.launch("feature_database", "validation_report").success
 
 
+@pytest.mark.slow
 def test_a_failed_check_of_an_older_materialization_does_not_count(
     study: Study, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
@@ -160,6 +161,7 @@ def test_the_report_is_made_because_the_database_failed_and_analyses_are_blocked
     assert build.materialized == ["validation_report"]
 
 
+@pytest.mark.slow
 def test_a_database_that_failed_its_own_check_blocks_the_analyses_of_the_next_build(
     study: Study, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:

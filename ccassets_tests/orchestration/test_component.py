@@ -75,6 +75,7 @@ def run_in(project: Path, *command: str, home: Path | None = None) -> str:
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands_in_their_home_and_under_their_executor(project: Path) -> None:
     (project / "home").mkdir()
     (project / "home" / "dagster.yaml").touch()

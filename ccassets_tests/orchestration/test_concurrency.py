@@ -33,6 +33,7 @@ def rows_held(study: Study) -> int:
     return held
 
 
+@pytest.mark.slow
 def test_ten_readers_find_the_old_database_until_they_find_the_new_one(study: Study, image_folder: Path) -> None:
     path = build(study).path
     old = digest_of(path)

@@ -51,6 +51,7 @@ def present_states(study: Study) -> set[str]:
     return {state for state, names in status_of(study).items() if names}
 
 
+@pytest.mark.slow
 def test_two_studies_share_what_was_encoded_and_age_alone(small: tuple[Study, Study]) -> None:
     one, two = small
     run_build(one)

@@ -105,6 +105,7 @@ def test_a_template_added_and_removed(study: Study) -> None:
     assert encoded_by_build(removed) == (0, 0)
 
 
+@pytest.mark.slow
 def test_templates_reordered(study: Study) -> None:
     edited = edit_study(study, lambda a: a["vocabulary"]["concepts"]["templates"].reverse())
     assert stale("cells") == new_code(*CONCEPTS)
@@ -151,6 +152,7 @@ def test_the_weights_replaced_under_the_same_name(study: Study, workspace: Path)
     assert encoded_by_build(study) == (18, 12)
 
 
+@pytest.mark.slow
 def test_the_revision_changed_and_a_branch_of_the_hub_moved_on(
     study: Study, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +220,7 @@ def test_images_added_and_removed(study: Study, workspace: Path) -> None:
     assert encoded_by_build(study) == (3, 0)
 
 
+@pytest.mark.slow
 def test_an_image_moved_to_another_split(study: Study, workspace: Path) -> None:
     image_folder = workspace / "pictures"
     shutil.move(image_folder / "train" / "blood" / "000.png", image_folder / "test" / "blood" / "100.png")
@@ -228,6 +231,7 @@ def test_an_image_moved_to_another_split(study: Study, workspace: Path) -> None:
     assert encoded_by_build(study) == (0, 0)
 
 
+@pytest.mark.slow
 def test_images_renamed_and_so_reordered(study: Study, workspace: Path) -> None:
     folder = workspace / "pictures" / "test" / "platelet"
     (folder / "001.png").rename(folder / "z.png")
@@ -277,6 +281,7 @@ def test_a_part_deleted_by_hand(study: Study) -> None:
     assert lost_of(study) == {}
 
 
+@pytest.mark.slow
 def test_the_splits_reordered(study: Study) -> None:
     edited = edit_study(study, lambda a: a["dataset"]["splits"].reverse())
     read = [name for name in stale("cells") if name.startswith("images")]

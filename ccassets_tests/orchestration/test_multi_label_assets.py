@@ -73,6 +73,7 @@ CONCEPTS = {
 }
 
 
+@pytest.mark.slow
 def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ def test_one_classifier_a_finding_is_measured_by_auc_beside_its_controls(
     assert errors[0].predicted in {f"no {errors[0].label}", errors[0].label.removeprefix("no ")}
 
 
+@pytest.mark.slow
 def test_an_image_without_a_finding_is_none_in_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = built(tmp_path, "clip", {"train": 60, "val": 60, "test": 60}, monkeypatch, vocabulary=CONCEPTS)
     labels, _ = made_cosines(180, "clip")

@@ -30,6 +30,7 @@ COUNTS = {  # 113, 57, 23, 6 and 2 images in all; the last class has none in val
 
 
 @pytest.mark.parametrize("ordinal", [False, True])
+@pytest.mark.slow
 def test_rare_classes_and_grades_are_built_and_measured(
     ordinal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.names import ENCODER_POOL, job_name
 from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
-from ccassets_tests.datasets.made_datasets import MedMnistSite
+from ccassets_tests.datasets.made_datasets import BLOOD_WORDS, MedMnistSite
 from ccassets_tests.made_studies import edit_study
 
 
@@ -67,6 +67,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def asking(study: Study, hub: Hub, tmp_path: Path) -> Study:
     """A study whose data set has to be fetched from the hub."""
     dataset = {"kind": "medmnist", "name": "bloodmnist", "size": 28, "root": str(tmp_path / "mine"), "download": True}
+    edit_study(study, lambda a: a["vocabulary"]["labels"].update(words=BLOOD_WORDS))
     return edit_study(study, lambda a: a.update(dataset=dataset))
 
 

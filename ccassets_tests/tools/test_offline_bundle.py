@@ -23,7 +23,7 @@ from ccassets.study.loading import load_study
 from ccassets.study.schema import FolderConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
 from ccassets.tools.offline_bundle import changed_files, write_bundle
-from ccassets_tests.datasets.made_datasets import MedMnistSite, save_image
+from ccassets_tests.datasets.made_datasets import BLOOD_WORDS, MedMnistSite, save_image
 from ccassets_tests.encoders.conftest import (
     clip,  # noqa: F401
     config,  # noqa: F401
@@ -231,6 +231,7 @@ def test_an_archive_of_medmnist_is_bundled_as_it_is(
     site = MedMnistSite(tmp_path, monkeypatch)
     site.archive("bloodmnist")
     dataset = {"kind": "medmnist", "name": "bloodmnist", "size": 28, "root": str(site.root), "download": True}
+    edit_study(study, lambda a: a["vocabulary"]["labels"].update(words=BLOOD_WORDS))
     bundled = load_study(
         write_bundle(edit_study(study, lambda a: a.update(dataset=dataset)), tmp_path / "bundle").study
     )

@@ -37,6 +37,7 @@ def test_float32_does_not_differ_from_itself_and_lower_precisions_do_a_little(st
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_towers_are_compared_too(study: Study) -> None:
     drifts = measure_precision_drift(study, 4, precisions=["bfloat16"], compiled=True)
 
