@@ -129,6 +129,7 @@ def test_matthews_correlation_and_measures_of_grades_are_scikit_learns() -> None
 
 
 @pytest.mark.parametrize("name", ["average_precision", "sensitivity", "matthews_correlation", "quadratic_kappa"])
+@pytest.mark.slow
 def test_intervals_of_metrics_hold_the_truth_about_as_often_as_they_say(name: str) -> None:
     metric = getattr(metrics, name)
     truth = metric(*sample(40_000, 3, seed=99)).value

@@ -22,6 +22,8 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.analysis.made_phantoms import extracted, phantom_study
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
     "Concept classifier",
     "Sparse, 5 a class",

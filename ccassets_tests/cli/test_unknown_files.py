@@ -104,6 +104,7 @@ def _with_hostile_keys(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_no_name_of_a_file_commands_the_terminal(tmp_path: Path) -> None:
     path = _with_hostile_keys(tmp_path / "a\x1b[31m.h5")
     for command in (

@@ -61,6 +61,7 @@ def without_numbers(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", "#", text))
 
 
+@pytest.mark.slow
 def test_the_notebooks_run_and_show_what_is_stored(home: Path) -> None:
     for name in NAMES:  # In this order, and in one home: what the first one built the second one reads.
         stored = nbformat.read(FOLDER / name, as_version=4)

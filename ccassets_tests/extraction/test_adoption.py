@@ -1033,6 +1033,7 @@ def test_the_command_prints_every_finding_and_what_is_left(study: Study) -> None
     ) in result.stdout
 
 
+@pytest.mark.slow
 def test_a_build_through_dagster_shows_what_was_adopted(study: Study) -> None:
     from ccassets.orchestration.build import run_build
     from ccassets.orchestration.instance import dagster_instance

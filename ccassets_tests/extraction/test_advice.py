@@ -15,6 +15,8 @@ from ccassets_tests.database.test_validation_faults import FAULTS, Fault
 from ccassets_tests.extraction.made_parts import build, deep_errors
 from ccassets_tests.made_studies import edit_study, save_golden_weights, save_images, write_study
 
+pytestmark = pytest.mark.slow
+
 BUILD = ("Build", "Restore the file from a copy, or build it again", "Encode the template again", "Remove the file and")
 """The beginnings of advices that a build follows."""
 

@@ -190,6 +190,7 @@ def test_nothing_is_written_beside_a_file_of_no_storage(encoded: Study, tmp_path
     assert list(copy.parent.iterdir()) == [copy]
 
 
+@pytest.mark.slow
 def test_fresh_keeps_nothing(study: Study) -> None:
     path = run_build(study).path
     assert path is not None

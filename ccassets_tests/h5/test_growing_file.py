@@ -404,6 +404,7 @@ def killed_at(point: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_neither_loses_nor_doubles_rows(tmp_path: Path, path: Path) -> None:
     def append(first: int, split: str) -> None:
         with init_file(path, 6, 9) as file:

@@ -82,6 +82,7 @@ def instance(home: Path) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.mark.parametrize(("asset", "split"), [("image_features", "val"), (TEMPLATE, None)])
+@pytest.mark.slow
 def test_a_failed_check_of_a_project_keeps_the_database_from_being_requested_and_from_being_built(
     study: Study, tmp_path: Path, instance: dg.DagsterInstance, asset: str, split: str | None
 ) -> None:

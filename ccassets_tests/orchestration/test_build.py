@@ -361,6 +361,7 @@ def rewrite_with_long_vectors(part: Path) -> None:
         rows.write("image_token_features", 0, tokens)
 
 
+@pytest.mark.slow
 def test_rows_that_only_the_database_holds_are_not_dropped_by_a_build_nor_in_the_ui(
     study: Study, image_folder: Path, weights: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_two_studies_share_what_was_encoded_and_age_alone(small: tuple[Study, St
     assert Store.of(two).database.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_homes_know_nothing_of_each_other_and_may_share_a_storage(
     small: tuple[Study, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

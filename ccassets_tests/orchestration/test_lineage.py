@@ -91,6 +91,7 @@ def test_one_word_of_a_template_edited(study: Study) -> None:
     assert encoded_by_build(edited) == (0, 3)
 
 
+@pytest.mark.slow
 def test_a_template_added_and_removed(study: Study) -> None:
     edited = edit_study(study, lambda a: a["vocabulary"]["labels"]["templates"].append("a {} cell"))
     added = "template_features/label_prompts_t03"
@@ -143,6 +144,7 @@ def test_the_batch_changed(study: Study) -> None:
     assert stale("cells") == new_code("encoder")
 
 
+@pytest.mark.slow
 def test_the_weights_replaced_under_the_same_name(study: Study, workspace: Path) -> None:
     scale_weights(workspace / "weights" / "model.safetensors")
     assert stale("cells") == {}, "Dagster learns of a file when it is read again"

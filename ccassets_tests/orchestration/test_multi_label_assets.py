@@ -38,6 +38,7 @@ def result(study: Study, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", ["clip", "siglip", "conceptclip"])
+@pytest.mark.slow
 def test_zero_shot_ranks_are_those_of_the_cosines(form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = built(tmp_path, form, ROWS, monkeypatch)
     labels, cosines = made_cosines(sum(ROWS.values()), form)

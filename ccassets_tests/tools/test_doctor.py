@@ -206,6 +206,7 @@ def hub(weights: Path) -> Iterator[Hub]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_for_what_is_not_here_and_nothing_is_fetched(study: Study, hub: Hub, tmp_path: Path) -> None:
     hf = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": TOKEN}
 
