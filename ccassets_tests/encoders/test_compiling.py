@@ -66,6 +66,7 @@ def test_a_compiled_study_is_built_with_the_same_bytes_again_and_near_those_of_t
 
 @needs_compiler
 @pytest.mark.parametrize(("name", "dtype"), [("clip", "float32"), ("siglip", "bfloat16")])
+@pytest.mark.slow
 def test_the_towers_of_transformers_compile_too(
     request: pytest.FixtureRequest, make_study: MakeStudy, name: str, dtype: str
 ) -> None:
