@@ -35,7 +35,7 @@ slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published d
 	@$(BIN)/python -m pytest -q -m slow
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
-	@$(BIN)/python -m pytest -q -m browser
+	@$(BIN)/python -m pytest -q -m "browser and not slow"
 
 guarantees: $(INSTALLED)  ## try to break every promise of docs/guarantees.md (hours; `SHORT=1`: ten minutes)
 	@$(BIN)/python -m ccassets_tests.campaigns $(if $(SHORT),--short)

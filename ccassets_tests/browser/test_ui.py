@@ -50,6 +50,7 @@ def person(browser: Any, server: Webserver, study: Study, tmp_path: Path) -> Ite
         person.page.screenshot(path=tmp_path / "last.png")
 
 
+@pytest.mark.slow
 def test_a_study_from_the_first_button_to_an_edited_template(person: Person, study: Study) -> None:
     for run in (*person.materialize("encoder"), *person.materialize("images", *study.splits)):
         assert person.ending(run) == "Success"
