@@ -31,7 +31,7 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 test: $(INSTALLED)  ## run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile --durations=10
 
-slow: $(INSTALLED)  ## run the tests that take minutes: real daemon, published dimensions, campaigns
+slow: $(INSTALLED)  ## run the long tests: notebooks, campaigns, many builds, daemon, published dimensions
 	@$(BIN)/python -m pytest -q -m slow
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
