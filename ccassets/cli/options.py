@@ -49,6 +49,9 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Path of a fe
 DatabaseArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="Path of a feature database, or its address: https://…, s3://….")
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="a GPU, else cpu")
+]
 SplitOption = Annotated[str | None, typer.Option("--split", help="Use only the rows of this split.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 CsvOutputOption = Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccassets.cli.options import HomeOption, JsonOption, StudyArgument, complete_study
+from ccassets.cli.options import DeviceOption, HomeOption, JsonOption, StudyArgument, complete_study
 from ccassets.cli.terminal import counted, print_json, print_text, progress_bar
 
 if TYPE_CHECKING:
@@ -173,9 +173,7 @@ def precision_drift(
     compiled: Annotated[bool, typer.Option("--compiled", help="Also measure each precision compiled by torch.")] = (
         False
     ),
-    device: Annotated[
-        str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="a GPU, else cpu")
-    ] = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -194,9 +192,7 @@ def precision_drift(
 
 def certify(
     study: StudyArgument,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="a GPU, else cpu")
-    ] = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
