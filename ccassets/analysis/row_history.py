@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ccassets.analysis.samples import class_names, row_classes
 from ccassets.analysis.scores import image_cosines, normalise
+from ccassets.database.feature_digests import hexadecimal
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError, DatabaseError
 
@@ -45,7 +46,7 @@ def row_histories(database: Database) -> pd.DataFrame:
 
     if database.image_digest is None or database.keys is None or database.feature_digest is None:
         raise AnalysisError(f"{database.path.name} has no keys and digests of its images: adopt it, or build it again.")
-    digests = [digest.tobytes().hex() for digest in database.image_digest]
+    digests = hexadecimal(database.image_digest)
     table: pd.DataFrame = pd.DataFrame(
         {
             "row": np.arange(len(database)),
@@ -55,7 +56,7 @@ def row_histories(database: Database) -> pd.DataFrame:
             "class": row_classes(database),
             "group": database.groups,
             "image_digest": digests,
-            "feature_digest": [digest.tobytes().hex() for digest in database.feature_digest],
+            "feature_digest": hexadecimal(database.feature_digest),
         }
     )
     encoded = pd.DataFrame(_encoded_rows(database).values(), columns=_PART_COLUMNS)
@@ -137,9 +138,9 @@ def _encoded_rows(database: Database) -> dict[str, tuple[Any, ...]]:
                 device = ((part.provenance or {}).get("extraction") or {}).get("device")
                 digests = np.empty((0, 32), np.uint8) if part.image_digest is None else part.image_digest
                 keys: npt.NDArray[Any] = np.full(len(digests), "") if part.keys is None else part.keys
-                for row, digest in enumerate(digests):
+                for row, digest in enumerate(hexadecimal(digests)):
                     facts = (path.name, origin, created.get("at"), device, keys[row], part.split[row], part.labels[row])
-                    rows.setdefault(digest.tobytes().hex(), (digest.tobytes().hex(), *facts))
+                    rows.setdefault(digest, (digest, *facts))
         except DatabaseError:
             continue  # A damaged part: `ccassets validate --deep` names it.
     return rows

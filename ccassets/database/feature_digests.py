@@ -45,6 +45,11 @@ def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uin
     return digests
 
 
+def hexadecimal(digests: npt.NDArray[np.uint8]) -> list[str]:
+    """Digests of rows, (N, bytes), as texts."""
+    return [digest.tobytes().hex() for digest in digests]
+
+
 def rows_digest(image_digest: Array, feature_digest: Array) -> str:
     """XXH3-128 (hex) over a file's image digests and feature digests: which features belong to which image."""
     hasher = xxhash.xxh3_128(_bytes(image_digest))

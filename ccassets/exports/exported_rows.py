@@ -11,16 +11,18 @@ import numpy.typing as npt
 
 from ccassets.analysis.concept_models import apply_model, encoder_identity, load_model
 from ccassets.analysis.samples import row_classes
-from ccassets.analysis.scores import normalise
+from ccassets.analysis.scores import normalise, row_range
+from ccassets.database.feature_digests import hexadecimal
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
-from ccassets.errors import AnalysisError, DatabaseError
+from ccassets.errors import AnalysisError
 from ccassets.progress import Progress, silent
 
 Columns = dict[str, npt.NDArray[Any]]
 """Columns of n rows by name: texts (n,) object, numbers (n, …)."""
 
 _BLOCK_BYTES = 4 << 20
+_DIGESTS = ("image_digest", "feature_digest")
 
 
 class ExportedRows:
@@ -44,22 +46,23 @@ class ExportedRows:
     def __init__(self, database: Database, split: str | None = None, tokens: bool = False) -> None:
         if tokens and database.image_token_features is None:
             raise AnalysisError(f"{database.path.name} was stored without token features: leave `--tokens` out.")
-        if split is not None and split not in database.splits:
-            raise DatabaseError(f"{database.path.name} has no split {split!r}; it has {list(database.splits)}")
         self.database = database
-        self.rows = slice(0, len(database)) if split is None else database.splits[split]
+        self.rows = row_range(database, split)
         self._tokens = database.image_token_features if tokens else None
         has_scores = any(name.startswith("concept_prompts_t") for name in database.templates)
         self.concepts = tuple(database.concepts) if has_scores else ()
-        self._vectors = database.concept_features() if self.concepts else None
 
     def __len__(self) -> int:
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
     def facts(self, rows: slice) -> Columns:
         """What is known of rows of the file."""
         known = {name: values[rows] for name, values in self._facts.items()}
-        return known | {name: _hexadecimal(known[name]) for name in ("image_digest", "feature_digest") if name in known}
+        return known | {name: np.array(hexadecimal(known[name]), object) for name in _DIGESTS if name in known}
+
+    @cached_property
+    def _vectors(self) -> npt.NDArray[np.float32]:
+        return self.database.concept_features()
 
     @cached_property
     def _facts(self) -> Columns:
@@ -113,10 +116,10 @@ class ExportedRows:
         columns["image_features"] = features
         if tokens is not None:
             columns["image_token_features"] = tokens
-        if self._vectors is not None:
-            columns["concept_scores"] = normalise(features.astype(np.float32)) @ self._vectors.T
+        if self.concepts:
+            columns["concept_scores"] = self.scores(features)
         return columns
 
-
-def _hexadecimal(digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
-    return np.array([digest.tobytes().hex() for digest in digests], object)
+    def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The cosines of image features (n, D) with the concepts, (n, K)."""
+        return np.asarray(normalise(features) @ self._vectors.T, np.float32)

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.row_files import plain_cell
-from ccassets.analysis.scores import normalise
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
@@ -108,20 +107,19 @@ def write_concept_scores(database: Database, path: Path, progress: Progress = si
     """
     rows = ExportedRows(database)
     facts = {name: values for name, values in rows.facts(rows.rows).items() if name in _SCORED_FACTS}
-    vectors = database.concept_features()
 
     def blocks() -> Iterator[Columns]:
         for first, features in iter_blocks(database.image_features, 16 << 20):
             last = first + len(features)
             known = {name: values[first:last] for name, values in facts.items()}
-            yield {**known, "concept_scores": normalise(features.astype(np.float32)) @ vectors.T}
+            yield {**known, "concept_scores": rows.scores(features)}
             progress(last, len(database))
 
     with storage_errors(path):
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             empty = {name: values[:0] for name, values in facts.items()}
-            empty["concept_scores"] = np.empty((0, len(vectors)), np.float32)
+            empty["concept_scores"] = np.empty((0, len(database.concepts)), np.float32)
             _write_batches(temporary, empty, tuple(database.concepts), blocks())
 
 
