@@ -47,9 +47,9 @@ class JobRun:
     @property
     def tags(self) -> dict[str, str]:
         """The tags by which Dagster knows the splits."""
-        if len(self.splits) < 2:
-            return dict.fromkeys([PARTITION] * len(self.splits), *self.splits)
-        return {FIRST_PARTITION: self.splits[0], LAST_PARTITION: self.splits[-1]}
+        if len(self.splits) > 1:
+            return {FIRST_PARTITION: self.splits[0], LAST_PARTITION: self.splits[-1]}
+        return {PARTITION: self.splits[0]} if self.splits else {}
 
 
 def asset_names(study: Study) -> list[str]:
