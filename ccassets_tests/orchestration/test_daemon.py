@@ -123,15 +123,21 @@ def webserver(study: Study, tmp_path: Path) -> Iterator[Webserver]:
 SECONDS_A_BATCH = 3.0
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: Study, tmp_path: Path) -> None:
+@pytest.fixture
+def slow(study: Study) -> Study:
+    """A study whose encoder takes seconds a batch, with its sources read."""
     slow = with_slow_encoder(study, SECONDS_A_BATCH)
-    store = Store.of(slow)
     with dagster_instance() as instance:
         for job, split in (("read_encoder", None), ("read_images", "train")):
             resolved = definitions_of(slow).resolve_job_def(job_name(slow, job))
             assert resolved.execute_in_process(instance=instance, partition_key=split).success
+    return slow
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(slow: Study, tmp_path: Path) -> None:
+    store = Store.of(slow)
     server = Webserver(slow, tmp_path / "ui.log")
     try:
         server.wait(180)
@@ -161,13 +167,8 @@ def test_terminate_stops_within_a_batch_and_keeps_every_finished_shard(study: St
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_after_a_killed_run_the_next_one_encodes_within_half_a_minute(study: Study, tmp_path: Path) -> None:
-    slow = with_slow_encoder(study, SECONDS_A_BATCH)
+def test_after_a_killed_run_the_next_one_encodes_within_half_a_minute(slow: Study, tmp_path: Path) -> None:
     store = Store.of(slow)
-    with dagster_instance() as instance:
-        for job, split in (("read_encoder", None), ("read_images", "train")):
-            resolved = definitions_of(slow).resolve_job_def(job_name(slow, job))
-            assert resolved.execute_in_process(instance=instance, partition_key=split).success
     server = Webserver(slow, tmp_path / "ui.log")
     try:
         server.wait(180)
