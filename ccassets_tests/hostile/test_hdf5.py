@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from functools import partial
@@ -85,12 +84,29 @@ def test_a_file_that_is_no_hdf5_is_refused_as_ever(tmp_path: Path) -> None:
             read(path)
 
 
-def test_the_detour_costs_less_than_a_second(tmp_path: Path) -> None:
-    path = write_database(tmp_path / "a.h5")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    validate_database(path, sandbox=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+_LOADED_BY = """
+import runpy, sys
+before = set(sys.modules)
+runpy.run_module(sys.argv[1], run_name="__main__")
+print("", *(set(sys.modules) - before), sep="\\n")
+"""
+
+
+def test_the_child_loads_nothing_but_what_reading_a_file_needs(tmp_path: Path) -> None:
+    request = {"task": "validate", "path": str(write_database(tmp_path / "a.h5")), "deep": True}
+    child = subprocess.run(
+        [sys.executable, "-c", _LOADED_BY, "ccassets.database.sandbox_worker"],
+        input=json.dumps({**request, "study": study().model_dump(mode="json"), "only": None}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, *modules = child.stdout.splitlines()
+    assert json.loads(answer) == {"answer": []}
+    loaded = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    of_pydantic = {"annotated_types", "pydantic_core", "typing_extensions", "typing_inspection"}
+    libraries = {name for name in loaded - of_pydantic if not name.startswith(("_", "cython"))}
+    assert libraries == {"ccassets", "h5py", "numpy", "pydantic", "xxhash", "yaml"}
 
 
 # --- on the command line ------------------------------------------------------------------------------
