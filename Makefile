@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow test-browser guarantees audit bench coverage check lint types imports format clean
+.PHONY: help demo ui test slow test-browser guarantees audit bench coverage docs check lint types imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench: $(INSTALLED)  ## measure every stage against a limit and the usual way (m
 
 coverage: $(INSTALLED)  ## measure how often intervals hold the truth (ten minutes); docs/intervals.md has the table
 	@$(BIN)/python -m benchmarks.coverage
+
+docs: $(INSTALLED)  ## build the docs site into build/site; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "Open build/site/index.html"
 
 check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
 

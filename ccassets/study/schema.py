@@ -97,7 +97,9 @@ class _DatasetSection(_Section):
     _later: ClassVar = frozenset({"license"})
 
     splits: tuple[Text, ...] = ("train", "val", "test")
+    """The splits, in the order of the database's rows."""
     license: Text | None = None
+    """The licence under which features may be published; `ccassets publish` needs it."""
 
     @field_validator("splits")
     @classmethod
@@ -119,9 +121,13 @@ class MedmnistConfig(_DatasetSection):
 
     kind: Literal["medmnist"]
     name: Text
+    """The set, such as `bloodmnist`."""
     size: Literal[28, 64, 128, 224] = 28
+    """Edge of the images in pixels."""
     root: FilePath | None = None
+    """Folder of the `.npz` archive; by default that of the medmnist package."""
     download: bool = False
+    """Whether a build may download the archive."""
 
     @field_validator("splits")
     @classmethod
@@ -139,7 +145,9 @@ class DicomConfig(_Section):
     """
 
     window: Literal["auto"] | tuple[float, Annotated[float, Field(ge=1)]] = "auto"
+    """The file's own window (`auto`), or `[centre, width]` in the units of the modality."""
     group: Literal["patient"] | None = None
+    """`patient` makes a keyed hash of PatientID the group of every row."""
 
 
 class FolderConfig(_DatasetSection):
@@ -149,8 +157,11 @@ class FolderConfig(_DatasetSection):
 
     kind: Literal["folder"]
     root: FilePath
+    """Folder of the splits, relative to the study's folder."""
     classes: tuple[Text, ...] | None = None
+    """The classes in the order of their labels; by default sorted by name."""
     dicom: DicomConfig = DicomConfig()
+    """How DICOM files are read."""
 
 
 class TableColumns(_Section):
@@ -161,10 +172,15 @@ class TableColumns(_Section):
     """
 
     path: Text = "path"
+    """Column of the image's path."""
     label: Text | Annotated[tuple[Text, ...], Field(min_length=1)] = "label"
+    """Column of the class, or several columns of 0 and 1."""
     split: Text = "split"
+    """Column of the split."""
     group: Text | None = None
+    """Column of what rows belong together, such as a patient."""
     concepts: dict[Text, dict[Text, Text | tuple[Text, ...]]] = {}
+    """By concept word: the columns and the values that mark a row as showing it."""
 
 
 class TableConfig(_DatasetSection):
@@ -174,11 +190,17 @@ class TableConfig(_DatasetSection):
 
     kind: Literal["table"]
     file: FilePath
+    """The CSV or Parquet file, relative to the study's folder."""
     root: FilePath | None = None
+    """Folder that the paths of the table start from; by default the folder of the table."""
     columns: TableColumns = TableColumns()
+    """The names of the columns."""
     classes: tuple[Text, ...] | None = None
+    """The classes in the order of their labels; by default sorted."""
     encoding: Text = "utf-8"
+    """Text encoding of a CSV file."""
     dicom: DicomConfig = DicomConfig()
+    """How DICOM files are read."""
 
     @model_validator(mode="after")
     def _groups_come_from_one_source(self) -> TableConfig:
@@ -203,10 +225,15 @@ class HuggingfaceConfig(_DatasetSection):
 
     kind: Literal["huggingface"]
     path: Text
+    """Hub id, or a local folder."""
     name: Text | None = None
+    """Configuration of the data set, where it has several."""
     revision: Text = "main"
+    """Branch, tag or commit on the hub."""
     image: Text = "image"
+    """Column of the image."""
     label: Text | None = "label"
+    """Column of the class; null for none."""
 
 
 class PhantomDatasetConfig(_Section):
@@ -217,8 +244,11 @@ class PhantomDatasetConfig(_Section):
 
     kind: Literal["phantom"]
     rows: dict[Text, Annotated[int, Field(ge=0)]] = {"train": 192, "val": 64, "test": 64}
+    """Number of images by split."""
     size: Annotated[int, Field(ge=32, le=512)] = 96
+    """Edge of the images in pixels."""
     seed: int = 0
+    """Seed of the generator."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -242,8 +272,11 @@ DatasetConfig = Annotated[
 
 class _EncoderSection(_Section):
     dtype: Dtype = "float32"
+    """Precision of the computation; stored are float16 (images) and float32 (texts)."""
     compiled: bool = False
+    """Whether torch compiles the image tower: faster, with other last digits."""
     tokens: bool = True
+    """Whether the features of every patch are kept, too."""
 
 
 class ConceptClipConfig(_EncoderSection):
@@ -255,10 +288,15 @@ class ConceptClipConfig(_EncoderSection):
 
     kind: Literal["conceptclip"]
     weights: Text = "JerrryNie/ConceptCLIP"
+    """Hub id, folder, or `random`."""
     revision: Text = "main"
+    """Branch, tag or commit on the hub."""
     seed: int | None = None
+    """Seed of `random` weights."""
     architecture: FilePath | None = None
+    """JSON file of other dimensions than the published ones."""
     tokenizer: Text | None = None
+    """Folder or hub id of the tokenizer, where none lies beside the weights."""
 
     @model_validator(mode="after")
     def _random_weights_have_a_seed(self) -> ConceptClipConfig:
@@ -276,7 +314,9 @@ class TransformersConfig(_EncoderSection):
 
     kind: Literal["transformers"]
     weights: Text
+    """Hub id or folder."""
     revision: Text = "main"
+    """Branch, tag or commit on the hub."""
 
 
 class OpenClipConfig(_EncoderSection):
@@ -288,9 +328,13 @@ class OpenClipConfig(_EncoderSection):
 
     kind: Literal["open_clip"]
     weights: Text
+    """Hub id or folder."""
     revision: Text = "main"
+    """Branch, tag or commit on the hub."""
     text: Text | None = None
+    """Folder or hub id of the text tower's configuration and tokenizer."""
     text_revision: Text = "main"
+    """Branch, tag or commit of `text`."""
 
 
 class PythonEncoderConfig(_EncoderSection):
@@ -298,7 +342,9 @@ class PythonEncoderConfig(_EncoderSection):
 
     kind: Literal["python"]
     target: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """The class, as `module:Class`."""
     options: dict[str, Annotated[Any, _Variables]] = {}
+    """Keyword arguments of the class."""
 
 
 class PhantomEncoderConfig(_EncoderSection):
@@ -350,10 +396,15 @@ class Concept(_Section):
     _later: ClassVar = frozenset({"code"})
 
     word: Text
+    """The concept."""
     group: Annotated[str, _Variables] | None = None
+    """Name of a group that results are summed up by."""
     level: int | None = None
+    """Level of detail; results count concepts up to each level."""
     synonyms: tuple[Text, ...] = ()
+    """Other words for it, ensembled with the word when they are read."""
     code: Text | None = None
+    """Its code in a terminology, such as `SNOMED CT 47082005`."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -370,6 +421,7 @@ _ConceptAsWritten = Annotated[Concept, BeforeValidator(_as_mapping, json_schema_
 
 class _Words(_Section):
     templates: tuple[Text, ...] = ()
+    """Sentences with one `{}` each, where the word goes."""
 
     @field_validator("templates")
     @classmethod
@@ -390,13 +442,16 @@ class LabelWords(_Words):
     """
 
     words: tuple[Text, ...] = ()
+    """The class names, in the order of the label numbers."""
     ordinal: bool = False
+    """Whether the classes are grades, the lowest first."""
 
 
 class ConceptWords(_Words):
     """Concepts and the templates they are put into."""
 
     words: tuple[_ConceptAsWritten, ...] = ()
+    """Concepts, each a word or a mapping."""
 
     @field_validator("words")
     @classmethod
@@ -417,8 +472,11 @@ class Vocabulary(_Section):
     """Concept words, label words, and the prompt templates of each."""
 
     labels: LabelWords = LabelWords()
+    """Label words and their templates."""
     concepts: ConceptWords = ConceptWords()
+    """Concepts and their templates."""
     custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], tuple[Text, ...]] = {}
+    """Prompts of your own by template id."""
 
     @model_validator(mode="after")
     def _templates_have_words(self) -> Vocabulary:
@@ -469,11 +527,17 @@ class ExtractionConfig(_Section):
     """Encoding of images; `strict` makes batch size, device kind and library versions part of the identity."""
 
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images encoded at once. It moves the last digits, so it is recorded."""
     rows_per_shard: Annotated[int, Field(ge=1)] = 128
+    """Rows of a shard, the unit of work and of resume; a multiple of `batch_size`."""
     limit: Annotated[int, Field(ge=1)] | None = None
+    """Take this many evenly spaced rows of each split, into a file of its own."""
     on_bad_image: Literal["error", "skip", "blank"] = "error"
+    """`error`, `skip` (leave the row out) or `blank` (a mid-grey stand-in, reported)."""
     strict: bool = False
+    """Whether batch size, device kind and library versions are part of the encoder's identity."""
     partitioned: bool | None = None
+    """Whether splits are Dagster partitions; by default when there are at most 50."""
 
     @model_validator(mode="after")
     def _shards_are_whole_batches(self) -> ExtractionConfig:
@@ -488,7 +552,9 @@ class StorageConfig(_Section):
     """The name of the database file, and whether image parts stay once it is assembled and validated."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+\.(h5|hdf5)$")] = "conceptclip_features.h5"
+    """Name of the database file."""
     keep_parts: bool = True
+    """Whether image parts stay once the database is deeply validated."""
 
 
 class StudyConfig(_Section):
@@ -497,13 +563,21 @@ class StudyConfig(_Section):
     _later = frozenset({"timezone"})
 
     description: Annotated[str, _Variables] = ""
+    """A line about the study."""
     owners: tuple[Annotated[str, Field(pattern=r"^(team:\S+|[^@\s]+@[^@\s]+)$"), _Variables], ...] = ()
+    """Whom the UI names for its assets: mail addresses, or `team:…`."""
     timezone: Annotated[str, AfterValidator(_known_timezone), _Variables] = "UTC"
+    """Time zone of its nights and schedules, such as `Europe/Berlin`."""
     dataset: DatasetConfig
+    """The images: one of the kinds below."""
     encoder: EncoderConfig
+    """The model: one of the kinds below."""
     vocabulary: Vocabulary = Vocabulary()
+    """Words and templates."""
     extraction: ExtractionConfig = ExtractionConfig()
+    """How images are encoded."""
     storage: StorageConfig = StorageConfig()
+    """What is kept on disk."""
 
 
 class Study(StudyConfig):
