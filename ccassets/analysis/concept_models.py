@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ccassets import __version__
 from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifier, OneVsRestClassifier, TreeClassifier
 from ccassets.analysis.row_files import csv_text
-from ccassets.analysis.samples import database_concepts, joined_labels
+from ccassets.analysis.samples import database_concepts
 from ccassets.analysis.scores import image_cosines
+from ccassets.database.label_names import joined_labels
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.files import unreadable_reason, write_text

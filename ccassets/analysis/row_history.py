@@ -78,7 +78,8 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
 
     Returns:
         A dictionary for every row of that key: the columns of `row_histories` that are known, and `dataset`, `encoder`,
-        `assembled_at`, `same_image` and `near_duplicates` (cosine of at least 0.99), each a list of rows.
+        `assembled_at`, `same_image` and `near_duplicates` (cosine of at least 0.99), each a list of rows;
+        `label_in_dataset` where the study overrides the data set's own label.
 
     Raises:
         AnalysisError: The file has no image digests, or no row of that key.
@@ -112,6 +113,9 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
                 ],
             }
         )
+        overridden = ((dataset.get("splits") or {}).get(known["split"]) or {}).get("overridden") or {}
+        if key in overridden:
+            explained[-1]["label_in_dataset"] = overridden[key]
         if "part_label" in known and int(known["part_label"]) != int(database.labels[row]):
             names = dict(enumerate(class_names(database)))
             explained[-1]["label_when_encoded"] = names.get(int(known["part_label"]), str(known["part_label"]))

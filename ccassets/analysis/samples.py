@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.scores import concept_scores
+from ccassets.database.label_names import NO_LABEL, joined_labels
 from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
 from ccassets.study.schema import Concept
-
-NO_LABEL = "none"
-"""What an image of a multi-label set without any label is called."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,6 @@ def row_classes(database: Database) -> list[str]:
     if database.label_matrix is None:
         return [names[label] if 0 <= label < len(names) else "" for label in database.labels.tolist()]
     return joined_labels(database.label_matrix, names)
-
-
-def joined_labels(matrix: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
-    """The labels of every row of a matrix (N, L) of 0 and 1 as `a|b`, or "none"."""
-    return ["|".join(names[label] for label in np.flatnonzero(row).tolist()) or NO_LABEL for row in matrix]
 
 
 def label_number(database: Database, name: str) -> int:

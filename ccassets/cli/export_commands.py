@@ -87,6 +87,8 @@ def _history_lines(row: dict[str, Any]) -> Iterator[str]:
     yield f"  image       of {dataset['kind']} {dataset['name']}{version}, digest {row['image_digest']}"
     corrected = f", was {row['label_when_encoded']} when the image was encoded" if "label_when_encoded" in row else ""
     yield f"  label       {row['class'] or row['label']}{corrected}"
+    if "label_in_dataset" in row:
+        yield f"              overridden by the study; the data set says {row['label_in_dataset']}"
     if "group" in row:
         yield f"  group       {row['group']}"
     yield f"  encoder     {encoder['kind']} {encoder['identity']}, features {row['feature_digest']}"

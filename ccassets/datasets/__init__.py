@@ -8,6 +8,7 @@ from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.manifest import Manifest, read_image, read_manifest
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.phantom import PhantomAnnotations, PhantomDataset
+from ccassets.datasets.revised_rows import RevisedDataset
 from ccassets.datasets.table import TableDataset
 from ccassets.study.schema import (
     FolderConfig,
@@ -42,8 +43,22 @@ def open_dataset(study: Study, store: Store) -> Dataset:
         store: Where downloaded archives are unpacked.
 
     Returns:
-        The data set of the kind that the study names.
+        The data set of the kind that the study names, with the rows that the study takes and the labels it corrects.
     """
+    config = study.dataset
+    dataset = _open_source(study, store)
+    if config.subset is None and config.labels_override is None:
+        return dataset
+    return RevisedDataset(
+        dataset,
+        study.splits,
+        study.vocabulary.labels.words,
+        subset=study.resolve(config.subset) if config.subset else None,
+        labels_override=study.resolve(config.labels_override) if config.labels_override else None,
+    )
+
+
+def _open_source(study: Study, store: Store) -> Dataset:
     config = study.dataset
     words = study.vocabulary.labels.words
     if isinstance(config, FolderConfig):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,8 @@ class Rows:
     `keys` say where a row came from: the path relative to the data set's root, or its index in the data set.
     `labels` (n,) int64 are 0 where the data set has none. `groups` (patient, slide) and `label_matrix` (n, L)
     uint8 are None where there are none. `fingerprints` change whenever the bytes behind a row may have changed
-    (for a file: size, mtime_ns, ctime_ns and inode).
+    (for a file: size, mtime_ns, ctime_ns and inode). `overridden` has the data set's own label, by key, of every row
+    that the study gives another one.
     """
 
     keys: Sequence[str]
@@ -28,6 +29,7 @@ class Rows:
     fingerprints: Sequence[str]
     groups: Sequence[str] | None = None
     label_matrix: npt.NDArray[np.uint8] | None = None
+    overridden: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -7,10 +7,10 @@ import json
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -59,7 +59,8 @@ class Manifest:
 
     `rows` (n,) int64 says where `Dataset.read` finds a row; `labels` (n,) int64; `groups` n names or None;
     `label_matrix` (n, L) uint8 or None; `image_digest` (n, 32) uint8; `blank` (n,) bool marks rows whose image could
-    not be read and is the mid-grey stand-in. `skipped` holds key and reason of every image that was left out.
+    not be read and is the mid-grey stand-in. `skipped` holds key and reason of every image that was left out,
+    `overridden` key and the data set's own label of every row that the study gives another label.
     `source` is the digest of keys, labels, groups and fingerprints, `decoder` the version of the image decoder.
     """
 
@@ -78,6 +79,7 @@ class Manifest:
     labelled: bool
     source: str
     decoder: str = DECODER
+    overridden: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -121,6 +123,7 @@ class Manifest:
             "labelled": self.labelled,
             "source": self.source,
             "decoder": self.decoder,
+            **({"overridden": dict(self.overridden)} if self.overridden else {}),
         }
 
     @property
@@ -200,6 +203,7 @@ class Manifest:
                 labelled=facts["labelled"],
                 source=facts["source"],
                 decoder=facts["decoder"],
+                overridden=facts.get("overridden", {}),
             )
             if manifest._content != facts["content"]:
                 raise ValueError("its rows are not those that were written: it was damaged, or edited")
@@ -254,9 +258,10 @@ def read_manifest(
     digests[blank] = np.frombuffer(image_digest(blank_image()), np.uint8)
     kept = ~blank if on_bad_image == "skip" else np.ones(len(chosen), np.bool_)
     rows = chosen[kept]
+    keys = _take(source.keys, rows)
     return Manifest(
         split=split,
-        keys=_take(source.keys, rows),
+        keys=keys,
         rows=rows,
         labels=source.labels[rows],
         groups=None if source.groups is None else _take(source.groups, rows),
@@ -269,6 +274,7 @@ def read_manifest(
         classes=dataset.classes,
         labelled=dataset.labelled,
         source=_source_digest(dataset, source, chosen),
+        overridden={key: source.overridden[key] for key in keys if key in source.overridden},
     )
 
 

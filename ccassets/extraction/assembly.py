@@ -255,6 +255,7 @@ def _split_provenance(manifests: Sequence[Manifest]) -> dict[str, Any]:
             "images": manifest.digest,
             "skipped": [{"key": key, "reason": reason} for key, reason in manifest.skipped],
             "blank": (first + np.flatnonzero(manifest.blank)).tolist(),
+            **({"overridden": dict(manifest.overridden)} if manifest.overridden else {}),
         }
         first += len(manifest.keys)
     return splits

@@ -23,6 +23,7 @@ from ccassets.datasets.manifest import (
     readable_again,
     source_digest,
 )
+from ccassets.datasets.revised_rows import RevisedDataset
 from ccassets.encoders import inspect_encoder, load_tokenizer
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.errors import DatasetError, EncoderError, StudyError
@@ -124,10 +125,16 @@ def current_identity(study: Study, store: Store, *, device: str | None = None, h
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:
-    """Problems of the recorded manifests: leaks between splits, label words that are not the classes."""
+    """Problems of the recorded manifests: leaks, label words that are not the classes, labels corrected in vain."""
     manifests = [Manifest.load(store.manifest(split)) for split in study.splits if store.manifest(split).exists()]
     classes = manifests[0].classes if manifests else ()
-    return [*find_leaks(manifests), *find_label_mismatch(study, classes), *find_similar_classes(classes)]
+    dataset = open_dataset(study, store)
+    return [
+        *find_leaks(manifests),
+        *find_label_mismatch(study, classes),
+        *find_similar_classes(classes),
+        *(dataset.find_unneeded_overrides(manifests) if isinstance(dataset, RevisedDataset) else ()),
+    ]
 
 
 def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:

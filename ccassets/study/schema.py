@@ -91,8 +91,17 @@ class _Section(BaseModel):
 # --- data sets ---------------------------------------------------------------------------------------
 
 
-class _DatasetSection(_Section):
-    """What every data set has: its splits, and the `license` under which its features may be published."""
+class _RowsSection(_Section):
+    """What every data set has: `subset`, a file of keys that names its rows, and `labels_override`, a CSV of labels."""
+
+    _later: ClassVar = frozenset({"subset", "labels_override"})
+
+    subset: FilePath | None = None
+    labels_override: FilePath | None = None
+
+
+class _DatasetSection(_RowsSection):
+    """What a data set of real images has: its splits, and the `license` under which its features may be published."""
 
     _later: ClassVar = frozenset({"license"})
 
@@ -236,7 +245,7 @@ class HuggingfaceConfig(_DatasetSection):
     """Column of the class; null for none."""
 
 
-class PhantomDatasetConfig(_Section):
+class PhantomDatasetConfig(_RowsSection):
     """Generated blood-smear cells: `rows` gives the number of images of every split, in order."""
 
     # They come with this package, under its licence.

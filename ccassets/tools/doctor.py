@@ -24,6 +24,7 @@ from ccassets.datasets.image_files import first_few
 from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
 from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.datasets.medmnist import MedmnistDataset
+from ccassets.datasets.revised_rows import source_dataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.encoder_contract import EncoderCard
 from ccassets.encoders.open_clip_dual import text_repository
@@ -186,9 +187,10 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
     """Whether the data set can be read, and the data set; None instead when its rows are unknown."""
     dataset = open_dataset(study, store)
     try:
-        if isinstance(dataset, MedmnistDataset):
-            return _medmnist(dataset), dataset
-        if isinstance(dataset, HuggingfaceDataset) and not dataset.downloaded:
+        source = source_dataset(dataset)
+        if isinstance(source, MedmnistDataset):
+            return _medmnist(source), dataset
+        if isinstance(source, HuggingfaceDataset) and not source.downloaded:
             return Diagnosis("data set", "warning", f"{dataset.name} will be downloaded by the first build"), None
         dataset.fetch(silent)
         rows = ", ".join(f"{split} {len(dataset.rows(split)):,}" for split in study.splits[:10])
@@ -201,7 +203,7 @@ def _data(study: Study, store: Store) -> tuple[Diagnosis, Dataset | None]:
 def _labels(study: Study, dataset: Dataset) -> Iterator[Diagnosis]:
     """Whether label words and classes fit each other, as far as it is known before the images are read."""
     try:
-        if not isinstance(dataset, MedmnistDataset):
+        if not isinstance(source_dataset(dataset), MedmnistDataset):
             for split in study.splits:
                 require_words_for_labels(study, dataset.classes, dataset.rows(split).labels)
         findings = [*find_label_mismatch(study, dataset.classes), *find_similar_classes(dataset.classes)]
@@ -274,7 +276,7 @@ def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagn
 
 def _classes(study: Study, dataset: Dataset) -> Iterator[Diagnosis]:
     """The classes that val or test has no images of."""
-    if not dataset.labelled or isinstance(dataset, MedmnistDataset):
+    if not dataset.labelled or isinstance(source_dataset(dataset), MedmnistDataset):
         return  # Every class of MedMNIST is in every split.
     counts = {}
     for split in study.splits:
@@ -367,8 +369,9 @@ def _needed_bytes(study: Study, store: Store, dataset: Dataset | None, card: Enc
 def _rows(study: Study, dataset: Dataset | None) -> int | None:
     if dataset is None:
         return None
-    if isinstance(dataset, MedmnistDataset):
-        counts = [dataset.published_rows[split] for split in study.splits]
+    source = source_dataset(dataset)
+    if isinstance(source, MedmnistDataset):
+        counts = [source.published_rows[split] for split in study.splits]
     else:
         counts = [len(dataset.rows(split)) for split in study.splits]
     limit = study.extraction.limit

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 import numpy as np
-import yaml
 
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
@@ -18,6 +17,7 @@ from ccassets.datasets.dicom import split_frame
 from ccassets.datasets.folder import FolderDataset
 from ccassets.datasets.huggingface import HuggingfaceDataset
 from ccassets.datasets.medmnist import MedmnistDataset
+from ccassets.datasets.revised_rows import source_dataset
 from ccassets.datasets.table import TableDataset
 from ccassets.encoders import encoder_files, inspect_encoder
 from ccassets.encoders.conceptclip import ARCHITECTURE_FILE
@@ -33,9 +33,10 @@ from ccassets.files import (
     write_text,
 )
 from ccassets.progress import Progress, silent
-from ccassets.study.loading import COMPONENT_TYPE, STUDY_FILE, load_study
-from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study, StudyConfig
+from ccassets.study.loading import STUDY_FILE, load_study
+from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
+from ccassets.tools.study_text import study_text
 
 RECORD = "bundle.json"
 """File in a bundle: its study file, its encoder, and the SHA-256 and size of every file."""
@@ -90,11 +91,12 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
     try:
         with replacing_folder(folder) as partial:
             files = _copy(sources, partial, progress)
-            if isinstance(dataset, FolderDataset):
+            if isinstance(source_dataset(dataset), FolderDataset):
                 for split in study.splits:  # An empty split is a folder too.
                     make_folder(partial / "data" / dataset.name / split)
             path = partial / study.name / STUDY_FILE
-            write_text(path, _HEADER + _study_yaml(study, dataset, weights))
+            changes = {"dataset": _dataset_paths(study, dataset), "encoder": _encoder_paths(study, weights)}
+            write_text(path, study_text(study, changes, header=_HEADER))
             files[f"{study.name}/defs.yaml"] = _record(path)
             _require_same_rows(study, dataset, load_study(path))
             content = {
@@ -142,18 +144,18 @@ def _with_download(study: Study) -> Study:
 def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dict[str, Path]:
     """Every file to copy, by its path in the bundle."""
     sources = {f"{_model_folder(study)}/{name}": path for name, path in weights.items()}
-    if isinstance(dataset, FolderDataset):
-        sources |= _images(study, dataset, dataset.root, f"data/{dataset.name}")
-    elif isinstance(dataset, TableDataset):
-        sources |= {f"data/{dataset.file.name}": dataset.file, **_images(study, dataset, dataset.root, "data")}
-    elif isinstance(dataset, MedmnistDataset):
-        sources[f"data/{dataset.archive.name}"] = dataset.archive
-    elif isinstance(dataset, HuggingfaceDataset):
-        files = [dataset.folder] if dataset.folder.is_file() else sorted(dataset.folder.rglob("*"))
-        base = f"data/{_last_part(dataset.name)}"
-        sources |= {
-            str(PurePosixPath(base, path.relative_to(dataset.folder))): path for path in files if path.is_file()
-        }
+    sources |= {f"{study.name}/{key}{path.suffix}": path for key, path in _row_files(study).items()}
+    source = source_dataset(dataset)
+    if isinstance(source, FolderDataset):
+        sources |= _images(study, dataset, source.root, f"data/{source.name}")
+    elif isinstance(source, TableDataset):
+        sources |= {f"data/{source.file.name}": source.file, **_images(study, dataset, source.root, "data")}
+    elif isinstance(source, MedmnistDataset):
+        sources[f"data/{source.archive.name}"] = source.archive
+    elif isinstance(source, HuggingfaceDataset):
+        files = [source.folder] if source.folder.is_file() else sorted(source.folder.rglob("*"))
+        base = f"data/{_last_part(source.name)}"
+        sources |= {str(PurePosixPath(base, path.relative_to(source.folder))): path for path in files if path.is_file()}
     readme = study.folder / "README.md"
     if readme.is_file() and readme.resolve().is_relative_to(study.folder.resolve()):
         sources[f"{study.name}/README.md"] = readme
@@ -193,18 +195,18 @@ def _last_part(reference: str) -> str:
 # --- the study file ----------------------------------------------------------------------------------
 
 
-def _study_yaml(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> str:
-    """The study file of the bundle: the study with paths to the bundle's files."""
-    attributes = study.model_dump(mode="json", include=set(StudyConfig.model_fields), exclude_unset=True)
-    changes = {"dataset": _dataset_paths(dataset), "encoder": _encoder_paths(study, weights)}
-    for section, paths in changes.items():
-        merged = {**attributes[section], **paths}
-        attributes[section] = {key: value for key, value in merged.items() if value is not None}
-    content = {"type": COMPONENT_TYPE, "attributes": attributes}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+def _dataset_paths(study: Study, dataset: Dataset) -> dict[str, Any]:
+    row_files = {key: f"{key}{path.suffix}" for key, path in _row_files(study).items()}
+    return {**_source_paths(source_dataset(dataset)), **row_files}
 
 
-def _dataset_paths(dataset: Dataset) -> dict[str, Any]:
+def _row_files(study: Study) -> dict[str, Path]:
+    """The files that name rows of the data set, by their keys in the study."""
+    files = {key: getattr(study.dataset, key) for key in ("subset", "labels_override")}
+    return {key: study.resolve(file) for key, file in files.items() if file}
+
+
+def _source_paths(dataset: Dataset) -> dict[str, Any]:
     if isinstance(dataset, FolderDataset):
         # Listed, since empty class folders are not in the bundle.
         return {"root": f"../data/{dataset.name}", "classes": list(dataset.classes) or None}
@@ -229,7 +231,7 @@ def _encoder_paths(study: Study, weights: Mapping[str, Path]) -> dict[str, Any]:
 
 def _require_same_rows(study: Study, dataset: Dataset, bundled: Study) -> None:
     """Raise `DatasetError` when the bundle's data set has other rows. An archive is copied whole."""
-    if isinstance(dataset, MedmnistDataset):
+    if isinstance(source_dataset(dataset), MedmnistDataset):
         return
     copy = open_dataset(bundled, Store.of(bundled))
     for split in study.splits:

@@ -151,12 +151,12 @@ def private_details(value: Any) -> list[str]:
 
 
 def _strings(value: Any, location: str) -> Iterator[tuple[str, str]]:
-    """Every string of a JSON value with its dotted path; keys of skipped images are left out."""
+    """Every string of a JSON value with its dotted path; keys of images are left out."""
     if isinstance(value, str):
         yield location, value
     elif isinstance(value, dict):
         for name, inner in value.items():
-            if name != "skipped":
+            if name not in {"skipped", "overridden"}:
                 yield from _strings(inner, f"{location}.{name}" if location else name)
     elif isinstance(value, list):
         for inner in value:

@@ -13,8 +13,9 @@ from PIL import Image
 from ccassets.analysis.concept_annotations import ConceptAnnotations, read_concept_annotations
 from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.results import TRAIN
-from ccassets.analysis.samples import NO_LABEL, class_names, database_concepts, is_labelled
+from ccassets.analysis.samples import class_names, database_concepts, is_labelled
 from ccassets.analysis.scores import FloatArray, concept_scores
+from ccassets.database.label_names import NO_LABEL
 from ccassets.database.reader import Database
 from ccassets.database.token_geometry import encoder_facts, token_geometry
 from ccassets.datasets.manifest import evenly_spaced_positions

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.samples import NO_LABEL
 from ccassets.analysis.scores import normalise
+from ccassets.database.label_names import NO_LABEL
 from ccassets.pages.atlas.atlas_view import AtlasView, Rows, evenly_spaced
 from ccassets.pages.thumbnails import Sprite, make_sprite
 
