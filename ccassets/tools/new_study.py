@@ -87,7 +87,7 @@ def write_folder_study(name: str, images: Path, studies: Path, *, encoder: str =
         StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    path, section = new_study_path(name, studies), _encoder_section(encoder, studies / name)
     images = images.expanduser()
     root, splits = _root_and_splits(images.absolute())
     try:
@@ -121,7 +121,7 @@ def write_table_study(name: str, file: Path, studies: Path, *, encoder: str = "c
         StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    path, section = new_study_path(name, studies), _encoder_section(encoder, studies / name)
     file = file.expanduser()
     encoding = "utf-16" if _starts_like_utf16(file) else "utf-8"
     table = read_columns(file.absolute(), lambda present: list(dict.fromkeys(present)), encoding=encoding)
@@ -172,7 +172,7 @@ def write_huggingface_study(name: str, reference: str, studies: Path, *, encoder
         StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    path, section = new_study_path(name, studies), _encoder_section(encoder, studies / name)
     local = Path(reference).expanduser()
     exists = local.exists()
     config = HuggingfaceConfig(kind="huggingface", path=str(local.absolute()) if exists else reference)
@@ -212,7 +212,7 @@ def write_medmnist_study(name: str, flag: str, studies: Path, *, encoder: str = 
         StudyError: The study file exists, the name cannot be a study's, or there is no such encoder.
         StorageError: The study file cannot be written.
     """
-    path, section = _new_study_path(name, studies), _encoder_section(encoder, studies / name)
+    path, section = new_study_path(name, studies), _encoder_section(encoder, studies / name)
     config = MedmnistConfig(kind="medmnist", name=flag, size=224)
     dataset = MedmnistDataset(config, root=Path(), unpacked_root=Path())
     counts = dataset.published_rows
@@ -220,7 +220,8 @@ def write_medmnist_study(name: str, flag: str, studies: Path, *, encoder: str = 
     return _write(path, config, "", dataset.classes, sum(counts.values()), lines, section)
 
 
-def _new_study_path(name: str, studies: Path) -> Path:
+def new_study_path(name: str, studies: Path) -> Path:
+    """The path of a new study's file; raises `StudyError` when there is one, or the name cannot be a study's."""
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
         raise StudyError(f"{name!r} cannot name a study: expected letters, digits and _.")
     if (SHIPPED_STUDIES / name).is_dir():
