@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := $(VENV)/lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow test-browser guarantees audit bench coverage docs check lint types imports format clean
+.PHONY: help demo ui test slow test-browser test-lowest guarantees audit bench coverage docs dist release check lint types \
+  imports format clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## *' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,30 +33,45 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 test: $(INSTALLED)  ## run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile --durations=10
 
-slow: $(INSTALLED)  ## run the long tests: notebooks, campaigns, many builds, daemon, published dimensions
+slow: $(INSTALLED)  ## run the long tests: notebooks, campaigns, many builds, the daemon
 	@$(BIN)/python -m pytest -q -m slow
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
 	@$(BIN)/python -m pytest -q -m "browser and not slow"
 
-guarantees: $(INSTALLED)  ## try to break every promise of docs/guarantees.md (hours; `SHORT=1`: ten minutes)
+test-lowest:  ## run the tests with the oldest libraries that setup.cfg allows
+	@$(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	@$(LOWEST)/bin/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile $(TESTS)
+
+guarantees: $(INSTALLED)  ## try to break every promise (hours; `SHORT=1`: ten minutes)
 	@$(BIN)/python -m ccassets_tests.campaigns $(if $(SHORT),--short)
 
-audit: $(INSTALLED)  ## look up known vulnerabilities of all that is installed (needs a network)
+audit: $(INSTALLED)  ## look up known vulnerabilities of what is installed (network)
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit
 	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit/installed.txt
 	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)/audit/installed.txt
 
-bench: $(INSTALLED)  ## measure every stage against a limit and the usual way (minutes); `SIZE=small` only tries it
+bench: $(INSTALLED)  ## measure every stage (minutes; `SIZE=small` only tries it)
 	@$(BIN)/python -m benchmarks $(if $(SIZE),--size $(SIZE))
 
-coverage: $(INSTALLED)  ## measure how often intervals hold the truth (ten minutes); docs/intervals.md has the table
+coverage: $(INSTALLED)  ## measure how often intervals hold the truth (ten minutes)
 	@$(BIN)/python -m benchmarks.coverage
 
-docs: $(INSTALLED)  ## build the docs site into build/site; a dead link is an error
+docs: $(INSTALLED)  ## build the docs site into build/site; dead links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "Open build/site/index.html"
 
-check: lint types imports  ## all that CI checks besides the tests: lint, types, import rules
+dist: $(INSTALLED)  ## build wheel and sdist into dist/, and try the wheel
+	@rm -rf dist build/wheel && mkdir -p build
+	@$(BIN)/python -m build --no-isolation > build/dist.log || { cat build/dist.log; false; }
+	@$(BIN)/python -m pip install --quiet --no-deps --target build/wheel dist/*.whl
+	@git ls-files ccassets | (cd build/wheel && xargs ls) > /dev/null
+	@cd build/wheel && PYTHONPATH=$$PWD $(abspath $(BIN))/python -m ccassets.cli --version
+
+release:  ## check everything, build wheel and sdist, say what is left to do
+	@.ci/release
+
+check: lint types imports  ## lint, types and import rules
 
 lint: $(INSTALLED)  ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -103,7 +103,7 @@ class _RowsSection(_Section):
 class _DatasetSection(_RowsSection):
     """What a data set of real images has: its splits, and the `license` under which its features may be published."""
 
-    _later: ClassVar = frozenset({"license"})
+    _later: ClassVar[frozenset[str]] = frozenset({"license"})
 
     splits: tuple[Text, ...] = ("train", "val", "test")
     """The splits, in the order of the database's rows."""
@@ -162,7 +162,7 @@ class DicomConfig(_Section):
 class FolderConfig(_DatasetSection):
     """Image files in `<root>/<split>/<class>/`; `classes` sets the order of the labels."""
 
-    _later: ClassVar = frozenset({"dicom"})
+    _later: ClassVar[frozenset[str]] = frozenset({"dicom"})
 
     kind: Literal["folder"]
     root: FilePath
@@ -195,7 +195,7 @@ class TableColumns(_Section):
 class TableConfig(_DatasetSection):
     """A CSV or Parquet file with one image per row; paths are relative to `root`, by default the file's folder."""
 
-    _later: ClassVar = frozenset({"encoding", "dicom"})
+    _later: ClassVar[frozenset[str]] = frozenset({"encoding", "dicom"})
 
     kind: Literal["table"]
     file: FilePath
@@ -402,7 +402,7 @@ class Concept(_Section):
     `code` is its code in a terminology, such as `SNOMED CT 47082005` or `NCIt C12345`.
     """
 
-    _later: ClassVar = frozenset({"code"})
+    _later: ClassVar[frozenset[str]] = frozenset({"code"})
 
     word: Text
     """The concept."""
