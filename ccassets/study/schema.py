@@ -94,10 +94,12 @@ class _Section(BaseModel):
 class _RowsSection(_Section):
     """What every data set has: `subset`, a file of keys that names its rows, and `labels_override`, a CSV of labels."""
 
-    _later: ClassVar = frozenset({"subset", "labels_override"})
+    _later: ClassVar[frozenset[str]] = frozenset({"subset", "labels_override"})
 
     subset: FilePath | None = None
+    """File of keys, one a line: only these rows."""
     labels_override: FilePath | None = None
+    """CSV `key,label` of corrected labels; nothing is encoded again for it."""
 
 
 class _DatasetSection(_RowsSection):
