@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from configparser import ConfigParser
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -125,3 +126,10 @@ def test_every_command_of_a_page_is_one_that_the_program_takes(page: Path) -> No
 def test_commands_are_found_on_pages() -> None:
     assert ["build", "STUDY"] in commands_on(DOCS / "dagster.md")
     assert len(commands_on(DOCS / "own_data.md")) >= 6
+
+
+def test_the_page_on_installation_names_every_extra() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    table = "".join(re.findall(r"^\| (`.*?) \|", (DOCS / "install.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`([\w-]+)`", table)) == set(config["options.extras_require"])
