@@ -94,7 +94,7 @@ def _table_annotations(study: Study, config: TableConfig) -> RowAnnotations:
     by_key = {(row[columns.split], _key(row[columns.path], root)): row for row in rows}
 
     def annotations_of(split: str, key: str) -> dict[str, bool]:
-        row = by_key.get((split, key)) or by_key.get((split, split_frame(key)[0]))
+        row = by_key.get((split, key)) or by_key.get((split, split_frame(root, key)[0]))
         if row is None:
             return {}
         return {

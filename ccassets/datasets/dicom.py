@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ccassets.datasets.image_decoding import refuse_large
+from ccassets.datasets.image_decoding import SUFFIXES, refuse_large
 from ccassets.errors import DatasetError
-from ccassets.files import fingerprint, reading_refused, storage_errors, unreadable_reason
+from ccassets.files import fingerprint, reading_errors, reading_refused, storage_errors, unreadable_reason
 from ccassets.study.schema import DicomConfig
 from ccassets.study.storage import home
 
@@ -62,21 +62,33 @@ _REASONS: Final = {
     AttributeError: "it has no pixel data, or no value that its pixels depend on",
 }
 """By what pydicom raises; its own texts hold values of the header."""
-_FRAME = re.compile(r"(.*\.(?:dcm|dicom))#([1-9][0-9]*)", re.IGNORECASE | re.DOTALL)
+_FRAME = re.compile(r"(.*[^/])#([1-9][0-9]*)", re.DOTALL)
 
 
 # --- keys --------------------------------------------------------------------------------------------
 
 
-def is_dicom(key: str) -> bool:
-    """Whether a key names a DICOM file, or a frame of one."""
-    return Path(split_frame(key)[0]).suffix.lower() in DICOM_SUFFIXES
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM file: by its suffix, or by the mark in it where the suffix is that of no image."""
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    # A name that ends like the key of a frame would be taken for one.
+    named_otherwise = suffix in SUFFIXES or _FRAME.fullmatch(path.name)
+    return not named_otherwise and path.is_file() and _has_mark(path, fingerprint(path))
 
 
-def split_frame(key: str) -> tuple[str, int]:
+@lru_cache(maxsize=1 << 18)
+def _has_mark(path: Path, state: str) -> bool:
+    """Whether a file has the mark of DICOM files; looked at once while it stays as it is (`state`)."""
+    with reading_errors(path), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def split_frame(root: Path, key: str) -> tuple[str, int]:
     """The path below the root and the number of the frame, from 1, of a key such as `a/scan.dcm#3`."""
     match = _FRAME.fullmatch(key)
-    return (match[1], int(match[2])) if match else (key, 1)
+    return (match[1], int(match[2])) if match and not (root / key).exists() else (key, 1)
 
 
 def frame_keys(root: Path, key: str) -> list[str]:
@@ -85,7 +97,7 @@ def frame_keys(root: Path, key: str) -> list[str]:
     Raises:
         DatasetError: The package that reads DICOM files is not installed.
     """
-    if not is_dicom(key) or _FRAME.fullmatch(key):
+    if not is_dicom(root / key):  # As no frame of a file is, either.
         return [key]
     frames = _facts_of(root / key).frames
     return [key] if frames == 1 else [f"{key}#{number}" for number in range(1, frames + 1)]
@@ -103,7 +115,8 @@ def require_nameless_keys(root: Path, name: str, keys: Iterable[str], splits: Co
     Raises:
         DatasetError: A key carries the PatientName or PatientID of its own header; the message leaves it out.
     """
-    paths = dict.fromkeys(split_frame(key)[0] for key in keys if is_dicom(key))
+    files = dict.fromkeys(split_frame(root, key)[0] for key in keys)
+    paths = [path for path in files if is_dicom(root / path)]
     carrying = []
     for path in paths:
         patient = _facts_of(root / path).patient
@@ -136,8 +149,8 @@ def patient_groups(root: Path, keys: Sequence[str]) -> list[str]:
     secret = _group_key()
     groups = []
     for key in keys:
-        path = split_frame(key)[0]
-        number = _facts_of(root / path).patient[0] if is_dicom(key) else ""
+        path = root / split_frame(root, key)[0]
+        number = _facts_of(path).patient[0] if is_dicom(path) else ""
         if not number:
             raise DatasetError(f"{key} has no PatientID, and `dicom: {{group: patient}}` needs one for every image.")
         groups.append(hmac.new(secret, number.encode(), hashlib.sha256).hexdigest()[:16])

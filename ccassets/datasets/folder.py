@@ -6,22 +6,32 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Rows
 from ccassets.datasets.dicom import frame_keys, patient_groups, require_nameless_keys
-from ccassets.datasets.image_files import IMAGE_SUFFIXES, check_keys, fingerprints, first_few, read_image_file
+from ccassets.datasets.image_files import (
+    IMAGE_SUFFIXES,
+    check_keys,
+    fingerprints,
+    first_few,
+    is_image,
+    read_image_file,
+)
 from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import reading_refused
 from ccassets.progress import Progress
 from ccassets.study.schema import FolderConfig
 
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"}
-"""What operating systems, archives and network disks leave behind; as a folder it is neither class nor split."""
+_SYSTEM_FILES = {
+    *("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"),
+    "dicomdir",
+}
+"""What systems, archives, network disks and DICOM media leave behind; as a folder it is neither class nor split."""
 
 
 def is_visible(name: str) -> bool:
@@ -31,7 +41,7 @@ def is_visible(name: str) -> bool:
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """Files of known image suffixes are rows, in the byte order of their keys; folders below a class may nest.
+    """Image files are rows, in the byte order of their keys; folders below a class may nest.
 
     Without a class folder in any split the data set is unlabelled and the images lie in the split's folder.
     """
@@ -99,7 +109,7 @@ class FolderDataset:
         strange: list[str] = []
         for split in self.config.splits:
             files = sorted(self._files(self._split_folder(split), split, frozenset()))
-            keys[split] = [key for key in files if PurePosixPath(key).suffix.lower() in IMAGE_SUFFIXES]
+            keys[split] = [key for key in files if is_image(self.root / key)]
             strange += sorted(set(files) - set(keys[split]))
             require_nameless_keys(self.root, self.name, keys[split], self.config.splits)
         check_keys((key for of_split in (*keys.values(), strange) for key in of_split), where=str(self.root))
@@ -107,7 +117,7 @@ class FolderDataset:
             raise DatasetError(
                 f"{self.root} holds files that are no images by their suffix, and none may be lost unseen: "
                 f"{first_few(strange)}. Take them out or hide them (a name with a leading dot); images end in "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))}."
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}, or are DICOM files with the mark DICM."
             )
         loose = [key for of_split in keys.values() for key in of_split if key.count("/") == 1]
         if loose and self._class_names:

@@ -31,6 +31,12 @@ MAX_PIXELS: Final = 89_478_485
 _FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
 """The formats that are read, whatever a file is called. Pillow knows more, and runs Ghostscript for one of them."""
 
+SUFFIXES: Final = frozenset(
+    {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""How the names of files in these formats end."""
+
 _BITS_PER_SAMPLE: Final = 258  # the TIFF tag
 
 

@@ -12,20 +12,21 @@ from typing import Final
 from PIL import Image
 
 from ccassets.datasets.dicom import DICOM_SUFFIXES, decode_frame, dicom_fingerprint, is_dicom, split_frame
-from ccassets.datasets.image_decoding import decode_image
+from ccassets.datasets.image_decoding import SUFFIXES, decode_image
 from ccassets.errors import DatasetError
 from ccassets.files import fingerprint, reading_errors
 from ccassets.study.schema import DicomConfig
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-    | DICOM_SUFFIXES
-)
+IMAGE_SUFFIXES: Final = SUFFIXES | DICOM_SUFFIXES
 MISSING: Final = "missing"
 MAX_TABLE_BYTES: Final = 2 << 30
 """A table of ten million rows has about a gigabyte."""
 _NO_KEY = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or a DICOM file, whatever it is called."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
 def check_keys(keys: Iterable[str], *, where: str) -> None:
@@ -44,7 +45,7 @@ def fingerprints(root: Path, keys: Sequence[str], dicom: DicomConfig) -> list[st
     Raises `DatasetError` when not one of the files exists: then the folder is wrong; `StorageError` when the system
     does not let a file be looked at.
     """
-    paths = [split_frame(key)[0] for key in keys]
+    paths = [split_frame(root, key)[0] for key in keys]
     known = {path: _fingerprint_or_missing(root / path, dicom) for path in dict.fromkeys(paths)}
     if known and all(fingerprint == MISSING for fingerprint in known.values()):
         similar = similar_file(root, paths[0])
@@ -58,7 +59,7 @@ def fingerprints(root: Path, keys: Sequence[str], dicom: DicomConfig) -> list[st
 def _fingerprint_or_missing(path: Path, dicom: DicomConfig) -> str:
     try:
         with reading_errors(path):
-            return dicom_fingerprint(path, dicom) if is_dicom(path.name) else fingerprint(path)
+            return dicom_fingerprint(path, dicom) if is_dicom(path) else fingerprint(path)
     except OSError:
         return MISSING
 
@@ -78,10 +79,11 @@ def read_image_file(root: Path, key: str, dicom: DicomConfig) -> Image.Image:
         DatasetError: The file is no image that is read here; the message is the reason alone.
         StorageError: The system does not let the file be read now.
     """
-    path, frame = split_frame(key)
-    if not (root / path).exists() and (similar := similar_file(root, path)):
+    name, frame = split_frame(root, key)
+    path = root / name
+    if not path.exists() and (similar := similar_file(root, name)):
         raise DatasetError(f"there is no such file, but {similar}")
-    return decode_frame(root / path, frame, dicom) if is_dicom(key) else decode_image(root / path)
+    return decode_frame(path, frame, dicom) if is_dicom(path) else decode_image(path)
 
 
 def similar_file(root: Path, key: str) -> str | None:

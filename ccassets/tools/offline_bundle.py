@@ -163,7 +163,7 @@ def _sources(study: Study, dataset: Dataset, weights: Mapping[str, Path]) -> dic
 
 
 def _images(study: Study, dataset: Dataset, root: Path, target: str) -> dict[str, Path]:
-    keys = list(dict.fromkeys(split_frame(key)[0] for split in study.splits for key in dataset.rows(split).keys))
+    keys = list(dict.fromkeys(split_frame(root, key)[0] for split in study.splits for key in dataset.rows(split).keys))
     outside = [key for key in keys if ".." in PurePosixPath(key).parts]
     if outside:
         raise DatasetError(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset as Header, FileMetaDataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 import ccassets
 from ccassets.datasets import dicom, open_dataset, read_manifest
@@ -268,6 +268,30 @@ def test_what_a_header_says_of_its_pixels_is_honoured(
     assert np.asarray(decode_frame(save(pixels, **elements), 1, AUTO))[0, :, 0].tolist() == expected
 
 
+SIGNED = np.linspace(-(2**15), 2**15 - 1, 64 * 64).reshape(64, 64).astype(I16)
+COLOUR = {"ICCProfile": b"no profile"}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "elements"),
+    [
+        pytest.param(SIGNED, {}, id="signed"),
+        pytest.param(SIGNED.view(U16) % 4, palette(8, Red=[9, 8, 7, 6], Green=NONE, Blue=NONE), id="palette"),
+        pytest.param(np.tile(np.array([200, 30, 60], U8), (64, 64, 1)), COLOUR, id="ICC profile"),
+    ],
+)
+def test_compression_by_jpeg_2000_changes_nothing(
+    save: Callable[..., Path], pixels: np.ndarray, elements: dict[str, Any]
+) -> None:
+    plain = save(pixels, **elements)
+    header = pydicom.dcmread(plain)
+    header.compress(JPEG2000Lossless, generate_instance_uid=False)
+    header.save_as(compressed := plain.with_name("b.dcm"))
+    images = [np.asarray(decode_frame(path, 1, AUTO)) for path in (plain, compressed)]
+    assert pydicom.dcmread(compressed).file_meta.TransferSyntaxUID == JPEG2000Lossless
+    assert np.array_equal(*images)
+
+
 def test_a_deflated_file_is_read(save: Callable[..., Path]) -> None:
     assert decode_frame(save(RAMP, syntax=DeflatedExplicitVRLittleEndian), 1, AUTO).size == (4, 1)
 
@@ -349,6 +373,29 @@ def test_frames_are_rows_of_folder_and_table(save: Callable[..., Path], tmp_path
     assert np.asarray(table.read("test", 0))[0, 0, 0] == 8
     with pytest.raises(DatasetError, match="no frame 9"):
         table.read("test", 1)
+
+
+def test_a_dicom_file_is_known_by_its_mark_whatever_it_is_called(save: Callable[..., Path], tmp_path: Path) -> None:
+    names = ["1.2.840.113619.2.55", "IM0001", "scan.ima"]
+    for name in names:
+        save(np.arange(8, dtype=U8).reshape(2, 2, 2), f"scans/train/a/{name}")
+    (tmp_path / "scans/train/DICOMDIR").write_bytes((tmp_path / "scans/train/a/IM0001").read_bytes())
+    frames = [f"train/a/{name}#{frame}" for name in names for frame in (1, 2)]
+    folder = dataset_of(tmp_path, kind="folder", root="scans", splits=["train"])
+    assert list(folder.rows("train").keys) == frames
+    (tmp_path / "t.csv").write_text("path,split\ntrain/a/IM0001,train\ntrain/a/scan.ima#2,train\n")
+    table = dataset_of(tmp_path, kind="table", file="t.csv", root="scans", splits=["train"])
+    assert list(table.rows("train").keys) == [*frames[2:4], frames[5]]
+    assert np.asarray(table.read("train", 2))[..., 0].tolist() == [[4, 5], [6, 7]]
+
+    for name in ("notes", "IM0001#3"):  # The second would be taken for a frame.
+        (tmp_path / "scans/train/a" / name).write_bytes(b"\0" * 128 + (b"DICM" if "#" in name else b"text"))
+        with pytest.raises(DatasetError, match=f"train/a/{name}.* or are DICOM files"):
+            dataset_of(tmp_path, kind="folder", root="scans", splits=["train"]).fetch(silent)
+        (tmp_path / "scans/train/a" / name).unlink()
+    save(RAMP, "scans/train/a/quirin", PatientName=NAME)
+    with pytest.raises(DatasetError, match="carry the PatientName"):
+        dataset_of(tmp_path, kind="folder", root="scans", splits=["train"]).fetch(silent)
 
 
 def test_another_window_is_another_fingerprint_and_the_defaults_are_in_no_digest(
