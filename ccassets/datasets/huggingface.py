@@ -19,6 +19,7 @@ from ccassets.datasets.labels import class_order
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import fingerprint, reading_refused
 from ccassets.progress import Progress
+from ccassets.study.hub import HubRepository
 from ccassets.study.schema import HuggingfaceConfig
 
 _SAVED: Final = ("dataset_dict.json", "state.json")
@@ -57,18 +58,12 @@ class HuggingfaceDataset:
     @property
     def downloaded(self) -> bool:
         """Whether the files are on this machine."""
-        if self.local is not None:
-            return True
-        try:
-            self._snapshot(local_files_only=True)
-        except DatasetError:
-            return False
-        return True
+        return self.local is not None or self._repository.find_download() is not None
 
     @cached_property
     def folder(self) -> Path:
         """The local folder or file, or the copy of the repository, whose folder is named like its commit."""
-        return self._snapshot() if self.local is None else self.local
+        return self._repository.download() if self.local is None else self.local
 
     @property
     def label_column(self) -> str | None:
@@ -160,37 +155,9 @@ class HuggingfaceDataset:
                 )
         return labels, names
 
-    def _snapshot(self, *, local_files_only: bool = False) -> Path:
-        """The copy of the repository at the study's revision; downloaded unless only local files are allowed."""
-        from huggingface_hub import constants, errors, snapshot_download
-
-        repo, revision = self.config.path, self.config.revision
-        page = f"{constants.ENDPOINT}/datasets/{repo}"
-        try:
-            return Path(
-                snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=local_files_only)
-            )
-        except errors.HFValidationError:
-            reason = "it is neither a folder nor a hub id of the form owner/name"
-        except errors.GatedRepoError:
-            reason = f"it is gated: accept its terms at {page}, then set HF_TOKEN to a token of that account"
-        except errors.RepositoryNotFoundError:
-            reason = f"there is no such folder, and no such data set at {page}; a private one needs HF_TOKEN"
-        except errors.RevisionNotFoundError:
-            reason = f"it has no such revision; see {page}/commits/main"
-        except Exception as error:  # The transports of the hub's releases share no base class.
-            if (
-                isinstance(error, OSError)
-                and error.errno
-                and (refusal := reading_refused(error, constants.HF_HUB_CACHE))
-            ):
-                raise refusal from error
-            raise AbsentDataError(
-                f"{repo} at {revision!r} is not on this machine, and {constants.ENDPOINT} did not give it "
-                f"({type(error).__name__}). Check the network and HF_HUB_OFFLINE, or name a local folder.",
-                transient=not constants.HF_HUB_OFFLINE,
-            ) from error
-        raise DatasetError(f"The data set {repo!r} at {revision!r} cannot be downloaded: {reason}.")
+    @property
+    def _repository(self) -> HubRepository:
+        return HubRepository(self.config.path, self.config.revision, "dataset", DatasetError, AbsentDataError)
 
 
 def open_tables(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def _find(study: Study, hf_token: str | None) -> _Checkpoint:
     if isinstance(config, PhantomEncoderConfig):
         config = ConceptClipConfig(kind="conceptclip", weights=str(PHANTOM))
     assert isinstance(config, ConceptClipConfig)
-    folder = None if config.weights == "random" else _folder(config.weights, config.revision, study, hf_token)
+    folder = None
+    if config.weights != "random":
+        folder = find_model(study, config.weights, config.revision, hf_token, _WEIGHTS_PATTERNS)
     architecture_file = _architecture_file(config, folder, study)
     architecture = _read_architecture(architecture_file)
     recorded: dict[str, Any] = {"parameters": architecture.parameter_count}
@@ -204,7 +206,7 @@ def _find(study: Study, hf_token: str | None) -> _Checkpoint:
         recorded["untrained"] = True
     text = folder
     if config.tokenizer is not None:
-        text = _folder(config.tokenizer, "main", study, hf_token, _TOKENIZER_PATTERNS)
+        text = find_model(study, config.tokenizer, "main", hf_token, _TOKENIZER_PATTERNS)
         recorded |= {"tokenizer": text.name, "tokenizer_commit": text.commit}
     assert text is not None  # the study's own rule: random weights name a tokenizer
     file = tokenizer_file(text)
@@ -218,12 +220,6 @@ def _find(study: Study, hf_token: str | None) -> _Checkpoint:
         seed=config.seed,
         recorded=recorded,
     )
-
-
-def _folder(
-    reference: str, revision: str, study: Study, hf_token: str | None, patterns: Sequence[str] = _WEIGHTS_PATTERNS
-) -> ModelFolder:
-    return find_model(reference, study=study, revision=revision, patterns=patterns, hf_token=hf_token)
 
 
 def _architecture_file(config: ConceptClipConfig, folder: ModelFolder | None, study: Study) -> Path | None:

@@ -234,14 +234,7 @@ def _find(study: Study, hf_token: str | None) -> _Source:
     _require_open_clip()
     encoder = study.encoder
     assert isinstance(encoder, OpenClipConfig)
-    folder = find_model(
-        encoder.weights,
-        study=study,
-        revision=encoder.revision,
-        patterns=_PATTERNS,
-        pickled_patterns=_PICKLED_PATTERNS,
-        hf_token=hf_token,
-    )
+    folder = find_model(study, encoder.weights, encoder.revision, hf_token, _PATTERNS, _PICKLED_PATTERNS)
     config = _read_config(folder)
     text_cfg = config["model_cfg"]["text_cfg"]
     folders = {
@@ -334,9 +327,7 @@ def _text_folder(
                 "with network, or name their folder as encoder.text."
             )
         reference = repository
-    source = find_model(
-        reference, study=study, revision=encoder.text_revision, patterns=_TEXT_PATTERNS, hf_token=hf_token
-    )
+    source = find_model(study, reference, encoder.text_revision, hf_token, _TEXT_PATTERNS)
     if not _holds(source, needs):
         raise EncoderError(f"{source.name} lacks {' or '.join(sorted(needs))} of {repository}.")
     return source

@@ -82,22 +82,22 @@ def preset_of(repo: str) -> Preset | None:
     return next((preset for preset in load_presets().values() if preset.weights == repo), None)
 
 
-def alternatives(repo: str, gated: bool = False) -> str:
+def alternatives(repository: str, gated: bool) -> str:
     """What to do without a token for a model that is gated; empty for one that is not known to be.
 
     Args:
-        repo: The hub id.
+        repository: The hub id.
         gated: Whether the hub itself says that the model is gated.
 
     Returns:
         Sentences with the lines to write, after a blank.
     """
-    preset = preset_of(repo)
+    preset = preset_of(repository)
     if not gated and not (preset and preset.gated):
         return ""
     open_model = load_presets()["biomedclip"]
     return (
-        f" {repo} is gated and no token is set. Without one an open model does: `{open_model.line}` "
+        f" {repository} is gated and no token is set. Without one an open model does: `{open_model.line}` "
         f"(pip install 'ccassets[{open_model.needed_extra}]'); or, to try everything out with features that mean "
         "nothing, `encoder: {kind: phantom}`. `ccassets encoders` lists more."
     )

@@ -147,14 +147,7 @@ def _find(study: Study, hf_token: str | None) -> _ModelFiles:
 
     encoder = study.encoder
     assert isinstance(encoder, TransformersConfig)
-    folder = find_model(
-        encoder.weights,
-        study=study,
-        revision=encoder.revision,
-        patterns=_PATTERNS,
-        pickled_patterns=_PICKLED_PATTERNS,
-        hf_token=hf_token,
-    )
+    folder = find_model(study, encoder.weights, encoder.revision, hf_token, _PATTERNS, _PICKLED_PATTERNS)
     with library_errors(folder):
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
     vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)

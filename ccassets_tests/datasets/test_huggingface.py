@@ -145,6 +145,6 @@ print(json.dumps([*answers, ask(path="lab/tiny"), ask(path="lab/other")]))
     rows = ["lab/tiny", f"commit:{COMMIT}", ["white", "red"], [0, 1, 1]]
     assert (first, offline) == ([False, *rows], [True, *rows])
     assert f"accept its terms at {hub.url}/datasets/lab/gated" in gated
-    assert "there is no such folder" in typo
-    assert "no such revision" in revision
-    assert "not on this machine" in other
+    assert "no data set of that name" in typo
+    assert "lab/tiny has no revision 'v9'" in revision
+    assert "lab/other at 'main' is not in the local cache" in other
