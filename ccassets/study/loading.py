@@ -137,7 +137,7 @@ def _read_config(path: Path) -> StudyConfig:
         lines = []
         for problem in error.errors():
             line, key = _locate(root, ["attributes", *problem["loc"]])
-            what = _PROBLEMS.get(problem["type"], problem["msg"])
+            what = _PROBLEMS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
             what = _unquoted(root, ["attributes", *problem["loc"]], problem["type"]) or what
             lines.append(f"{path}:{line}: {key.removeprefix('attributes.')}: {what}")
         raise StudyError("\n".join(lines)) from error

@@ -229,7 +229,7 @@ def test_a_shard_is_whole_batches(tmp_path: Path) -> None:
     text = changed(extraction={"batch_size": 48})
 
     assert problem(tmp_path / "cells", text).endswith(
-        "extraction: Value error, rows_per_shard (128) must be a multiple of batch_size (48)"
+        "extraction: rows_per_shard (128) must be a multiple of batch_size (48)"
     )
     study = load_study(write(tmp_path / "cells", changed(extraction={"batch_size": 48, "rows_per_shard": 96})))
     assert study.extraction.rows_per_shard == 96
