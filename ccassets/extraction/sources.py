@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ccassets.database.token_geometry import SIZED_IMAGES, mean_unseen_share, token_geometry
+from ccassets.database.validation.text_rules import describe_alike_prompts
 from ccassets.datasets import open_dataset
 from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.labels import find_label_mismatch, find_similar_classes, require_words_for_labels
@@ -225,12 +226,17 @@ def identify_encoder(
     return card
 
 
-def tokenize_prompts(study: Study, *, hf_token: str | None = None) -> None:
-    """Tokenize all prompts of a study; `EncoderError` names those that are too long or hold unknown words."""
+def tokenize_prompts(study: Study, *, hf_token: str | None = None) -> list[Finding]:
+    """Tokenize all prompts of a study; `EncoderError` names those that are too long or hold unknown words.
+
+    Different prompts with the same tokens, in whichever templates, are a warning.
+    """
     prompts = [prompt for template in study.vocabulary.templates().values() for prompt in template.prompts]
     tokenize = load_tokenizer(study, hf_token=hf_token) if prompts else None
-    if tokenize is not None:
-        tokenize(prompts)
+    if tokenize is None:
+        return []
+    message = describe_alike_prompts(tokenize(prompts).input_ids, prompts)
+    return [Finding("prompts_alike", "warning", message, "vocabulary")] if message else []
 
 
 def recorded_identity(store: Store) -> str | None:

@@ -250,9 +250,11 @@ def _weights(study: Study, store: Store, deep: bool) -> tuple[list[Diagnosis], E
     try:
         local, missing = without_downloads(study)
         if not missing:
-            tokenize_prompts(local)
+            findings = tokenize_prompts(local)
             card = inspect_encoder(local, cache=store.cache if store.cache.is_dir() else None)
-            return [_digests(local, store, card, deep)], card
+            advice = "If they are one thing, write it once."
+            warnings = [Diagnosis("prompts", "warning", finding.message, advice) for finding in findings]
+            return [_digests(local, store, card, deep), *warnings], card
     except (EncoderError, StorageError) as error:
         return [Diagnosis("weights", "problem", str(error))], None
     return [line for repo, revision in missing for line in _hub(repo, revision)], None

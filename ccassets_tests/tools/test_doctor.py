@@ -197,6 +197,20 @@ def test_weights_that_are_not_there_or_do_not_fit_are_a_problem(study: Study, we
     assert "There is no folder" in line("weights", study).message
 
 
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {"concepts": {"words": ["Cell", "cell "], "templates": ["a {}"]}},
+        {"labels": {"words": ["cell"], "templates": ["a photo of a {}", "A Photo of a {}"]}},
+    ],
+)
+def test_prompts_that_the_model_reads_as_one_are_warned_of(study: Study, vocabulary: dict[str, object]) -> None:
+    edited = edit_study(study, lambda a: a.update(encoder={"kind": "phantom"}, vocabulary=vocabulary))
+    diagnosis = line("prompts", edited)
+    assert diagnosis.level == "warning"
+    assert "the model reads 'a" in diagnosis.message.lower()
+
+
 @pytest.fixture
 def hub(weights: Path) -> Iterator[Hub]:
     server = Hub(weights)

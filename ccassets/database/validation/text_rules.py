@@ -195,18 +195,23 @@ def _check_distinct(template: TemplateContents, ids: Array | None, findings: Fin
     """Different prompts with the same tokens: the model cannot tell them apart."""
     if ids is None or template.texts is None or len(ids) != len(template.texts):
         return
-    texts: dict[bytes, list[str]] = {}
-    for row, text in zip(ids, template.texts, strict=True):
-        texts.setdefault(row.tobytes(), []).append(text)
-    alike = [sorted(set(same)) for same in texts.values() if len(set(same)) > 1]
-    if alike:
-        more = f" (and {len(alike) - 1} more such groups)" if len(alike) > 1 else ""
-        findings.add(
-            "prompts_alike",
-            f"{template.where}/input_ids",
-            "different tokens were expected for different prompts; the model reads "
-            f"{listed([shortened(text) for text in alike[0]])} as one{more}",
-        )
+    if message := describe_alike_prompts(ids, template.texts):
+        findings.add("prompts_alike", f"{template.where}/input_ids", message)
+
+
+def describe_alike_prompts(ids: Array, texts: Sequence[str]) -> str | None:
+    """What to say of different prompts with the same tokens; None where there are none."""
+    by_tokens: dict[bytes, set[str]] = {}
+    for row, text in zip(ids, texts, strict=True):
+        by_tokens.setdefault(row.tobytes(), set()).add(text)
+    alike = [sorted(same) for same in by_tokens.values() if len(same) > 1]
+    if not alike:
+        return None
+    more = f" (and {len(alike) - 1} more such groups)" if len(alike) > 1 else ""
+    return (
+        "different tokens were expected for different prompts; the model reads "
+        f"{listed([shortened(text) for text in alike[0]])} as one{more}"
+    )
 
 
 def _check_cleaning(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
