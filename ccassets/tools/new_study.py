@@ -37,16 +37,16 @@ _COLUMN_NAMES = {
         "image",
         "file",
         "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "image_path",
+        "file path",
+        "image path",
+        "image file",
+        "image name",
         "img",
-        "image_id",
+        "image id",
     ),
     "label": ("label", "labels", "class", "target", "diagnosis", "dx", "category", "grade"),
     "split": ("split", "fold", "set", "subset", "partition"),
-    "group": ("group", "patient", "patient_id", "patientid", "subject", "subject_id", "case", "slide", "slide_id"),
+    "group": ("group", "patient", "patient id", "subject", "subject id", "case", "case id", "slide", "slide id"),
 }
 """Usual names of columns by what they hold, the likeliest first."""
 _MOST_NUMBERED_CLASSES = 100
@@ -256,9 +256,13 @@ def _starts_like_utf16(file: Path) -> bool:
 
 
 def _column_of(role: str, present: Sequence[str]) -> str | None:
-    """The first column with a usual name for a role."""
-    by_name = {name.strip().lower(): name for name in reversed(present)}
-    return next((by_name[name] for name in _COLUMN_NAMES[role] if name in by_name), None)
+    """The first column with a usual name for a role, written in any case and with any or no mark between words."""
+    by_name = {_letters(name): name for name in reversed(present)}
+    return next((by_name[name] for name in map(_letters, _COLUMN_NAMES[role]) if name in by_name), None)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _root_of(folder: Path, keys: Sequence[str]) -> Path:

@@ -128,7 +128,7 @@ def test_a_new_study_of_a_table_finds_columns_images_splits_and_classes(
     monkeypatch.chdir(tmp_path)
     keys = [path.relative_to(image_folder).as_posix() for path in sorted(image_folder.rglob("*.png"))]
     rows = [f"{key};{key.split('/')[1]};{number};{key.split('/')[0]}\n" for number, key in enumerate(keys)]
-    Path("cells.csv").write_text("File_Name;Diagnosis;Patient_ID;fold\n" + "".join(rows), encoding=encoding)
+    Path("cells.csv").write_text("File_Name;Diagnosis;Patient ID;fold\n" + "".join(rows), encoding=encoding)
     new = write_table_study("mine", Path("cells.csv"), Path("studies"))
     assert new.summary == "18 images of 3 classes in 3 splits"
     assert new.splits[0] == "train: 9 images, 3 blood, 3 platelet, 3 white"
