@@ -1,147 +1,114 @@
-"""`python -m benchmarks.gpu`: a whole extraction against the model's forward pass alone, on a GPU or what there is.
+"""`python -m benchmarks.gpu`: extraction against the model's forward pass alone, on a GPU or what there is.
 
-Random weights of the published dimensions (or the phantom, to try it on a CPU), pictures of 224 px as PNG files. For
-every precision: images a second with tensors ready on the device and nothing stored, and from files to parts that are
-synced; both in one process, in turns. Model FLOP utilisation needs the device's peak, from its data sheet.
+For every precision, compiled or not, and every batch size, in turns in one process: the forward pass with tensors ready
+on the device; images from PNG files to features on the host; the same with parts written and synced. Beside them how
+much of the device's peak is used, what is written, and how far the features are from those of float32.
+
+Needs this checkout, torch, transformers, h5py, Pillow, pydantic, PyYAML and xxhash; no network, no installed ccassets.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import statistics
+import sys
 import tempfile
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    from benchmarks.gpu_speeds import Setting, Speeds
 
-import ccassets.encoders.conceptclip as conceptclip
-from benchmarks.machine import describe
-from benchmarks.material import save_images, write_study
-from ccassets.datasets import open_dataset
-from ccassets.encoders import load_encoder
-from ccassets.encoders.runtime import fixed_arithmetic
-from ccassets.extraction import extract_images, identify_encoder, read_images
-from ccassets.progress import StageTimes
-from ccassets.study.schema import Study
-from ccassets.study.storage import Store
+NEEDED = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "h5py": "h5py",
+    "PIL": "Pillow",
+    "pydantic": "pydantic",
+    "yaml": "PyYAML",
+    "xxhash": "xxhash",
+}
+"""The modules that this needs, and what installs them."""
 
-SIDE = 224
-TFLOP_AN_IMAGE = {"published": 0.67}
 BLOODMNIST = 17_092
+"""Images of BloodMNIST."""
+
+HEADER = (
+    "| precision | batch | forward/s | pipeline/s | ÷ forward | written/s | ÷ forward | MFU | MB/s | encoder busy "
+    "| BloodMNIST | smallest cosine: features, tokens |\n" + 12 * "|---" + "|"
+)
 
 
-@dataclass
-class Speeds:
-    """Images a second in every round, and where the time of extraction went."""
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        print(f"Missing: {', '.join(missing)}. Install them beside torch: pip install {' '.join(missing)}")
+        return 2
+    # What is missing can only be named before these are imported.
+    from benchmarks.gpu_speeds import Model, device_name, measure, peak_tflops
+    from benchmarks.machine import describe
 
-    forward: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
-    times: StageTimes = field(default_factory=StageTimes)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--model", choices=["published", "phantom"], default="published")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "tf32", "bfloat16", "float16"])
-    parser.add_argument("--compiled", action="store_true", help="each precision compiled by torch as well")
-    parser.add_argument("--images", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", help="by default CUDA where there is one")
-    parser.add_argument("--peak", type=float, nargs="*", default=[], help="peak TFLOP/s of each precision, in order")
-    parser.add_argument("--folder", type=Path, help="where the files lie; by default the temporary folder")
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        for fact, value in {**describe(folder), "device": _device(options.device)}.items():
-            print(f"{fact}: {value}")
-        save_images(folder / "pictures", {"train": options.images}, SIDE)
-        print("precision            forward/s   whole/s   whole ÷ forward    MFU   BloodMNIST   where the time went")
-        for compiled in (False, True) if options.compiled else (False,):
-            for number, dtype in enumerate(options.dtypes):
-                name = f"{dtype} compiled" if compiled else dtype
-                peak = options.peak[number] if number < len(options.peak) else None
-                speeds = _measure(folder, {"dtype": dtype, "compiled": compiled}, options)
-                print(_line(name, speeds, TFLOP_AN_IMAGE.get(options.model), peak), flush=True)
+        facts = {**describe(folder), "device": device_name(options.device), "model": options.model}
+        lines = [*(f"- {fact}: {value}" for fact, value in facts.items()), "", HEADER]
+        print("\n".join(lines), flush=True)
+        model = Model(folder, options.model, options.images, options.device)
+        for setting, speeds in measure(model, _settings(options), options.rounds):
+            peak = options.peak or peak_tflops(facts["device"], setting.dtype)
+            lines.append(_line(setting, speeds, peak))
+            print(lines[-1], flush=True)
+            if options.output:
+                options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
 
 
-def _measure(folder: Path, arithmetic: dict[str, Any], options: argparse.Namespace) -> Speeds:
-    encoder: dict[str, Any] = {"kind": "phantom", **arithmetic}
-    if options.model == "published":
-        tokenizer = str(conceptclip.PHANTOM)
-        encoder = {"kind": "conceptclip", "weights": "random", "seed": 0, "tokenizer": tokenizer, **arithmetic}
-    study = write_study(
-        folder / "studies" / "cells",
-        encoder,
-        folder / "pictures",
-        extraction={"batch_size": options.batch, "rows_per_shard": 2 * options.batch},
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    store = Store.of(study, folder / "storage")
-    card = identify_encoder(study, store=store)
-    read_images(study, "train", store=store)
-    loaded: Any = load_encoder(study, device=options.device)
-    batches = _tensors(study, store, loaded, min(options.images, 4 * options.batch), options.batch)
-    speeds = Speeds()
-    for turn in range(options.rounds + 1):
-        forward = _forward(loaded, batches)
-        shutil.rmtree(store.image_parts(card.identity), ignore_errors=True)
-        started = time.perf_counter()
-        done = extract_images(study, "train", encoder=lambda: loaded, store=store)
-        if turn:  # In the first, which is not counted, memory is set up and towers are compiled.
-            speeds.forward.append(forward)
-            speeds.whole.append(done.encoded / (time.perf_counter() - started))
-            speeds.times.add(done.times)
-    shutil.rmtree(store.root)
-    return speeds
+    parser.add_argument(
+        "--model", choices=["published", "phantom"], default="published", help="random weights of its dimensions"
+    )
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "tf32", "bfloat16", "float16"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 64, 128, 256])
+    parser.add_argument("--uncompiled", action="store_true", help="leave out what torch compiles")
+    parser.add_argument("--images", type=int, default=1024, help="a multiple of every batch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", help="by default CUDA where there is one")
+    parser.add_argument("--peak", type=float, help="peak TFLOP/s of the device, where its data sheet is not known here")
+    parser.add_argument("--folder", type=Path, help="where the files lie; by default the temporary folder")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table, such as benchmarks/RESULTS-gpu.md")
+    options = parser.parse_args(arguments)
+    if any(options.images % batch for batch in options.batches):
+        parser.error(f"--images: expected a multiple of {options.batches}, found {options.images}")
+    return options
 
 
-def _tensors(study: Study, store: Store, encoder: Any, images: int, batch: int) -> list[Any]:
-    """Batches on the device; a few are as good as all."""
-    import torch
+def _settings(options: argparse.Namespace) -> Iterable[Setting]:
+    from benchmarks.gpu_speeds import Setting
 
-    dataset = open_dataset(study, store)
-    device = next(encoder.model.parameters()).device
-    pixels = [encoder.preprocess(dataset.read("train", row)) for row in range(images)]
-    return [torch.from_numpy(np.stack(pixels[first : first + batch])).to(device) for first in range(0, images, batch)]
-
-
-def _forward(encoder: Any, batches: list[Any]) -> float:
-    with fixed_arithmetic(encoder.card.dtype):
-        encoder.image_tower(batches[0])
-        _wait(encoder)
-        started = time.perf_counter()
-        for batch in batches:
-            encoder.image_tower(batch)
-        _wait(encoder)
-    return sum(len(batch) for batch in batches) / (time.perf_counter() - started)
+    for dtype in options.dtypes:
+        for compiled in (False,) if options.uncompiled else (False, True):
+            for batch in options.batches:
+                yield Setting(dtype, compiled, batch)
 
 
-def _wait(encoder: Any) -> None:
-    import torch
-
-    if encoder.device == "cuda":
-        torch.cuda.synchronize(next(encoder.model.parameters()).device)
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    if not torch.cuda.is_available() or device == "cpu":
-        return f"no GPU, {torch.get_num_threads()} threads"
-    return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-
-
-def _line(name: str, speeds: Speeds, tflop: float | None, peak: float | None) -> str:
-    forward, whole = statistics.median(speeds.forward), statistics.median(speeds.whole)
-    ratio = statistics.median(b / a for a, b in zip(speeds.forward, speeds.whole, strict=True))
-    used = f"{whole * tflop / peak:.0%}" if tflop and peak else "-"
-    length = f"{BLOODMNIST / whole / 60:.1f} min"
-    return f"{name:<18} {forward:>11.2f} {whole:>9.2f} {ratio:>17.2f} {used:>6} {length:>12}   {speeds.times}"
+def _line(setting: Setting, speeds: Speeds | str, peak: float | None) -> str:
+    name = f"{setting.dtype}{' compiled' if setting.compiled else ''}"
+    if isinstance(speeds, str):
+        return f"| {name} | {setting.batch} | not measured: {speeds} |" + 9 * " |"
+    used = f"{speeds.written * speeds.flop_per_image / peak / 1e12:.0%}" if peak else "-"
+    drift = ", ".join(f"{distance.smallest:.6f}" for distance in (speeds.features, speeds.tokens))
+    cells = (
+        *(name, setting.batch, f"{speeds.forward:.1f}", f"{speeds.pipeline:.1f}"),
+        *(f"{speeds.pipeline_of_forward:.2f}", f"{speeds.written:.1f}", f"{speeds.written_of_forward:.2f}"),
+        *(used, f"{speeds.bytes_per_second / 1e6:.0f}", f"{speeds.times.share(speeds.times.encoding):.0%}"),
+        *(f"{BLOODMNIST / speeds.written:.0f} s", drift),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

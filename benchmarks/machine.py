@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARIES = ("ccassets", "numpy", "h5py", "torch", "dagster", "xxhash", "pillow")
@@ -17,8 +17,15 @@ def describe(folder: Path) -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{system}, file system {_file_system(folder)}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{library} {version(library)}" for library in LIBRARIES),
+        "versions": ", ".join(f"{library} {_version(library)}" for library in LIBRARIES),
     }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

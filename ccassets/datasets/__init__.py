@@ -9,7 +9,6 @@ from ccassets.datasets.manifest import Manifest, read_image, read_manifest
 from ccassets.datasets.medmnist import MedmnistDataset
 from ccassets.datasets.phantom import PhantomAnnotations, PhantomDataset
 from ccassets.datasets.revised_rows import RevisedDataset
-from ccassets.datasets.table import TableDataset
 from ccassets.study.schema import (
     FolderConfig,
     HuggingfaceConfig,
@@ -64,6 +63,8 @@ def _open_source(study: Study, store: Store) -> Dataset:
     if isinstance(config, FolderConfig):
         return FolderDataset(config, root=study.resolve(config.root), words=words)
     if isinstance(config, TableConfig):
+        from ccassets.datasets.table import TableDataset  # Brings pyarrow, which nothing else needs before a manifest.
+
         file = study.resolve(config.file)
         root = study.resolve(config.root) if config.root else file.parent
         return TableDataset(config, file=file, root=root, words=words)

@@ -16,8 +16,6 @@ from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from ccassets.datasets.dataset_contract import Dataset, Rows
@@ -144,6 +142,9 @@ class Manifest:
         Raises:
             StorageError: The disk is full or may not be written.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = Path(path)
         columns = {
             "key": pa.array(self.keys, pa.string()),
@@ -178,6 +179,9 @@ class Manifest:
             DatasetError: There is no such file, or it was damaged or edited.
             StorageError: The system does not let it be read.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = Path(path)
         if not path.is_file():
             raise DatasetError(f"There is no manifest {path}; reading the images of the split writes it.")
@@ -539,6 +543,8 @@ def _take(texts: Sequence[str], rows: npt.NDArray[np.int64]) -> list[str]:
 
 
 def _fixed_size_bytes(matrix: npt.NDArray[np.uint8]) -> Any:
+    import pyarrow as pa
+
     n, width = matrix.shape
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), n, [None, pa.py_buffer(matrix.tobytes())])
 

@@ -7,10 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
-
 from ccassets.datasets.image_files import MAX_TABLE_BYTES
 from ccassets.errors import AbsentDataError, DatasetError
 from ccassets.files import reading_refused, unreadable_reason
@@ -35,6 +31,9 @@ def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *
         DatasetError: The file is missing, is no table, or has another encoding.
         StorageError: The system does not let it be read now.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if reason := unreadable_reason(file, MAX_TABLE_BYTES):
         raise DatasetError(f"{file} is not read as a table: {reason}.")
     suffix = file.suffix.lower()
@@ -60,6 +59,9 @@ def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *
 
 
 def _read_csv(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], encoding: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
     headers = {delimiter: _header(file, delimiter, encoding) for delimiter in _DELIMITERS}
     delimiter, header = max(headers.items(), key=lambda item: len(item[1]))
     if not header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from ccassets.encoders.runtime import ImageTower
 from ccassets.errors import EncoderError
@@ -30,6 +30,11 @@ def compiled(image_tower: ImageTower, batch_size: int) -> ImageTower:
             return image_tower(pixels)
         try:
             return fast(pixels)
+        except FailOnRecompileLimitHit as error:
+            raise EncoderError(
+                "torch compiles the image tower for a few encoders in one process only, and that was one more. Start "
+                "another process, or leave out encoder.compiled."
+            ) from error
         except TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             raise EncoderError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,47 @@ def encode_shards(
         EncoderError: Features are not finite, or the encoder is not the one of the card.
         StorageError: The disk refuses.
     """
-    require_identity(encoder, setup.card)
-    dataset = open_dataset(setup.study, setup.store)
     writer = _PartWriter(setup, encoder)
     writing: Future[ImagePart] | None = None
-    with ThreadPoolExecutor(min(cores or available_cores(), MOST_DECODERS)) as decoders, ThreadPoolExecutor(1) as disk:
-        clock, shard_start = _Clock(), time.perf_counter()
+    clock = Clock()
+    encoding = encoded_shards(setup, encoder, shards, listener, clock, cores)
+    with ThreadPoolExecutor(1) as disk, closing(encoding):
+        for encoded in encoding:
+            if writing is not None:
+                part = _wait_for_part(writing, clock)
+                clock.pause()
+                yield part
+                clock.resume()
+            writing = disk.submit(writer.write, encoded)
+        if writing is not None:
+            part = _wait_for_part(writing, clock)
+            listener(0, clock.snapshot())
+            yield part
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedShard:
+    """A shard with its features (n, D) and token features (n, T_img, D), float16, and the seconds that they took."""
+
+    shard: Shard
+    features: _Features
+    tokens: _Features | None
+    seconds: float
+
+
+def encoded_shards(
+    setup: WorkerSetup,
+    encoder: Encoder,
+    shards: Iterable[Shard],
+    listener: BatchListener,
+    clock: Clock,
+    cores: int | None = None,
+) -> Generator[EncodedShard, None, None]:
+    """`encode_shards` without writing: the features of each shard, in order."""
+    require_identity(encoder, setup.card)
+    dataset = open_dataset(setup.study, setup.store)
+    with ThreadPoolExecutor(min(cores or available_cores(), MOST_DECODERS)) as decoders:
+        start = time.perf_counter()
         for batch in _decoded(decoders, dataset, encoder, _batches(shards, setup.study.extraction.batch_size)):
             shard, rows = batch.shard, batch.rows
             encoded = _encode(encoder, batch, clock)
@@ -96,17 +132,8 @@ def encode_shards(
             _store(encoded, batch.keys, features[rows], None if tokens is None else tokens[rows])
             listener(rows.stop - rows.start, clock.snapshot())
             if rows.stop == len(shard):
-                seconds, shard_start = time.perf_counter() - shard_start, time.perf_counter()
-                if writing is not None:
-                    part = _wait_for_part(writing, clock)
-                    clock.pause()
-                    yield part
-                    clock.resume()
-                writing = disk.submit(writer.write, shard, features, tokens, seconds)
-        if writing is not None:
-            part = _wait_for_part(writing, clock)
-            listener(0, clock.snapshot())
-            yield part
+                seconds, start = time.perf_counter() - start, time.perf_counter()
+                yield EncodedShard(shard, features, tokens, seconds)
 
 
 def write_image_part(
@@ -151,21 +178,21 @@ class _PartWriter:
         self._folder = setup.store.image_parts(setup.card.identity)
         self._verified = VerifiedFiles(self._folder)
 
-    def write(self, shard: Shard, features: _Features, tokens: _Features | None, seconds: float) -> ImagePart:
-        provenance = part_provenance(self._study, self._encoder, seconds)
-        path = write_image_part(self._folder, shard, features, tokens, provenance)
+    def write(self, encoded: EncodedShard) -> ImagePart:
+        provenance = part_provenance(self._study, self._encoder, encoded.seconds)
+        path = write_image_part(self._folder, encoded.shard, encoded.features, encoded.tokens, provenance)
         self._verified.add(path)
-        return ImagePart(shard.split, len(shard), path)
+        return ImagePart(encoded.shard.split, len(encoded.shard), path)
 
 
-def _wait_for_part(writing: Future[ImagePart], clock: _Clock) -> ImagePart:
+def _wait_for_part(writing: Future[ImagePart], clock: Clock) -> ImagePart:
     start = time.perf_counter()
     part = writing.result()
     clock.times.writing += time.perf_counter() - start
     return part
 
 
-class _Clock:
+class Clock:
     """Times of the stages since the last snapshot; the clock stands still between `pause` and `resume`."""
 
     def __init__(self) -> None:
@@ -255,7 +282,7 @@ def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, pixels: 
         raise EncoderError(f"{shard.keys[row]}: {error}") from error
 
 
-def _encode(encoder: Encoder, batch: _Batch, clock: _Clock) -> ImageFeatures:
+def _encode(encoder: Encoder, batch: _Batch, clock: Clock) -> ImageFeatures:
     """The features of a batch; an `EncoderError` names its images."""
     start = time.perf_counter()
     try:
