@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import uvicorn
 import yaml
 
 from ccassets.errors import UiServerError
@@ -22,6 +21,7 @@ from ccassets.orchestration.dagster_internals import rename_location, webserver_
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.names import CODE_LOCATION
 from ccassets.orchestration.supervised_process import SupervisedProcess
+from ccassets.pages.local_server import bound_socket, make_server
 from ccassets.pages.web_guard import App, WebGuard, check_token, loopback_hosts
 from ccassets.study.loading import own_studies_folder
 from ccassets.study.storage import home, storage_root
@@ -31,7 +31,6 @@ TOKEN_VARIABLE = "CCASSETS_UI_TOKEN"
 _FORMER_CODE_LOCATION = "ccassets.definitions"
 LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 5
 _SENSOR_SECONDS = "3600"
 """The time for one look at all source files, on a network file system; Dagster's own default is a minute."""
 
@@ -69,7 +68,7 @@ def serve_ui(
     services: AbstractContextManager[tuple[Path, list[SupervisedProcess]]] = (
         nullcontext((workspace, [])) if workspace else _services(own_studies_folder())
     )
-    with suppress(KeyboardInterrupt), dagster_instance() as instance, _bound_socket(address, port) as listener:
+    with suppress(KeyboardInterrupt), dagster_instance() as instance, bound_socket(address, port) as listener:
         port = listener.getsockname()[1]
         for name in rename_location(instance, _FORMER_CODE_LOCATION, CODE_LOCATION):
             _print(f"{name} is on, as it was when the code location was called {_FORMER_CODE_LOCATION}.")
@@ -90,20 +89,6 @@ def _choose_token(with_token: bool) -> tuple[str | None, str]:
         token = secrets.token_urlsafe(32)
         return token, f"/?token={token}"
     return None, ""
-
-
-@contextmanager
-def _bound_socket(address: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the port, and does not listen yet: nobody is answered before everything runs."""
-    with closing(socket.socket()) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address, port))
-        except OSError as error:
-            raise UiServerError(
-                f"Port {port} of {address} cannot be used ({error.strerror}); choose another with --port."
-            ) from error
-        yield listener
 
 
 @contextmanager
@@ -165,16 +150,7 @@ def _require_running(processes: Sequence[SupervisedProcess]) -> None:
 
 def _serve(app: App, listener: socket.socket, processes: Sequence[SupervisedProcess]) -> None:
     """Serve the application until a signal arrives or one of the processes ends."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,  # It would show the token.
-        lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-    )
-    server = uvicorn.Server(config)
+    server = make_server(app)
 
     def watch() -> None:
         while not server.should_exit:
