@@ -302,12 +302,7 @@ def text_vectors(
     """
     if encoder is None:
         raise AnalysisError("A new text needs the encoder that made the file: name the study it was built from.")
-    identity = encoder_identity(database)
-    if encoder.card.identity != identity:
-        raise AnalysisError(
-            f"{database.path.name} was made by the encoder {identity}, the study's is {encoder.card.identity}. "
-            "Their features cannot be compared: name the study that the file was built from."
-        )
+    _require_encoder_of(database, encoder)
     texts = as_list(texts)
     encoded = encoder.encode_texts(texts)
     if not patches:
@@ -320,6 +315,21 @@ def text_vectors(
 
     spans = token_spans(encoded.offsets, encoded.attention_mask, [(0, len(text)) for text in texts])
     return normalise(pooled_tokens(encoded.tokens, span_positions(spans)))
+
+
+def image_vectors(database: Database, encoder: Encoder, images: Sequence[Image.Image]) -> FloatArray:
+    """Encode images as unit vectors (len(images), D) by the encoder of the file; `AnalysisError` for another one."""
+    _require_encoder_of(database, encoder)
+    return normalise(encoder.encode_images(list(images)).features)
+
+
+def _require_encoder_of(database: Database, encoder: Encoder) -> None:
+    identity = encoder_identity(database)
+    if encoder.card.identity != identity:
+        raise AnalysisError(
+            f"{database.path.name} was made by the encoder {identity}, the study's is {encoder.card.identity}. "
+            "Their features cannot be compared: name the study that the file was built from."
+        )
 
 
 def near_duplicates(database: Database, similarity: float, most: int = 1000) -> NearDuplicates:

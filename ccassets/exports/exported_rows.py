@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.concept_models import apply_model, encoder_identity, load_model
+from ccassets.analysis.concept_models import ConceptModel, apply_model, encoder_identity, load_model
 from ccassets.analysis.samples import row_classes
 from ccassets.analysis.scores import normalise, row_range
 from ccassets.database.feature_digests import hexadecimal
-from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.hdf5 import iter_blocks, take_rows
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.progress import Progress, silent
@@ -55,7 +55,7 @@ class ExportedRows:
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)
 
-    def facts(self, rows: slice) -> Columns:
+    def facts(self, rows: slice | npt.NDArray[np.int64]) -> Columns:
         """What is known of rows of the file."""
         known = {name: values[rows] for name, values in self._facts.items()}
         return known | {name: np.array(hexadecimal(known[name]), object) for name in _DIGESTS if name in known}
@@ -81,13 +81,19 @@ class ExportedRows:
         return {name: values for name, values in known.items() if values is not None}
 
     @cached_property
-    def predictions(self) -> Columns:
-        """What the classifier that the study's analysis left beside the database predicts; nothing without one."""
+    def model(self) -> ConceptModel | None:
+        """The classifier that the study's analysis left beside the database; None without one of its encoder."""
         path = self.database.path.parent / "analysis" / "model.json"
         model = load_model(path) if path.is_file() and not self.database.is_remote else None
-        if model is None or model.encoder_identity != encoder_identity(self.database):
-            return {}  # Of a build with another encoder: the next one fits it anew.
-        predictions = apply_model(model, self.database)
+        # Of a build with another encoder: the next one fits it anew.
+        return model if model and model.encoder_identity == encoder_identity(self.database) else None
+
+    @cached_property
+    def predictions(self) -> Columns:
+        """What that classifier predicts; nothing without one."""
+        if self.model is None:
+            return {}
+        predictions = apply_model(self.model, self.database)
         return {"predicted": np.array(predictions.predicted, object), "probabilities": predictions.probabilities}
 
     @cached_property
@@ -111,7 +117,13 @@ class ExportedRows:
             yield self._columns(slice(first, last), features, blocks[1][1] if len(blocks) > 1 else None)
             progress(last - self.rows.start, len(self))
 
-    def _columns(self, rows: slice, features: npt.NDArray[Any], tokens: npt.NDArray[Any] | None) -> Columns:
+    def take(self, rows: npt.NDArray[np.int64]) -> Columns:
+        """The columns of rows by number, in any order; without tokens."""
+        return self._columns(rows, take_rows(self.database.image_features, rows), None)
+
+    def _columns(
+        self, rows: slice | npt.NDArray[np.int64], features: npt.NDArray[Any], tokens: npt.NDArray[Any] | None
+    ) -> Columns:
         columns = {**self.facts(rows), **{name: values[rows] for name, values in self.predictions.items()}}
         columns["image_features"] = features
         if tokens is not None:
