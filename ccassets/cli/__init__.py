@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ccassets import __version__
-from ccassets.cli.analysis_commands import apply, compare, duplicates, search, table
+from ccassets.cli.analysis_commands import apply, compare, duplicates, explore, search, table
 from ccassets.cli.build_commands import build, extract, prune, studies, ui
 from ccassets.cli.export_commands import explain, export, publish
 from ccassets.cli.file_commands import adopt, info, validate
@@ -38,7 +38,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Build": (build, extract, prune, ui, studies),
     "Study": (new_study, encoders, doctor, bundle, precision_drift, certify),
     "File": (info, validate, adopt, export, publish, explain),
-    "Analyse": (search, duplicates, apply, table, compare),
+    "Analyse": (explore, search, duplicates, apply, table, compare),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -1,8 +1,9 @@
-"""The commands that analyse a file or a study: search, duplicates, apply, table, compare."""
+"""The commands that analyse a file or a study: search, duplicates, apply, table, compare, explore."""
 
 from __future__ import annotations
 
 import json
+import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,8 +20,10 @@ from ccassets.cli.options import (
     SplitOption,
     StudyArgument,
     StudyOption,
+    complete_study,
 )
 from ccassets.cli.terminal import counted, print_json, print_line, print_text, progress_bar, write_output
+from ccassets.errors import DatabaseError
 
 if TYPE_CHECKING:
     from ccassets.analysis import Hit
@@ -218,6 +221,43 @@ def compare(
         print_line(line)
     for path in written:
         print_text(path)
+
+
+def explore(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|STUDY",
+            autocompletion=complete_study,
+            help="Path or address of a feature database, or name of a study, which has pictures and an encoder, too.",
+        ),
+    ],
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes any free port.")
+    ] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Explore a database in the browser: map, search, heat maps, errors. Print the address; Ctrl-C ends it."""
+    from ccassets.database.remote_file import is_url
+    from ccassets.database.sandbox import open_unknown_database
+    from ccassets.pages.explorer import serve_explorer
+    from ccassets.study.loading import load_study
+    from ccassets.study.storage import Store
+
+    is_file = is_url(target) or (Path(target).is_file() and Path(target).suffix not in {".yaml", ".yml"})
+    study = None if is_file else load_study(target)
+    store = None if study is None else Store.of(study)
+    if store is not None and not store.database.exists():
+        raise DatabaseError(f"{store.database} is not there yet: run `ccassets build {target}` first.")
+
+    def announce(address: str) -> None:
+        print_text(address)
+        if not no_browser:
+            webbrowser.open(address)
+
+    with open_unknown_database(target if store is None else store.database) as database:
+        serve_explorer(database, study, port=port, announce=announce)
 
 
 def _announce_reading(database: Database, patches: bool) -> None:
