@@ -40,7 +40,7 @@ test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin
 	@$(BIN)/python -m pytest -q -m "browser and not slow"
 
 test-lowest:  ## run the tests with the oldest libraries that setup.cfg allows
-	@$(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
+	@$(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv 'setuptools>=78.1.1'
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@$(LOWEST)/bin/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile $(TESTS)
 
