@@ -63,27 +63,62 @@ class LinearClassifier:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Standardise values, (n, K): standard deviations of train above the mean of train."""
+        """Express values in standard deviations of train above the mean of train.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, K).
+        """
         return (np.asarray(features, np.float64) - self.mean) / self.scale
 
     def logits(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Compute logits, (n, C)."""
+        """Compute logits.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, C).
+        """
         logits: FloatArray = self.standardise(features) @ self.weights.T + self.intercept
         return logits
 
     def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Predict probabilities, (n, C), rows sum to 1."""
+        """Predict probabilities.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, C), with rows that sum to 1.
+        """
         logits = self.logits(features)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: FloatArray = powers / powers.sum(axis=1, keepdims=True)
         return shares
 
     def contributions(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Compute weight times standardised value, (n, C, K); with the intercept they add up to the logits."""
+        """Compute weight times standardised value; with the intercept they add up to the logits.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, C, K).
+        """
         return self.standardise(features)[:, None, :] * self.weights
 
     def strongest(self, count: int = 8) -> dict[str, dict[str, list[tuple[str, float]]]]:
-        """List by class the columns with the largest positive and negative weights, strongest first."""
+        """List by class the columns with the largest positive and negative weights, strongest first.
+
+        Args:
+            count: Columns of each sign and class.
+
+        Returns:
+            By class: `positive` and `negative`, each a list of column and weight.
+        """
         strongest = {}
         for name, weights in zip(self.classes, self.weights, strict=True):
             order = np.argsort(-weights, kind="stable")
@@ -104,7 +139,14 @@ class OneVsRestClassifier(LinearClassifier):
     """A logistic regression for each class of a multi-label set, on K standardised columns."""
 
     def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Predict probabilities, (n, C), each by itself."""
+        """Predict the probability of each class separately.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, C); rows need not sum to 1.
+        """
         from scipy.special import expit
 
         return np.asarray(expit(self.logits(features)))
@@ -142,11 +184,25 @@ class TreeClassifier:
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     def standardise(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Standardise values, (n, K): standard deviations of train above the mean of train."""
+        """Express values in standard deviations of train above the mean of train.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, K).
+        """
         return (np.asarray(features, np.float64) - self.mean) / self.scale
 
     def leaves(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
-        """Find the leaf of every row, (n,)."""
+        """Find the leaf of every row.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n,) numbers of nodes.
+        """
         # The tree was grown on float32 values; a threshold must meet the same ones.
         values = self.standardise(features).astype(np.float32)
         rows = np.arange(len(values))
@@ -158,7 +214,14 @@ class TreeClassifier:
         return node
 
     def probabilities(self, features: npt.NDArray[np.floating[Any]]) -> FloatArray:
-        """Predict probabilities, (n, C), rows sum to 1: the shares of the leaf."""
+        """Predict probabilities: the shares of the leaf.
+
+        Args:
+            features: (n, K) floats, the columns of `columns`.
+
+        Returns:
+            (n, C), with rows that sum to 1.
+        """
         return self.shares[self.leaves(features)]
 
     def text(self) -> str:

@@ -231,7 +231,14 @@ class Predictions:
         return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
 
     def by_group(self) -> Predictions:
-        """Average the probabilities of every group; raises `AnalysisError` where there are no groups."""
+        """Average the probabilities of every group.
+
+        Returns:
+            One row for each group.
+
+        Raises:
+            AnalysisError: There are no groups.
+        """
         groups = self.about.get("group")
         if groups is None:
             raise AnalysisError("The database has no groups: its data set named no patient or slide.")

@@ -85,6 +85,9 @@ class HoldoutLog:
         """Return every access so far, the oldest first.
 
         A line that a crash tore is left out: its result was never shown.
+
+        Returns:
+            The accesses.
         """
         if self._path is None:
             return list(self._in_memory)

@@ -79,12 +79,29 @@ class Samples:
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def require_single(self, what: str) -> None:
-        """Raise `AnalysisError` where a row can have several classes."""
+        """Raise `AnalysisError` where a row can have several classes.
+
+        Args:
+            what: The analysis that needs one class for each row, for the message.
+
+        Raises:
+            AnalysisError: A row can have several classes.
+        """
         if self.multilabel:
             raise AnalysisError(f"{what} needs one class for every row; these rows can have several, or none.")
 
     def of(self, *splits: str) -> Samples:
-        """Take the rows of these splits; raises `AnalysisError` where one has none."""
+        """Take the rows of some splits.
+
+        Args:
+            *splits: Names of splits.
+
+        Returns:
+            The rows of these splits, in the order of the database.
+
+        Raises:
+            AnalysisError: A split has no rows.
+        """
         for split in splits:
             if not np.any(self.split == split):
                 known = sorted(set(self.split.tolist()))
@@ -92,7 +109,14 @@ class Samples:
         return self.take(np.flatnonzero(np.isin(self.split, splits)))
 
     def take(self, rows: npt.NDArray[Any]) -> Samples:
-        """Take these rows, by number or by mask."""
+        """Take rows by number or by mask.
+
+        Args:
+            rows: (m,) row numbers, or (n,) bool.
+
+        Returns:
+            These rows.
+        """
         return replace(
             self,
             features=self.features[rows],
@@ -104,7 +128,14 @@ class Samples:
         )
 
     def select(self, columns: str | Sequence[str]) -> Samples:
-        """Describe the same rows by these columns alone, in this order."""
+        """Keep some columns, in this order.
+
+        Args:
+            columns: Names of columns; one name stands for a list of one.
+
+        Returns:
+            The same rows with these columns.
+        """
         columns = as_list(columns)
         unknown = [name for name in columns if name not in self.columns]
         if unknown:
@@ -113,7 +144,15 @@ class Samples:
         return replace(self, features=self.features[:, indices], columns=tuple(columns))
 
     def with_features(self, features: npt.NDArray[np.floating[Any]], columns: Sequence[str]) -> Samples:
-        """Describe the same rows by other columns."""
+        """Replace the columns.
+
+        Args:
+            features: (n, K) floats.
+            columns: K names.
+
+        Returns:
+            The same rows with these columns.
+        """
         return replace(self, features=features, columns=tuple(columns))
 
 

@@ -122,9 +122,17 @@ class RowFilter:
     group: str | None = None
 
     def mask(self, database: Database) -> npt.NDArray[np.bool_]:
-        """Select rows: (N,) bool.
+        """Select the rows that match.
 
-        Raises `DatabaseError` for a missing split, and `AnalysisError` for a missing label or group.
+        Args:
+            database: The database whose rows are selected.
+
+        Returns:
+            (N,) bool.
+
+        Raises:
+            DatabaseError: There is no such split.
+            AnalysisError: There is no such label or group.
         """
         allowed = np.ones(len(database), np.bool_)
         if self.split is not None:

@@ -85,7 +85,7 @@ def extract(
 
     number, _, count = shards.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise typer.BadParameter(f"expected I/N with 1 <= I <= N, such as 3/8; found {shards!r}", param_hint="--shards")
+        raise typer.BadParameter(f"expected I/N with 1 <= I <= N, such as 3/8, found {shards!r}", param_hint="--shards")
     loaded = load_study(study)
     times = StageTimes()
     with progress_bars() as listener:

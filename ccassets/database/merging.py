@@ -99,7 +99,7 @@ def _check_source(
     if sizes != (content.dim, content.token_count) or dtypes != {STORED_IMAGE_DTYPE}:
         raise DatabaseError(
             f"{database.path}: D and T_img are {sizes}, dtypes {sorted(map(str, dtypes))}; "
-            f"{(content.dim, content.token_count)} in {STORED_IMAGE_DTYPE} were expected. "
+            f"expected {(content.dim, content.token_count)} in {STORED_IMAGE_DTYPE}. "
             "This part belongs to another encoder: remove it and build again."
         )
     assert content.rows is not None

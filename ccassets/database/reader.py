@@ -393,6 +393,9 @@ class Database:
         """A table of the rows without their features: id, key, split, label, group, those that the file has.
 
         Labels are `shown_labels`.
+
+        Returns:
+            One row for each image.
         """
         import pandas as pd
 
@@ -414,11 +417,22 @@ class Database:
         return numbers
 
     def fileno(self) -> int:
-        """The descriptor of the open file, for reading at the offsets that `byte_range` gives."""
+        """The descriptor of the open file, for reading at the offsets that `byte_range` gives.
+
+        Returns:
+            The file descriptor.
+        """
         return file_descriptor(self._file)
 
     def byte_range(self, name: str) -> tuple[int, int]:
-        """The offset of a contiguous data set in the file, and the bytes of one of its rows."""
+        """The offset of a contiguous data set in the file, and the bytes of one of its rows.
+
+        Args:
+            name: Name of the data set, such as `image_features`.
+
+        Returns:
+            Offset in bytes, and bytes of a row.
+        """
         dataset = self._dataset(name)
         if dataset is None or dataset.chunks is not None:
             raise DatabaseError(f"{self.path}: /{name} is not a contiguous data set")

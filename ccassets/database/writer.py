@@ -235,7 +235,7 @@ def _allocate_rows(file: h5py.File, content: FileContent, rows: int) -> dict[str
         dataset = _contiguous(file, name, shape, STORED_IMAGE_DTYPE)
         offset = dataset.id.get_offset()
         if offset is None and rows:
-            raise DatabaseError(f"{name}: HDF5 allocated no space; a contiguous data set was expected")
+            raise DatabaseError(f"{name}: expected a contiguous data set, found one that HDF5 gave no space")
         ranges[name] = (offset or 0, int(np.prod(shape[1:])) * STORED_IMAGE_DTYPE.itemsize)
     return ranges
 

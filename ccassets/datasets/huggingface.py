@@ -142,7 +142,7 @@ class HuggingfaceDataset:
             values = {split: [numbers[name] for name in of_split] for split, of_split in values.items()}
         elif not kinds <= {int, bool}:
             raise DatasetError(
-                f"{self.name}: expected a class name or a whole number in every row of column {column!r}; found "
+                f"{self.name}: expected a class name or a whole number in every row of column {column!r}, found "
                 f"{sorted(kind.__name__ for kind in kinds)}."
             )
         labels = {split: np.array(of_split, np.int64) for split, of_split in values.items()}

@@ -83,7 +83,14 @@ class Manifest:
         return len(self.keys)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Shard:
-        """The shard of these rows, numbered from 0 in the manifest."""
+        """The shard of these rows, numbered from 0 in the manifest.
+
+        Args:
+            rows: (m,) row numbers.
+
+        Returns:
+            The shard, which knows the number of each row in the manifest.
+        """
         return Shard(
             split=self.split,
             keys=_take(self.keys, rows),

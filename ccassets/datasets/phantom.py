@@ -51,7 +51,17 @@ class PhantomDataset:
         progress(total, total)
 
     def rows(self, split: str) -> Rows:
-        """The rows of a split; raises `DatasetError` for an unknown split."""
+        """The rows of a split.
+
+        Args:
+            split: One of the study's splits.
+
+        Returns:
+            Keys and labels, in order.
+
+        Raises:
+            DatasetError: There is no such split.
+        """
         count = self._count(split)
         keys = [f"{split}/{row:05d}" for row in range(count)]
         source = f"phantom {GENERATOR} seed {self._config.seed} size {self._config.size}"
@@ -62,7 +72,18 @@ class PhantomDataset:
         )
 
     def read(self, split: str, row: int) -> Image.Image:
-        """The image of a row; raises `DatasetError` for an unknown split or row."""
+        """The image of a row.
+
+        Args:
+            split: One of the study's splits.
+            row: The row's number in `rows(split)`.
+
+        Returns:
+            The image, mode RGB.
+
+        Raises:
+            DatasetError: There is no such split or row.
+        """
         return self.example(split, row)[0]
 
     def annotations(self, split: str, row: int) -> PhantomAnnotations:

@@ -152,13 +152,44 @@ class Encoder(Protocol):
         """
 
     def preprocess(self, image: Image.Image) -> FloatArray:
-        """Turn an RGB image into the model's input, (3, image_size, image_size) float32."""
+        """Turn an RGB image into the model's input.
+
+        Args:
+            image: Mode RGB, any size.
+
+        Returns:
+            (3, image_size, image_size) float32.
+        """
 
     def encode_pixels(self, pixels: FloatArray) -> ImageFeatures:
-        """Encode a batch of preprocessed images, (B, 3, image_size, image_size) float32."""
+        """Encode a batch of preprocessed images.
+
+        Args:
+            pixels: (B, 3, image_size, image_size) float32, as `preprocess` gives it.
+
+        Returns:
+            Features of unit length, (B, D), and token features, (B, T_img, D) or None.
+        """
 
     def encode_images(self, images: Sequence[Image.Image]) -> ImageFeatures:
-        """Encode RGB images: `preprocess` and `encode_pixels` in one call."""
+        """Encode RGB images: `preprocess` and `encode_pixels` in one call.
+
+        Args:
+            images: B images of mode RGB.
+
+        Returns:
+            Features and token features, as `encode_pixels` gives them.
+        """
 
     def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts; raises `EncoderError` when the encoder has no text tower (`card.has_text`)."""
+        """Encode prompts.
+
+        Args:
+            prompts: K texts.
+
+        Returns:
+            Features of unit length, (K, D), with token features, token ids and mask.
+
+        Raises:
+            EncoderError: The encoder has no text tower (`card.has_text`).
+        """

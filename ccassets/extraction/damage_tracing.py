@@ -75,7 +75,7 @@ def _damaged_parts(store: Store, advice: str) -> list[Finding]:
         Finding(
             "feature_digest",
             "error",
-            f"the bytes that were written to this part were expected; found others: {advice}",
+            f"expected the bytes that were written to this part, found others: {advice}",
             store.relative(part),
         )
         for part in damaged

@@ -80,7 +80,7 @@ def _feature_rows(name: str, values: Any, shape: tuple[int, ...]) -> Array:
     array = to_array(values)
     if array.shape[1:] != shape or not array.ndim or array.dtype.kind not in "fiu":
         raise ArgumentError(
-            f"{name}: numbers of shape (B, {', '.join(map(str, shape))}) were expected, as the file holds them; "
+            f"{name}: expected numbers of shape (B, {', '.join(map(str, shape))}), as the file holds them; "
             f"found {array.dtype} {array.shape}. Nothing was written."
         )
     with np.errstate(over="ignore"):
@@ -98,14 +98,13 @@ def _token_feature_rows(file: h5py.File, values: Any, count: int, dim: int) -> d
     if IMAGE_TOKEN_FEATURES not in file:
         if values is not None:
             raise ArgumentError(
-                "image_token_feats: this file stores no token features (T_img = -1); None was expected."
+                "image_token_feats: expected None, since this file stores no token features (T_img = -1)."
             )
         return {}
     tokens = _feature_rows("image_token_feats", values, (int(file[IMAGE_TOKEN_FEATURES].shape[1]), dim))
     if len(tokens) != count:
         raise ArgumentError(
-            f"image_token_feats: {count} rows were expected, as in image_feats; found {len(tokens)}. "
-            "Nothing was written."
+            f"image_token_feats: expected {count} rows, as in image_feats, found {len(tokens)}. Nothing was written."
         )
     return {IMAGE_TOKEN_FEATURES: tokens}
 
@@ -114,7 +113,7 @@ def _ids(ids: Any, first: int, count: int) -> Array:
     expected = np.arange(first, first + count, dtype=np.int64)
     if ids is not None and not np.array_equal(to_array(ids).reshape(-1), expected):
         raise ArgumentError(
-            f"ids: every row's own number, {first} to {first + count - 1}, was expected; found "
+            f"ids: expected every row's own number, {first} to {first + count - 1}, found "
             f"{to_array(ids).reshape(-1)[:5].tolist()}…. Nothing was written."
         )
     return expected
@@ -128,17 +127,17 @@ def _labels(file: h5py.File, labels: Any, count: int) -> Array:
         array = array[:, 0]
     if array.shape != (count,):
         raise ArgumentError(
-            f"labels: one for each of {count} rows was expected; found {array.shape}. Nothing was written. "
+            f"labels: expected one for each of {count} rows, found {array.shape}. Nothing was written. "
             "Multi-label data sets are built from a study, which stores their label matrix."
         )
     if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.array_equal(array, np.round(array))):
-        raise ArgumentError(f"labels: whole numbers were expected; found {array.dtype}. Nothing was written.")
+        raise ArgumentError(f"labels: expected whole numbers, found {array.dtype}. Nothing was written.")
     words = read_json_attribute(file, "label_texts")
     known = len(words) if isinstance(words, list) and words else None
     wrong = (array < 0) if known is None else ((array < 0) | (array >= known))
     if wrong.any():
         raise ArgumentError(
-            f"labels: {'0 or more' if known is None else f'0 to {known - 1} (label_texts)'} was expected; found "
+            f"labels: expected {'0 or more' if known is None else f'0 to {known - 1} (label_texts)'}, found "
             f"{array[wrong][0]}. Nothing was written. For a data set without labels pass None."
         )
     return array.astype(np.int64)
@@ -150,7 +149,7 @@ def _split_names(names: Sequence[str] | str | None, count: int) -> list[str]:
     given = [names] * count if isinstance(names, str) else [to_text(name) for name in names]
     if len(given) != count:
         raise ArgumentError(
-            f"split_names: one for each of {count} rows was expected; found {len(given)}. Nothing was written."
+            f"split_names: expected one for each of {count} rows, found {len(given)}. Nothing was written."
         )
     for name in dict.fromkeys(given):
         if not name.strip() or not name.isprintable():

@@ -143,7 +143,7 @@ def open_growing(
 ) -> GrowingFile:
     """Open a file as `init_file` does; nothing is stored before its first flush."""
     if (d is not None and d < 1) or (t_img is not None and t_img < 0):
-        raise ArgumentError(f"d of 1 or more and t_img of 0 or more were expected; found {d} and {t_img}.")
+        raise ArgumentError(f"expected d of 1 or more and t_img of 0 or more, found {d} and {t_img}.")
     attributes = {name: _encode_metadata(name, value) for name, value in (metadata or {}).items()}
     file = GrowingFile(Path(path))
     try:
@@ -200,8 +200,8 @@ def _require_growing(file: h5py.File, dim: int | None, token_count: int | None) 
     features = safe_dataset(file, IMAGE_FEATURES)
     if features is None:
         raise DatabaseError(
-            f"{file.filename} holds no /{IMAGE_FEATURES} (version {file.attrs.get('version')!r}): a feature database "
-            "was expected. A file of templates alone takes no images: give a new path."
+            f"{file.filename}: expected a feature database, found no /{IMAGE_FEATURES} "
+            f"(version {file.attrs.get('version')!r}). A file of templates alone takes no images: give a new path."
         )
     if features.ndim != 2 or features.maxshape[0] is not None:
         raise DatabaseError(

@@ -49,7 +49,7 @@ def write_template(
         StorageError: The disk refuses; the file is closed as it was at the last flush.
     """
     if isinstance(texts, str):
-        raise ArgumentError(f"texts: a list of prompts was expected; found one string, {texts!r}.")
+        raise ArgumentError(f"texts: expected a list of prompts, found one string, {texts!r}.")
     if not template_id or "/" in template_id or template_id.startswith("."):
         raise ArgumentError(f"template_id: {template_id!r} is no name for a template.")
     content = TemplateContent(
@@ -73,7 +73,7 @@ def write_template(
 def _template_array(name: str, values: Any, dtype: np.dtype[Any]) -> Array:
     array = np.ascontiguousarray(to_array(values), dtype)
     if dtype.kind == "f" and not all_finite(array):
-        raise ArgumentError(f"{name}: finite numbers were expected. Nothing was written.")
+        raise ArgumentError(f"{name}: expected finite numbers. Nothing was written.")
     return array
 
 
@@ -100,7 +100,7 @@ def _require_template(content: TemplateContent, dim: int) -> None:
         if not fits:
             text = ", ".join("T" if axis is None else str(axis) for axis in shape)
             raise ArgumentError(
-                f"{name}: shape ({text}) was expected, for {count} texts and D = {dim} as in this file; found "
+                f"{name}: expected shape ({text}), for {count} texts and D = {dim} as in this file, found "
                 f"{values.shape}. Nothing was written."
             )
 
@@ -155,7 +155,7 @@ def write_logit_parameters(f: h5py.File, given: Mapping[str, float]) -> None:
     """Write logit parameters by name, to be stored with the next flush; numbers that are not finite are refused."""
     broken = [name for name, value in given.items() if not np.isfinite(value)]
     if broken:
-        raise ArgumentError(f"finite numbers were expected; found { ({name: given[name] for name in broken}) }.")
+        raise ArgumentError(f"expected finite numbers, found { ({name: given[name] for name in broken}) }.")
     for name, value in given.items():
         f.attrs[name] = np.float64(value)
     if given:

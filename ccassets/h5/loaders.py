@@ -193,7 +193,7 @@ class Collate:
         tensor = torch.as_tensor(label).reshape(-1)
         if tensor.numel() != 1:
             raise ArgumentError(
-                f"One label an image was expected; found {tensor.numel()}. Multi-label data sets are built from a "
+                f"Expected one label an image, found {tensor.numel()}. Multi-label data sets are built from a "
                 "study, which stores their label matrix."
             )
         return tensor.long()
@@ -216,7 +216,7 @@ def _image(image: Any) -> torch.Tensor:
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        raise ArgumentError("A tensor was expected; found a PIL image. Give the data set `transform=ToTensor()`.")
+        raise ArgumentError("Expected a tensor, found a PIL image. Give the data set `transform=ToTensor()`.")
     tensor = torch.as_tensor(np.array(image) if isinstance(image, np.ndarray) else image)
     low, high = (float(tensor.min()), float(tensor.max())) if tensor.numel() else (0.0, 0.0)
     if tensor.is_floating_point() and low >= 0 and high <= 1:
@@ -224,7 +224,7 @@ def _image(image: Any) -> torch.Tensor:
     if low >= 0 and high <= 255 and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all())):
         return tensor.float() / 255
     raise ArgumentError(
-        f"Image values in 0…1, or whole numbers in 0…255, were expected; found {low:.4g} to {high:.4g}. "
+        f"Expected image values in 0…1, or whole numbers in 0…255, found {low:.4g} to {high:.4g}. "
         "Normalising is the processor's work: give it the image as `ToTensor()` makes it."
     )
 
@@ -253,8 +253,8 @@ def require_order(split: str, loader: Any) -> None:
     plain = type(loader.batch_sampler) in (BatchSampler, type(None)) and isinstance(loader.sampler, SequentialSampler)
     if not plain:
         raise ArgumentError(
-            f"The loader of {split!r} draws its rows with {type(loader.sampler).__name__}; the data set's own order "
-            "was expected: shuffle=False and no sampler. Choose rows with torch.utils.data.Subset."
+            f"The loader of {split!r}: expected the data set's own order, found {type(loader.sampler).__name__}. "
+            "Set shuffle=False and no sampler. Choose rows with torch.utils.data.Subset."
         )
     if loader.drop_last:
         raise ArgumentError(f"The loader of {split!r} has drop_last=True, which would leave rows out.")

@@ -100,12 +100,12 @@ def _as_image(image: Any) -> Image.Image:
         return image
     values = torch.as_tensor(image).detach().cpu()
     if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise ArgumentError(f"Images of shape (1 or 3, height, width) were expected; found {tuple(values.shape)}.")
+        raise ArgumentError(f"Expected images of shape (1 or 3, height, width), found {tuple(values.shape)}.")
     if values.dtype != torch.uint8:
         low, high = float(values.min()), float(values.max())
         if not values.is_floating_point() or low < 0 or high > 1:
             raise ArgumentError(
-                f"Image values in 0…1, or of dtype uint8, were expected; found {values.dtype} from {low:.4g} to "
+                f"Expected image values in 0…1, or of dtype uint8, found {values.dtype} from {low:.4g} to "
                 f"{high:.4g}. Normalising is done here: give the image as `ToTensor()` makes it."
             )
         values = (values * 255).round().to(torch.uint8)

@@ -226,7 +226,7 @@ def encode_and_store_image_features(
     """
     if split_loaders is None:
         raise ArgumentError(
-            "encode_and_store_image_features(artifacts, split_loaders) was expected: a function in a module cannot "
+            "expected encode_and_store_image_features(artifacts, split_loaders): a function in a module cannot "
             "see a notebook's model. Pass ModelArtifacts(model, processor, device) first."
         )
     loaders = _by_split(split_loaders)
@@ -253,7 +253,7 @@ def _by_split(split_loaders: Loaders) -> dict[str, Any]:
     pairs = list(split_loaders.items() if isinstance(split_loaders, Mapping) else split_loaders)
     loaders = dict(pairs)
     if len(loaders) < len(pairs):
-        raise ArgumentError(f"One loader a split was expected; found {[split for split, _ in pairs]}.")
+        raise ArgumentError(f"Expected one loader a split, found {[split for split, _ in pairs]}.")
     for split, loader in pairs:
         require_order(split, loader)
     return loaders

@@ -122,7 +122,7 @@ def _choice(default: str, known: dict[str, str], **given: str | None) -> str:
     """The choice made by either of two arguments, the notebook's or the script's."""
     chosen = {value.strip().lower() for value in given.values() if value is not None} or {default}
     if len(chosen) > 1 or not chosen <= set(known):
-        raise ArgumentError(f"{' or '.join(given)}: one of {list(known)} was expected; found {sorted(chosen)}.")
+        raise ArgumentError(f"{' or '.join(given)}: expected one of {list(known)}, found {sorted(chosen)}.")
     return known[chosen.pop()]
 
 
@@ -147,7 +147,7 @@ def _rows_at(rows: npt.NDArray[np.int64], idx: Any, split: str | None) -> npt.ND
     if not index.size and index.dtype.kind == "f":  # an empty list
         index = index.astype(np.int64)
     if index.dtype.kind not in "iub":
-        raise ArgumentError(f"idx: None, a number, a slice, row numbers or a mask were expected; found {idx!r:.80}.")
+        raise ArgumentError(f"idx: expected None, a number, a slice, row numbers or a mask, found {idx!r:.80}.")
     try:
         return np.atleast_1d(rows[index])
     except IndexError as error:

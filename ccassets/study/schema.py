@@ -626,7 +626,14 @@ class Study(StudyConfig):
         return self.dataset.splits
 
     def require_splits(self, names: Iterable[str]) -> None:
-        """Raise `StudyError` when the study has no split of one of these names."""
+        """Raise `StudyError` when the study has no split of one of these names.
+
+        Args:
+            names: Names of splits.
+
+        Raises:
+            StudyError: The study has no split of one of these names.
+        """
         unknown = [name for name in names if name not in self.splits]
         if unknown:
             raise StudyError(f"{self.name} has no split {unknown[0]!r}; it has {', '.join(self.splits)}.")
@@ -646,5 +653,12 @@ class Study(StudyConfig):
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
     def resolve(self, path: str | os.PathLike[str]) -> Path:
-        """Make a path of the study file absolute: `~` is the home, a relative path starts at the study's folder."""
+        """Make a path of the study file absolute: `~` is the home, a relative path starts at the study's folder.
+
+        Args:
+            path: A path as the study file has it.
+
+        Returns:
+            The absolute path.
+        """
         return (self.folder / Path(path).expanduser()).absolute()

@@ -94,7 +94,14 @@ class Store:
         return self.root / "runs"
 
     def manifest(self, split: str) -> Path:
-        """The manifest of a split; its name is percent-escaped, so that any split name is a file name."""
+        """The manifest of a split; its name is percent-escaped, so that any split name is a file name.
+
+        Args:
+            split: Name of a split.
+
+        Returns:
+            The path of the Parquet file.
+        """
         return self.folder / "manifest" / f"{quote(split, safe=' ')}.parquet"
 
     def image_parts(self, identity: str) -> Path:
@@ -113,5 +120,12 @@ class Store:
         return self.root / "features" / identity
 
     def relative(self, path: str | os.PathLike[str]) -> str:
-        """A path relative to the storage root, as it is shown and stored."""
+        """A path relative to the storage root, as it is shown and stored.
+
+        Args:
+            path: A path below the storage root.
+
+        Returns:
+            The relative path, with `/` on every system.
+        """
         return Path(path).relative_to(self.root).as_posix()

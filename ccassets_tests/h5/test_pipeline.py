@@ -259,7 +259,7 @@ def test_shuffling_is_refused(path: Path) -> None:
     with pytest.raises(CcassetsError, match="shuffle=True: rows are stored in the data set's own order"):
         build_dataloader(GreyImages(4), shuffle=True)
     shuffled = torch.utils.data.DataLoader(GreyImages(4, 0, LABELS), batch_size=2, shuffle=True)
-    with pytest.raises(CcassetsError, match="draws its rows with RandomSampler"):
+    with pytest.raises(CcassetsError, match="expected the data set's own order, found RandomSampler"):
         encode_and_store_image_features(stand_in(), {"train": shuffled}, output_path=path)
     dropping = torch.utils.data.DataLoader(GreyImages(5, 0, LABELS), batch_size=2, drop_last=True)
     with pytest.raises(CcassetsError, match="drop_last=True, which would leave rows out"):
@@ -549,7 +549,7 @@ def test_a_call_with_another_model_stores_no_metadata(path: Path) -> None:
 
 def test_a_refused_first_call_leaves_no_file(path: Path) -> None:
     mixed = build_dataloader(GreyImages(4, 0, [0, 1, -3, 1]), batch_size=8)
-    with pytest.raises(CcassetsError, match="labels: 0 or more"):
+    with pytest.raises(CcassetsError, match="labels: expected 0 or more"):
         with_note(path, stand_in(), {"train": mixed})
     assert not path.exists()
 

@@ -134,11 +134,11 @@ def test_only_the_rows_asked_for_are_read(monkeypatch: pytest.MonkeyPatch, good:
     ("arguments", "builtin", "message"),
     [
         ({"split": "trian"}, ValueError, "no split 'trian'; it has ['all', 'train', 'val', 'test']"),
-        ({"type": "picture"}, ValueError, "one of ['image', 'patches', 'label'] was expected"),
+        ({"type": "picture"}, ValueError, "expected one of ['image', 'patches', 'label']"),
         ({"type": "image", "feature": "label"}, ValueError, "type or feature"),
         ({"split": "test", "idx": 14}, IndexError, "'test' has 14 rows"),
         ({"split": "test", "idx": [0, -15]}, IndexError, "'test' has 14 rows"),
-        ({"idx": [0.5]}, ValueError, "row numbers or a mask were expected"),
+        ({"idx": [0.5]}, ValueError, "expected None, a number, a slice, row numbers or a mask"),
         ({"path": "nowhere.h5"}, FileNotFoundError, "There is no file nowhere.h5"),
     ],
     ids=lambda value: str(value)[:30],
@@ -253,7 +253,7 @@ def test_a_template_of_other_lists_is_refused_where_rows_are_asked_by_concept(ow
     [
         ({"is_concept": True, "is_label": True}, "exclude each other"),
         ({"template_id": "label_prompts_t01"}, "no template ['label_prompts_t01'] that begins with 'concept'"),
-        ({"type": "features"}, "one of ['text', 'tokens'] was expected"),
+        ({"type": "features"}, "expected one of ['text', 'tokens']"),
         ({"concept_list": ["nothing known"]}, "none of ['nothing known'] is a concept"),
     ],
     ids=lambda value: str(value)[:30],

@@ -89,7 +89,7 @@ def _validate_in_sandbox(
     try:
         findings = run_in_sandbox("validate", path, **request)
     except SandboxError as error:
-        return [Finding("unreadable", "error", f"a file that can be read was expected; {error}", "/")]
+        return [Finding("unreadable", "error", f"expected a file that can be read; {error}", "/")]
     return [Finding(**finding) for finding in findings]
 
 

@@ -169,7 +169,7 @@ def _decode_root(attributes: Mapping[str, Any], findings: FindingCollector) -> d
             decoded[name] = decode_json(stored) if isinstance(stored, str) else None
             if not is_right(decoded[name]):
                 text = shortened(stored) if isinstance(stored, str) else type(stored).__name__
-                findings.add(check, f"/@{name}", f"{name}: {expected} was expected; found {text}")
+                findings.add(check, f"/@{name}", f"{name}: expected {expected}, found {text}")
                 decoded[name] = None
     return decoded
 
@@ -218,7 +218,7 @@ def _kind(
         findings.add(
             "profile",
             "/@profile",
-            f"database, image-part or template-part was expected; found {shortened(str(profile))}. "
+            f"expected database, image-part or template-part, found {shortened(str(profile))}. "
             "The file is checked as a database.",
         )
         return "database"

@@ -30,7 +30,7 @@ def check_digests(contents: Contents, findings: FindingCollector) -> None:
     templates = {name: _check_template(template, findings) for name, template in contents.templates.items()}
     has_any = contents.feature_digest is not None or any("digest" in t.attributes for t in contents.templates.values())
     if not recorded and not has_any:
-        findings.add("no_digests", "/", "digests of what was written were expected; the file records none")
+        findings.add("no_digests", "/", "expected digests of what was written; the file records none")
         return
     _check_rows(contents, findings)
     _check_attributes(contents, findings)
@@ -68,7 +68,7 @@ def _report_difference(findings: FindingCollector, check: str, where: str, store
     findings.add(
         check,
         where,
-        f"{shortened(str(stored))}, as it was recorded, was expected; the file's content gives {computed or 'none'}",
+        f"expected {shortened(str(stored))}, as it was recorded; the file's content gives {computed or 'none'}",
     )
 
 

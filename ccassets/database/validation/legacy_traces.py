@@ -81,7 +81,7 @@ def _check_stopped(contents: Contents, findings: FindingCollector) -> None:
     findings.add(
         "stopped_extraction",
         "/@split_counts",
-        "split_counts, which is written after the last split, was expected; there is none: the extraction was stopped. "
+        "expected split_counts, which is written after the last split, found none: the extraction was stopped. "
         f"Rows on disk: {rows}{last}. They can be saved; what the data set has beyond them has to be extracted.",
     )
 
@@ -96,7 +96,7 @@ def _check_torn(contents: Contents, findings: FindingCollector) -> None:
     findings.add(
         "torn_rows",
         f"/split {rows_text(rows)}",
-        f"features, a label and a split were expected in every row; {count(len(rows), 'row')} lack some{ends}: a batch "
+        f"expected features, a label and a split in every row; {count(len(rows), 'row')} lack some{ends}: a batch "
         "was refused or interrupted after its features were written. Nothing says which image such a row belongs to; "
         "the others can be saved.",
     )
@@ -113,7 +113,7 @@ def _check_last_run(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "foreign_split",
             "/split",
-            f"rows of the last run only, {listed([repr(split) for split in stored])}, were expected; found {text} of "
+            f"expected rows of the last run only, {listed([repr(split) for split in stored])}, found {text} of "
             "another run, whose counts are lost. These rows can be saved with a study that declares their splits.",
         )
 
@@ -278,6 +278,6 @@ def _report_repeats(contents: Contents, repeats: Sequence[Repeat], findings: Fin
     findings.add(
         "doubled_rows",
         f"/{IMAGE_FEATURES} {rows_text(again)}",
-        f"every image once was expected; {len(again)} of {total} rows are copies, as a resumed extraction of the "
+        f"expected every image once; {len(again)} of {total} rows are copies, as a resumed extraction of the "
         f"original scripts leaves them: {text}. One row of each pair can be saved, {total - len(again)} in all.",
     )

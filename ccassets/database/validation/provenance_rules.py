@@ -35,9 +35,7 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
     provenance = contents.provenance
     if provenance is None:
         if contents.kind == "database" and "provenance" not in contents.attributes:
-            findings.add(
-                "no_provenance", "/@provenance", "a record of how the file came to be was expected; there is none"
-            )
+            findings.add("no_provenance", "/@provenance", "expected a record of how the file came to be, found none")
     else:
         _check_sections(contents, provenance, findings)
         _check_encoder(contents, _section(provenance, "encoder"), findings)
@@ -64,7 +62,7 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "limited",
             "/@limit",
-            f"the whole data set was expected; a limit of {limit} rows a split was set: a first try",
+            f"expected the whole data set, found a first try: a limit of {limit} rows a split",
         )
     _check_leaks(contents, findings)
 
@@ -77,7 +75,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _check_sections(contents: Contents, provenance: Mapping[str, Any], findings: FindingCollector) -> None:
     origin = provenance.get("origin")
     if origin not in _ORIGINS:
-        findings.add("provenance", "/@provenance", f"origin: 'extracted' or 'adopted' was expected; found {origin!r}")
+        findings.add("provenance", "/@provenance", f"origin: expected 'extracted' or 'adopted', found {origin!r}")
     complete = contents.kind == "database" and origin == "extracted"
     wrong = [
         name
@@ -85,9 +83,7 @@ def _check_sections(contents: Contents, provenance: Mapping[str, Any], findings:
         if (name in provenance or complete) and not isinstance(provenance.get(name), kind)
     ]
     if wrong:
-        findings.add(
-            "provenance", "/@provenance", f"JSON objects were expected under {', '.join(wrong)}; there are none"
-        )
+        findings.add("provenance", "/@provenance", f"expected JSON objects under {', '.join(wrong)}, found none")
 
 
 # --- encoder ------------------------------------------------------------------------------------------
@@ -98,17 +94,17 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: Fin
         return
     identity = encoder.get("identity")
     if not isinstance(identity, str) or not identity:
-        findings.add("encoder_identity", "/@provenance", f"encoder.identity was expected; found {identity!r}")
+        findings.add("encoder_identity", "/@provenance", f"expected encoder.identity, found {identity!r}")
     elif encoder.keys() >= _IDENTITY_NEEDS and identity != compute_identity(encoder):
         findings.add(
             "encoder_identity",
             "/@provenance",
-            f"the digest of the encoder's recorded fields, {compute_identity(encoder)}, was expected; found {identity}",
+            f"expected the digest of the encoder's recorded fields, {compute_identity(encoder)}, found {identity}",
         )
     for name, size in _dimensions(contents).items():
         if isinstance(encoder.get(name), int) and encoder[name] != size:
             findings.add(
-                "encoder_identity", "/@provenance", f"features of {name} {encoder[name]} were expected; found {size}"
+                "encoder_identity", "/@provenance", f"expected features of {name} {encoder[name]}, found {size}"
             )
     recorded = _section(encoder, "recorded")
     weights = str(recorded.get("weights", ""))
@@ -116,7 +112,7 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: Fin
         findings.add(
             "random_weights",
             "/@provenance",
-            f"trained weights were expected; this encoder was not trained ({weights or 'untrained'}): "
+            f"expected trained weights; this encoder was not trained ({weights or 'untrained'}): "
             "its features have no meaning",
         )
 
@@ -141,7 +137,7 @@ def _check_private(provenance: Mapping[str, Any], findings: FindingCollector) ->
         findings.add(
             "private_details",
             "/@provenance",
-            f"no absolute path and no token was expected; found one under {listed(locations)}",
+            f"expected no absolute path and no token, found one under {listed(locations)}",
         )
 
 
@@ -176,7 +172,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
     wrong = [name for name in names if recorded.get(name, 0) != counts.get(name, 0)]
     if wrong:
         text = listed([f"{name!r}: {recorded.get(name, 0)} expected, {counts.get(name, 0)} found" for name in wrong])
-        findings.add("provenance_rows", "/@provenance", f"the recorded rows of every split were expected; {text}")
+        findings.add("provenance_rows", "/@provenance", f"expected the recorded rows of every split; {text}")
     skipped = {
         name: split["skipped"] for name, split in splits.items() if isinstance(split, dict) and split.get("skipped")
     }
@@ -185,14 +181,14 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
         findings.add(
             "skipped_rows",
             "/@provenance",
-            f"every image was expected; some could not be read and were left out: {text}",
+            f"expected every image; some could not be read and were left out: {text}",
         )
     blank = blank_rows(contents)
     if len(blank):
         findings.add(
             "blank_rows",
             f"/image_features {rows_text(blank)}",
-            f"every image was expected; {count(len(blank), 'row')} could not be read and stand for a mid-grey image"
+            f"expected every image; {count(len(blank), 'row')} could not be read and stand for a mid-grey image"
             f"{_keys_text(contents, blank)}",
         )
     outside = [
@@ -204,7 +200,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
         findings.add(
             "provenance_rows",
             "/@provenance",
-            f"blank rows inside their split were expected; not so in {listed(outside)}",
+            f"expected blank rows inside their split; not so in {listed(outside)}",
         )
 
 
@@ -259,7 +255,7 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
             findings.add(
                 "image_in_two_splits",
                 "/image_digest",
-                f"no picture in two splits was expected; {count(len(shared), 'picture')} found: {text}",
+                f"expected no picture in two splits, found {count(len(shared), 'picture')}: {text}",
             )
     groups = contents.groups
     if groups is not None and len(groups) == len(split):
@@ -270,7 +266,7 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
             findings.add(
                 "group_in_two_splits",
                 "/groups",
-                f"no group in two splits was expected; {count(len(shared), 'group')} found: {text}",
+                f"expected no group in two splits, found {count(len(shared), 'group')}: {text}",
             )
 
 

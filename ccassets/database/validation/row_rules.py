@@ -57,7 +57,7 @@ def _check_ids(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "ids",
             f"/ids {rows_text(wrong)}",
-            f"every row's own number, 0 to {len(contents.ids) - 1}, was expected; "
+            f"expected every row's own number, 0 to {len(contents.ids) - 1}; "
             f"found {contents.ids[wrong[0]]} at row {wrong[0]} ({count(len(wrong), 'row')} differ)",
         )
 
@@ -74,7 +74,7 @@ def _check_split_counts(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "split_counts",
             "/@split_counts",
-            f"the rows of every split were expected to be those of split_counts "
+            f"expected the rows of every split to be those of split_counts "
             f"({sum(stored.values())} in all, {sum(counts.values())} found); {text}",
         )
 
@@ -93,7 +93,7 @@ def _check_contiguous(contents: Contents, findings: FindingCollector) -> None:
             ],
             separator="; ",
         )
-        findings.add("contiguous_splits", "/split", f"the rows of a split were expected to stand together; {text}")
+        findings.add("contiguous_splits", "/split", f"expected the rows of a split to stand together; {text}")
 
 
 def _check_labels(contents: Contents, findings: FindingCollector) -> None:
@@ -105,7 +105,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "missing_labels",
             f"/labels {rows_text(missing)}",
-            f"a label was expected for every row; {_count_text(len(missing), len(labels))} hold -1, which the original "
+            f"expected a label for every row; {_count_text(len(missing), len(labels))} hold -1, which the original "
             "scripts write where none was given. Features and texts are not affected.",
         )
     known = label_count(contents)
@@ -114,7 +114,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
     if len(wrong):
         text = listed([str(label) for label in np.unique(labels[wrong]).tolist()], limit=5)
         expected = "0 or more" if known is None else f"0 to {known - 1}, one of {known} labels,"
-        findings.add("labels", f"/labels {rows_text(wrong)}", f"{expected} was expected; found {text}")
+        findings.add("labels", f"/labels {rows_text(wrong)}", f"expected {expected}, found {text}")
     if _all_zero_is_suspicious(contents, known) and not labels.any():
         findings.add(
             "labels_all_zero",
@@ -145,12 +145,10 @@ def _check_label_matrix(contents: Contents, findings: FindingCollector) -> None:
         return
     other = np.flatnonzero((matrix > 1).any(axis=1))
     if len(other):
-        findings.add("label_matrix", f"/label_matrix {rows_text(other)}", "0 and 1 were expected; found other numbers")
+        findings.add("label_matrix", f"/label_matrix {rows_text(other)}", "expected 0 and 1, found other numbers")
     known = label_count(contents)
     if known is not None and matrix.shape[1] != known:
-        findings.add(
-            "label_matrix", "/label_matrix", f"{known} columns, one a label, were expected; found {matrix.shape[1]}"
-        )
+        findings.add("label_matrix", "/label_matrix", f"expected {known} columns, one a label, found {matrix.shape[1]}")
     if contents.labels is None or len(contents.labels) != len(matrix) or not matrix.shape[1]:
         return
     # argmax gives the first set column, and 0 where none is set.
@@ -159,7 +157,7 @@ def _check_label_matrix(contents: Contents, findings: FindingCollector) -> None:
         findings.add(
             "label_matrix",
             f"/labels {rows_text(wrong)}",
-            f"the first set column of label_matrix was expected; {count(len(wrong), 'label')} differ",
+            f"expected the first set column of label_matrix; {count(len(wrong), 'label')} differ",
         )
 
 
@@ -169,11 +167,11 @@ def _check_keys(contents: Contents, findings: FindingCollector) -> None:
         return
     empty = keys.rows_of("")
     if len(empty):
-        findings.add("keys", f"/keys {rows_text(empty)}", f"a key was expected for every row; {len(empty)} are empty")
+        findings.add("keys", f"/keys {rows_text(empty)}", f"expected a key for every row; {len(empty)} are empty")
     repeated = _repeated_keys(keys, contents.split)
     if repeated:
         text = listed([f"{shortened(key)} at {rows_text(rows)}" for key, rows in repeated.items()], separator="; ")
-        findings.add("duplicate_keys", "/keys", f"every key once in a split was expected; {text}")
+        findings.add("duplicate_keys", "/keys", f"expected every key once in a split; {text}")
 
 
 def _repeated_keys(keys: Categorical, split: Categorical | None) -> dict[str, list[int]]:

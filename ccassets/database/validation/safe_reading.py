@@ -77,7 +77,7 @@ def read_plain_attributes(group: h5py.Group, where: str, findings: FindingCollec
             findings.add_unreadable(f"{where}@{name}", "The attribute cannot be read", error)
             continue
         if isinstance(value, str) and not is_utf8(value):
-            findings.add("utf8", f"{where}@{name}", f"UTF-8 text was expected; found {shortened(value)}")
+            findings.add("utf8", f"{where}@{name}", f"expected UTF-8 text, found {shortened(value)}")
         attributes[name] = value
     return attributes
 
@@ -98,7 +98,7 @@ def read_integer(attributes: Mapping[str, Any], name: str, where: str, findings:
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    findings.add("attributes", f"{where}@{name}", f"{name}: an int64 was expected; found {_type_text(value)}")
+    findings.add("attributes", f"{where}@{name}", f"{name}: expected an int64, found {_type_text(value)}")
     return None
 
 
@@ -118,7 +118,7 @@ def member_names(group: h5py.Group, findings: FindingCollector) -> list[str]:
         return []
     broken = [repr(name) for name in names if not isinstance(name, str)]
     if broken:
-        findings.add("utf8", group.name, f"names in UTF-8 were expected; found {listed(broken)}")
+        findings.add("utf8", group.name, f"expected names in UTF-8, found {listed(broken)}")
     return [name for name in names if isinstance(name, str)]
 
 
@@ -135,16 +135,14 @@ def read_group(group: h5py.Group, name: str, findings: FindingCollector, *, list
                 findings.add("unreadable", where, "the name is listed, and leads to nothing")
             return None
         if not isinstance(link, h5py.HardLink):
-            findings.add(
-                "self_contained", where, "a group of the file itself was expected; found a soft or external link"
-            )
+            findings.add("self_contained", where, "expected a group of the file itself, found a soft or external link")
             return None
         member = group[name]
     except READ_ERRORS as error:
         findings.add_unreadable(where, "the group cannot be opened", error)
         return None
     if not isinstance(member, h5py.Group):
-        findings.add("datasets", where, "a group was expected; found another kind of object")
+        findings.add("datasets", where, "expected a group, found another kind of object")
         return None
     return member
 
@@ -161,10 +159,10 @@ def usable_dataset(
         link = group.get(name, getlink=True)
         if link is None:
             if required:
-                findings.add("datasets", where, f"a data set of shape {spec} was expected; there is none")
+                findings.add("datasets", where, f"expected a data set of shape {spec}, found none")
             return None
         if isinstance(link, h5py.HardLink) and group.get(name, getclass=True) is not h5py.Dataset:
-            findings.add("datasets", where, f"a data set of shape {spec} was expected; found another kind of object")
+            findings.add("datasets", where, f"expected a data set of shape {spec}, found another kind of object")
             return None
         dataset = safe_dataset(group, name)
         assert dataset is not None
@@ -181,19 +179,17 @@ def usable_dataset(
 def _matches(dataset: h5py.Dataset, spec: DatasetSpec, where: str, findings: FindingCollector) -> bool:
     shape = dataset.shape
     if shape is None or len(shape) != len(spec.shape):
-        findings.add("shapes", where, f"shape {spec} was expected; found {shape if shape is not None else 'no values'}")
+        findings.add("shapes", where, f"expected shape {spec}, found {shape if shape is not None else 'no values'}")
         return False
     widths = [(axis, length) for axis, length in zip(spec.shape, shape, strict=True) if isinstance(axis, int)]
     if any(axis != length for axis, length in widths):
-        findings.add("shapes", where, f"shape {spec} was expected; found {shape}")
+        findings.add("shapes", where, f"expected shape {spec}, found {shape}")
         return False
     if spec.dtype is None:
         return _is_text(dataset, where, findings)
     expected = np.dtype(spec.dtype)
     if dataset.dtype != expected:
-        findings.add(
-            "dtypes", where, f"{expected.name} ({expected.str}) was expected; found {_dtype_text(dataset.dtype)}"
-        )
+        findings.add("dtypes", where, f"expected {expected.name} ({expected.str}), found {_dtype_text(dataset.dtype)}")
     if expected.kind == "f":
         return bool(dataset.dtype.kind == "f")
     return dataset.dtype.kind in "iu"
@@ -206,14 +202,12 @@ def _dtype_text(dtype: np.dtype[Any]) -> str:
 def _is_text(dataset: h5py.Dataset, where: str, findings: FindingCollector) -> bool:
     info = h5py.check_string_dtype(dataset.dtype)
     if info is None:
-        findings.add(
-            "dtypes", where, f"variable-length UTF-8 strings were expected; found {_dtype_text(dataset.dtype)}"
-        )
+        findings.add("dtypes", where, f"expected variable-length UTF-8 strings, found {_dtype_text(dataset.dtype)}")
         return False
     if info.length is not None or info.encoding != "utf-8":
         length = "variable-length" if info.length is None else f"{info.length}-byte"
         findings.add(
-            "string_types", where, f"variable-length UTF-8 strings were expected; found {length} {info.encoding} ones"
+            "string_types", where, f"expected variable-length UTF-8 strings, found {length} {info.encoding} ones"
         )
     return True
 
@@ -235,7 +229,7 @@ def _is_plausible(dataset: h5py.Dataset, where: str, file_bytes: int, findings: 
         findings.add(
             "declared_size",
             where,
-            f"chunks {dataset.chunks} declare {chunk:,} bytes each in a file of {file_bytes:,}; fewer were expected",
+            f"expected chunks smaller than the file of {file_bytes:,} bytes, found {dataset.chunks} of {chunk:,} each",
         )
         return False
     return _filters_work(dataset, where, findings)
@@ -297,6 +291,6 @@ def read_names(dataset: h5py.Dataset, findings: FindingCollector) -> Categorical
         findings.add(
             "utf8",
             f"{dataset.name} {rows_text(rows)}",
-            f"UTF-8 strings were expected; {count(len(rows), 'row')} are not",
+            f"expected UTF-8 strings; {count(len(rows), 'row')} are not",
         )
     return Categorical(names, codes)

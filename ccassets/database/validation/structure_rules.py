@@ -30,18 +30,18 @@ def _check_profile(contents: Contents, findings: FindingCollector) -> None:
     if contents.kind == "image-part":
         if contents.split is not None and len(contents.split.names) > 1:
             names = listed([repr(name) for name in contents.split.names])
-            findings.add("profile", "/split", f"rows of one split were expected in an image part; found {names}")
+            findings.add("profile", "/split", f"expected rows of one split in an image part, found {names}")
         if "templates" in contents.members:
-            findings.add("profile", "/templates", "no templates were expected in an image part; found some")
+            findings.add("profile", "/templates", "expected no templates in an image part, found some")
     elif contents.kind == "template-part":
         if len(contents.templates) != 1:
             names = listed(list(contents.templates)) or "none"
-            findings.add("profile", "/templates", f"one template was expected in a template part; found {names}")
+            findings.add("profile", "/templates", f"expected one template in a template part, found {names}")
         if images:
-            findings.add("profile", "/", f"no images were expected in a template part; found {', '.join(images)}")
+            findings.add("profile", "/", f"expected no images in a template part, found {', '.join(images)}")
     elif contents.kind == "text-only" and images:
         findings.add(
-            "profile", "/@version", f"no images were expected in a {TEXT_ONLY_VERSION} file; found {listed(images)}"
+            "profile", "/@version", f"expected no images in a {TEXT_ONLY_VERSION} file, found {listed(images)}"
         )
 
 
@@ -50,14 +50,14 @@ def _check_version(contents: Contents, findings: FindingCollector) -> None:
     stored = contents.attributes.get("version")
     if stored not in (expected, VERSION):
         text = "no such attribute" if stored is None else shortened(stored) if isinstance(stored, str) else repr(stored)
-        findings.add("version", "/@version", f"version {expected!r} was expected; found {text}")
+        findings.add("version", "/@version", f"expected version {expected!r}, found {text}")
 
 
 def _check_row_counts(contents: Contents, findings: FindingCollector) -> None:
     lengths = {name: len(dataset) for name, dataset in contents.datasets.items()}
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        findings.add("row_counts", "/", f"one number of rows was expected in all row data sets; found {text}")
+        findings.add("row_counts", "/", f"expected one number of rows in all row data sets, found {text}")
 
 
 def _check_dimensions(contents: Contents, findings: FindingCollector) -> None:
@@ -65,9 +65,9 @@ def _check_dimensions(contents: Contents, findings: FindingCollector) -> None:
     tokens = read_integer(contents.attributes, "T_img", "/", findings)
     for name, value in (("D", dim), ("T_img", tokens)):
         if name not in contents.attributes:
-            findings.add("dimensions", f"/@{name}", f"the attribute {name} was expected; there is none")
+            findings.add("dimensions", f"/@{name}", f"expected the attribute {name}, found none")
         elif value is not None and value < 1 and (name, value) != ("T_img", -1):
-            findings.add("dimensions", f"/@{name}", f"{name} of 1 or more was expected; found {value}")
+            findings.add("dimensions", f"/@{name}", f"expected {name} of 1 or more, found {value}")
     for name, axes in (
         (IMAGE_FEATURES, {"D": (1, dim)}),
         (IMAGE_TOKEN_FEATURES, {"T_img": (1, tokens), "D": (2, dim)}),
@@ -86,7 +86,7 @@ def _check_created_at(attributes: Mapping[str, Any], where: str, findings: Findi
     stored = attributes.get("created_at")
     if not isinstance(stored, str) or not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stored):
         text = "none" if stored is None else shortened(str(stored))
-        findings.add("created_at", f"{where}@created_at", f"a time as YYYY-MM-DD HH:MM:SS was expected; found {text}")
+        findings.add("created_at", f"{where}@created_at", f"expected a time as YYYY-MM-DD HH:MM:SS, found {text}")
 
 
 def _check_template(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
@@ -101,10 +101,10 @@ def _check_template(template: TemplateContents, contents: Contents, findings: Fi
         stored = read_integer(template.attributes, name, template.where, findings)
         if name not in template.attributes:
             if contents.kind != "text-only":
-                findings.add("template_shapes", f"{template.where}@{name}", f"the attribute {name} was expected")
+                findings.add("template_shapes", f"{template.where}@{name}", f"expected the attribute {name}")
         elif stored is not None and value is not None and stored != value:
             findings.add(
-                "template_shapes", f"{template.where}@{name}", f"{name} = {value} was expected by shape; found {stored}"
+                "template_shapes", f"{template.where}@{name}", f"expected {name} = {value} by shape, found {stored}"
             )
     for axis, lengths in {
         "K": {name: shape[0] for name, shape in shapes.items()},
@@ -113,10 +113,10 @@ def _check_template(template: TemplateContents, contents: Contents, findings: Fi
     }.items():
         if len(set(lengths.values())) > 1:
             text = ", ".join(f"{name} {length}" for name, length in lengths.items())
-            findings.add("template_shapes", template.where, f"one {axis} was expected in all arrays; found {text}")
+            findings.add("template_shapes", template.where, f"expected one {axis} in all arrays, found {text}")
     if contents.kind != "text-only":
         _check_created_at(template.attributes, template.where, findings)
     images = contents.datasets.get(IMAGE_FEATURES)
     dim = images.shape[1] if images is not None else contents.attributes.get("D")
     if features is not None and isinstance(dim, int) and features[1] != dim:
-        findings.add("template_dim", template.where, f"D = {dim}, as in the images, was expected; found {features[1]}")
+        findings.add("template_dim", template.where, f"expected D = {dim}, as in the images, found {features[1]}")

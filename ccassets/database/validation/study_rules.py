@@ -20,7 +20,7 @@ def check_study(contents: Contents, study: Study, findings: FindingCollector) ->
         return
     _check_vocabulary(contents, study, findings)
     if contents.kind == "text-only":
-        findings.add("study_splits", "/", "every split of the study was expected; a text-only file has no images")
+        findings.add("study_splits", "/", "expected every split of the study; a text-only file has no images")
     else:
         _check_splits(contents, study, findings)
         _check_tokens(contents, study, findings)
@@ -39,13 +39,13 @@ def _check_vocabulary(contents: Contents, study: Study, findings: FindingCollect
     for name, expected in lists.items():
         different = difference_text(expected, contents.word_lists.get(name, expected))
         if different:
-            findings.add("study_vocabulary", f"/@{name}", f"{name}: the study's were expected; {different}")
+            findings.add("study_vocabulary", f"/@{name}", f"{name}: expected the study's; {different}")
     templates = vocabulary.templates()
     for template_id, template in templates.items():
         stored = contents.templates.get(template_id)
         if stored is None:
             where = f"/templates/{template_id}"
-            findings.add("study_vocabulary", where, f"template {template_id} of the study was expected; there is none")
+            findings.add("study_vocabulary", where, f"expected template {template_id} of the study, found none")
         elif stored.texts is not None:
             different = difference_text(template.prompts, stored.texts)
             if different:
@@ -60,7 +60,7 @@ def _check_vocabulary(contents: Contents, study: Study, findings: FindingCollect
         findings.add(
             "study_vocabulary",
             "/templates",
-            f"the study's {len(templates)} templates were expected; {listed(others)} are not of it",
+            f"expected the study's {len(templates)} templates, found {listed(others)} besides",
         )
 
 
@@ -71,16 +71,14 @@ def _check_splits(contents: Contents, study: Study, findings: FindingCollector) 
     known = {**(contents.split_counts or {}), **counts}
     missing = [repr(split) for split in study.splits if split not in known]
     if missing:
-        findings.add(
-            "study_splits", "/split", f"every split of the study was expected; there are no rows of {listed(missing)}"
-        )
+        findings.add("study_splits", "/split", f"expected every split of the study, found no rows of {listed(missing)}")
     others = [split for split in counts if split not in study.splits]
     if others:
         text = listed([f"{split!r} ({rows_text(contents.split.rows_of(split))})" for split in others])
         findings.add(
             "foreign_split",
             "/split",
-            f"only the study's splits {listed([repr(s) for s in study.splits])} were expected; "
+            f"expected only the study's splits {listed([repr(s) for s in study.splits])}, "
             f"found rows of {text} too. The rows of the study's own splits are not affected.",
         )
     order = [split for split in counts if split in study.splits]
@@ -89,7 +87,7 @@ def _check_splits(contents: Contents, study: Study, findings: FindingCollector) 
         findings.add(
             "study_splits",
             "/split",
-            f"the study's order, {listed([repr(s) for s in expected], 6)}, was expected; "
+            f"expected the study's order, {listed([repr(s) for s in expected], 6)}, "
             f"found {listed([repr(s) for s in order], 6)}",
         )
 
@@ -98,19 +96,17 @@ def _check_tokens(contents: Contents, study: Study, findings: FindingCollector) 
     stored = IMAGE_TOKEN_FEATURES in contents.datasets
     if stored and not study.encoder.tokens:
         findings.add(
-            "study_tokens", f"/{IMAGE_TOKEN_FEATURES}", "no token features were expected (tokens: false); found some"
+            "study_tokens", f"/{IMAGE_TOKEN_FEATURES}", "expected no token features (tokens: false), found some"
         )
     if not stored and study.encoder.tokens and study.encoder.kind in _ALWAYS_TOKENS:
-        findings.add(
-            "study_tokens", f"/{IMAGE_TOKEN_FEATURES}", "token features were expected (tokens: true); there are none"
-        )
+        findings.add("study_tokens", f"/{IMAGE_TOKEN_FEATURES}", "expected token features (tokens: true), found none")
 
 
 def _check_limit(contents: Contents, study: Study, findings: FindingCollector) -> None:
     expected, stored = study.extraction.limit, contents.attributes.get("limit")
     if expected != stored:
         findings.add(
-            "study_limit", "/@limit", f"limit {expected or 'none'} of the study was expected; found {stored or 'none'}"
+            "study_limit", "/@limit", f"expected limit {expected or 'none'} of the study, found {stored or 'none'}"
         )
 
 
@@ -122,4 +118,4 @@ def _check_encoder(contents: Contents, study: Study, findings: FindingCollector)
     for name in ("kind", "dtype", "compiled"):
         expected, stored = getattr(study.encoder, name), recorded.get(name)
         if stored is not None and stored != expected:
-            findings.add("study_encoder", "/@provenance", f"encoder {name} {expected!r} was expected; found {stored!r}")
+            findings.add("study_encoder", "/@provenance", f"expected encoder {name} {expected!r}, found {stored!r}")

@@ -52,7 +52,7 @@ def _check_hash(template: TemplateContents, findings: FindingCollector) -> None:
         findings.add(
             "texts_hash",
             f"{template.where}@texts_hash",
-            f"the hash of the stored prompts, {expected}, was expected; found {text}: "
+            f"expected the hash of the stored prompts, {expected}, found {text}: "
             "the prompts are not the ones that were encoded",
         )
 
@@ -96,7 +96,7 @@ def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -
             findings.add(
                 "vocabulary" if contents.published else "vocabulary_unknown",
                 "/",
-                f"{' and '.join(absent)} were expected beside {count(len(numbered), f'{kind} template')}",
+                f"expected {' and '.join(absent)} beside {count(len(numbered), f'{kind} template')}",
             )
         return
     stale = stale_templates(contents)
@@ -106,7 +106,7 @@ def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -
             findings.add(
                 "stale_template",
                 template.where,
-                f"{kind} templates 1 to {len(templates)} of {templates_name} were expected; {template_id} is beyond "
+                f"expected {kind} templates 1 to {len(templates)} of {templates_name}; {template_id} is beyond "
                 "them: left over from a longer list",
             )
         elif template.texts is not None:
@@ -122,7 +122,7 @@ def _check_numbered(kind: str, contents: Contents, findings: FindingCollector) -
         findings.add(
             "missing_template",
             "/templates",
-            f"{count(len(templates), f'{kind} template')} were expected by {templates_name}; missing: {names}",
+            f"expected {count(len(templates), f'{kind} template')} by {templates_name}; missing: {names}",
         )
 
 
@@ -134,7 +134,7 @@ def _compare_prompts(
         findings.add(
             "texts",
             f"{template.where}/texts",
-            f"the prompts that {source} give were expected; {different}",
+            f"expected the prompts that {source} give; {different}",
         )
 
 
@@ -157,7 +157,7 @@ def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
     texts = [text for concept in concepts for text in (concept["word"], *(concept.get("synonyms") or ()))]
     different = difference_text(words, texts)
     if different:
-        findings.add("vocabulary", "/@concepts", f"the words of concept_texts were expected; {different}")
+        findings.add("vocabulary", "/@concepts", f"expected the words of concept_texts; {different}")
 
 
 # --- tokens -------------------------------------------------------------------------------------------
@@ -177,8 +177,7 @@ def _check_tokens(template: TemplateContents, findings: FindingCollector) -> Non
             findings.add(
                 "attention_mask",
                 f"{template.where}/attention_mask {rows_text(wrong)}",
-                "1 for tokens and 0 for padding, and at least one token, were expected; "
-                f"{count(len(wrong), 'row')} differ",
+                f"expected 1 for tokens and 0 for padding, and at least one token; {count(len(wrong), 'row')} differ",
             )
     if spans is not None and (mask is None or len(mask) == len(spans)):
         wrong = np.flatnonzero(~_spans_inside(spans, mask))
@@ -187,7 +186,7 @@ def _check_tokens(template: TemplateContents, findings: FindingCollector) -> Non
             findings.add(
                 "spans",
                 f"{template.where}/subject_span {rows_text(wrong)}",
-                f"a range of the prompt's tokens (or 0, 0) was expected; found {spans[first].tolist()} at row {first}",
+                f"expected a range of the prompt's tokens (or 0, 0), found {spans[first].tolist()} at row {first}",
             )
 
 
@@ -209,7 +208,7 @@ def describe_alike_prompts(ids: Array, texts: Sequence[str]) -> str | None:
         return None
     more = f" (and {len(alike) - 1} more such groups)" if len(alike) > 1 else ""
     return (
-        "different tokens were expected for different prompts; the model reads "
+        "expected different tokens for different prompts; the model reads "
         f"{listed([shortened(text) for text in alike[0]])} as one{more}"
     )
 
@@ -224,7 +223,7 @@ def _check_cleaning(template: TemplateContents, contents: Contents, findings: Fi
         findings.add(
             "prompt_cleaning",
             f"{template.where}/texts",
-            "plain characters were expected, as the code of ConceptCLIP's authors makes them; "
+            "expected plain characters, as the code of ConceptCLIP's authors makes them; "
             f"{count(len(changed), 'prompt')} would be another there, such as {shortened(changed[0])} "
             f"({shortened(cleaned_text(changed[0]))})",
         )

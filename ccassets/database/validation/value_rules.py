@@ -86,12 +86,10 @@ def check_logit_parameters(contents: Contents, findings: FindingCollector) -> No
         value = contents.attributes.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and isfinite(value)):
-            findings.add("logit_parameters", f"/@{name}", f"a finite float64 was expected; found {value!r}")
+            findings.add("logit_parameters", f"/@{name}", f"expected a finite float64, found {value!r}")
     space = contents.attributes.get("logit_scale_space", LOGIT_SCALE_SPACE)
     if space != LOGIT_SCALE_SPACE:
-        findings.add(
-            "logit_parameters", "/@logit_scale_space", f"{LOGIT_SCALE_SPACE!r} was expected; found {str(space)!r}"
-        )
+        findings.add("logit_parameters", "/@logit_scale_space", f"expected {LOGIT_SCALE_SPACE!r}, found {str(space)!r}")
 
 
 def _scan(
@@ -117,7 +115,7 @@ def _scan(
         findings.add(
             "feature_digest",
             f"/feature_digest {rows_text(changed)}",
-            f"the digest of every row's stored bytes was expected; {count(len(changed), 'row')} give another: "
+            f"expected the digest of every row's stored bytes; {count(len(changed), 'row')} give another: "
             "their features were changed after they were written",
         )
     return np.array(sorted({*changed, *(row for fault in faults for row in fault.unsound)}), np.int64), faults
@@ -189,12 +187,12 @@ def _report_faults(name: str, faults: _Faults, findings: FindingCollector) -> No
         ("norms", faults.not_unit, f"a norm of 1 ± {NORM_TOLERANCE}", f"have another, up to {faults.worst_norm:.4g}"),
     ):
         if rows:
-            text = f"{expected} were expected" if expected.endswith("s") else f"{expected} was expected"
-            findings.add(check, f"{name} {rows_text(rows)}", f"{text} in every row; {count(len(rows), 'row')} {fault}")
+            text = f"expected {expected} in every row; {count(len(rows), 'row')} {fault}"
+            findings.add(check, f"{name} {rows_text(rows)}", text)
     if faults.zero_tokens and name == f"/{IMAGE_TOKEN_FEATURES}":
         rows = faults.zero_tokens
         findings.add(
             "zero_tokens",
             f"{name} {rows_text(rows)}",
-            f"no all-zero patch vector was expected; {count(len(rows), 'row')} have some",
+            f"expected no all-zero patch vector; {count(len(rows), 'row')} have some",
         )
