@@ -42,6 +42,11 @@ def row_histories(database: Database) -> pd.DataFrame:
     Raises:
         AnalysisError: The file has no image digests.
     """
+    return _with_parts(database, _rows(database))
+
+
+def _rows(database: Database) -> pd.DataFrame:
+    """What the file itself holds of its rows."""
     import pandas as pd
 
     if database.image_digest is None or database.keys is None or database.feature_digest is None:
@@ -59,14 +64,21 @@ def row_histories(database: Database) -> pd.DataFrame:
             "feature_digest": hexadecimal(database.feature_digest),
         }
     )
-    encoded = pd.DataFrame(_encoded_rows(database).values(), columns=_PART_COLUMNS)
-    table = table.merge(encoded, how="left", on="image_digest", validate="many_to_one")
-    known = table["part"].notna()
-    moved = (table["part_key"] != table["key"]) | (table["part_split"] != table["split"])
-    table["reused"] = moved.where(known)
     rows_of = table.groupby("image_digest")["row"].agg(list)
     table["same_image"] = [[other for other in rows_of[digest] if other != row] for row, digest in enumerate(digests)]
     return table
+
+
+def _with_parts(database: Database, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns of the part that each was encoded in."""
+    import pandas as pd
+
+    encoded = pd.DataFrame(_encoded_rows(database, set(rows["image_digest"])), columns=_PART_COLUMNS)
+    table: pd.DataFrame = rows.merge(encoded, how="left", on="image_digest", validate="many_to_one")
+    moved = (table["part_key"] != table["key"]) | (table["part_split"] != table["split"])
+    table["reused"] = moved.where(table["part"].notna())
+    same_image = table.pop("same_image")
+    return table.assign(same_image=same_image)
 
 
 def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
@@ -86,8 +98,8 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
     """
     import pandas as pd
 
-    table = row_histories(database)
-    chosen = table[table["key"] == key]
+    table = _rows(database)
+    chosen = _with_parts(database, table[table["key"] == key])
     if chosen.empty:
         near = get_close_matches(key, table["key"].tolist(), 3) or table["key"].tolist()[:3]
         raise AnalysisError(f"{database.path.name} has no row of the key {key!r}; it has {', '.join(near)}.")
@@ -132,10 +144,15 @@ _PART_COLUMNS = [
 ]  # fmt: skip
 
 
-def _encoded_rows(database: Database) -> dict[str, tuple[Any, ...]]:
-    """The rows of the database's parts by image digest, in the order of `_PART_COLUMNS`."""
-    rows: dict[str, tuple[Any, ...]] = {}
+def _encoded_rows(database: Database, wanted: set[str]) -> list[tuple[Any, ...]]:
+    """The rows of the database's parts with these image digests, in the order of `_PART_COLUMNS`.
+
+    Parts are read until each digest is found.
+    """
+    rows: list[tuple[Any, ...]] = []
     for path, origin in _parts(database).items():
+        if not wanted:
+            break
         try:
             with open_database(path) as part:
                 created: Mapping[str, Any] = (part.provenance or {}).get("created") or {}
@@ -143,8 +160,10 @@ def _encoded_rows(database: Database) -> dict[str, tuple[Any, ...]]:
                 digests = np.empty((0, 32), np.uint8) if part.image_digest is None else part.image_digest
                 keys: npt.NDArray[Any] = np.full(len(digests), "") if part.keys is None else part.keys
                 for row, digest in enumerate(hexadecimal(digests)):
-                    facts = (path.name, origin, created.get("at"), device, keys[row], part.split[row], part.labels[row])
-                    rows.setdefault(digest, (digest, *facts))
+                    if digest in wanted:
+                        of_part = path.name, origin, created.get("at"), device
+                        rows.append((digest, *of_part, keys[row], part.split[row], part.labels[row]))
+                        wanted.discard(digest)
         except DatabaseError:
             continue  # A damaged part: `ccassets validate --deep` names it.
     return rows
