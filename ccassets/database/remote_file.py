@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import io
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.hdf5_heap_guard import HEAP_SIGNATURE, is_endless
+from ccassets.database.positioned_file import PositionedFile
 from ccassets.errors import DatabaseError, StorageError
 
 Range = tuple[int, int]
@@ -57,7 +57,7 @@ def references_url(url: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.removesuffix('.h5')}.refs.json"))
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(PositionedFile):
     """A file at an address: what h5py reads its metadata from, and exact ranges of it.
 
     Metadata comes in blocks, of which a bounded number is kept; where references lie beside the file, their copy of it
@@ -79,7 +79,6 @@ class RemoteFile(io.RawIOBase):
         self.requests = 0
         """Number of ranges that were asked for."""
         self._lock = Lock()
-        self._position = 0
         self._next_block, self._ahead = -1, 1
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._stored: list[tuple[int, bytes]] = []
@@ -90,20 +89,6 @@ class RemoteFile(io.RawIOBase):
             self._use(references)
 
     # --- the interface that h5py reads through --------------------------------------------------------
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = origin + offset
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         size = min(len(buffer), max(0, self.size - self._position))

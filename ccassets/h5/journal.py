@@ -8,7 +8,6 @@ where the journal is incomplete or of another file, removes it: either all of a 
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import weakref
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from ccassets.database.positioned_file import PositionedFile
 from ccassets.errors import StorageError
 from ccassets.files import lock_file, storage_error, storage_errors, sync
 
@@ -34,7 +34,7 @@ _RECORD = struct.Struct(f"<Q{_PAGE}s{_PAGE}s")  # page, stored bytes, new bytes
 _DIGEST_BYTES = 16
 
 
-class JournaledFile(io.RawIOBase):
+class JournaledFile(PositionedFile):
     """A file locked for one writer; `flush` stores everything written since the last flush at once.
 
     Bytes after the end of the stored file are written directly, so that only changed pages of the stored file are
@@ -54,9 +54,8 @@ class JournaledFile(io.RawIOBase):
         except OSError as error:
             os.close(self._fd)
             raise storage_error(error, path) from error
-        self._committed = self._size = os.fstat(self._fd).st_size
+        self._committed = self.size = os.fstat(self._fd).st_size
         self._pages: dict[int, _Page] = {}
-        self._position = 0
         self._discarded = False
         _open_files.add(self)
 
@@ -64,25 +63,11 @@ class JournaledFile(io.RawIOBase):
         # h5py uses this as the file's name.
         return str(self._path)
 
-    def readable(self) -> bool:
-        return True
-
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
     def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         data = os.pread(self._fd, len(view), self._position)
         view[: len(data)] = data
         view[len(data) :] = bytes(len(view) - len(data))
@@ -104,12 +89,12 @@ class JournaledFile(io.RawIOBase):
             self._fail(error)
             self._hold(self._position + len(view[:held]), view[held:])
         self._position += len(view)
-        self._size = max(self._size, self._position)
+        self.size = max(self.size, self._position)
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        self._size = self._position if size is None else size
-        return self._size
+        self.size = self._position if size is None else size
+        return self.size
 
     def flush(self) -> None:
         if self._discarded or self.closed:
@@ -120,17 +105,17 @@ class JournaledFile(io.RawIOBase):
             self._fail(error)
 
     def _commit(self) -> None:
-        pages = {number: page for number, page in sorted(self._pages.items()) if number * _PAGE < self._size}
+        pages = {number: page for number, page in sorted(self._pages.items()) if number * _PAGE < self.size}
         if pages:
             # What the pages refer to must be on the disk before them, and they before what replaces the old ones.
             os.fsync(self._fd)
             self._write_journal(pages)
-            _apply(self._fd, pages, self._size)
+            _apply(self._fd, pages, self.size)
             os.pwrite(self._journal_fd, bytes(_HEADER.size), 0)
-        elif self._size != os.fstat(self._fd).st_size:
-            os.ftruncate(self._fd, self._size)
+        elif self.size != os.fstat(self._fd).st_size:
+            os.ftruncate(self._fd, self.size)
         self._pages.clear()
-        self._committed = self._size
+        self._committed = self.size
 
     def _fail(self, error: OSError) -> None:
         self.error = self.error or error
@@ -171,7 +156,7 @@ class JournaledFile(io.RawIOBase):
             self._journal_fd = os.open(_journal(self._path), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             sync(self._path.parent)
         records = [_RECORD.pack(number, page.old, page.new) for number, page in pages.items()]
-        content = b"".join([_HEADER.pack(_MAGIC, self._size, len(pages)), *records])
+        content = b"".join([_HEADER.pack(_MAGIC, self.size, len(pages)), *records])
         _write_at(self._journal_fd, memoryview(content + xxhash.xxh3_128_digest(content)), 0)
         os.fsync(self._journal_fd)
 
