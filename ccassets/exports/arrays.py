@@ -89,4 +89,6 @@ def write_numpy(rows: ExportedRows, folder: Path, progress: Progress) -> None:
         for name, shape in shapes.items()
     }
     content = {"rows": len(rows), "arrays": arrays, "texts": texts, "concepts": list(rows.concepts)}
+    if codes := {word: code for word, code in rows.concepts.items() if code}:
+        content["concept_codes"] = codes
     write_text(folder / "rows.json", json.dumps(content, indent=1) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.concept_models import ConceptModel, apply_model, encoder_identity, load_model
-from ccassets.analysis.samples import row_classes
+from ccassets.analysis.samples import database_concepts, row_classes
 from ccassets.analysis.scores import normalise, row_range
 from ccassets.database.feature_digests import hexadecimal
 from ccassets.database.hdf5 import iter_blocks, take_rows
@@ -50,7 +50,8 @@ class ExportedRows:
         self.rows = row_range(database, split)
         self._tokens = database.image_token_features if tokens else None
         has_scores = any(name.startswith("concept_prompts_t") for name in database.templates)
-        self.concepts = tuple(database.concepts) if has_scores else ()
+        self.concepts = {concept.word: concept.code for concept in database_concepts(database)} if has_scores else {}
+        """The code of every concept, None where it has none, by its word."""
 
     def __len__(self) -> int:
         return int(self.rows.stop - self.rows.start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +119,14 @@ def write_concept_scores(database: Database, path: Path, progress: Progress = si
         remove_leftovers(path.parent)
         with replacing(path) as temporary:
             empty = {name: values[:0] for name, values in facts.items()}
-            empty["concept_scores"] = np.empty((0, len(database.concepts)), np.float32)
-            _write_batches(temporary, empty, tuple(database.concepts), blocks())
+            empty["concept_scores"] = np.empty((0, len(rows.concepts)), np.float32)
+            _write_batches(temporary, empty, rows.concepts, blocks())
 
 
-def record_batch(columns: Columns, concepts: tuple[str, ...]) -> pa.RecordBatch:
+def record_batch(columns: Columns, concepts: Mapping[str, str | None]) -> pa.RecordBatch:
     """Columns as Arrow arrays: rows of numbers as lists of fixed size, concept scores as a column a concept.
+
+    The code of a concept is metadata of its column.
 
     Raises:
         AnalysisError: A concept has the name of another column.
@@ -137,11 +139,15 @@ def record_batch(columns: Columns, concepts: tuple[str, ...]) -> pa.RecordBatch:
         raise AnalysisError(f"The concepts {clash} have the names of columns that describe the rows. Rename them.")
     if "concept_scores" in columns:
         arrays |= {name: pa.array(scores) for name, scores in zip(concepts, columns["concept_scores"].T, strict=True)}
-    return pa.record_batch(arrays)
+    fields = [
+        pa.field(name, array.type, metadata={"code": code} if (code := concepts.get(name)) else None)
+        for name, array in arrays.items()
+    ]
+    return pa.record_batch(list(arrays.values()), schema=pa.schema(fields))
 
 
 def _write_batches(
-    path: Path, empty: Columns, concepts: tuple[str, ...], blocks: Iterator[Columns], **options: Any
+    path: Path, empty: Columns, concepts: Mapping[str, str | None], blocks: Iterator[Columns], **options: Any
 ) -> None:
     import pyarrow.parquet as pq
 

@@ -179,6 +179,27 @@ def test_anndata_has_the_concepts(tmp_path: Path) -> None:
     assert concepts["level"].tolist() == list(LEVELS)
 
 
+def test_codes_of_concepts_go_along(tmp_path: Path) -> None:
+    code = "NCIt C12345"
+    concepts = [{"word": word, "code": code} if number == 1 else {"word": word} for number, word in enumerate(CONCEPTS)]
+    with open_database(
+        write_cells(tmp_path / "a.h5", cells(48).samples, attributes={"concepts": concepts})
+    ) as database:
+        for format in FORMATS:
+            export_checked(database, tmp_path / f"a.{format}", format=format)
+    table = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert table.uns["concepts"]["code"].astype(str).tolist() == ["", code, *[""] * (len(CONCEPTS) - 2)]
+    assert json.loads((tmp_path / "a.npy/rows.json").read_text())["concept_codes"] == {CONCEPTS[1]: code}
+    for path in (tmp_path / "a.parquet", *(tmp_path / "a.huggingface/data").iterdir()):
+        schema = pq.read_schema(path)
+        assert schema.field(CONCEPTS[1]).metadata[b"code"] == code.encode()
+        assert b"code" not in (schema.field(CONCEPTS[0]).metadata or {})
+    assert CONCEPTS[1] in read(tmp_path / "a.csv", "csv")
+    assert (
+        CONCEPTS[1] in datasets.load_dataset(str(tmp_path / "a.huggingface"), cache_dir=str(tmp_path))["train"].features
+    )
+
+
 def test_the_concept_scores_of_a_study_are_a_table_of_concepts(tmp_path: Path) -> None:
     samples = cells(48, grouped=True).samples
     with open_database(write_cells(tmp_path / "cells.h5", samples)) as database:
