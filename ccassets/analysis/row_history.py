@@ -144,14 +144,15 @@ _PART_COLUMNS = [
 ]  # fmt: skip
 
 
-def _encoded_rows(database: Database, wanted: set[str]) -> list[tuple[Any, ...]]:
+def _encoded_rows(database: Database, image_digests: set[str]) -> list[tuple[Any, ...]]:
     """The rows of the database's parts with these image digests, in the order of `_PART_COLUMNS`.
 
     Parts are read until each digest is found.
     """
     rows: list[tuple[Any, ...]] = []
+    missing = set(image_digests)
     for path, origin in _parts(database).items():
-        if not wanted:
+        if not missing:
             break
         try:
             with open_database(path) as part:
@@ -160,10 +161,10 @@ def _encoded_rows(database: Database, wanted: set[str]) -> list[tuple[Any, ...]]
                 digests = np.empty((0, 32), np.uint8) if part.image_digest is None else part.image_digest
                 keys: npt.NDArray[Any] = np.full(len(digests), "") if part.keys is None else part.keys
                 for row, digest in enumerate(hexadecimal(digests)):
-                    if digest in wanted:
+                    if digest in missing:
                         of_part = path.name, origin, created.get("at"), device
                         rows.append((digest, *of_part, keys[row], part.split[row], part.labels[row]))
-                        wanted.discard(digest)
+                        missing.discard(digest)
         except DatabaseError:
             continue  # A damaged part: `ccassets validate --deep` names it.
     return rows
