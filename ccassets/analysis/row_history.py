@@ -77,8 +77,8 @@ def _with_parts(database: Database, rows: pd.DataFrame) -> pd.DataFrame:
     table: pd.DataFrame = rows.merge(encoded, how="left", on="image_digest", validate="many_to_one")
     moved = (table["part_key"] != table["key"]) | (table["part_split"] != table["split"])
     table["reused"] = moved.where(table["part"].notna())
-    same_image = table.pop("same_image")
-    return table.assign(same_image=same_image)
+    table["same_image"] = table.pop("same_image")  # The last column.
+    return table
 
 
 def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
