@@ -99,8 +99,8 @@ def test_help_and_version_load_no_heavy_library() -> None:
         (["bundle", "demo"], "Missing option '--output'"),
         (["build", "demo", "--plan", "--output", "copy.h5"], "--output needs a whole build"),
         (["build", "demo", "--split", "train", "--output", "copy.h5"], "--output needs a whole build"),
-        (["extract", "demo", "--shards", "3"], "such as 3/8; found '3'"),
-        (["extract", "demo", "--shards", "4/3"], "such as 3/8; found '4/3'"),
+        (["extract", "demo", "--shards", "3"], "such as 3/8, found '3'"),
+        (["extract", "demo", "--shards", "4/3"], "such as 3/8, found '4/3'"),
     ],
 )
 def test_options_that_do_not_go_together_are_explained(arguments: list[str], said: str) -> None:
