@@ -56,7 +56,7 @@ def project(tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> It
     )
     text = (study.folder / "defs.yaml").read_text(encoding="utf-8")
     (folder / "defs.yaml").write_text(text, encoding="utf-8")
-    resources, downstream = blocks("In somebody else's project")
+    resources, downstream = blocks("In your own Dagster project")
     (root / "theirs" / "defs" / "resources.py").write_text(resources)
     (root / "theirs" / "defs" / "downstream.py").write_text(downstream)
     monkeypatch.syspath_prepend(str(root))
