@@ -77,7 +77,7 @@ export function makeErrors(root, app) {
         h(
           "li",
           {},
-          h("div", { class: "similarity" }, strong(similarity.toFixed(4)), rows[0].class !== rows[1].class && h("span", { class: "verdict wrong" }, "other label")),
+          h("div", { class: "similarity" }, strong(`similarity ${similarity.toFixed(4)}`), rows[0].class !== rows[1].class && h("span", { class: "verdict wrong" }, "other label")),
           h("ul", { class: "cards two" }, rows.map((row) => card(row, info, [line(strong(row.split)), row.class && line(row.class), row.key && line(muted(row.key))].filter(Boolean)))),
         ),
       ),

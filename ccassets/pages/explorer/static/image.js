@@ -34,7 +34,7 @@ export function makeImage(root, app) {
   const neighbours = h("div", { class: "panel wide" });
   root.append(
     h("div", { class: "heading" }, title, previous, next),
-    h("div", { class: "columns" }, h("div", { class: "left" }, stage, info.unavailable.heat ? "" : heatForm, heatNote), h("div", { class: "right" }, facts, prediction, concepts)),
+    h("div", { class: "columns" }, h("div", { class: "left" }, stage, info.unavailable.heat ? "" : heatForm, heatNote), h("div", { class: "known" }, facts, prediction, concepts)),
     neighbours,
   );
 
@@ -217,7 +217,7 @@ export function makeImage(root, app) {
     prediction.replaceChildren(
       h("h3", {}, "Prediction: ", known.class, verdict && h("span", { class: `verdict ${verdict}` }, verdict)),
       h("ul", { class: "bars" }, likely.map(([name, share]) => bar(name, share, `${(share * 100).toFixed(0)} %`, "share"))),
-      known.contributions.length > 0 && h("h4", {}, `What speaks for and against “${known.explained}”`),
+      known.contributions.length > 0 ? h("h4", {}, `What speaks for and against “${known.explained}”`) : "",
       h("ul", { class: "bars" }, known.contributions.slice(0, 8).map(({ word, value }) => conceptBar(word, value / largest, signed(value, 2)))),
     );
   }
@@ -231,7 +231,7 @@ export function makeImage(root, app) {
       h("h3", {}, "Concepts"),
       h("p", { class: "note" }, `Similarity in standard deviations from the average image.${info.unavailable.heat ? "" : " Click one to see where."}`),
       h("ul", { class: "bars" }, sorted.slice(0, SHOWN_CONCEPTS).map(draw)),
-      rest.length > 0 && h("details", {}, h("summary", {}, `${rest.length} more`), h("ul", { class: "bars" }, rest.map(draw))),
+      rest.length > 0 ? h("details", {}, h("summary", {}, `${rest.length} more`), h("ul", { class: "bars" }, rest.map(draw))) : "",
     );
   }
 

@@ -1,0 +1,292 @@
+"""The explorer in Chromium without WebGL: its views at every size, and what a person does with its buttons."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ccassets.database.reader import open_database
+from ccassets_tests.browser.pages import chromium
+from ccassets_tests.database.made_files import write_database
+from ccassets_tests.pages.explorer_process import BuiltStudy, Client, build_study, served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+VIEWS = {
+    "map": "#colour=split&rings=labels,duplicates&rows=3-9",
+    "gallery": "#view=gallery&query=concept:Eosinophilic+granules",
+    "image": "#view=image&row=5&heat=concept:Round+nucleus",
+    "errors": "#view=errors&list=duplicates",
+}
+READY = {
+    "map": "document.querySelector('#map .entry') !== null",
+    "gallery": "document.querySelectorAll('#gallery .card').length > 20",
+    "image": (
+        "document.querySelectorAll('#image .strip .card').length > 5"
+        " && document.querySelector('#image .heat').width === 12"
+    ),
+    "errors": "document.querySelector('#errors h2') !== null",
+}
+_UNREADABLE = "() => [...document.images].filter((image) => image.complete && !image.naturalWidth).length"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltStudy:
+    return build_study(tmp_path_factory.mktemp("explorer"))
+
+
+@pytest.fixture(scope="module")
+def client(built: BuiltStudy) -> Iterator[Client]:
+    with open_database(built.store.database) as database, served(database, built.study) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium("--disable-webgl", "--disable-webgl2", "--disable-3d-apis") as started:
+        yield started
+
+
+@dataclass
+class Visit:
+    """A page of the explorer, with all that went wrong in it."""
+
+    page: Any
+    address: str
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, view: str) -> None:
+        self.page.goto(self.address + "/" + view)
+
+    def wait(self, condition: str) -> None:
+        """Wait for a condition in the page; its policy forbids what playwright waits by."""
+        deadline = time.monotonic() + 120
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < deadline, f"{condition}: {self.page.inner_text('body')}"
+            self.page.wait_for_timeout(50)
+
+    def button(self, name: str) -> Any:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def downloaded(self, name: str) -> bytes:
+        """Press a button, and read the file that it gives."""
+        with self.page.expect_download() as download:
+            self.button(name).click()
+        return Path(download.value.path()).read_bytes()
+
+
+@contextmanager
+def visited(browser: Any, client: Client, *, width: int = 1440, scheme: str = "light") -> Iterator[Visit]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, accept_downloads=True)
+    page = context.new_page()
+    visit = Visit(page, client.address)
+    page.on("console", lambda said: visit.complaints.append(f"{said.type}: {said.text}"))
+    page.on("pageerror", lambda error: visit.complaints.append(f"script: {error}"))
+    page.on("dialog", lambda dialog: (visit.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: request.url.startswith((client.address, "blob:")) or visit.complaints.append(request.url),
+    )
+    try:
+        yield visit
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440, 2560])
+def test_every_view_is_whole_at_every_size_and_asks_nobody_else(
+    browser: Any, client: Client, width: int, scheme: str
+) -> None:
+    with visited(browser, client, width=width, scheme=scheme) as visit:
+        for view, address in VIEWS.items():
+            visit.open(address)
+            visit.wait(READY[view])
+            too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert visit.page.evaluate(too_wide) == 0, view
+            assert visit.page.evaluate(_UNREADABLE) == 0, view
+            assert visit.page.get_by_text("false", exact=True).count() == 0, view
+            assert visit.page.get_by_role("button", name="Errors and data").is_visible()
+        assert visit.complaints == []
+
+
+def test_axe_finds_nothing_serious(browser: Any, client: Client) -> None:
+    axe = pytest.importorskip("axe_core_python.base", reason="axe_core_python is not installed: pages are not checked")
+    with visited(browser, client) as visit:
+        for view, address in VIEWS.items():
+            visit.open(address)
+            visit.wait(READY[view])
+            visit.page.evaluate(axe.AXE_SCRIPT + ";0")
+            violations = visit.page.evaluate("() => axe.run()")["violations"]
+            serious = [found["id"] for found in violations if found["impact"] in ("serious", "critical")]
+            assert serious == [], view
+
+
+def test_the_walk_from_a_text_to_a_file(browser: Any, client: Client) -> None:
+    """Text → image → heat map → patch → lasso → CSV and a new study, by the buttons alone."""
+    database = client.explorer.database
+    with visited(browser, client) as visit:
+        page = visit.page
+        visit.open("")
+        visit.button("Gallery").click()
+        page.get_by_label("Find images like").fill("a cell with eosinophilic granules")
+        visit.button("Search").click()
+        page.get_by_role("heading", name="Images like “a cell with eosinophilic granules”").wait_for()
+        first = page.locator("#gallery .card").first
+        first.wait_for()
+        row = int(first.get_attribute("data-row"))
+        assert row == client.get("/api/search?text=a+cell+with+eosinophilic+granules&k=1")["rows"][0]["row"]
+
+        first.locator(".open").click()
+        page.get_by_role("heading", name=str(database.keys[row])).wait_for()
+        page.locator("[data-word='Round nucleus']").first.click()
+        visit.wait(READY["image"])
+        painted = page.locator("#image .heat").evaluate(
+            "(layer) => [...layer.getContext('2d').getImageData(0, 0, 12, 12).data].filter((_, i) => i % 4 === 3)"
+        )
+        heat = client.get(f"/api/heat/{row}?concept=Round+nucleus")
+        above = (np.array(heat["grid"]).ravel() - heat["low"]) / (heat["high"] - heat["low"])
+        assert painted == pytest.approx((np.clip(above, 0, 1) * 0.75 * 255).tolist(), abs=1.5)
+
+        box = page.locator(".cover").bounding_box()
+        page.mouse.click(box["x"] + box["width"] * 4.5 / 12, box["y"] + box["height"] * 6.5 / 12)
+        page.get_by_role("heading", name=f"Patches like patch {6 * 12 + 4} of row {row}").wait_for()
+        page.locator("#gallery .patchmark").first.wait_for()
+        assert f"patch%3A{row}%3A76" in page.url
+
+        visit.button("Map").click()
+        visit.wait(READY["map"])
+        visit.button("Lasso").click()
+        plot = page.locator("#map canvas").bounding_box()
+        corners = [(0.1, 0.15), (0.9, 0.15), (0.9, 0.95), (0.1, 0.95)]
+        points = [(plot["x"] + plot["width"] * x, plot["y"] + plot["height"] * y) for x, y in corners]
+        page.mouse.move(*points[0])
+        page.mouse.down()
+        for point in points[1:]:
+            page.mouse.move(*point, steps=4)
+        page.mouse.up()
+        page.get_by_text("selected", exact=False).first.wait_for()
+        lines = list(csv.DictReader(io.StringIO(visit.downloaded("CSV").decode())))
+        assert len(lines) > 30
+        assert all(line["key"] == database.keys[int(line["row"])] for line in lines)
+
+        visit.button("New study…").click()
+        page.get_by_label("Name").fill("few_cells")
+        with zipfile.ZipFile(io.BytesIO(visit.downloaded("Download"))) as archive:
+            keys = archive.read("few_cells/subset.txt").decode().splitlines()
+        assert keys == [line["key"] for line in lines]
+        assert visit.complaints == []
+
+
+def test_a_link_shows_the_same_and_the_way_back_works(browser: Any, client: Client) -> None:
+    with visited(browser, client) as visit:
+        page = visit.page
+        visit.open("#view=gallery&query=concept:Round+nucleus&split=val&rows=1-3.9&labels=5:2")
+        visit.wait("document.querySelectorAll('#gallery .card').length === 12")
+        assert page.locator("#bar").inner_text().startswith("4 selected")
+        assert "1 corrected label" in page.locator("#bar").inner_text()
+        assert page.get_by_role("button", name="val", exact=True).get_attribute("aria-pressed") == "true"
+        page.locator("#gallery .card .open").first.click()
+        visit.wait("location.hash.includes('view=image')")
+        page.locator("#image h2").wait_for()
+        page.go_back()
+        visit.wait("document.querySelectorAll('#gallery .card').length === 12")
+        assert visit.complaints == []
+
+
+def test_labels_are_corrected_and_leave_as_a_file(browser: Any, client: Client) -> None:
+    database = client.explorer.database
+    with visited(browser, client) as visit:
+        visit.open("#view=image&row=7")
+        visit.page.get_by_label("The label should be").select_option(label="platelet")
+        text = visit.downloaded("Labels CSV").decode()
+        assert text.splitlines() == ["key,label", f"{database.keys[7]},platelet"]
+
+
+def test_an_image_file_is_searched_by_and_a_wrong_one_is_refused(browser: Any, client: Client, tmp_path: Path) -> None:
+    picture = tmp_path / "cell.png"
+    picture.write_bytes(client.request("GET", "/api/rows/9/image").body)
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no image")
+    with visited(browser, client) as visit:
+        visit.open("#view=gallery")
+        visit.page.locator("#file").set_input_files(str(picture))
+        visit.page.get_by_role("heading", name="Images like the file").wait_for()
+        first = visit.page.locator("#gallery .card").first
+        first.wait_for()
+        assert first.get_attribute("data-row") == "9"
+        visit.page.locator("#file").set_input_files(str(wrong))
+        visit.page.get_by_text("no image of a format that is read here").wait_for()
+
+
+def test_the_lasso_takes_exactly_the_points_inside(browser: Any, client: Client) -> None:
+    """Against the even-odd rule of every point, for rough polygons that cross themselves."""
+    with visited(browser, client) as visit:
+        visit.open("")
+        wrong = visit.page.evaluate(
+            """async () => {
+              const { Grid, isInside } = await import("/points.js");
+              let seed = 1;
+              const random = () => ((seed = (seed * 48271) % 2147483647) / 2147483647);
+              const count = 40_000;
+              const x = Float32Array.from({ length: count }, () => random() + random());
+              const y = Float32Array.from({ length: count }, () => random() * random());
+              const grid = new Grid(x, y);
+              let wrong = 0;
+              for (const corners of [3, 4, 40, 200]) {
+                for (let turn = 0; turn < 5; turn++) {
+                  const polygon = Float64Array.from({ length: 2 * corners }, () => random() * 1.2 - 0.1);
+                  const inside = new Set(grid.inside(polygon));
+                  for (let i = 0; i < count; i++) {
+                    wrong += Number(inside.has(grid.row[i]) !== isInside(polygon, grid.x[i], grid.y[i]));
+                  }
+                }
+              }
+              return wrong;
+            }"""
+        )
+        assert wrong == 0
+
+
+def test_a_file_alone_has_a_map_and_says_why_there_are_no_pictures(browser: Any, tmp_path: Path) -> None:
+    path = write_database(tmp_path / "features.h5")
+    with open_database(path) as database, served(database, None) as client, visited(browser, client) as visit:
+        visit.open("")
+        visit.wait(READY["map"])
+        visit.open("#view=gallery&query=concept:granules")
+        visit.page.locator("#gallery .card").first.wait_for()
+        visit.open("#view=image&row=3")
+        visit.page.get_by_text("A file alone has no pictures").wait_for()
+        visit.open("#view=errors")
+        visit.page.locator("#errors").get_by_text("No fitted classifier lies beside the file").wait_for()
+        assert visit.complaints == []
+
+
+def test_the_views_are_reached_and_used_by_the_keyboard(browser: Any, client: Client) -> None:
+    with visited(browser, client) as visit:
+        page = visit.page
+        visit.open("")
+        visit.wait(READY["map"])
+        page.locator("#map canvas").focus()
+        for key in ("+", "+", "ArrowLeft"):
+            page.keyboard.press(key)
+        visit.wait("location.hash.includes('at=')")
+        page.keyboard.press("0")
+        visit.wait("!location.hash.includes('at=')")
+        page.keyboard.press("Enter")
+        visit.wait("location.hash.includes('view=image')")
+        page.locator(".cover").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        visit.wait("location.hash.includes('query=patch')")
+        assert visit.complaints == []
