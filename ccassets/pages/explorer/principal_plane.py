@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.analysis.scores import normalise
+from ccassets.analysis.scores import cosines, normalise
 from ccassets.database.hdf5 import Array, iter_blocks, take_rows
 from ccassets.datasets.manifest import evenly_spaced_positions
 
@@ -29,12 +29,12 @@ def principal_plane(features: Array) -> npt.NDArray[np.float32]:
     fitted = np.nan_to_num(fitted)
     mean = fitted.mean(axis=0)
     fitted -= mean
-    _, directions = np.linalg.eigh((fitted.T @ fitted).astype(np.float64))
-    axes = directions[:, ::-1][:, :2]
+    _, components = np.linalg.eigh((fitted.T @ fitted).astype(np.float64))
+    axes = components[:, ::-1][:, :2]
     # An eigenvector may point either way: its largest number shall be positive.
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0))
-    columns = axes.astype(np.float32)
+    directions = np.ascontiguousarray(axes.T, np.float32)
     for first, block in iter_blocks(features):
-        rows = np.nan_to_num(normalise(np.asarray(block)))
-        points[first : first + len(rows), : columns.shape[1]] = (rows - mean) @ columns
+        projected = np.nan_to_num(cosines(block, directions)) - directions @ mean
+        points[first : first + len(block), : len(directions)] = projected
     return points
