@@ -128,7 +128,7 @@ def test_axe_finds_nothing_serious(browser: Any, client: Client) -> None:
             visit.wait(READY[view])
             visit.page.evaluate(axe.AXE_SCRIPT + ";0")
             violations = visit.page.evaluate("() => axe.run()")["violations"]
-            serious = [found["id"] for found in violations if found["impact"] in ("serious", "critical")]
+            serious = [violation["id"] for violation in violations if violation["impact"] in ("serious", "critical")]
             assert serious == [], view
 
 

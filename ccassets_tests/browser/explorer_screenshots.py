@@ -1,4 +1,4 @@
-"""The pictures of the explorer in docs, taken anew of phantoms: `python -m ccassets_tests.browser.explorer_pictures`."""
+"""The screenshots of the explorer in docs: `python -m ccassets_tests.browser.explorer_screenshots`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ccassets_tests.browser.screenshots import IMAGES
 from ccassets_tests.browser.test_explorer_pages import READY, visited
 from ccassets_tests.pages.explorer_process import build_study, served
 
-PICTURES = {
+VIEWS = {
     "map": "#colour=class&rings=labels,duplicates",
     "gallery": "#view=gallery&query=concept:Eosinophilic+granules",
     "image": "#view=image&row=5&heat=concept:Eosinophilic+granules",
@@ -30,13 +30,13 @@ def main() -> None:
             chromium() as browser,
             visited(browser, client, width=1200) as visit,
         ):
-            for view, address in PICTURES.items():
+            for view, address in VIEWS.items():
                 visit.open(address)
                 visit.wait(READY[view])
                 visit.wait("[...document.images].filter((image) => !image.hidden && !image.complete).length === 0")
-                picture = Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB")
+                screenshot = Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB")
                 path = IMAGES / f"explorer_{view}.png"
-                picture.quantize(128).save(path, optimize=True)
+                screenshot.quantize(128).save(path, optimize=True)
                 print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
 
 
