@@ -72,6 +72,12 @@ from .metrics import (
     evaluate as evaluate,
 )
 from .paper_tables import write_paper_tables as write_paper_tables
+from .projection import (
+    Projection as Projection,
+    project_features as project_features,
+    read_projection as read_projection,
+    write_projection as write_projection,
+)
 from .results import AnalysisResult as AnalysisResult
 from .retrieval import Retrieval as Retrieval, measure_retrieval as measure_retrieval
 from .row_history import explain_rows as explain_rows, row_histories as row_histories

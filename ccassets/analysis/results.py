@@ -27,6 +27,7 @@ RESULT_FILES = {
     "zero_shot": "zero_shot.json",
     "concept_bottleneck": "concept_bottleneck.json",
     "label_errors": "label_errors.json",
+    "projection": "projection.parquet",
     "concept_atlas": "concept_atlas.html",
 }
 """The analyses of a study, each after those it reads, and the files they write to `Store.analysis`."""

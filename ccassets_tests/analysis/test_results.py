@@ -43,6 +43,7 @@ def test_a_study_has_the_analyses_that_it_has_words_and_splits_for(tmp_path: Pat
         "zero_shot",
         "concept_bottleneck",
         "label_errors",
+        "projection",
         "concept_atlas",
     ]
     without_labels = changed("labels", lambda a: a["vocabulary"]["labels"].update(templates=[]))
@@ -50,13 +51,14 @@ def test_a_study_has_the_analyses_that_it_has_words_and_splits_for(tmp_path: Pat
         "concept_scores",
         "concept_bottleneck",
         "label_errors",
+        "projection",
         "concept_atlas",
     ]
     assert "no label words" in unavailable_analyses(without_labels)["zero_shot"]
     without_concepts = changed("concepts", lambda a: a["vocabulary"].pop("concepts"))
-    assert available_analyses(without_concepts) == ["zero_shot"]
+    assert available_analyses(without_concepts) == ["zero_shot", "projection"]
     folds = changed("folds", lambda a: a["dataset"].update(rows={"train": 8, "fold 2": 8}))
-    assert available_analyses(folds) == ["concept_scores", "zero_shot", "label_errors", "concept_atlas"]
+    assert available_analyses(folds) == ["concept_scores", "zero_shot", "label_errors", "projection", "concept_atlas"]
     assert "the study has no val" in unavailable_analyses(folds)["concept_bottleneck"]
 
 

@@ -23,7 +23,7 @@ from ccassets_tests.orchestration.study_runs import run_job, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Specifying a partitions_def:dagster.PreviewWarning")
 
-ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas"]
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "projection", "concept_atlas"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_a_build_ends_with_all_analyses_and_their_files(built: Study) -> None:
     assert {path.name for path in folder.iterdir()} == {
         *("concept_scores.parquet", "zero_shot.json", "concept_bottleneck.json", "concept_atlas.html"),
         *("model.json", "looks.jsonl", "label_errors.json", "label_errors.csv", "label_errors.html"),
+        "projection.parquet",
     }
 
 
@@ -144,15 +145,16 @@ def test_what_a_study_has_no_words_or_splits_for_is_left_out_and_named(study: St
     job = definitions_of(without_labels).resolve_job_def(job_name(study, "analyse"))
     assert "No zero_shot: The study has no label words" in (job.description or "")
     without_any = edit_study(study, lambda a: a.update(vocabulary={}))
-    assert not set(ANALYSES) & assets_of(without_any)
-    assert run_build(without_any).materialized[-1] == "validation_report"
+    assert set(ANALYSES) & assets_of(without_any) == {"projection"}
+    assert run_build(without_any).materialized[-2:] == ["validation_report", "projection"]
 
 
 def test_splits_of_other_names_leave_out_the_classifier_alone(study: Study, image_folder: Path) -> None:
     (image_folder / "val").rename(image_folder / "fold 2")
     folds = edit_study(study, lambda a: a["dataset"].update(splits=["train", "fold 2", "test"]))
     assert set(ANALYSES) - assets_of(folds) == {"concept_bottleneck"}
-    assert run_build(folds).materialized[-4:] == ["concept_scores", "zero_shot", "label_errors", "concept_atlas"]
+    left = [name for name in ANALYSES if name != "concept_bottleneck"]
+    assert run_build(folds).materialized[-5:] == left
     assert metadata(folds, "zero_shot")["test_accuracy"] >= 0
     page = (Store.of(folds).analysis / "concept_atlas.html").read_text(encoding="utf-8")
     assert "the study has no val" in page
@@ -165,7 +167,7 @@ def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image
         for folder in (image_folder / split).iterdir():
             if folder.is_dir():
                 folder.rmdir()
-    assert run_build(study).materialized[-5:] == ANALYSES
+    assert run_build(study).materialized[-6:] == ANALYSES
     for asset in ("zero_shot", "concept_bottleneck", "label_errors"):
         assert "has no labels" in metadata(study, asset)["obstacle"]
         assert "val_accuracy" not in metadata(study, asset)
@@ -175,7 +177,7 @@ def test_images_without_labels_are_no_failure_but_a_sentence(study: Study, image
 
 
 def test_grades_are_measured_as_grades_once_the_study_says_so(study: Study) -> None:
-    assert run_build(study).materialized[-5:] == ANALYSES
+    assert run_build(study).materialized[-6:] == ANALYSES
     assert "test_quadratic_kappa" not in metadata(study, "zero_shot")
     graded = edit_study(study, lambda a: a["vocabulary"]["labels"].update(ordinal=True))
     assert run_build(graded).materialized == [

@@ -12,6 +12,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from ccassets.analysis.results import RESULT_FILES
 from ccassets.datasets.manifest import Manifest
 from ccassets.errors import BuildError, StudyError
 from ccassets.orchestration.assets import study_assets
@@ -27,7 +28,7 @@ from ccassets_tests.orchestration.study_runs import run_job, status_of
 
 EVENING = datetime(2030, 1, 1, 20, 0, tzinfo=timezone.utc)
 SOURCES = {"encoder", "images:train", "images:val", "images:test"}
-REPORTS = ("validation_report", "concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas")
+REPORTS = ("validation_report", *RESULT_FILES)
 
 
 class Daemon:

@@ -55,7 +55,7 @@ def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 TEMPLATES = ["concept_prompts_t01", "concept_prompts_t02", "label_prompts_t01", "label_prompts_t02"]
 DATABASE = ["feature_database", "validation_report"]
-ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "concept_atlas"]
+ANALYSES = ["concept_scores", "zero_shot", "concept_bottleneck", "label_errors", "projection", "concept_atlas"]
 
 
 def metadata(study: Study, *parts: str) -> dict[str, Any]:
@@ -231,6 +231,7 @@ def test_every_check_has_a_button_of_its_own_and_the_right_ones_block(
         "zero_shot": {"val_accuracy"},
         "concept_bottleneck": {"val_accuracy"},
         "label_errors": set(),
+        "projection": set(),
         "concept_atlas": set(),
     }
 
@@ -507,7 +508,7 @@ def test_studies_tell_what_is_built_stale_and_missing(built: Study) -> None:
         assert {state for state, names in statuses["demo"].items() if names} == {"missing"}
         return statuses["cells"]
 
-    assert len(status(built)["built"]) == 18
+    assert len(status(built)["built"]) == 19
     edited = edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
     assert status(edited)["missing"] == ["template_features/concept_prompts_t03"]
     assert status(edited)["stale"] == ["feature_database"]

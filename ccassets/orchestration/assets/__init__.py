@@ -16,6 +16,7 @@ from ccassets.orchestration.assets.feature_database import feature_database
 from ccassets.orchestration.assets.image_features import image_features
 from ccassets.orchestration.assets.images import images
 from ccassets.orchestration.assets.label_errors import label_errors
+from ccassets.orchestration.assets.projection import projection
 from ccassets.orchestration.assets.template_features import template_features
 from ccassets.orchestration.assets.zero_shot import zero_shot
 from ccassets.study.schema import Study
@@ -25,6 +26,7 @@ _ANALYSES = {
     "zero_shot": zero_shot,
     "concept_bottleneck": concept_bottleneck,
     "label_errors": label_errors,
+    "projection": projection,
     "concept_atlas": concept_atlas,
 }
 

@@ -1,0 +1,194 @@
+"""Projections: all images of a database as points of a plane, for maps."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ccassets.analysis.results import RESULT_FILES
+from ccassets.analysis.scores import normalise
+from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.reader import Database, open_database
+from ccassets.database.summary import summarize
+from ccassets.datasets.manifest import evenly_spaced_positions
+from ccassets.encoders.runtime import available_cores
+from ccassets.errors import AnalysisError
+from ccassets.files import remove_leftovers, replacing, storage_errors
+from ccassets.progress import Progress, silent
+from ccassets.study.storage import Store
+
+Method = Literal["pca", "tsne"]
+
+MOST_FITTED = 50_000
+"""A projection is fitted on at most so many rows, evenly spaced; the others are added to it."""
+LEAST_FOR_TSNE = 500
+"""With fewer rows principal components show as much, and nobody waits for them."""
+MOST_SINGLE_THREADED = 5_000
+"""Threads wait for each other longer than so few rows take, tenfold on busy cores."""
+_COMPONENTS = 50
+_BLOCK = 10_000
+_SEED = 0
+_FACTS = b"ccassets"
+
+Points = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A stored projection.
+
+    Attributes:
+        points: (N, 2) float32, a point for each row of the database; nan where a row has no direction.
+        method: How the points were computed.
+        versions: The versions of the libraries that computed them, by name.
+    """
+
+    points: Points
+    method: Method
+    versions: dict[str, str]
+
+
+def project_features(database: Database, method: Method | None = None, *, progress: Progress = silent) -> Points:
+    """Project the image features of a database onto a plane.
+
+    Principal components of unit vectors are what both methods start with. The seed is fixed: the same machine and the
+    same versions give the same points.
+
+    Args:
+        database: The database.
+        method: `pca` (the first two of them), or `tsne` (openTSNE on the first fifty, by the extra `map`); by default
+            `tsne` where it is installed and there are at least 500 rows.
+        progress: Called with the rows that have a point and all of them.
+
+    Returns:
+        (N, 2) float32; nan where a row is zero or not finite.
+
+    Raises:
+        AnalysisError: openTSNE is not installed.
+    """
+    method = method or default_method(len(database))
+    components = _principal_components(database, 2 if method == "pca" else _COMPONENTS)
+    points = np.full((len(database), 2), np.nan, np.float32)
+    rows = np.flatnonzero(np.isfinite(components).all(axis=1))
+    if method == "tsne":
+        _embed(components, rows, points, progress)
+    else:
+        points[rows] = 0
+        points[rows, : components.shape[1]] = components[rows]
+    progress(len(points), len(points))
+    return points
+
+
+def default_method(rows: int) -> Method:
+    """The method for a database of so many rows on this machine."""
+    return "tsne" if rows >= LEAST_FOR_TSNE and find_spec("openTSNE") else "pca"
+
+
+def write_projection(store: Store, *, progress: Progress = silent) -> Projection:
+    """Project the database of a study and write `projection.parquet`, a row an image, with the facts of `Projection`.
+
+    Args:
+        store: The store of the study.
+        progress: Called with the rows that have a point and all of them.
+
+    Returns:
+        What was written.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = store.analysis / RESULT_FILES["projection"]
+    with open_database(store.database) as database:
+        method = default_method(len(database))
+        libraries = ("numpy", *(("openTSNE",) if method == "tsne" else ()))
+        versions = {name: version(name) for name in libraries}
+        projection = Projection(project_features(database, method, progress=progress), method, versions)
+        facts = {"method": method, "versions": projection.versions, "database": summarize(database)["digest"]}
+        columns = {"id": database.ids, "split": database.split, **dict(zip("xy", projection.points.T, strict=True))}
+        keys = {} if database.keys is None else {"key": database.keys}
+    table = pa.table({**columns, **keys}).replace_schema_metadata({_FACTS: json.dumps(facts)})
+    with storage_errors(path):
+        remove_leftovers(path.parent)
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    return projection
+
+
+def read_projection(path: str | os.PathLike[str], database: Database) -> Projection:
+    """Read a projection that `write_projection` wrote.
+
+    Args:
+        path: The file.
+        database: The database whose points are expected.
+
+    Returns:
+        The projection.
+
+    Raises:
+        AnalysisError: There is no such file, or it is of another state of the database.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["x", "y"])
+        facts = json.loads(table.schema.metadata[_FACTS])
+        points = np.column_stack([table["x"].to_numpy(), table["y"].to_numpy()])
+        projection, digest = Projection(points, facts["method"], facts["versions"]), facts["database"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise AnalysisError(f"{path} is not there yet, or damaged: materialize projection.") from error
+    if digest != summarize(database)["digest"] or len(points) != len(database):
+        raise AnalysisError(f"{path} is of another state of the database: materialize projection again.")
+    return projection
+
+
+def _principal_components(database: Database, count: int) -> npt.NDArray[np.float32]:
+    """(N, C): the first components of the unit vectors, at most `count`, fitted on evenly spaced rows."""
+    values = database.image_features
+    fitted = _unit_vectors(np.asarray(values[evenly_spaced_positions(len(values), MOST_FITTED)]))
+    fitted = fitted[np.isfinite(fitted).all(axis=1)]
+    count = min(count, *fitted.shape)
+    components = np.full((len(values), count), np.nan, np.float32)
+    if not count:
+        return components
+    centre = fitted.mean(axis=0)
+    fitted -= centre
+    axes = np.linalg.eigh(fitted.T @ fitted)[1][:, : -count - 1 : -1]
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])  # Either sign would do: always the same one.
+    for first, block in iter_blocks(values):
+        components[first : first + len(block)] = (_unit_vectors(block) - centre) @ axes
+    return components
+
+
+def _unit_vectors(features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return normalise(features)
+
+
+def _embed(
+    components: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], points: Points, progress: Progress
+) -> None:
+    """Compute the points of the rows from their components: a fit, and the others added to it block by block."""
+    try:
+        from openTSNE import TSNE
+    except ImportError:
+        raise AnalysisError("A t-SNE needs openTSNE: `pip install 'ccassets[map]'`, or take pca.") from None
+    chosen = evenly_spaced_positions(len(rows), MOST_FITTED)
+    threads = available_cores() if len(chosen) > MOST_SINGLE_THREADED else 1
+    fit: Any = TSNE(initialization="pca", random_state=_SEED, n_jobs=threads).fit(components[rows[chosen]])
+    points[rows[chosen]] = fit
+    progress(len(chosen), len(rows))
+    others = np.setdiff1d(rows, rows[chosen])
+    for first in range(0, len(others), _BLOCK):
+        block = others[first : first + _BLOCK]
+        points[block] = fit.transform(components[block])
+        progress(len(chosen) + first + len(block), len(rows))
