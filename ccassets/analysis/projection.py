@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.results import RESULT_FILES
-from ccassets.analysis.scores import normalise
-from ccassets.database.hdf5 import iter_blocks
+from ccassets.analysis.scores import cosines, normalise
+from ccassets.database.hdf5 import Array, iter_blocks, take_rows
 from ccassets.database.reader import Database, open_database
 from ccassets.database.summary import summarize
 from ccassets.datasets.manifest import evenly_spaced_positions
@@ -45,7 +45,7 @@ class Projection:
     """A stored projection.
 
     Attributes:
-        points: (N, 2) float32, a point for each row of the database; nan where a row has no direction.
+        points: (N, 2) float32, a point for each row of the database.
         method: How the points were computed.
         versions: The versions of the libraries that computed them, by name.
     """
@@ -68,20 +68,18 @@ def project_features(database: Database, method: Method | None = None, *, progre
         progress: Called with the rows that have a point and all of them.
 
     Returns:
-        (N, 2) float32; nan where a row is zero or not finite.
+        (N, 2) float32.
 
     Raises:
         AnalysisError: openTSNE is not installed.
     """
     method = method or default_method(len(database))
-    components = _principal_components(database, 2 if method == "pca" else _COMPONENTS)
-    points = np.full((len(database), 2), np.nan, np.float32)
-    rows = np.flatnonzero(np.isfinite(components).all(axis=1))
+    features = database.image_features
     if method == "tsne":
-        _embed(components, rows, points, progress)
-    else:
-        points[rows] = 0
-        points[rows, : components.shape[1]] = components[rows]
+        return _embed(principal_components(features, _COMPONENTS), progress)
+    points = np.zeros((len(database), 2), np.float32)
+    components = principal_components(features, 2)
+    points[:, : components.shape[1]] = components
     progress(len(points), len(points))
     return points
 
@@ -151,44 +149,51 @@ def read_projection(path: str | os.PathLike[str], database: Database) -> Project
     return projection
 
 
-def _principal_components(database: Database, count: int) -> npt.NDArray[np.float32]:
-    """(N, C): the first components of the unit vectors, at most `count`, fitted on evenly spaced rows."""
-    values = database.image_features
-    fitted = _unit_vectors(np.asarray(values[evenly_spaced_positions(len(values), MOST_FITTED)]))
-    fitted = fitted[np.isfinite(fitted).all(axis=1)]
+def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]:
+    """Project features onto their first principal components, which are fitted on evenly spaced rows.
+
+    Args:
+        features: (N, D) of any float dtype and length; compared at unit length.
+        count: The number of components, where there are so many rows and dimensions.
+
+    Returns:
+        (N, C), C at most `count`; a row that is zero or not finite counts as zeros.
+    """
+    fitted = _unit_vectors(take_rows(features, evenly_spaced_positions(len(features), MOST_FITTED)))
     count = min(count, *fitted.shape)
-    components = np.full((len(values), count), np.nan, np.float32)
+    components = np.zeros((len(features), count), np.float32)
     if not count:
         return components
     centre = fitted.mean(axis=0)
     fitted -= centre
     axes = np.linalg.eigh(fitted.T @ fitted)[1][:, : -count - 1 : -1]
     axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])  # Either sign would do: always the same one.
-    for first, block in iter_blocks(values):
+    for first, block in iter_blocks(features):
         components[first : first + len(block)] = (_unit_vectors(block) - centre) @ axes
     return components
 
 
 def _unit_vectors(features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return normalise(features)
+        return np.nan_to_num(normalise(features), posinf=0, neginf=0)
 
 
-def _embed(
-    components: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], points: Points, progress: Progress
-) -> None:
-    """Compute the points of the rows from their components: a fit, and the others added to it block by block."""
+def _embed(components: npt.NDArray[np.float32], progress: Progress) -> Points:
+    """Compute points from components (N, C): a fit of evenly spaced rows, and the others added to it in blocks."""
     try:
         from openTSNE import TSNE
     except ImportError:
         raise AnalysisError("A t-SNE needs openTSNE: `pip install 'ccassets[map]'`, or take pca.") from None
-    chosen = evenly_spaced_positions(len(rows), MOST_FITTED)
-    threads = available_cores() if len(chosen) > MOST_SINGLE_THREADED else 1
-    fit: Any = TSNE(initialization="pca", random_state=_SEED, n_jobs=threads).fit(components[rows[chosen]])
-    points[rows[chosen]] = fit
-    progress(len(chosen), len(rows))
-    others = np.setdiff1d(rows, rows[chosen])
+    rows = len(components)
+    fitted = evenly_spaced_positions(rows, MOST_FITTED)
+    threads = available_cores() if len(fitted) > MOST_SINGLE_THREADED else 1
+    fit: Any = TSNE(initialization="pca", random_state=_SEED, n_jobs=threads).fit(components[fitted])
+    points = np.empty((rows, 2), np.float32)
+    points[fitted] = fit
+    progress(len(fitted), rows)
+    others = np.setdiff1d(np.arange(rows), fitted)
     for first in range(0, len(others), _BLOCK):
         block = others[first : first + _BLOCK]
         points[block] = fit.transform(components[block])
-        progress(len(chosen) + first + len(block), len(rows))
+        progress(len(fitted) + first + len(block), rows)
+    return points

@@ -12,6 +12,7 @@ import pytest
 
 from ccassets import open_database
 from ccassets.analysis import project_features, projection, read_projection, write_projection
+from ccassets.analysis.projection import principal_components
 from ccassets.errors import AnalysisError
 from ccassets.study.storage import Store
 from ccassets_tests.database.made_files import write_database
@@ -72,23 +73,19 @@ def test_a_tsne_places_rows_that_were_not_fitted_and_is_the_same_again(
     assert seen[-1] == (130, 130)
 
 
-def test_a_row_without_direction_has_no_point(tmp_path: Path) -> None:
-    write_clusters(tmp_path / "a.h5", 40)
-    with h5py.File(tmp_path / "a.h5", "r+") as file:
-        file["image_features"][3] = 0
-        file["image_features"][5, 1] = np.nan
-    with open_database(tmp_path / "a.h5") as database:
-        points = project_features(database, "pca")
-    assert np.flatnonzero(np.isnan(points).any(axis=1)).tolist() == [3, 5]
+def test_few_rows_and_dimensions_and_rows_without_direction_have_points_too() -> None:
+    assert principal_components(np.zeros((0, 24), np.float16), 2).shape == (0, 0)
+    assert np.array_equal(principal_components(np.ones((3, 1), np.float16), 2), np.zeros((3, 1)))
+    rows = np.random.default_rng(3).standard_normal((20, 6)).astype(np.float16)
+    rows[3], rows[5, 1] = 0, np.nan
+    assert np.isfinite(principal_components(rows, 2)).all()
 
 
-def test_few_rows_and_dimensions_have_points_too(tmp_path: Path) -> None:
-    for rows, dim in ((1, 3), (4, 1), (0, 3)):
-        path = write_database(tmp_path / f"{rows}_{dim}.h5", {"train": rows}, dim=dim, tokens=0, templates=False)
+def test_a_database_of_one_row_and_of_none_has_its_points(tmp_path: Path) -> None:
+    for rows in (0, 1):
+        path = write_database(tmp_path / f"{rows}.h5", {"train": rows}, tokens=0, templates=False)
         with open_database(path) as database:
-            points = project_features(database)
-        assert points.shape == (rows, 2)
-        assert np.isfinite(points).all()
+            assert np.array_equal(project_features(database), np.zeros((rows, 2)))
 
 
 def test_what_a_build_wrote_is_read_for_its_database_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
-from ccassets.analysis import concept_scores, load_model, near_duplicates, patch_scores
+from ccassets.analysis import concept_scores, load_model, near_duplicates, patch_scores, project_features
 from ccassets.analysis.concept_models import apply_model
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.row_history import explain_rows
@@ -32,7 +32,6 @@ from ccassets.errors import AnalysisError
 from ccassets.pages.explorer.explorer_routes import MOST_UPLOADED, STATIC, api_routes
 from ccassets.pages.explorer.explorer_state import Explorer, SearchQuery
 from ccassets.pages.explorer.point_columns import Column, coded, pack_columns
-from ccassets.pages.explorer.principal_plane import principal_plane
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.orchestration.ui_process import ignoring_interrupts
 from ccassets_tests.pages.explorer_process import BuiltStudy, Client, build_study, served, unpacked
@@ -250,7 +249,7 @@ def test_images_are_the_ones_that_were_encoded(client: Client) -> None:
 def test_points_say_where_every_row_lies_and_what_it_is(client: Client) -> None:
     database = client.explorer.database
     columns = unpacked(client.request("GET", "/api/points").body)
-    plane = principal_plane(database.image_features)
+    plane = project_features(database, "pca")
     assert np.array_equal(columns["x"][0], plane[:, 0])
     assert np.array_equal(columns["y"][0], plane[:, 1])
     codes, names = columns["split"]
@@ -262,18 +261,6 @@ def test_points_say_where_every_row_lies_and_what_it_is(client: Client) -> None:
     assert names[: len(client.get("/api/info")["classes"])] == client.get("/api/info")["classes"]
     scores, _ = unpacked(client.request("GET", f"/api/scores?{QUERY}").body)["score"]
     assert scores == pytest.approx(concept_scores(database, WORD)[:, 0], abs=1e-6)
-
-
-def test_the_plane_is_that_of_the_principal_components() -> None:
-    rng = np.random.default_rng(3)
-    rows = rng.standard_normal((200, 24)) * np.linspace(3, 0.1, 24)
-    points = principal_plane(rows.astype(np.float16))
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    _, _, directions = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
-    expected = (unit - unit.mean(axis=0)) @ directions[:2].T
-    assert np.abs(points) == pytest.approx(np.abs(expected), abs=5e-3)
-    assert principal_plane(rows[:0].astype(np.float16)).shape == (0, 2)
-    assert np.array_equal(principal_plane(np.ones((3, 1), np.float16)), np.zeros((3, 2)))
 
 
 def test_codes_and_offsets_survive_packing() -> None:

@@ -19,6 +19,7 @@ from ccassets.analysis.classifiers import LinearClassifier, classifier_digest
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.label_error_detection import LabelError, label_errors
+from ccassets.analysis.projection import project_features, read_projection
 from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result
 from ccassets.analysis.row_history import SIMILAR, explain_rows
 from ccassets.analysis.samples import class_names, database_concepts, is_labelled, row_classes
@@ -32,7 +33,6 @@ from ccassets.errors import AnalysisError, DatabaseError
 from ccassets.exports.exported_rows import ExportedRows
 from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO
 from ccassets.pages.explorer.point_columns import Column, coded, pack_columns
-from ccassets.pages.explorer.principal_plane import principal_plane
 from ccassets.pages.explorer.query_vectors import QueryVectors
 from ccassets.pages.thumbnails import thumbnail
 from ccassets.study.schema import Study
@@ -480,7 +480,16 @@ class Explorer:
         return self._once("classes", read)
 
     def _plane(self) -> npt.NDArray[np.float32]:
-        return self._once("plane", lambda: principal_plane(self.database.image_features))
+        """(N, 2): the projection that a build stored beside the file, else the principal components."""
+
+        def read() -> npt.NDArray[np.float32]:
+            try:
+                path = self.database.path.parent / "analysis" / RESULT_FILES["projection"]
+                return read_projection(path, self.database).points
+            except AnalysisError:
+                return project_features(self.database, "pca")
+
+        return self._once("plane", read)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Make something by the first request for it; others wait for that one."""
