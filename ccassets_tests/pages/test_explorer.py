@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,6 +33,7 @@ from ccassets.errors import AnalysisError
 from ccassets.pages.explorer.explorer_routes import MOST_UPLOADED, STATIC, api_routes
 from ccassets.pages.explorer.explorer_state import Explorer, SearchQuery
 from ccassets.pages.explorer.point_columns import Column, coded, pack_columns
+from ccassets.pages.explorer.selections import corrected_labels
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.orchestration.ui_process import ignoring_interrupts
 from ccassets_tests.pages.explorer_process import BuiltStudy, Client, build_study, served, unpacked
@@ -349,6 +351,15 @@ def test_a_new_study_is_the_study_with_a_subset(client: Client, built: BuiltStud
     content = yaml.safe_load(files["few_cells/defs.yaml"])
     assert content["attributes"]["dataset"].pop("subset") == "subset.txt"
     assert content == yaml.safe_load((built.study.folder / "defs.yaml").read_text(encoding="utf-8"))
+
+
+def test_a_key_of_two_splits_is_written_with_its_split(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5", {"train": 2, "test": 2}, tokens=0)
+    with h5py.File(path, "r+") as file:
+        file["keys"][...] = ["0", "1", "0", "2"]
+    with open_database(path) as database:
+        labels = corrected_labels(database, {2: "basophil", 3: "monocyte"})
+    assert labels.decode().split() == ["key,label", "test/0,basophil", "2,monocyte"]
 
 
 def test_corrected_labels_are_a_file_of_keys_and_classes(client: Client) -> None:

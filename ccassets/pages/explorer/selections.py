@@ -16,6 +16,7 @@ import yaml
 from ccassets.analysis.row_files import csv_text
 from ccassets.analysis.samples import class_names
 from ccassets.database.reader import Database
+from ccassets.datasets.revised_rows import distinct_names
 from ccassets.errors import AnalysisError
 from ccassets.exports.exported_rows import ExportedRows
 from ccassets.exports.tables import record_batch
@@ -53,7 +54,10 @@ def keys_text(exported: ExportedRows, rows: Rows) -> bytes:
     Raises:
         AnalysisError: The file has no keys, or one has a line break.
     """
-    keys = _keys(exported.database, rows)
+    return _lines(_keys(exported.database, rows))
+
+
+def _lines(keys: Sequence[str]) -> bytes:
     if any("\n" in key or "\r" in key for key in keys):
         raise AnalysisError("A key has a line break: a list of one key a line cannot hold it.")
     return "".join(f"{key}\n" for key in keys).encode("utf-8", "surrogateescape")
@@ -109,7 +113,7 @@ def new_study(study: Study, exported: ExportedRows, rows: Rows, name: str) -> by
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
         archive.writestr(f"{name}/{STUDY_FILE}", text)
-        archive.writestr(f"{name}/{SUBSET_FILE}", keys_text(exported, rows))
+        archive.writestr(f"{name}/{SUBSET_FILE}", _lines(_names(exported.database, rows)))
     return buffer.getvalue()
 
 
@@ -128,8 +132,8 @@ def corrected_labels(database: Database, labels: Mapping[int, str]) -> bytes:
         raise AnalysisError(f"There are no classes {unknown}; there are {list(class_names(database))}.")
     rows = selected_rows(database, list(labels))
     # Keys are file names as they are: an apostrophe before them would make them other names.
-    keys = _keys(database, rows)
-    return csv_text(["key", "label"], zip(keys, labels.values(), strict=True)).encode("utf-8", "surrogateescape")
+    names = _names(database, rows)
+    return csv_text(["key", "label"], zip(names, labels.values(), strict=True)).encode("utf-8", "surrogateescape")
 
 
 def _keys(database: Database, rows: Rows) -> list[str]:
@@ -137,6 +141,12 @@ def _keys(database: Database, rows: Rows) -> list[str]:
         raise AnalysisError(f"{database.path.name} does not say where its rows came from: they have no keys.")
     keys: list[str] = database.keys[rows].tolist()
     return keys
+
+
+def _names(database: Database, rows: Rows) -> list[str]:
+    """The keys of rows, as `split/key` where another row of the file has the same: what a study knows them by."""
+    names = distinct_names(_keys(database, np.arange(len(database))), database.split.tolist())
+    return [names[row] for row in rows.tolist()]
 
 
 def _absolute(study: Study, value: str) -> str:
