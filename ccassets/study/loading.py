@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from ccassets.errors import StudyError
-from ccassets.files import unreadable_reason
+from ccassets.files import YAML_LOADER, unreadable_reason
 from ccassets.study.schema import Study, StudyConfig
 
 STUDY_FILE = "defs.yaml"
@@ -151,10 +151,10 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
         if path.stat().st_size > _MOST_BYTES:
             raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None and _expanded(root, {}) > _MOST_NODES:
-            raise StudyError(f"{path}: its aliases (*name) stand for more than {_MOST_NODES} values; write them out")
-        return root, yaml.safe_load(text)
+        try:
+            return _compose(path, text, YAML_LOADER)
+        except yaml.YAMLError:
+            return _compose(path, text, yaml.SafeLoader)  # Its message shows the place in the text.
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise StudyError(f"{path} cannot be read: {error}. Line {line} is no UTF-8: save the file as UTF-8.") from error
@@ -167,6 +167,13 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
         raise StudyError(f"{path}:{mark.line + 1 if mark else 1}: this is not valid YAML: {error}") from error
     except ValueError as error:  # What looks like a date or a number, and is none.
         raise StudyError(f"{path}: a value cannot be read ({error}); put quotes around it if it is a text") from error
+
+
+def _compose(path: Path, text: str, loader: type[yaml.SafeLoader]) -> tuple[yaml.Node | None, Any]:
+    root = yaml.compose(text, Loader=loader)
+    if root is not None and _expanded(root, {}) > _MOST_NODES:
+        raise StudyError(f"{path}: its aliases (*name) stand for more than {_MOST_NODES} values; write them out")
+    return root, yaml.load(text, loader)
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
