@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import BytecodeCache, Environment, PackageLoader, select_autoescape
+from jinja2.bccache import Bucket
 
 from ccassets.pages.glossary import Glossary
+
+
+class _CompiledTemplates(BytecodeCache):
+    """Templates that this process compiled; an environment lives for one page, whose glossary it holds."""
+
+    def __init__(self) -> None:
+        self._bytecode: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if bucket.key in self._bytecode:
+            bucket.bytecode_from_string(self._bytecode[bucket.key])
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._bytecode[bucket.key] = bucket.bytecode_to_string()
+
+
+_COMPILED_TEMPLATES = _CompiledTemplates()
 
 
 def render(template: str, **values: Any) -> str:
@@ -16,6 +34,7 @@ def render(template: str, **values: Any) -> str:
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=_COMPILED_TEMPLATES,
     )
     glossary = Glossary()
     environment.globals |= {"glossary": glossary, "term": glossary.term}
