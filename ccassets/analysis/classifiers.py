@@ -7,12 +7,14 @@ records the access. A fitted classifier is plain arrays: it predicts with numpy 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,9 @@ from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.metrics import balanced_accuracy
 from ccassets.analysis.samples import Samples, folds
 from ccassets.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,8 +40,7 @@ EFFECTIVE = 1e-5
 """A weight counts as effective above this (VLG-CBM)."""
 
 _FOLDS = 5
-MOST_SINGLE_THREADED = 1 << 22
-"""Below this many numbers threads slow a logistic regression down, tenfold on busy cores."""
+_MOST_SINGLE_THREADED = 1 << 22
 _MOST_ITERATIONS = 2000
 
 
@@ -333,11 +337,25 @@ def _log_losses(fitted: Samples, held_out: Samples, strengths: Sequence[float]) 
     ]
 
 
+def limit_threads(size: int) -> AbstractContextManager[object]:
+    """Keep a fit on `size` numbers to one thread where more would slow it down, tenfold on busy cores."""
+    limits: AbstractContextManager[object] = _thread_pools().limit(limits=1 if size < _MOST_SINGLE_THREADED else None)
+    return limits
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    # Finding the pools takes longer than a small fit: it is done once, when all libraries are loaded.
+    import sklearn.linear_model  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 def _logistic_path(samples: Samples, strengths: Sequence[float]) -> Iterator[LinearClassifier]:
     """Logistic regressions of growing C, each started from the one before."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import ThreadpoolController
 
     mean, scale = mean_and_scale(samples)
     standardised = (samples.features - mean) / scale
@@ -347,9 +365,8 @@ def _logistic_path(samples: Samples, strengths: Sequence[float]) -> Iterator[Lin
     ]
     targets = list(samples.labels.T) if samples.multilabel else [samples.labels]
     kind = OneVsRestClassifier if samples.multilabel else LinearClassifier
-    threads = ThreadpoolController()
     for strength in strengths:
-        with warnings.catch_warnings(), threads.limit(limits=1 if standardised.size < MOST_SINGLE_THREADED else None):
+        with warnings.catch_warnings(), limit_threads(standardised.size):
             # `chosen` says so instead, where it stays with the result.
             warnings.simplefilter("ignore", ConvergenceWarning)
             for model, target in zip(models, targets, strict=True):

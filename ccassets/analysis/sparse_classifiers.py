@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ccassets.analysis.classifiers import (
-    MOST_SINGLE_THREADED,
     FloatArray,
     LinearClassifier,
     evaluate_on_holdout,
+    limit_threads,
     mean_and_scale,
 )
 from ccassets.analysis.elastic_net import TOLERANCE, elastic_net_path
@@ -47,15 +47,13 @@ def sparse_path(samples: Samples, *, train: str = "train", most: float = max(NEC
     Raises:
         AnalysisError: The split has no rows, or a class has none in it.
     """
-    from threadpoolctl import threadpool_limits
-
     samples.require_single("A sparse path")
     fitted = samples.of(train)
     most = min(most, len(fitted.columns))
     mean, scale = mean_and_scale(fitted)
     standardised = (np.asarray(fitted.features, np.float64) - mean) / scale
     path: list[LinearClassifier] = []
-    with threadpool_limits(1 if standardised.size < MOST_SINGLE_THREADED else None):
+    with limit_threads(standardised.size):
         for fit in elastic_net_path(standardised, fitted.labels, _path_strengths(standardised, fitted), mixing=MIXING):
             chosen = {
                 "C": fit.strength,
