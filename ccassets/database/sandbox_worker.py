@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from ccassets.database.remote_file import is_url
 from ccassets.database.summary import summarize
 from ccassets.database.validation import validate_database
 from ccassets.errors import CcassetsError, DatabaseError, StorageError
-from ccassets.study.schema import Study
+
+if TYPE_CHECKING:
+    from ccassets.study.schema import Study
 
 _MEMORY = 1 << 30
 _SECONDS = 4
@@ -36,9 +38,15 @@ def _answer(request: dict[str, Any]) -> Any:
     if request["task"] == "read":
         with open_database(path) as database, read_errors_at(str(path)):
             return _read(database)
-    study = Study.model_validate(request["study"]) if request["study"] else None
+    study = _study(request["study"]) if request["study"] else None
     findings = validate_database(path, study=study, deep=request["deep"], only=request["only"])
     return [finding.as_dict() for finding in findings]
+
+
+def _study(attributes: dict[str, Any]) -> Study:
+    from ccassets.study.schema import Study  # A quarter of the start-up time, and most files are read without a study.
+
+    return Study.model_validate(attributes)
 
 
 def _read(database: Database) -> None:

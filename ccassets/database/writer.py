@@ -35,7 +35,7 @@ from ccassets.database.layout import (
 )
 from ccassets.errors import DatabaseError
 from ccassets.files import replacing, storage_errors
-from ccassets.study.schema import texts_hash
+from ccassets.study.prompt_hash import texts_hash
 
 _BLOCK = 32 << 20
 """Bytes that are written at a time, large enough for the disk and small enough to keep it busy meanwhile."""

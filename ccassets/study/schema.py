@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from ccassets.errors import StudyError
+from ccassets.study.prompt_hash import texts_hash
 
 Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 """What an encoder computes in: float32, on CUDA with products of TensorFloat-32, or under autocast."""
@@ -388,14 +388,6 @@ class PromptTemplate:
     def texts_hash(self) -> str:
         """SHA-256 of every prompt's UTF-8 bytes, each followed by a zero byte (lower-case hex)."""
         return texts_hash(self.prompts)
-
-
-def texts_hash(prompts: Sequence[str]) -> str:
-    """SHA-256 over every prompt's UTF-8 bytes, each followed by one zero byte, in order (lower-case hex)."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(prompt.encode("utf-8") + b"\0")
-    return digest.hexdigest()
 
 
 class Concept(_Section):

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ccassets.study.schema import texts_hash
+from ccassets.study.prompt_hash import texts_hash
 
 DIM = 16
 TOKENS = 3

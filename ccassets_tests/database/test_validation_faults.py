@@ -211,7 +211,7 @@ def swapped_prompts(file: h5py.File) -> None:
 
 
 def rehashed_prompt(file: h5py.File) -> None:
-    from ccassets.study.schema import texts_hash
+    from ccassets.study.prompt_hash import texts_hash
 
     file[T01]["texts"][1] = "a cell with something else"
     file[T01].attrs["texts_hash"] = texts_hash([text.decode() for text in file[T01]["texts"][...]])

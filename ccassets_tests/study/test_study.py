@@ -15,7 +15,8 @@ import yaml
 
 from ccassets.errors import StudyError
 from ccassets.study.loading import load_study, study_files
-from ccassets.study.schema import FolderConfig, texts_hash
+from ccassets.study.prompt_hash import texts_hash
+from ccassets.study.schema import FolderConfig
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import DATA
 

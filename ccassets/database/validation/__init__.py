@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +25,9 @@ from ccassets.database.validation.value_rules import BULK_CHECKS, ValueScan, che
 from ccassets.errors import DatabaseError
 from ccassets.files import reading_errors
 from ccassets.findings import Finding
-from ccassets.study.schema import Study
+
+if TYPE_CHECKING:
+    from ccassets.study.schema import Study
 
 __all__ = ["CHECKS", "GROUPS", "Check", "CheckResults", "run_checks", "validate_database"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ccassets.database.layout import IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, listed, rows_text
 from ccassets.database.validation.row_rules import split_rows
 from ccassets.database.validation.text_rules import difference_text, stale_templates
-from ccassets.study.schema import Study
+
+if TYPE_CHECKING:
+    from ccassets.study.schema import Study
 
 _ALWAYS_TOKENS = {"conceptclip", "phantom"}
 

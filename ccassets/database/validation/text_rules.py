@@ -14,7 +14,7 @@ from ccassets.database.hdf5 import Array
 from ccassets.database.validation.contents import Contents, TemplateContents
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
 from ccassets.database.validation.safe_reading import read_or_report
-from ccassets.study.schema import texts_hash
+from ccassets.study.prompt_hash import texts_hash
 
 Bools = npt.NDArray[np.bool_]
 
