@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,7 +71,7 @@ class EncoderCard:
         """Whether the encoder encodes texts."""
         return self.text_pooling is not None
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """32 hex digits that change with every declared field but `recorded`."""
         return compute_identity(self.declared())
