@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import alembic.script
 import pytest
 import sqlalchemy as sql
+from dagster._core.execution import compute_logs
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
@@ -23,6 +26,13 @@ def pytest_configure() -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _keep_engines()
+    compute_logs.execute_posix_tail = _no_tail
+
+
+@contextmanager
+def _no_tail(path: str, stream: object) -> Iterator[tuple[None, None]]:
+    """Spare every run the four processes that copy the output of its steps from their files to a terminal."""
+    yield None, None
 
 
 def _keep_engines() -> None:
