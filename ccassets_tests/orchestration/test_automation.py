@@ -104,22 +104,16 @@ def test_every_night_the_sources_are_read_and_only_what_is_stale_follows(study: 
         assert daemon.asks(next_night + timedelta(minutes=1)) == set(), "equal sources wake nothing"
 
 
-def test_an_edited_template_is_followed_at_once(study: Study) -> None:
+def test_an_edited_template_is_followed_at_once_also_when_the_switch_is_turned_on_after_it(study: Study) -> None:
     run_build(study)
     with dagster_instance() as instance:
         daemon = Daemon(study, instance)
         daemon.study = edit(study)
+        first_look = dg.evaluate_automation_conditions(definitions_of(daemon.study), instance, evaluation_time=EVENING)
+        assert first_look.total_requested == 1
         assert daemon.asks(EVENING) == {"template_features/label_prompts_t02"}
         daemon.materializes("template_features/label_prompts_t02")
         assert daemon.asks(EVENING + timedelta(minutes=2)) == {"feature_database"}
-
-
-def test_what_was_stale_before_the_switch_was_turned_on_is_rebuilt(study: Study) -> None:
-    run_build(study)
-    edited = edit(study)
-    with dagster_instance() as instance:
-        first_look = dg.evaluate_automation_conditions(definitions_of(edited), instance, evaluation_time=EVENING)
-        assert first_look.total_requested == 1
 
 
 def test_what_failed_waits_for_the_night(study: Study, image_folder: Path) -> None:
@@ -165,19 +159,28 @@ def follow(study: Study, tick: Tick) -> None:
         assert run_job(study, (job or "").removeprefix("cells__"), split).success
 
 
-@pytest.fixture
-def watched(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
-    """A small study, built."""
-    concepts = {"words": ["red cell"], "templates": ["a {}"]}
+def build_watched(tmp_path: Path, **vocabulary: Any) -> Study:
     study = write_study(
         tmp_path / "studies" / "cells",
-        images=image_folder,
-        encoder=weights,
+        images=tmp_path / "pictures",
+        encoder=tmp_path / "weights",
         splits=["val", "test"],
-        vocabulary={"concepts": concepts},
+        vocabulary=vocabulary,
     )
     run_build(study)
     return study
+
+
+@pytest.fixture
+def watched(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
+    """A small study without analyses, built."""
+    return build_watched(tmp_path, custom={"own": ["a red cell"]})
+
+
+@pytest.fixture
+def watched_with_analyses(tmp_path: Path, image_folder: Path, weights: Path) -> Study:
+    """A small study, built."""
+    return build_watched(tmp_path, concepts={"words": ["red cell"], "templates": ["a {}"]})
 
 
 def test_the_watch_makes_no_run_while_nothing_changes(watched: Study) -> None:
@@ -240,7 +243,8 @@ def test_a_study_file_that_changed_since_it_was_loaded_is_noticed(watched: Study
     assert "cannot be loaded" in watch(watched).said
 
 
-def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched: Study) -> None:
+def test_what_was_deleted_or_replaced_by_hand_is_made_again_parts_first(watched_with_analyses: Study) -> None:
+    watched = watched_with_analyses
     store = Store.of(watched)
     shutil.copy(store.database, store.database.with_suffix(".mine"))
     store.database.unlink()

@@ -46,9 +46,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def built(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """The shared study as it is shipped, built; whatever the last test did to it is made good."""
+    """The shared study, built, with the words that the last test gave it; what is missing or stale is made good."""
     monkeypatch.setenv("CCASSETS_HOME", str(shared / "home"))
-    study = write_study(shared / "studies" / "cells", images=shared / "pictures", encoder=shared / "weights")
+    folder = shared / "studies" / "cells"
+    if folder.exists():
+        study = load_study(folder)
+    else:
+        study = write_study(folder, images=shared / "pictures", encoder=shared / "weights")
     run_build(study)
     return study
 
@@ -114,11 +118,12 @@ def test_a_notebook_builds_though_it_runs_an_event_loop(built: Study) -> None:
     assert asyncio.run(cell()) == []
 
 
-def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
+def test_one_edited_word_makes_exactly_its_template_stale_and_says_how_far_it_moved(built: Study) -> None:
     path = ccassets.build(built)
     assert path is not None
     with ccassets.open_database(path) as database:
         before = np.array(database.image_features), np.array(database.image_token_features)
+        former_wording = np.array(database.templates["label_prompts_t02"].text_features)
 
     edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
     states = {name: state_of(edited, "template_features", name) for name in TEMPLATES}
@@ -132,6 +137,12 @@ def test_one_edited_word_makes_exactly_its_template_stale(built: Study) -> None:
         assert database.templates["label_prompts_t02"].texts[0] == "an image of blood"
         assert np.array_equal(database.image_features, before[0])
         assert np.array_equal(database.image_token_features, before[1])
+        wording = np.array(database.templates["label_prompts_t02"].text_features)
+    moved = metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"]
+    assert moved == pytest.approx((former_wording * wording).sum(axis=1).mean())
+    assert moved < 0.999
+    assert run_job(edited, "extract_text", None, "template_features/label_prompts_t02").success
+    assert metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"] == pytest.approx(1)
 
 
 def test_a_corrected_label_encodes_nothing(built: Study, shared: Path) -> None:
@@ -288,20 +299,6 @@ def test_checks_and_assets_carry_numbers_that_the_ui_plots(built: Study) -> None
     assert structure.metadata["rows"].value == 5
 
 
-def test_a_template_says_how_far_its_wording_moved(built: Study) -> None:
-    edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
-    with ccassets.open_database(Store.of(built).database) as database:
-        before = np.array(database.templates["label_prompts_t02"].text_features)
-    run_build(edited)
-    with ccassets.open_database(Store.of(built).database) as database:
-        after = np.array(database.templates["label_prompts_t02"].text_features)
-    moved = metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"]
-    assert moved == pytest.approx((before * after).sum(axis=1).mean())
-    assert moved < 0.999
-    assert run_job(edited, "extract_text", None, "template_features/label_prompts_t02").success
-    assert metadata(edited, "template_features", "label_prompts_t02")["cosine_to_database"] == pytest.approx(1)
-
-
 def test_a_reading_counts_the_images_that_changed(study: Study, image_folder: Path) -> None:
     def changes() -> dict[str, int]:
         assert run_job(study, "read_images", "val").success
@@ -432,7 +429,7 @@ def test_a_killed_build_gives_its_place_back_and_is_built_on(study: Study, weigh
 def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(built: Study, shared: Path) -> None:
     (shared / "pictures").rename(shared / "away")
     try:
-        edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "an image of {}"))
+        edited = edit_study(built, lambda a: a["vocabulary"]["labels"]["templates"].__setitem__(1, "a picture of {}"))
         result = run_build(edited)
         assert result.materialized == ["template_features/label_prompts_t02", *DATABASE, *ANALYSES[:-1]]
         assert result.path == Store.of(edited).database
@@ -450,6 +447,7 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
             run_build(unreadable)
     finally:
         (shared / "away").rename(shared / "pictures")
+        edit_study(built, lambda a: a["dataset"].update(root=str(shared / "pictures")))
 
 
 @pytest.fixture
@@ -470,21 +468,6 @@ def test_an_interrupted_build_says_so_and_is_built_on(study: Study) -> None:
         run_build(study, listener=interrupt)
 
     assert run_build(study).materialized == ["concept_atlas"]
-
-
-def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
-    whole = ccassets.build(built)
-    limited = edit_study(built, lambda a: a["extraction"].update(limit=2))
-    path = ccassets.build(limited)
-    assert path != whole
-    assert path is not None
-    with ccassets.open_database(path) as database:
-        assert database.attributes["limit"] == 2
-        assert {name: rows.stop - rows.start for name, rows in database.splits.items()} == {
-            "train": 2,
-            "val": 2,
-            "test": 2,
-        }
 
 
 def test_many_splits_are_one_asset_without_partitions(study: Study, image_folder: Path) -> None:
@@ -512,3 +495,19 @@ def test_studies_tell_what_is_built_stale_and_missing(built: Study) -> None:
     edited = edit_study(built, lambda a: a["vocabulary"]["concepts"]["templates"].append("sign of {}"))
     assert status(edited)["missing"] == ["template_features/concept_prompts_t03"]
     assert status(edited)["stale"] == ["feature_database"]
+    edit_study(edited, lambda a: a["vocabulary"]["concepts"]["templates"].pop())
+
+
+def test_a_first_try_with_a_limit_is_a_file_of_its_own(built: Study) -> None:
+    whole = ccassets.build(built)
+    limited = edit_study(built, lambda a: a["extraction"].update(limit=2))
+    path = ccassets.build(limited)
+    assert path != whole
+    assert path is not None
+    with ccassets.open_database(path) as database:
+        assert database.attributes["limit"] == 2
+        assert {name: rows.stop - rows.start for name, rows in database.splits.items()} == {
+            "train": 2,
+            "val": 2,
+            "test": 2,
+        }
