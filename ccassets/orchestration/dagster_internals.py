@@ -1,6 +1,8 @@
 """The one module with private names of Dagster, each with the public way that is missing.
 
 `ccassets_tests/orchestration/test_dagster_internals.py` names what breaks when another release of Dagster moves them.
+Definitions load with this module: what only runs need, with SQLAlchemy and Alembic behind it, is imported where it is
+used.
 """
 
 from __future__ import annotations
@@ -10,14 +12,13 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._check import CheckError
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
-# Missing: a public call that starts a backfill, and the graph of assets that it wants; the webserver has both, behind
-# GraphQL.
+# Missing: the graph of assets that a backfill wants.
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 # Missing: a public call for the staleness that the UI shows. `dagster_graphql` has it, behind a workspace; the public
@@ -32,7 +33,6 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 # Missing: the type of what the public `define_asset_job` returns; for annotations only.
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 from dagster._core.execution.api import execute_run
-from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.execution.execution_result import ExecutionResult as ExecutionResult
 
 # Missing: the versions of what a step read, and a result or a check result of one partition of a run that has several.
@@ -46,13 +46,22 @@ from dagster._core.execution.plan.execute_step import (
 # `get_asset_records` fetches them for us alone, and the resolver fetches each of them again.
 from dagster._core.loader import LoadingContext
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.storage.event_log.base import AssetEntry, AssetRecord
-
-# Missing: a public module of the log manager that Dagster uses by itself, which has no folder relative to the home.
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager as LocalComputeLogManager
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 
+if TYPE_CHECKING:
+    from dagster._core.storage.event_log.base import AssetEntry
+    from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager as LocalComputeLogManager
+
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
+
+
+def __getattr__(name: str) -> Any:
+    # Missing: a public module of the log manager that Dagster uses by itself, which has no folder relative to the home.
+    if name == "LocalComputeLogManager":
+        from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+
+        return LocalComputeLogManager
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _Loaders(LoadingContext):
@@ -75,7 +84,10 @@ class AssetRecords:
     """Dagster's records of the assets of a repository, read when first asked for and never again."""
 
     def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
+        from dagster._core.storage.event_log.base import AssetRecord
+
         graph = repository.asset_graph
+        self._records = AssetRecord
         self._loaders = _Loaders(instance)
         AssetRecord.prepare(self._loaders, graph.materializable_asset_keys)  # One query for all of them.
         self._resolver = CachingStaleStatusResolver(instance, graph, self._loaders)
@@ -86,7 +98,7 @@ class AssetRecords:
 
     def entry(self, key: dg.AssetKey) -> AssetEntry | None:
         """The last run and the last materialization of an asset; None where it never ran."""
-        record = AssetRecord.blocking_get(self._loaders, key)
+        record = self._records.blocking_get(self._loaders, key)
         return record.asset_entry if record else None
 
 
@@ -224,6 +236,9 @@ def start_backfill(
     Returns:
         The id of the backfill.
     """
+    # Missing: a public call that starts a backfill; the webserver has it, behind GraphQL.
+    from dagster._core.execution.backfill import PartitionBackfill
+
     graph = AssetGraph.from_assets(assets)
     backfill = PartitionBackfill.from_asset_partitions(
         backfill_id=uuid.uuid4().hex[:8],

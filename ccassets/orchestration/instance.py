@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
-from sqlalchemy.exc import DBAPIError
 
 from ccassets.errors import StorageError
 from ccassets.files import exclusive
@@ -27,6 +26,8 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
     Raises:
         StorageError: The home cannot be written or used, or its disk is full.
     """
+    from sqlalchemy.exc import DBAPIError  # Not for definitions, which load with this module.
+
     folder = home()
     try:
         with _explained_refusals(folder):
@@ -56,6 +57,8 @@ def _explained_refusals(folder: Path) -> Iterator[None]:
 
 
 def _open_instance(folder: Path) -> dg.DagsterInstance:
+    from sqlalchemy.exc import DBAPIError
+
     try:
         return dg.DagsterInstance.from_config(str(folder))
     except DBAPIError:
