@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,9 @@ from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
 from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
+from ccassets.extraction.part_index import MOST_OPENED, Digests, PartRows, read_part_index, write_part_index
 from ccassets.files import fingerprint, reading_refused, storage_errors
 from ccassets.study.storage import Store
-
-Digests = npt.NDArray[np.uint8]
 
 UNUSABLE = (DatabaseError, *READ_ERRORS)
 """Errors of reading a damaged part, whose rows are then encoded again.
@@ -113,7 +113,11 @@ class VerifiedFiles:
 
     def has(self, path: Path) -> bool:
         """Whether the file is the one that was verified."""
-        return self._known.get(path.name, _NEVER)[0] == fingerprint(path)
+        return self.verified_fingerprint(path) == fingerprint(path)
+
+    def verified_fingerprint(self, path: Path) -> str | None:
+        """The fingerprint that the file had when it was verified; None where it never was."""
+        return self._known.get(path.name, _NEVER)[0]
 
     def was_read(self, path: Path) -> bool:
         """Whether the file is the one that was verified, by reading it after it was written."""
@@ -152,11 +156,16 @@ def record_of(path: Path) -> VerifiedFiles:
 def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIndex:
     """The index of all rows of an encoder identity under a storage root: parts first, then databases.
 
-    A file whose fingerprint is not known is verified first; with `known_only` its rows are not held.
+    A file whose fingerprint is not known is verified first; with `known_only` its rows are not held. Parts that changed
+    since the index of their folder was written are opened; where these are many, it is written anew.
     """
     folder = store.image_parts(identity)
     verified = VerifiedFiles(folder)
-    parts = [_read_rows(path, identity, verified, known_only) for path in folder.glob("*.h5")]
+    indexed = read_part_index(folder, identity)
+    parts = [_read_rows(path, identity, verified, known_only, indexed) for path in folder.glob("*.h5")]
+    intact = [part for part in parts if not part.damaged]
+    if sum(indexed.get(part.path.name) is not part for part in intact) > MOST_OPENED:
+        write_part_index(folder, identity, intact)
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
     databases = [
         _read_rows(path, identity, record_of(path), known_only)
@@ -207,20 +216,19 @@ def seconds_per_row(folder: Path) -> float | None:
     return statistics.median(times) if times else None
 
 
-@dataclass(frozen=True)
-class _FileRows:
-    path: Path
-    written: int
-    image_digest: Digests
-    feature_digest: Digests
-    adopted: bool = False
-    unverified: bool = False
-    damaged: bool = False
-
-
-def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: bool = False) -> _FileRows:
-    nothing = _FileRows(path, 0, np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), damaged=True)
+def _read_rows(
+    path: Path,
+    identity: str,
+    verified: VerifiedFiles,
+    known_only: bool = False,
+    indexed: Mapping[str, PartRows] = MappingProxyType({}),
+) -> PartRows:
+    nothing = PartRows(path, "", 0, np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), damaged=True)
     try:
+        seen = fingerprint(path)
+        entry = indexed.get(path.name)
+        if entry is not None and entry.fingerprint == seen == verified.verified_fingerprint(path):
+            return entry
         with open_database(path) as database:
             provenance = database.provenance or {}
             images, features = database.image_digest, database.feature_digest
@@ -231,8 +239,9 @@ def _read_rows(path: Path, identity: str, verified: VerifiedFiles, known_only: b
                     return nothing
                 verified.add(path, read=True)
             written = int(provenance["created"]["unix_ns"])
-            return _FileRows(
+            return PartRows(
                 path,
+                seen,
                 written,
                 images,
                 features,
@@ -255,7 +264,7 @@ def _identity_of(path: Path) -> Any:
         return None
 
 
-def _index(files: Iterable[_FileRows]) -> RowIndex:
+def _index(files: Iterable[PartRows]) -> RowIndex:
     kept, damaged = [], []
     for file in files:
         if file.damaged:

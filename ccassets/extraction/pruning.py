@@ -15,7 +15,8 @@ from ccassets.database.feature_digests import rows_digest
 from ccassets.database.reader import Database, open_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.errors import DatabaseError, DatasetError, EncoderError, StorageError
-from ccassets.extraction.parts import UNUSABLE, Digests
+from ccassets.extraction.part_index import Digests
+from ccassets.extraction.parts import UNUSABLE
 from ccassets.extraction.sources import load_encoder_record, request_digest
 from ccassets.extraction.text_extraction import template_part_name
 from ccassets.files import exclusive, is_locked, leftovers, storage_errors
