@@ -168,8 +168,11 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
     fitted -= centre
     axes = np.linalg.eigh(fitted.T @ fitted)[1][:, : -count - 1 : -1]
     axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])  # Either sign would do: always the same one.
-    for first, block in iter_blocks(features):
-        components[first : first + len(block)] = (_unit_vectors(block) - centre) @ axes
+    directions = np.ascontiguousarray(axes.T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for first, block in iter_blocks(features):
+            projected = np.nan_to_num(cosines(block, directions), posinf=0, neginf=0)
+            components[first : first + len(block)] = projected - directions @ centre
     return components
 
 
