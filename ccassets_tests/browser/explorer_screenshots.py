@@ -11,8 +11,8 @@ from PIL import Image
 from ccassets.database.reader import open_database
 from ccassets_tests.browser.pages import chromium
 from ccassets_tests.browser.screenshots import IMAGES
-from ccassets_tests.browser.test_explorer_pages import READY, visited
 from ccassets_tests.pages.explorer_process import build_study, served
+from ccassets_tests.pages.test_explorer_pages import READY, visited
 
 VIEWS = {
     "map": "#colour=class&rings=labels,duplicates",

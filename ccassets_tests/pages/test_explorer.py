@@ -36,22 +36,11 @@ from ccassets.pages.explorer.point_columns import Column, coded, pack_columns
 from ccassets.pages.explorer.selections import corrected_labels
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.orchestration.ui_process import ignoring_interrupts
-from ccassets_tests.pages.explorer_process import BuiltStudy, Client, build_study, served, unpacked
+from ccassets_tests.pages.explorer_process import BuiltStudy, Client, served, unpacked
 
 DESCRIPTION = json.loads((STATIC / "openapi.json").read_text(encoding="utf-8"))
 WORD, TEXT = "Round nucleus", "a cell with granules"
 QUERY = "concept=Round+nucleus"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltStudy:
-    return build_study(tmp_path_factory.mktemp("explorer"))
-
-
-@pytest.fixture(scope="module")
-def client(built: BuiltStudy) -> Iterator[Client]:
-    with open_database(built.store.database) as database, served(database, built.study) as client:
-        yield client
 
 
 @pytest.fixture

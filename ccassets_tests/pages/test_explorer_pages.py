@@ -18,7 +18,7 @@ import pytest
 from ccassets.database.reader import open_database
 from ccassets_tests.browser.pages import chromium
 from ccassets_tests.database.made_files import write_database
-from ccassets_tests.pages.explorer_process import BuiltStudy, Client, build_study, served
+from ccassets_tests.pages.explorer_process import Client, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -38,17 +38,6 @@ READY = {
     "errors": "document.querySelector('#errors h2') !== null",
 }
 _UNREADABLE = "() => [...document.images].filter((image) => image.complete && !image.naturalWidth).length"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltStudy:
-    return build_study(tmp_path_factory.mktemp("explorer"))
-
-
-@pytest.fixture(scope="module")
-def client(built: BuiltStudy) -> Iterator[Client]:
-    with open_database(built.store.database) as database, served(database, built.study) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
