@@ -26,6 +26,7 @@ from ccassets.encoders.runtime import choose_device, fixed_arithmetic
 from ccassets.errors import EncoderError
 from ccassets.extraction.image_shards import Clock, WorkerSetup, encode_shards, encoded_shards
 from ccassets.progress import StageTimes
+from ccassets.study.schema import Dtype
 from ccassets.study.storage import Store
 from ccassets.tools.precision_drift import Distance, with_precision
 
@@ -34,7 +35,7 @@ SIDE = 224
 COMPARED = 32
 """Images whose features are compared with those of float32."""
 
-PEAK_TFLOPS = {
+PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H200": {"float32": 67, "tf32": 494, "bfloat16": 989, "float16": 989},
     "H100": {"float32": 67, "tf32": 494, "bfloat16": 989, "float16": 989},
     "A100": {"float32": 19.5, "tf32": 156, "bfloat16": 312, "float16": 312},
@@ -46,7 +47,7 @@ PEAK_TFLOPS = {
 class Setting:
     """One line of the table."""
 
-    dtype: str
+    dtype: Dtype
     compiled: bool
     batch: int
 
@@ -109,7 +110,7 @@ class Model:
         self.rows = self._rows()
 
     def load(self, setting: Setting) -> Any:
-        study = with_precision(self.study, setting.dtype, False, setting.batch)  # type: ignore[arg-type]
+        study = with_precision(self.study, setting.dtype, False, setting.batch)
         return load_encoder(study, device=self.device)
 
     def shards(self, batch: int) -> Iterator[Shard]:
@@ -146,15 +147,17 @@ def measure(model: Model, settings: Iterable[Setting], rounds: int) -> Iterator[
     """Measure each setting; where it cannot be, the reason stands for its speeds."""
     reference = _reference(model)
     dtype = encoder = eager = None
+    flop = 0
     for setting in settings:
         if setting.dtype != dtype:
             encoder = None  # The one before leaves the device first.
             encoder = model.load(setting)
             dtype, eager = setting.dtype, encoder.image_tower
+            flop = _flop(model, encoder)
         torch.compiler.reset()  # It compiles one function for a few settings only.
         encoder.image_tower = compiled(eager, setting.batch) if setting.compiled else eager
         try:
-            yield setting, _measure(model, encoder, setting, rounds, reference, _flop(model, encoder, eager))
+            yield setting, _measure(model, encoder, setting, rounds, reference, flop)
         except EncoderError as error:
             yield setting, str(error).partition("\n")[0]
 
@@ -164,7 +167,7 @@ def _measure(model: Model, encoder: Any, setting: Setting, rounds: int, referenc
     result = _first_features(model, encoder)
     speeds.features.add(result.features, reference.features)
     speeds.tokens.add(result.tokens, reference.tokens)
-    study = with_precision(model.study, setting.dtype, False, setting.batch)  # type: ignore[arg-type]
+    study = with_precision(model.study, setting.dtype, False, setting.batch)
     setup = WorkerSetup(study, encoder.card, model.store)
     count = min(len(model.rows), 4 * setting.batch)  # A few batches are as good as all.
     device = next(encoder.model.parameters()).device
@@ -227,11 +230,11 @@ def _first_features(model: Model, encoder: Any) -> ImageFeatures:
     return features
 
 
-def _flop(model: Model, encoder: Any, eager: Any) -> int:
-    """Floating-point operations of one image, as torch counts them: products and attention."""
+def _flop(model: Model, encoder: Any) -> int:
+    """Floating-point operations of one image in a tower that is not compiled, as torch counts them."""
     pixels = torch.from_numpy(model.pixels(encoder, 1)).to(next(encoder.model.parameters()).device)
     with FlopCounterMode(display=False) as counter, fixed_arithmetic():
-        eager(pixels)
+        encoder.image_tower(pixels)
     return int(counter.get_total_flops())
 
 
