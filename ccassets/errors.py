@@ -50,7 +50,9 @@ __all__ = [
 class CcassetsError(Exception):
     """Base of all errors that ccassets raises for its user; its text is meant to be read as it is.
 
-    `transient` says that retrying later may succeed: a hub does not answer, a disk is busy.
+    Args:
+        message: The text.
+        transient: Whether retrying later may succeed: a hub does not answer, a disk is busy.
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
@@ -87,7 +89,12 @@ class StorageError(CcassetsError):
 
 
 class AdoptionError(CcassetsError):
-    """A file does not fit the study that should adopt it; `findings` are all the reasons."""
+    """A file does not fit the study that should adopt it.
+
+    Args:
+        message: What does not fit; the text of the exception adds every finding that is an error.
+        findings: All the reasons, warnings too.
+    """
 
     def __init__(self, message: str, findings: Sequence[Finding]) -> None:
         errors = [finding for finding in findings if finding.severity == "error"]
@@ -117,7 +124,12 @@ class UiServerError(CcassetsError):
 
 
 class DamagedSourceError(DatabaseError):
-    """A source holds other bytes than were written to it; `path` is the source."""
+    """A source holds other bytes than were written to it.
+
+    Args:
+        path: The source.
+        rows: The number of its rows that differ.
+    """
 
     def __init__(self, path: Path, rows: int) -> None:
         super().__init__(

@@ -26,7 +26,11 @@ class Finding:
     where: str
 
     def as_dict(self) -> dict[str, str]:
-        """The finding as JSON holds it."""
+        """Convert to JSON types.
+
+        Returns:
+            The attributes by name.
+        """
         return asdict(self)
 
 

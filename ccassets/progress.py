@@ -20,8 +20,10 @@ def silent(done: int, total: int) -> None:
 class StageTimes:
     """The times of the stages of encoding, in seconds, of all workers together.
 
-    `seconds` is the whole. An encoder was computing for `encoding`, and for `writing` the part before had to reach the
-    disk first. The rest is waiting for images: `decoding`.
+    Attributes:
+        seconds: The whole. What is neither encoding nor writing is waiting for images: `decoding`.
+        encoding: While an encoder computed.
+        writing: While the part before had to reach the disk first.
     """
 
     seconds: float = 0.0
@@ -34,13 +36,24 @@ class StageTimes:
         return max(0.0, self.seconds - self.encoding - self.writing)
 
     def add(self, other: StageTimes) -> None:
-        """Add the times of other work."""
+        """Add the times of other work.
+
+        Args:
+            other: The times to add to these, in place.
+        """
         self.seconds += other.seconds
         self.encoding += other.encoding
         self.writing += other.writing
 
     def share(self, seconds: float) -> float:
-        """The share of the whole that so many seconds are; 0 before anything was encoded."""
+        """Divide a time by the whole.
+
+        Args:
+            seconds: A part of `seconds`.
+
+        Returns:
+            The share, 0 to 1; 0 before anything was encoded.
+        """
         return min(1.0, seconds / self.seconds) if self.seconds else 0.0
 
     def __str__(self) -> str:

@@ -229,7 +229,11 @@ class TreeClassifier:
         return self.shares[self.leaves(features)]
 
     def text(self) -> str:
-        """Format the tree as text, a test or a class a line; thresholds are in train's standard deviations."""
+        """Format the tree as text, a test or a class on each line.
+
+        Returns:
+            The lines, indented by depth; thresholds are in standard deviations of train.
+        """
         return "\n".join(self._lines(0, ""))
 
     def _lines(self, node: int, indent: str) -> Iterator[str]:

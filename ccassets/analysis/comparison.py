@@ -149,14 +149,22 @@ class Comparison:
     test_accesses: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Convert to JSON types, with the verdict of each difference."""
+        """Convert to JSON types, with the verdict of each difference.
+
+        Returns:
+            The attributes by name; a number that is not finite is None.
+        """
         content: dict[str, Any] = as_json(self)
         for difference, own in zip(self.differences, content["differences"], strict=True):
             own["verdict"] = difference.verdict
         return content
 
     def lines(self) -> list[str]:
-        """Say the comparison in lines of text."""
+        """Format the comparison as lines of text.
+
+        Returns:
+            The lines that `ccassets compare` prints: rows, measurements, differences, and what could not be measured.
+        """
         content = self.as_dict()
         lines = [f"{self.images:,} images compared, split {self.split}."]
         for database in self.databases:
@@ -172,7 +180,11 @@ class Comparison:
         return lines + [f"{method}  {name}  not measured: {reason}" for method, name, reason in self.unavailable]
 
     def tables(self) -> dict[str, Rows]:
-        """Make the tables `results` and `differences`, by row and column, in the form of the tables of a paper."""
+        """Make the tables `results` and `differences` in the form of the tables of a paper.
+
+        Returns:
+            By table: its rows, each a value by column.
+        """
         content = self.as_dict()
         encoders = {database.name: database.encoder_name for database in self.databases}
         results = [

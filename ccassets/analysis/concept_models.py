@@ -122,6 +122,9 @@ def save_model(model: ConceptModel, path: str | os.PathLike[str]) -> None:
     Args:
         model: The model.
         path: The file.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
     classifier = model.classifier
     arrays = {name: value.tolist() for name, value in vars(classifier).items() if isinstance(value, np.ndarray)}
@@ -248,7 +251,11 @@ class Predictions:
         return Predictions(self.classes, sums / rows[:, None], {"group": names, "rows": rows}, self.thresholds)
 
     def records(self) -> list[dict[str, Any]]:
-        """Format for JSON: what is known of each row, `predicted`, and `probabilities` by class."""
+        """Convert to JSON types.
+
+        Returns:
+            For each row what is known of it, `predicted`, and `probabilities` by class.
+        """
         about = {name: values.tolist() for name, values in self.about.items()}
         return [
             {
@@ -260,7 +267,12 @@ class Predictions:
         ]
 
     def csv(self) -> str:
-        """Format as CSV: what is known of each row, `predicted`, and the probability of every class as `p(<class>)`."""
+        """Format as CSV.
+
+        Returns:
+            The text, with a header: what is known of each row, `predicted`, and the probability of every class as
+            `p(<class>)`.
+        """
         rows = zip(*self.about.values(), self.predicted, self.probabilities, strict=True)
         return csv_text(
             [*self.about, "predicted", *(f"p({name})" for name in self.classes)],

@@ -243,6 +243,10 @@ def judge_labels(store: Store) -> AnalysisResult:
 
     Returns:
         The result; a database that does not allow the judgement has its `unavailable_reason`.
+
+    Raises:
+        DatabaseError: The database cannot be read.
+        StorageError: A result cannot be written.
     """
     with open_database(store.database) as database:
         result = write_result(store.analysis / RESULT_FILES["label_errors"], database, lambda: _judgement(database))

@@ -135,6 +135,9 @@ class Samples:
 
         Returns:
             The same rows with these columns.
+
+        Raises:
+            AnalysisError: There is no such column.
         """
         columns = as_list(columns)
         unknown = [name for name in columns if name not in self.columns]

@@ -152,6 +152,9 @@ def image_cosines(database: Database, vectors: FloatArray, *, split: str | None 
 
     Returns:
         Cosines, (N, K) float32.
+
+    Raises:
+        DatabaseError: There is no such split, or the features cannot be read.
     """
     rows = row_range(database, split)
     scores = np.empty((rows.stop - rows.start, len(vectors)), np.float32)

@@ -350,6 +350,9 @@ def near_duplicates(database: Database, similarity: float, most: int = 1000) -> 
 
     Returns:
         The pairs that are kept, and the number of all.
+
+    Raises:
+        DatabaseError: The features cannot be read.
     """
     _, split = np.unique(database.split.astype(str), return_inverse=True)
     first, second, values = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)

@@ -413,6 +413,10 @@ def write_zero_shot(store: Store, progress: Progress = silent) -> AnalysisResult
 
     Returns:
         The result; a database that does not allow the measurement has its `unavailable_reason`.
+
+    Raises:
+        DatabaseError: The database cannot be read.
+        StorageError: The result cannot be written.
     """
     with open_database(store.database) as database:
         return write_result(

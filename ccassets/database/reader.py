@@ -432,6 +432,9 @@ class Database:
 
         Returns:
             Offset in bytes, and bytes of a row.
+
+        Raises:
+            DatabaseError: There is no such data set, or it is chunked, so that its rows do not follow each other.
         """
         dataset = self._dataset(name)
         if dataset is None or dataset.chunks is not None:
@@ -514,7 +517,12 @@ class Database:
 
 
 class Template:
-    """A stored template, given by `Database.templates`; arrays are read when first used."""
+    """A stored template, given by `Database.templates`; arrays are read when first used.
+
+    Args:
+        template_id: The template's id, such as `concept_prompts_t01`.
+        group: The HDF5 group that holds it.
+    """
 
     def __init__(self, template_id: str, group: h5py.Group) -> None:
         self.template_id = template_id
@@ -526,7 +534,11 @@ class Template:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The K prompts."""
+        """The K prompts.
+
+        Raises:
+            DatabaseError: They are missing, or no list of texts.
+        """
         with read_errors_at(f"{self._path}/texts"):
             dataset = safe_dataset(self._group, "texts")
             if dataset is None:
@@ -537,7 +549,11 @@ class Template:
 
     @cached_property
     def text_features(self) -> npt.NDArray[np.float32]:
-        """(K, D) float32, unit length."""
+        """(K, D) float32, unit length.
+
+        Raises:
+            DatabaseError: They are missing, or have another shape.
+        """
         values = self._values("text_features")
         if values is None:
             raise DatabaseError(f"{self._path}/text_features is missing")

@@ -15,13 +15,16 @@ from ccassets.progress import Progress
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split in the data set's own order, known without decoding an image.
+    """The n rows of one split in the data set's own order, known without decoding an image.
 
-    `keys` say where a row came from: the path relative to the data set's root, or its index in the data set.
-    `labels` (n,) int64 are 0 where the data set has none. `groups` (patient, slide) and `label_matrix` (n, L)
-    uint8 are None where there are none. `fingerprints` change whenever the bytes behind a row may have changed
-    (for a file: size, mtime_ns, ctime_ns and inode). `overridden` has the data set's own label, by key, of every row
-    that the study gives another one.
+    Attributes:
+        keys: (n,) str, where a row came from: the path relative to the data set's root, or its index in the data set.
+        labels: (n,) int64; 0 where the data set has none.
+        fingerprints: (n,) str, which change whenever the bytes behind a row may have changed; for a file: size,
+            mtime_ns, ctime_ns and inode.
+        groups: (n,) str, patient or slide; None where there are none.
+        label_matrix: (n, L) uint8 of a multi-label set, else None.
+        overridden: By key: the data set's own label of every row that the study gives another label.
     """
 
     keys: Sequence[str]

@@ -55,11 +55,23 @@ class Shard:
 class Manifest:
     """The n rows of one split in order, with the digest of every image.
 
-    `rows` (n,) int64 says where `Dataset.read` finds a row; `labels` (n,) int64; `groups` n names or None;
-    `label_matrix` (n, L) uint8 or None; `image_digest` (n, 32) uint8; `blank` (n,) bool marks rows whose image could
-    not be read and is the mid-grey stand-in. `skipped` holds key and reason of every image that was left out,
-    `overridden` key and the data set's own label of every row that the study gives another label.
-    `source` is the digest of keys, labels, groups and fingerprints, `decoder` the version of the image decoder.
+    Attributes:
+        split: The split.
+        keys: (n,) str, where the rows come from, as in `Rows`.
+        rows: (n,) int64, the number by which `Dataset.read` finds a row.
+        labels: (n,) int64; 0 where the data set has none.
+        groups: (n,) str, patient or slide; None where there are none.
+        label_matrix: (n, L) uint8 of a multi-label set, else None.
+        image_digest: (n, 32) uint8, SHA-256 of height, width and RGB bytes of the decoded image.
+        blank: (n,) bool, the rows whose image could not be read; a mid-grey image stands in for it.
+        fingerprints: (n,) str, as in `Rows`.
+        skipped: Key and reason of every image that was left out.
+        limit: The study's `extraction.limit` when the rows were read.
+        classes: The class names in the order of the label numbers, () when unknown.
+        labelled: Whether the data set has labels.
+        source: SHA-256 (hex) over keys, labels, groups and fingerprints of the rows when they were read.
+        decoder: The version of the image decoder.
+        overridden: By key: the data set's own label of every row that the study gives another label.
     """
 
     split: str

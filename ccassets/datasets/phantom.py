@@ -21,9 +21,12 @@ GENERATOR = "1"
 
 @dataclass(frozen=True)
 class PhantomAnnotations:
-    """The facts of a phantom image: whether it shows each concept, and (H, W) masks of the central cell.
+    """The facts of a phantom image.
 
-    `nucleus` and `cytoplasm` do not overlap; the background is neither. A platelet has no nucleus.
+    Attributes:
+        concepts: Whether the image shows it, by concept word.
+        nucleus: (H, W) bool, the nucleus of the central cell; a platelet has none.
+        cytoplasm: (H, W) bool, the cytoplasm of the central cell, without the nucleus. The background is neither.
     """
 
     concepts: dict[str, bool]
@@ -35,6 +38,9 @@ class PhantomDataset:
     """Images drawn from (seed, size, split, row) alone, whatever the number of rows.
 
     Each run of eight rows shows all eight classes, in an order of its own.
+
+    Args:
+        config: The numbers of rows, the edge of the images, and the seed.
     """
 
     name = "phantom"
@@ -46,7 +52,11 @@ class PhantomDataset:
         self._config = config
 
     def fetch(self, progress: Progress) -> None:
-        """Report everything as done: images are drawn when they are read."""
+        """Report everything as done: images are drawn when they are read.
+
+        Args:
+            progress: Called once, with all rows done.
+        """
         total = sum(self._config.rows.values())
         progress(total, total)
 
@@ -102,17 +112,47 @@ class PhantomDataset:
         return self.example(split, row)[1]
 
     def concepts(self, split: str, row: int) -> dict[str, bool]:
-        """Whether a row's image shows each concept, without drawing it; arguments and errors as in `annotations`."""
+        """Whether a row's image shows each concept, without drawing it.
+
+        Args:
+            split: One of the study's splits.
+            row: The row's number in `rows(split)`.
+
+        Returns:
+            Whether the image shows it, by concept word.
+
+        Raises:
+            DatasetError: There is no such split or row.
+        """
         return concepts_of(self._morphology(split, row)[0])
 
     def example(self, split: str, row: int) -> tuple[Image.Image, PhantomAnnotations]:
-        """The image of a row together with its annotations, drawn once; arguments and errors as in `annotations`."""
+        """The image of a row together with its annotations, drawn once.
+
+        Args:
+            split: One of the study's splits.
+            row: The row's number in `rows(split)`.
+
+        Returns:
+            The image, mode RGB, and its annotations.
+
+        Raises:
+            DatasetError: There is no such split or row.
+        """
         cell, rng = self._morphology(split, row)
         drawing = draw(cell, rng, self._config.size)
         return drawing.image, PhantomAnnotations(concepts_of(cell), drawing.nucleus, drawing.cytoplasm)
 
     def label(self, split: str, row: int) -> int:
-        """The label number of a row: each block of eight rows is a permutation of the classes."""
+        """The label number of a row: each block of eight rows is a permutation of the classes.
+
+        Args:
+            split: Name of a split.
+            row: The row's number in `rows(split)`.
+
+        Returns:
+            The position of the row's class in `classes`.
+        """
         block, position = divmod(row, len(CLASSES))
         return int(self._random(split, "block", block).permutation(len(CLASSES))[position])
 

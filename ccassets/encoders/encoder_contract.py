@@ -77,14 +77,22 @@ class EncoderCard:
         return compute_identity(self.declared())
 
     def declared(self) -> dict[str, Any]:
-        """Every field by its name; `compiled` only where it is true, so that older identities stay."""
+        """Every field by its name; `compiled` only where it is true, so that older identities stay.
+
+        Returns:
+            The fields, as JSON values.
+        """
         fields = asdict(self)
         if not self.compiled:
             del fields["compiled"]
         return fields
 
     def to_json(self) -> str:
-        """The card with its identity as JSON, as `encoder.json` holds it."""
+        """Format the card with its identity as JSON, as `encoder.json` holds it.
+
+        Returns:
+            The JSON object, which `from_json` reads.
+        """
         return json.dumps({"identity": self.identity, **self.declared()}, indent=2, ensure_ascii=False)
 
     @classmethod
@@ -112,7 +120,12 @@ class EncoderCard:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """`features` (B, D) float32, unit length; `tokens` (B, T_img, D) float32 or float16, row-major, or None."""
+    """The features of B images.
+
+    Attributes:
+        features: (B, D) float32, unit length.
+        tokens: (B, T_img, D) float32 or float16, patches row by row; None without tokens.
+    """
 
     features: npt.NDArray[np.floating[Any]]
     tokens: npt.NDArray[np.floating[Any]] | None
@@ -120,10 +133,15 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """`features` (K, D) float32, unit length; `tokens` (K, T, D) float32 or None.
+    """The features of K prompts.
 
-    `input_ids` (K, T) int32 and `attention_mask` (K, T) uint8 are the tokens as encoded, `offsets` (K, T, 2)
-    int32 the half-open character range of the prompt that each token covers, (0, 0) for special tokens.
+    Attributes:
+        features: (K, D) float32, unit length.
+        tokens: (K, T, D) float32, or None without tokens.
+        input_ids: (K, T) int32, the tokens as encoded.
+        attention_mask: (K, T) uint8, 1 where a token is no padding.
+        offsets: (K, T, 2) int32, the half-open character range of the prompt that each token covers; (0, 0) for special
+            tokens.
     """
 
     features: FloatArray

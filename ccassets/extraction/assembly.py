@@ -42,7 +42,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Assembly:
-    """The database that `assemble_database` wrote, or left as it was because nothing had changed (`unchanged`)."""
+    """The database that `assemble_database` wrote, or left as it was because nothing had changed.
+
+    Attributes:
+        path: The file.
+        digest: The database's digest (hex).
+        rows: Number of rows.
+        bytes: Size of the file in bytes.
+        seconds: Time of the assembly in seconds.
+        unchanged: Whether the file was left as it was.
+    """
 
     path: Path
     digest: str

@@ -32,8 +32,12 @@ _Ints = npt.NDArray[np.int64]
 class SplitExtraction:
     """A split after its extraction.
 
-    `rows` are all of the split, `encoded` those that were encoded now, `adopted` those whose features come from an
-    imported file. `digest` is of features, keys, labels and groups of all rows.
+    Attributes:
+        split: The split.
+        rows: Number of rows of the split.
+        encoded: Number of rows that were encoded now.
+        adopted: Number of rows whose features come from an imported file.
+        digest: Digest (hex) over features, keys, labels and groups of all rows.
     """
 
     split: str
@@ -47,8 +51,11 @@ class SplitExtraction:
 class ImageExtraction:
     """The result of `extract_images`, for every split and for all of them together.
 
-    `seconds` is the time from the first shard to the last part, `times` is where it went. `damaged` names parts that
-    were not what was written; their rows were encoded again.
+    Attributes:
+        splits: The splits.
+        seconds: Time from the first shard to the last part, in seconds.
+        times: Where the time went.
+        damaged: Names of parts that were not what was written; their rows were encoded again.
     """
 
     splits: Sequence[SplitExtraction]
@@ -185,7 +192,14 @@ def held_entries(manifest: Manifest, index: RowIndex) -> _Ints:
 
 @dataclass(frozen=True)
 class ShardsExtraction:
-    """The result of `extract_shards`: shards and images that it encoded, and shards that it left to other processes."""
+    """The result of `extract_shards`.
+
+    Attributes:
+        shards: Number of shards that were encoded.
+        encoded: Number of images in them.
+        left_to_others: Number of shards that other processes were encoding.
+        times: Where the time went.
+    """
 
     shards: int
     encoded: int

@@ -22,7 +22,14 @@ from ccassets.study.storage import Store
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The plan of one split: the shards to be encoded, as rows of the manifest, each image once."""
+    """The plan of one split.
+
+    Attributes:
+        split: The split.
+        rows: Number of rows of the split.
+        held: Number of rows that parts hold.
+        shards: The shards to be encoded, each (m,) int64 rows of the manifest; each image stands in them once.
+    """
 
     split: str
     rows: int
@@ -39,7 +46,12 @@ class ImagePlan:
 class StudyPlan:
     """The plan of a study: what would be encoded, and the bytes that parts and database would take.
 
-    `templates` are the ids of the templates that would be encoded.
+    Attributes:
+        images: The splits.
+        templates: Ids of the templates that would be encoded.
+        part_bytes: Bytes of the parts that would be written.
+        database_bytes: Bytes of the database.
+        seconds: Time of encoding at the speed of the newest parts; None when there are none.
     """
 
     images: Sequence[ImagePlan]
@@ -47,7 +59,6 @@ class StudyPlan:
     part_bytes: int
     database_bytes: int
     seconds: float | None
-    """The time of encoding at the speed of the newest parts; None when there are none."""
 
     @property
     def to_encode(self) -> int:

@@ -32,9 +32,13 @@ _RECENT_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Unneeded:
-    """A file that no study needs, and the reason; `path` is relative to the storage root.
+    """A file that no study needs.
 
-    `recent` marks a part younger than a day, which is kept unless `now` is set.
+    Attributes:
+        path: The path relative to the storage root.
+        bytes: The size in bytes.
+        reason: Why it is not needed.
+        recent: Whether it is a part younger than a day, which is kept unless `now` is set.
     """
 
     path: str

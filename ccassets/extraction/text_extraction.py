@@ -43,10 +43,17 @@ class StoredTemplate:
 class TemplateExtraction:
     """A template after its extraction.
 
-    `origin` is `extracted` or `adopted`, `digest` that of the template, `prompts` their number, `encoded` how many of
-    them were encoded now. `cosine_to_database` says how far the wording moved since the database was assembled: the
-    mean cosine of its prompts to those that the database holds under its id; None where it holds no such template,
-    another number of prompts, or features of another encoder.
+    Attributes:
+        template_id: The template.
+        part: The file that holds it.
+        origin: `extracted` or `adopted`.
+        digest: The template's digest (hex).
+        prompts: Number of prompts.
+        encoded: Number of prompts that were encoded now.
+        seconds: Time of the encoding in seconds.
+        cosine_to_database: How far the wording moved since the database was assembled: the mean cosine of the prompts
+            to those that the database holds under the same id. None where it holds no such template, another number of
+            prompts, or features of another encoder.
     """
 
     template_id: str

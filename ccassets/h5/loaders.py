@@ -116,6 +116,9 @@ def load_bloodmnist_datasets(
 
     Returns:
         The three splits, images as float32 tensors in 0…1.
+
+    Raises:
+        RuntimeError: The folder is missing, or the data set is missing and was not downloaded.
     """
     import medmnist
     from torchvision.transforms import ToTensor

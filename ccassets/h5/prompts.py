@@ -30,9 +30,12 @@ class PromptConfig:
     concept_templates: str | Sequence[str]
 
     def build_template_map(self) -> dict[str, list[str]]:
-        """The prompts of every template by id: `concept_prompts_t01` … first, then `label_prompts_t01` ….
+        """Fill every template with its words.
 
         Unlike the original: a template without exactly one `{}`, and a concept word that stands twice, are refused.
+
+        Returns:
+            The prompts by template id: `concept_prompts_t01` … first, then `label_prompts_t01` ….
 
         Raises:
             ArgumentError: Words or templates cannot be used.
@@ -40,7 +43,14 @@ class PromptConfig:
         return {template.template_id: list(template.prompts) for template in self.templates()}
 
     def templates(self) -> list[PromptTemplate]:
-        """The templates with their prompts and the position of the word in every prompt."""
+        """Fill every template with its words, and find the word in every prompt.
+
+        Returns:
+            The templates in the order of `build_template_map`, with prompts and the position of the word in each.
+
+        Raises:
+            ArgumentError: Words or templates cannot be used.
+        """
         lists = self.metadata
         try:
             vocabulary = Vocabulary(

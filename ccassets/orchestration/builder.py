@@ -32,9 +32,12 @@ from ccassets.study.schema import Study
 
 @dataclass
 class BuildResult:
-    """The database's path, and what was materialized, in order, as `asset:split`; nothing if all was fresh.
+    """The result of a build.
 
-    `notices` are sentences on what could not be read or made although the database is what it should be.
+    Attributes:
+        path: The path of the database; None where only features of splits were made.
+        materialized: What was materialized, in order, as `asset` or `asset:split`; empty if all was fresh.
+        notices: Sentences on what could not be read or made although the database is what it should be.
     """
 
     path: Path | None

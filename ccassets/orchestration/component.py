@@ -20,6 +20,9 @@ class FeatureDatabaseComponent(dg.Component):
 
     Its attributes are those of a study file. The location that loads it provides the resources `store` and
     `encoder`, as `ccassets.definitions` does.
+
+    Args:
+        study: The study.
     """
 
     def __init__(self, study: Study) -> None:
@@ -27,21 +30,47 @@ class FeatureDatabaseComponent(dg.Component):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """The model of the attributes, which is that of a study file."""
+        """Name the model of the attributes, which is that of a study file.
+
+        Returns:
+            The pydantic model that Dagster reads the YAML's `attributes` with.
+        """
         return StudyConfig
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> FeatureDatabaseComponent:
-        """Make the component of a study file."""
+        """Make the component of a study file.
+
+        Args:
+            attributes: The attributes, read by the model of `get_model_cls`.
+            context: Dagster's context; its `path` is the folder of the study, which names it.
+
+        Returns:
+            The component.
+
+        Raises:
+            StudyError: The folder's name cannot be that of a study.
+        """
         assert isinstance(attributes, StudyConfig)
         return cls(Study.from_config(attributes, folder=context.path))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """The definitions of the study, as Dagster asks a component for them."""
+        """Make the definitions of the study, as Dagster asks a component for them.
+
+        Args:
+            context: Dagster's context; it is not read.
+
+        Returns:
+            What `definitions` returns.
+        """
         return self.definitions()
 
     def definitions(self) -> dg.Definitions:
-        """Assets, checks, jobs, schedules and sensors of the study, without resources."""
+        """Make the definitions of the study.
+
+        Returns:
+            Its assets, checks, jobs, schedules and sensors, without resources.
+        """
         with warnings.catch_warnings():
             # Checks by split are a preview in Dagster; `dagster` is pinned to one minor version for that reason.
             warnings.simplefilter("ignore", dg.PreviewWarning)

@@ -24,7 +24,13 @@ def storage_root() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """The files of one study under a storage root; image and template parts are shared by all studies."""
+    """The files of one study under a storage root; image and template parts are shared by all studies.
+
+    Attributes:
+        root: The storage root.
+        study: The study's name.
+        database_file: The file name of the database.
+    """
 
     root: Path
     study: str
@@ -105,17 +111,37 @@ class Store:
         return self.folder / "manifest" / f"{quote(split, safe=' ')}.parquet"
 
     def image_parts(self, identity: str) -> Path:
-        """The folder of image parts of the encoder with that identity."""
+        """The folder of image parts of an encoder.
+
+        Args:
+            identity: The encoder's identity.
+
+        Returns:
+            The path; nothing is made on disk.
+        """
         return self.root / "features" / identity / "rows"
 
     def template_parts(self, identity: str) -> Path:
-        """The folder of template parts of the encoder with that identity."""
+        """The folder of template parts of an encoder.
+
+        Args:
+            identity: The encoder's identity.
+
+        Returns:
+            The path; nothing is made on disk.
+        """
         return self.root / "features" / identity / "templates"
 
     def encoder_parts(self, identity: str) -> Path:
-        """The folder of all parts of the encoder with that identity.
+        """The folder of all parts of an encoder.
 
         Whoever copies from parts holds its lock shared, and whoever removes parts exclusively.
+
+        Args:
+            identity: The encoder's identity.
+
+        Returns:
+            The path; nothing is made on disk.
         """
         return self.root / "features" / identity
 

@@ -58,9 +58,15 @@ _WITHOUT_SAMPLE = "To adopt the rows as unverified, without encoding a sample of
 
 @dataclass(frozen=True, eq=False)
 class AdoptedSplit:
-    """A split after an adoption: its rows, how many were imported, and those that the next build encodes.
+    """A split after an adoption.
 
-    `order` is the record of how the order of the imported rows was verified; None where none was imported.
+    Attributes:
+        split: The split.
+        rows: Number of rows of the split.
+        taken: Number of rows that were imported.
+        missing: (m,) int64, the rows that the next build encodes.
+        missing_keys: The keys of these rows.
+        order: The record of how the order of the imported rows was verified; None where none was imported.
     """
 
     split: str
@@ -75,8 +81,13 @@ class AdoptedSplit:
 class Adoption:
     """The result of `adopt`: what was imported, and what is left to the next build.
 
-    `matched_by` says how rows were matched to images: by `image digest`, `position and label`, or `position`.
-    `templates` were imported now, `missing_templates` are held by no part. `sha256` is the file's.
+    Attributes:
+        splits: The splits.
+        templates: Ids of the templates that were imported now.
+        missing_templates: Ids of the templates that no part holds.
+        matched_by: How rows were matched to images: by `image digest`, `position and label`, or `position`.
+        sha256: SHA-256 (hex) of the file.
+        findings: What the checks found in the file.
     """
 
     splits: Sequence[AdoptedSplit]

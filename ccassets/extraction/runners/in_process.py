@@ -21,7 +21,21 @@ class Runner(Protocol):
     """
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, which are yielded as they are finished."""
+        """Encode shards into parts.
+
+        Args:
+            setup: Study, encoder card and store: what a worker needs to encode on its own.
+            shards: The rows to encode.
+            listener: Called after every batch with the rows encoded since the last call, and the time they took.
+
+        Yields:
+            The part of each shard, as soon as its file is written.
+
+        Raises:
+            EncoderError: The encoder cannot be loaded, its features are not finite, or its workers died repeatedly.
+            DatasetError: An image is no longer the one in the manifest.
+            StorageError: The disk refuses.
+        """
 
 
 class InThisProcess:
@@ -35,6 +49,20 @@ class InThisProcess:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, which are yielded as they are finished."""
+        """Encode shards into parts, one after the other.
+
+        Args:
+            setup: Study, encoder card and store: what a worker needs to encode on its own.
+            shards: The rows to encode.
+            listener: Called after every batch with the rows encoded since the last call, and the time they took.
+
+        Yields:
+            The part of each shard, as soon as its file is written.
+
+        Raises:
+            EncoderError: The encoder cannot be loaded, or its features are not finite.
+            DatasetError: An image is no longer the one in the manifest.
+            StorageError: The disk refuses.
+        """
         encoder = self._load() if self._load else load_encoder(setup.study, cache=setup.store.cache)
         yield from encode_shards(setup, encoder, shards, listener)

@@ -47,7 +47,21 @@ class LocalWorkers:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, which are yielded as they are finished."""
+        """Encode shards into parts, each worker one shard at a time.
+
+        Args:
+            setup: Study, encoder card and store: what a worker needs to encode on its own.
+            shards: The rows to encode.
+            listener: Called after every batch with the rows encoded since the last call, and the time they took.
+
+        Yields:
+            The part of each shard, as soon as its file is written.
+
+        Raises:
+            EncoderError: The encoder cannot be loaded, its features are not finite, or workers died repeatedly.
+            DatasetError: An image is no longer the one in the manifest.
+            StorageError: The disk refuses.
+        """
         devices = self._devices()
         if len(devices) == 1:
             runner = InThisProcess(self._load or (lambda: _load_encoder(setup, self._device)))

@@ -37,7 +37,22 @@ class RayWorkers:
         self._device = device
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, which are yielded as they are finished."""
+        """Encode shards into parts on the actors of the cluster.
+
+        Args:
+            setup: Study, encoder card and store: what a worker needs to encode on its own.
+            shards: The rows to encode.
+            listener: Called after every batch with the rows encoded since the last call, and the time they took.
+
+        Yields:
+            The part of each shard, as soon as its file is written.
+
+        Raises:
+            EncoderError: Ray is not installed, no cluster was found, the encoder cannot be loaded, its features are not
+                finite, or an actor died more often than Ray restarts it.
+            DatasetError: An image is no longer the one in the manifest.
+            StorageError: The nodes do not share the storage, or the disk refuses.
+        """
         ray = _ray()
         connected = ray.is_initialized()
         if not connected:
