@@ -19,7 +19,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## build and validate the demo study; prints the database's path
+demo: $(INSTALLED)  ## build and validate the demo study; print its path
 	@database=$$($(BIN)/ccassets build demo) && \
 	$(BIN)/ccassets validate "$$database" --study demo && \
 	echo && echo "Database:  $$database" && \
@@ -33,18 +33,18 @@ ui: $(INSTALLED)  ## start the Dagster UI on loopback
 test: $(INSTALLED)  ## run the tests
 	@$(BIN)/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile --durations=10
 
-slow: $(INSTALLED)  ## run the long tests: notebooks, campaigns, many builds, the daemon
+slow: $(INSTALLED)  ## run the long tests: notebooks, pages, builds, the daemon
 	@$(BIN)/python -m pytest -q -m slow
 
 test-browser: $(INSTALLED)  ## press the buttons of the UI in Chromium (/usr/bin/chromium)
 	@$(BIN)/python -m pytest -q -m "browser and not slow"
 
-test-lowest:  ## run the tests with the oldest libraries that setup.cfg allows
+test-lowest:  ## run the tests with the oldest allowed libraries
 	@$(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv 'setuptools>=78.1.1'
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@$(LOWEST)/bin/python -m pytest -q -m "not slow and not browser" -n auto --dist loadfile $(TESTS)
 
-guarantees: $(INSTALLED)  ## try to break every promise (hours; `SHORT=1`: ten minutes)
+guarantees: $(INSTALLED)  ## try to break every guarantee (hours; `SHORT=1`: minutes)
 	@$(BIN)/python -m ccassets_tests.campaigns $(if $(SHORT),--short)
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of what is installed (network)
@@ -55,7 +55,7 @@ audit: $(INSTALLED)  ## look up known vulnerabilities of what is installed (netw
 bench: $(INSTALLED)  ## measure every stage (minutes; `SIZE=small` only tries it)
 	@$(BIN)/python -m benchmarks $(if $(SIZE),--size $(SIZE))
 
-coverage: $(INSTALLED)  ## measure how often intervals hold the truth (ten minutes)
+coverage: $(INSTALLED)  ## measure how often intervals are right (ten minutes)
 	@$(BIN)/python -m benchmarks.coverage
 
 docs: $(INSTALLED)  ## build the docs site into build/site; dead links are errors
@@ -68,7 +68,7 @@ dist: $(INSTALLED)  ## build wheel and sdist into dist/, and try the wheel
 	@git ls-files ccassets | (cd build/wheel && xargs ls) > /dev/null
 	@cd build/wheel && PYTHONPATH=$$PWD $(abspath $(BIN))/python -m ccassets.cli --version
 
-release:  ## check everything, build wheel and sdist, say what is left to do
+release:  ## check, build wheel and sdist, say what is left to do
 	@.ci/release
 
 check: lint types imports  ## lint, types and import rules

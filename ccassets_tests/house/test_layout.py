@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,3 +56,13 @@ def test_contributing_has_a_place_for_every_entry_of_the_package() -> None:
     table = page[page.index("| entry of") : page.index("Each module's first line")]
     entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__") and path.name != "py.typed"}
     assert {name for name in entries if not re.search(rf"`{name.removesuffix('.py')}[./`]", table)} == set()
+
+
+def test_help_of_make_fits_a_screen() -> None:
+    lines = subprocess.run(
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line.split()[1] for line in lines] == targets
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
