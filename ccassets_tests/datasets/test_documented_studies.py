@@ -43,7 +43,7 @@ def read_all(study, folder: Path) -> dict[str, list[tuple[str, int]]]:
 def test_the_folder_study_reads_its_folder(blocks: dict[str, str], tmp_path: Path):
     study = study_from(blocks["A folder of images yaml"], tmp_path)
     keys = ["train/RBC/smear_01.png", "train/WBC/smear_02.png", "val/RBC/a.png", "test/WBC/patient 7/smear_09.png"]
-    assert all(f"cells/{key}" in blocks["A folder of images"] for key in keys if not key.startswith("val"))
+    assert all(f"cells/{key}" in blocks["A folder of images text"] for key in keys if not key.startswith("val"))
     save_folder(tmp_path / "cells", keys)
     assert read_all(study, tmp_path) == {
         "train": [(keys[0], 0), (keys[1], 1)],
@@ -54,7 +54,7 @@ def test_the_folder_study_reads_its_folder(blocks: dict[str, str], tmp_path: Pat
 
 def test_the_table_study_reads_its_table(blocks: dict[str, str], tmp_path: Path):
     study = study_from(blocks["A table yaml"], tmp_path)
-    (tmp_path / "cells.csv").write_text(blocks["A table"])
+    (tmp_path / "cells.csv").write_text(blocks["A table text"])
     save_folder(tmp_path / "images", ["smear_01.png", "smear_02.png", "smear_09.png"])
     assert read_all(study, tmp_path) == {
         "train": [("smear_01.png", 0), ("smear_02.png", 1)],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,19 +11,7 @@ import pytest
 
 import ccassets
 from ccassets.study.loading import load_study
-
-PAGE = Path(__file__).parents[2] / "docs" / "own_data.md"
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def shell(script: str, folder: Path) -> str:
-    """Run lines of a shell in which `ccassets` is this one; every line has to end well."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    del environment["CCASSETS_HOME"]  # The page uses the home of a new user.
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, (script, result.stdout, result.stderr)
-    return result.stdout
+from ccassets_tests.documentation.page_blocks import blocks_of, run_shell, runnable_script
 
 
 @pytest.mark.slow
@@ -33,18 +19,16 @@ def test_the_page_works_as_it_stands(test_data: Path, tmp_path: Path, monkeypatc
     for split in ("train", "val", "test"):
         shutil.copytree(test_data / "data" / "bccd" / split, tmp_path / "crops" / split)
     said = []
-    for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
-        if language == "bash":
-            said.append(shell(text, tmp_path))
-        elif language == "yaml":
+    for block in blocks_of("own_data.md"):
+        if block.language == "bash" and (script := runnable_script(block)):
+            said.append(run_shell(script, tmp_path))
+        elif block.language == "yaml":
             study = tmp_path / "studies" / "cells" / "defs.yaml"
             before, _, _ = study.read_text(encoding="utf-8").partition("  vocabulary:\n")
-            study.write_text(before + text, encoding="utf-8")
-        elif language == "python":
-            script = subprocess.run(
-                [sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=True
-            )
-            said.append(script.stdout)
+            study.write_text(before + block.text, encoding="utf-8")
+        elif block.language == "python":
+            command = [sys.executable, "-c", block.text]
+            said.append(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
     assert said[0].startswith("studies/cells/defs.yaml: 600 images of 3 classes in 3 splits\n")
     assert "is valid" in said[1]
     assert said[2].splitlines()[0] == "{'train': 360, 'val': 120, 'test': 120}"
