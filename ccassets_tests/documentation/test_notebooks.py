@@ -24,7 +24,7 @@ from ccassets_tests.h5.batches import LEGACY
 from ccassets_tests.made_studies import edit_study
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-NAMES = ("1_generate_concept_features.ipynb", "2_access_database.ipynb")
+NAMES = ("1_generate_concept_features.ipynb", "2_access_database.ipynb", "3_use_other_tools.ipynb")
 
 
 def run(name: str, replaced: Mapping[str, str] = MappingProxyType({})) -> Any:
@@ -90,23 +90,24 @@ def no_vocabulary(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [no_vocabulary, *(slow(change) for change in (None, no_tokens, no_concepts))])
-def test_the_second_notebook_runs_on_the_database_of_another_study(
+def test_the_notebooks_on_databases_run_on_that_of_another_study(
     study: Study, change: Callable[[dict[str, Any]], None] | None
 ) -> None:
     changed = study if change is None else edit_study(study, change)
     path = build(changed).path
 
-    run(
-        NAMES[1],
-        {"path = ": f"path = Path({str(path)!r})", "study = ": f"study = ccassets.load_study({str(study.folder)!r})"},
-    )
+    database = {"path = ": f"path = Path({str(path)!r})"}
+    run(NAMES[1], {**database, "study = ": f"study = ccassets.load_study({str(study.folder)!r})"})
+    run(NAMES[2], database)
 
 
 @pytest.mark.parametrize(
     "name", ["legacy_no_labels", *map(slow, ("legacy_good", "legacy_no_labels_zero", "legacy_partial"))]
 )
-def test_the_second_notebook_runs_on_a_file_of_the_original_scripts(name: str) -> None:
-    run(NAMES[1], {"path = ": f"path = Path({str(LEGACY / f'{name}.h5')!r})", "study = ": "study = None"})
+def test_the_notebooks_on_databases_run_on_a_file_of_the_original_scripts(name: str) -> None:
+    database = {"path = ": f"path = Path({str(LEGACY / f'{name}.h5')!r})"}
+    run(NAMES[1], {**database, "study = ": "study = None"})
+    run(NAMES[2], database)
 
 
 @pytest.mark.slow
