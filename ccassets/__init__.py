@@ -65,7 +65,7 @@ _HOMES = {
 # Without `FeatureDatabaseComponent`: Dagster lists every component it finds here, and a study names one type.
 __all__ = sorted({*_HOMES, "CcassetsError", "__version__"} - {"FeatureDatabaseComponent"})
 
-# pydoc has no other way to show an API without every file of its package: for pydoc alone this is no package.
+# pydoc has no other way to show an API without every file of its package: for pydoc alone this is not a package.
 _FOLDERS = __path__
 del __path__
 

@@ -1,4 +1,4 @@
-"""The code location: every study that ships or is one's own, with the location-wide resources."""
+"""The code location: the studies that ship and the user's own, with the resources that they share."""
 
 from __future__ import annotations
 

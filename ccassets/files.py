@@ -89,7 +89,7 @@ def digest_files(
 
 
 def drop_unchecked_digests(cache: Path) -> bool:
-    """Have files hashed again whose digest older code kept without a digest of its own; whether there were any."""
+    """Remove cached digests that older code stored without a checksum; return whether there were any."""
     known = _read_cache(cache / DIGEST_CACHE)
     kept = {key: entry for key, entry in known.items() if _checked_digest(key, entry) and not _is_unchecked(entry)}
     if len(kept) == len(known):
@@ -123,7 +123,7 @@ def _sha256(path: Path, done: int, total: int, progress: Progress) -> str:
 
 
 def _cache_entry(key: str, digest: str) -> str:
-    """A digest with one of its own, over the file that it is of, so that a damaged cache is not believed."""
+    """A cached digest with a checksum over it and its file, so that a damaged cache is noticed."""
     return f"{digest} {hashlib.sha256(f'{key} {digest}'.encode()).hexdigest()[:16]}"
 
 
@@ -177,7 +177,7 @@ _OF_THE_FILE = _numbers(
 
 
 def system_error_kind(error: BaseException) -> Literal["transient", "permanent"] | None:
-    """Decide whose fault an error is: this is the one place that does.
+    """Classify an error by its cause: the disk, the system or the file. Only this function decides it.
 
     Args:
         error: An error that was raised while a file was read or written.
@@ -222,7 +222,7 @@ def reading_refused(error: BaseException, what: str) -> StorageError | None:
 
 
 def system_refusal(error: OSError) -> StorageError | None:
-    """A refusal of the system that nobody nearer to the file explained; None when the system is not at fault."""
+    """A sentence on a refusal of the system that no other code explained; None if the system did not refuse."""
     kind = system_error_kind(error)
     if kind is None:
         return None
@@ -245,7 +245,7 @@ _SPECIAL_FILES: dict[int, str] = {
 def unreadable_reason(path: Path, max_bytes: int | None = None) -> str | None:
     """Why a file of unknown origin must not be opened: it is a pipe or a device, or too large; None if it may be.
 
-    Opening a pipe waits for ever, and a device has no end. A path that names nothing is left to the opening.
+    Opening a pipe waits forever, and a device has no end. A path that does not exist is left to the code that opens it.
     """
     try:
         status = path.stat()
@@ -310,10 +310,10 @@ def _system_number(error: BaseException) -> int | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to, synced and renamed to `path` at the end; removed when that fails.
+    """Give a temporary sibling to write to, which is synced and renamed to `path` at the end, or removed if that fails.
 
-    It is locked meanwhile: a temporary file that nobody holds is the leftover of a process that died.
-    Raises `StorageError` when the disk is full or may not be written.
+    It is locked meanwhile: an unlocked temporary file was left by a process that died. Raises `StorageError` when the
+    disk is full or may not be written.
     """
     try:
         make_folder(path.parent)
@@ -336,7 +336,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder to fill, renamed to `path` at the end; removed when that fails.
+    """Give a temporary sibling folder to fill, which is renamed to `path` at the end, or removed if that fails.
 
     A lock inside is held meanwhile, and those of dead processes beside it are removed. `path` is missing or empty. The
     block syncs what it writes.
@@ -388,7 +388,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file or folder."""
+    """Write what the system still buffers of a file or folder to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -402,7 +402,7 @@ def read_package_yaml(package: str, name: str) -> Any:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and have the disk hold their names: without them, what is inside is lost."""
+    """Make a folder and those above it, and sync their names: otherwise a power cut loses what is inside."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -464,14 +464,14 @@ def locking_error(error: OSError, path: Path) -> StorageError:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """One writer at a time in a folder; the second says so and waits. The lock dies with its process."""
+    """Allow one writer at a time in a folder; a second one logs that it waits. The lock ends with its process."""
     with _locked(folder, shared=False):
         yield
 
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
-    """Several writers at a time that divide a folder among themselves; `exclusive` waits for all of them."""
+    """Allow several writers that divide a folder among themselves; `exclusive` waits for all of them."""
     with _locked(folder, shared=True):
         yield
 

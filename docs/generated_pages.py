@@ -58,7 +58,9 @@ def errors_page() -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """A text for a cell of a table; outside of code, nothing in it is markup."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(part if part.startswith("`") else part.replace("|", "\\|").replace("<", "&lt;") for part in parts)
 
 
 def _table(header: str, rows: list[tuple[str, ...]]) -> Iterator[str]:

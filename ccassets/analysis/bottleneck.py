@@ -51,14 +51,16 @@ CHOSEN_ON_VAL = (
     *("chosen", "temperature", "thresholds", "platt", "tree.leaves"),
     *(f"{part}.{VAL}" for part in ("splits", "groups", "association", "tree.accuracy")),
 )
-"""What of a result was chosen or fitted on val, and the numbers of val that are too good for it: keys, with dots."""
+"""The parts of a result that were chosen or fitted on val, and the numbers of val that are therefore too good: keys,
+with dots.
+"""
 
 
 def write_bottleneck(study: Study, store: Store) -> AnalysisResult:
     """Fit the concept bottleneck of a study and write `concept_bottleneck.json` and `model.json`.
 
-    It is fitted on `train` and chosen on `val`. Controls, levels and interventions are measured on `test`, on `val`
-    where there is no test. Every access to `test` becomes a line of `looks.jsonl`, which only grows.
+    It is fitted on `train` and chosen on `val`. Controls, levels and interventions are measured on `test`, or on `val`
+    if there is no test. Every access to `test` is added as a line to `looks.jsonl`.
 
     Args:
         study: The study.
@@ -251,7 +253,7 @@ def _against_annotations(
     split: str,
     log: HoldoutLog,
 ) -> dict[str, Any]:
-    """What only annotated concepts allow: accuracy after corrections, and what scores leak besides."""
+    """Results that need annotated concepts: accuracy after corrections, and leakage."""
     curves = [
         intervention_curve(
             classifier, samples, annotations, concept_groups(concepts), order=order, split=split, log=log

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: log loss, Brier score, calibration error, and what corrects them.
+"""Calibration of probabilities: log loss, Brier score, calibration error, and how to correct them.
 
 Labels are class numbers (n,) with probabilities (n, C) whose rows sum to 1, or 0 and 1 (n, C) of a multi-label set with
 a probability for each.
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 BINS = 15
 TEMPERATURES = (0.01, 100.0)
-"""Range of the fitted temperature; one at an end says that no temperature helps."""
+"""Range of the fitted temperature; a value at either end means that no temperature helps."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _binned(probabilities: Array, right: Array, bins: int = BINS) -> Reliability
 
 
 def fit_temperature(labels: Array, probabilities: Array) -> float:
-    """Fit the temperature whose `apply_temperature` has the lowest log loss; fit it on val.
+    """Fit the temperature whose `apply_temperature` has the lowest log loss; use the rows of val.
 
     Source: Guo et al. 2017, arXiv 1706.04599.
 
@@ -194,7 +194,7 @@ def apply_temperature(probabilities: Array, temperature: float) -> npt.NDArray[n
 
 
 def fit_platt(labels: Array, log_odds: Array) -> npt.NDArray[np.float64]:
-    """Fit for each label of a multi-label set the line of log-odds with the lowest log loss; fit it on val.
+    """For each label of a multi-label set, fit the line of log-odds with the lowest log loss; use the rows of val.
 
     Source: Platt 1999, scaling by a logistic regression on one column.
 

@@ -160,8 +160,8 @@ class OneVsRestClassifier(LinearClassifier):
 class TreeClassifier:
     """A decision tree on K standardised columns.
 
-    Node i tests whether the standardised column `column[i]` is at most `threshold[i]`; yes leads to node `left[i]`,
-    no to `right[i]`. A leaf has -1 in all of the three.
+    Node i tests whether the standardised column `column[i]` is at most `threshold[i]`; yes leads to node `left[i]`, no
+    to `right[i]`. A leaf has -1 in all three.
 
     Attributes:
         columns: Names of the columns.
@@ -471,7 +471,9 @@ def mean_and_scale(samples: Samples) -> tuple[FloatArray, FloatArray]:
         )
     if samples.multilabel and (everywhere := np.flatnonzero(samples.class_counts == len(samples))).size:
         names = [samples.classes[label] for label in everywhere]
-        raise AnalysisError(f"Every row has the classes {names}: there is nothing to tell them from. Leave them out.")
+        raise AnalysisError(
+            f"Every row has the classes {names}, so a classifier cannot learn to recognise them. Leave them out."
+        )
     features = np.asarray(samples.features, np.float64)
     scale = features.std(axis=0)
     return features.mean(axis=0), np.where(scale > 0, scale, 1.0)

@@ -69,7 +69,7 @@ class ComparedDatabase:
 
     @property
     def encoder_name(self) -> str:
-        """Kind, weights and precision of the encoder, those that the file records."""
+        """Kind, weights and precision of the encoder, as far as the file records them."""
         return ", ".join(str(self.encoder[fact]) for fact in ("kind", "weights", "dtype") if self.encoder[fact])
 
 
@@ -231,8 +231,8 @@ def compare_databases(
 
     Rows are matched by image digest; images that are not in every database, or repeated in one, are left out. Both
     classifiers are fitted on `train` and chosen on `val`. `test` is measured, `val` where there is no test, and all
-    rows where there is neither. The metric is the accuracy, in a multi-label set the AUC, of retrieval the mean over
-    concepts of their average precision.
+    rows where there is neither. The metric is the accuracy, or the AUC in a multi-label set; for retrieval it is the
+    mean average precision over concepts.
 
     Args:
         databases: The databases, two or more.
@@ -472,7 +472,7 @@ def _annotations(
         return [], None
     if (kind := summarize(images.database)["dataset"].get("kind")) != study.dataset.kind:
         raise AnalysisError(
-            f"{study.name} is no study of {images.database.path.name}: its data set is of the kind "
+            f"{study.name} is not the study of {images.database.path.name}: its data set is of the kind "
             f"{study.dataset.kind!r}, the file's of the kind {kind!r}."
         )
     annotations = read_concept_annotations(study, images.database)
@@ -495,7 +495,7 @@ def _retrieval(words: Sequence[str], annotations: ConceptAnnotations | None, ima
     if annotations is None:
         raise AnalysisError("No study (--study) says which images show which concepts; a database does not hold that.")
     if not words:
-        raise AnalysisError("No concept that all databases share is known to be shown by an image.")
+        raise AnalysisError("No image is known to show a concept that all databases share.")
     database = images.database
     split = None if images.split == ALL_ROWS else images.split
     scores = concept_scores(database, words, split=split)[images.held_out - row_range(database, split).start]

@@ -20,13 +20,13 @@ ConceptAnnotations = npt.NDArray[np.float32]
 """(N, K): 1 where the image shows the concept, 0 where it does not, nan where nothing is known."""
 
 RowAnnotations = Callable[[str, str], dict[str, bool]]
-"""From split and key of a row to what is known of it, by concept word."""
+"""A function from split and key of a row to its annotations, by concept word."""
 
 
 def read_concept_annotations(study: Study, database: Database) -> ConceptAnnotations | None:
     """Read which images of a database show which concepts.
 
-    Phantom images know every concept that they are drawn by; a table those that `dataset.columns.concepts` names.
+    Phantom images have annotations of every concept; a table has those that `dataset.columns.concepts` names.
 
     Args:
         study: The study that the database was built from.

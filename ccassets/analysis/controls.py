@@ -65,8 +65,8 @@ class Difference:
 def paired_difference(first: Array, second: Array, groups: Groups = None) -> Difference:
     """Compare two accuracies on the same n images.
 
-    `first` and `second` (n,) say whether each image is predicted correctly: bool, or a share over seeds. Where
-    `groups` (n,) are known, the images of a group are taken as dependent.
+    `first` and `second` (n,) say whether each image is predicted correctly: bool, or a share over seeds. If `groups`
+    (n,) are known, the images of a group are treated as dependent.
     """
     from scipy.stats import binomtest
 
@@ -91,9 +91,9 @@ def metric_difference(metric: Metric, first: Array, second: Array, groups: Group
 def class_name_concepts(concepts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """Find the concepts that contain a class name, and how: as a `word`, or as the `stem` of another word.
 
-    "Giant platelets" contains the class platelet as a word (a plural is the same word), "Basophilic granules" the
-    class basophil as a stem. A name of several words counts as a whole, and by those of its words of at least five
-    letters that belong to no other class.
+    "Giant platelets" contains the class platelet as a word (a plural is the same word), "Basophilic granules" the class
+    basophil as a stem. For a name of several words, the whole name counts, and each of its words that has at least five
+    letters and is in no other class name.
     """
     names = [_words(name) for name in classes]
     owners = Counter(word for name in names for word in set(name))
@@ -188,8 +188,8 @@ def run_controls(
     """Fit and measure the controls of a classifier on concept scores.
 
     `linear probe`: all D image features. `random directions`: as many random unit vectors as there are concepts, for
-    every seed. `off-domain phrases`: as many prompts of the template `off_domain`, another choice for every seed
-    where there are more. `without class names`: the concepts that contain none.
+    every seed. `off-domain phrases`: as many prompts of the template `off_domain`, chosen anew for every seed if there
+    are more. `without class names`: the concepts that contain none.
 
     Args:
         database: The database.

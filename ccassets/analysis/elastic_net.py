@@ -202,8 +202,9 @@ def _newton_step(loss: _SoftmaxLoss, point: _Point, gradient: FloatArray, penalt
 def _sparse_minimum(matrix: FloatArray, linear: FloatArray, absolute: float, start: FloatArray) -> FloatArray:
     """The w that minimises w'Aw / 2 - b'w + absolute |w|, for a positive definite A.
 
-    Feature-sign search (Lee, Battle, Raina and Ng 2006): with the signs known the minimum is a linear system; walk
-    towards it, drop the weight that reaches 0 first, and take in the one that pulls most, until none pulls enough.
+    Feature-sign search (Lee, Battle, Raina and Ng 2006): with known signs the minimum is a linear system. Move towards
+    it, drop the weight that first reaches 0, add the one with the largest gradient, and repeat until no gradient is
+    large enough.
     """
     weights: FloatArray = start.copy()
     signs = np.sign(start)

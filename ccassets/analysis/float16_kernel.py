@@ -94,7 +94,7 @@ def suits_kernel(rows: npt.NDArray[Any]) -> bool:
 def _kernel_is_fast() -> bool:
     """Whether the kernel beats converting and multiplying in this process, and gives the same numbers.
 
-    Another library in the process can make it fall back to scalar code, thirty times slower, without a word.
+    Another library in the process can make it fall back silently to scalar code, which is thirty times slower.
     """
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((512, 1024), np.float32).astype(np.float16)

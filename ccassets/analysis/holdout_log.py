@@ -84,7 +84,7 @@ class HoldoutLog:
     def accesses(self) -> list[HoldoutAccess]:
         """Return every access so far, the oldest first.
 
-        A line that a crash tore is left out: its result was never shown.
+        A line that a crash left incomplete is ignored: its result was never shown.
 
         Returns:
             The accesses.

@@ -2,8 +2,8 @@
 
 One idea serves all metrics between 0 and 1. Its limits are the exact binomial ones (Clopper and Pearson) of as many
 rows as the value is worth: the rows themselves for a share, the share's variance over the value's for anything else
-(Korn and Graubard 1998, for surveys). They keep clear of 0 and 1 without touching what cannot be excluded, so a
-perfect score on few rows has a wide interval. `python -m benchmarks.coverage` measures how often they hold the truth.
+(Korn and Graubard 1998, for surveys). They stay between 0 and 1 and never shrink to a point, so a perfect score on few
+rows has a wide interval. `python -m benchmarks.coverage` measures how often they contain the true value.
 """
 
 from __future__ import annotations
@@ -316,8 +316,8 @@ def _effective(
 ) -> FloatArray:
     """As many rows as the values are worth.
 
-    By groups the variance rests on few of them: it is corrected for their number, one group more counts as worth no
-    more than one row, and the t distribution takes the place of the normal one.
+    By groups the variance rests on few of them: it is corrected for their number, one more group of one row is added,
+    and the t distribution replaces the normal one.
     """
     from scipy.special import stdtrit
 
@@ -359,8 +359,8 @@ def _correlation(totals: FloatArray) -> FloatArray:
 def mean_difference(values: npt.NDArray[Any], groups: Groups = None) -> Estimate:
     """Compute the mean of differences between -1 and 1 with its limits.
 
-    Two rows more count, half of one at each end and one at 0, so that equal answers on few rows are not taken for
-    certainty (the adjusted Wald interval of paired shares, Agresti and Min 2005), and limits are those of the t
+    Two more rows are added, half a row at each end and one at 0, so that equal predictions on few rows do not look
+    certain (the adjusted Wald interval of paired shares, Agresti and Min 2005), and limits are those of the t
     distribution. By groups, the rows are those of a group of average size.
 
     Args:
@@ -424,7 +424,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Compute a metric that is no mean of shares or areas, with limits from the variance of a Poisson bootstrap.
+    """Compute a metric that is not a mean of shares or areas, with limits from the variance of a Poisson bootstrap.
 
     Each resample weighs every row, or all rows of a group alike, with a number drawn from a Poisson distribution of
     mean 1: the bootstrap that the authors use, without copying rows. The variance gives the rows that the metric is

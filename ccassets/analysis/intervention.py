@@ -1,6 +1,6 @@
 """Interventions on concepts: what a classifier predicts when scores are set by hand or corrected to annotations.
 
-Also how well scores tell annotated concepts apart.
+Also how well scores separate images that show a concept from images that do not.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def intervention_curve(
 ) -> InterventionCurve:
     """Measure accuracy on a split while concepts are corrected to their annotations, one group after another.
 
-    A concept is set to the mean score of train's images that show it, or that do not (conditional means). Where train
-    does not know the truth of a concept, to the 95th or 5th percentile of its scores (Koh et al. 2020, arXiv
+    A concept is set to the mean score of train's images that show it, or that do not (conditional means). If train has
+    no annotations of a concept, it is set to the 95th or 5th percentile of its scores (Koh et al. 2020, arXiv
     2007.04612).
 
     Args:
@@ -291,7 +291,7 @@ def _auroc(
 ) -> Estimate:
     """The AUROC of pairs within the columns of `members` (n, C), weighted by their numbers of pairs."""
     if not len(pairs) or not present.any() or present.all():
-        return unmeasured("There are no two images to compare.", groups)
+        return unmeasured("There are not two images to compare.", groups)
     columns = np.broadcast_to(scores[:, None], members.shape)
     parts = area(columns, members & present[:, None], members & ~present[:, None])
     return mean_proportion(parts, groups, pairs / pairs.sum())

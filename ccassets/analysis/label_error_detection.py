@@ -139,7 +139,7 @@ def _judged(samples: Samples) -> Samples:
 
 
 def _with_classes(samples: Samples, labels: npt.NDArray[np.intp]) -> Samples:
-    """The same rows, whose labels are all among these, with the classes of these labels alone."""
+    """The same rows with only these classes; all labels of the rows are among them."""
     classes = tuple(samples.classes[label] for label in labels)
     return replace(samples, labels=np.searchsorted(labels, samples.labels), classes=classes)
 
@@ -150,9 +150,9 @@ def _with_classes(samples: Samples, labels: npt.NDArray[np.intp]) -> Samples:
 def confident_joint(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np.int64]:
     """Count rows (C, C) by their label and by the class that they confidently are.
 
-    A row is confidently of a class whose probability reaches the class's threshold: the mean self-confidence of the
-    rows that are labelled with it; where several do, of its most probable class (Northcutt et al. 2021, arXiv
-    1911.00068, as cleanlab 2.9 counts).
+    A row counts as a class if its probability reaches the class's threshold, which is the mean self-confidence of the
+    rows with that label; if several classes qualify, as the most probable one (Northcutt et al. 2021, arXiv 1911.00068,
+    as cleanlab 2.9 counts).
     """
     count = probabilities.shape[1]
     members = labels[:, None] == np.arange(count)
@@ -170,8 +170,8 @@ def confident_joint(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np
 def doubtful_labels(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
     """Find the rows (N,) whose label is in doubt, as confident learning prunes by class (arXiv 1911.00068).
 
-    Of each class as many rows are in doubt, those of the lowest self-confidence, as the confident joint, scaled to the
-    class's number of rows, says are of other classes. A row whose label is the most probable class is not in doubt.
+    The confident joint, scaled to a class's number of rows, says how many of its rows belong to other classes; that
+    many rows of the lowest self-confidence are in doubt. A row whose label is the most probable class is not in doubt.
     """
     joint = confident_joint(labels, probabilities)
     doubtful = np.zeros(len(labels), bool)
@@ -186,7 +186,7 @@ def doubtful_labels(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np
 
 
 def _rounded(values: FloatArray) -> npt.NDArray[np.int64]:
-    """Round to whole numbers of the same sum; where the nearest ones have another, the farthest give way."""
+    """Round to whole numbers with the same sum; if rounding changes it, the worst rounded ones are corrected."""
     whole = np.rint(values).astype(np.int64)
     missing = round(values.sum()) - int(whole.sum())
     order = np.argsort(values - whole, kind="stable")
@@ -197,7 +197,7 @@ def _rounded(values: FloatArray) -> npt.NDArray[np.int64]:
 def out_of_fold_probabilities(samples: Samples, *, seed: int = 0) -> FloatArray:
     """Predict every row (N, C) by a logistic regression that was fitted without its fold and its group.
 
-    Rows whose label is in doubt would teach the others wrong: later passes are fitted without those of the pass before.
+    Rows whose label is in doubt would distort the fit: later passes leave out those that the pass before found.
 
     Args:
         samples: The rows, each of one class, five or more of every class.

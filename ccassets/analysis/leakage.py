@@ -19,7 +19,7 @@ EXCHANGES = 10
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 _MOST_PAIRED = 40
-"""Up to as many concepts, pairs of them count in what a score is expected to be."""
+"""Up to this many concepts, the expected score also uses pairs of them."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ def measure_leakage(
 ) -> Leakage:
     """Measure how much scores leak about the class beyond their concepts.
 
-    The leak is H(class | concepts) - H(class | scores, concepts) (arXiv 2504.09459). Both terms are the log loss of
-    the same classifier on the same columns; for the first, images of equal annotations exchange their scores
-    (conditional permutation, Candes et al. 2018, arXiv 1610.02351). Exchanged scores keep all that follows from the
-    concepts, however it does, and nothing else, so the difference is 0 on average where nothing leaks. Where no other
-    image has the same annotations, what is exchanged is the difference from the score that the annotations and their
-    pairs let expect.
+    The leak is H(class | concepts) - H(class | scores, concepts) (arXiv 2504.09459). Both terms are the log loss of the
+    same classifier on the same columns; for the first, images of equal annotations exchange their scores (conditional
+    permutation, Candes et al. 2018, arXiv 1610.02351). Exchanged scores keep everything that follows from the concepts,
+    and nothing else, so the difference is 0 on average if nothing leaks. If no other image has the same annotations,
+    only the difference from the expected score is exchanged, where the expectation uses annotations and their pairs.
 
     Args:
         samples: The rows, described by concept scores.
@@ -112,7 +111,7 @@ def measure_leakage(
             for _ in range(exchanges)
         ]
     )
-    # What fits differ by is no property of the images: how much, the exchanged scores tell.
+    # The differences between fits are not a property of the images; the exchanged scores show how large they are.
     spread = float(exchanged.mean(axis=1).var(ddof=1)) * (1 + 1 / exchanges) if exchanges > 1 else 0.0
     held_out = chosen.split == split
     return Leakage(

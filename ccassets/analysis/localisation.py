@@ -47,8 +47,8 @@ class Localisation:
 def measure_localisation(maps: FloatArray, present: Mask, parts: Sequence[str], part: str, mask: Mask) -> Localisation:
     """Measure maps of concepts against the patches of a part.
 
-    A map that is high anywhere in the foreground passes a mere inside-against-outside test; it does not pass against
-    the concepts of another part.
+    A map that is high anywhere in the foreground would pass a test of inside against outside; it does not pass a
+    comparison with the concepts of another part.
 
     Args:
         maps: (n, K, T), the map of every concept.

@@ -123,7 +123,7 @@ def evaluate(
 def accuracy(labels: Array, scores: Array, groups: Groups = None, thresholds: FloatArray | None = None) -> Estimate:
     """Compute MedMNIST's ACC: how often the highest score is the label's.
 
-    Multi-label: the mean over labels of the share of right answers, at thresholds in the place of MedMNIST's 0.5. A
+    Multi-label: the mean over labels of the share of right predictions, at thresholds instead of MedMNIST's 0.5. A
     label without a threshold is left out.
     """
     require_labels(labels, scores)
@@ -137,7 +137,7 @@ def accuracy(labels: Array, scores: Array, groups: Groups = None, thresholds: Fl
 
 
 def choose_thresholds(labels: Array, scores: Array) -> FloatArray:
-    """Choose the threshold of every label that has the highest Matthews correlation; choose them on val.
+    """For each label, choose the threshold with the highest Matthews correlation; use the rows of val.
 
     Args:
         labels: (n, C) of 0 and 1.
@@ -179,7 +179,7 @@ def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     positive = _one_against_rest(labels, scores)
     compared = np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0))
     if not len(compared):
-        return unmeasured("There are no two classes to compare.", groups)
+        return unmeasured("There are not two classes to compare.", groups)
     return mean_proportion(area(scores[:, compared], positive[:, compared]), groups)
 
 
@@ -215,7 +215,7 @@ def sensitivity(labels: Array, scores: Array, groups: Groups = None, specificity
     positive = _one_against_rest(labels, scores)
     compared = np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0))
     if not len(compared):
-        return unmeasured("There are no two classes to compare.", groups)
+        return unmeasured("There are not two classes to compare.", groups)
 
     def statistic(weights: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):
@@ -280,7 +280,7 @@ def recall(labels: Array, scores: Array, groups: Groups = None, thresholds: Floa
 def matthews_correlation(
     labels: Array, scores: Array, groups: Groups = None, thresholds: FloatArray | None = None
 ) -> Estimate:
-    """Compute the Matthews correlation of labels and answers; multi-label: the mean over labels that rows have."""
+    """Compute the Matthews correlation of labels and predictions; multi-label: the mean over the labels that occur."""
     require_labels(labels, scores)
     if labels.ndim == 1:
         return _confusion_metric(labels[:, None], scores.argmax(axis=1)[:, None], scores.shape[1], _matthews, groups)

@@ -210,7 +210,7 @@ def _few_shot_table(database: Database, split: str, log: HoldoutLog, progress: P
 
 
 def _concepts_table(study: Study, database: Database) -> Rows | None:
-    """Every concept whose truth is known: how well its score finds it; the F1 is at a threshold chosen on val."""
+    """How well the score of each annotated concept finds it; the F1 is at a threshold chosen on val."""
     annotations = read_concept_annotations(study, database)
     if annotations is None:
         return None

@@ -29,9 +29,9 @@ Method = Literal["pca", "tsne"]
 MOST_FITTED = 50_000
 """A projection is fitted on at most so many rows, evenly spaced; the others are added to it."""
 LEAST_FOR_TSNE = 500
-"""With fewer rows principal components show as much, and nobody waits for them."""
+"""With fewer rows, principal components show as much and take no time."""
 MOST_SINGLE_THREADED = 5_000
-"""Threads wait for each other longer than so few rows take, tenfold on busy cores."""
+"""With fewer rows, threads would wait for each other longer than one thread works, tenfold on busy cores."""
 _COMPONENTS = 50
 _BLOCK = 10_000
 _SEED = 0
@@ -143,7 +143,7 @@ def read_projection(path: str | os.PathLike[str], database: Database) -> Project
         points = np.column_stack([table["x"].to_numpy(), table["y"].to_numpy()])
         projection, digest = Projection(points, facts["method"], facts["versions"]), facts["database"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise AnalysisError(f"{path} is not there yet, or damaged: materialize projection.") from error
+        raise AnalysisError(f"{path} does not exist yet, or is damaged: materialize projection.") from error
     if digest != summarize(database)["digest"] or len(points) != len(database):
         raise AnalysisError(f"{path} is of another state of the database: materialize projection again.")
     return projection

@@ -51,7 +51,7 @@ def available_analyses(study: Study) -> list[str]:
 
 
 def unavailable_analyses(study: Study) -> dict[str, str]:
-    """Say by name why an analysis is no part of a study, as far as the study itself can tell."""
+    """Give the reason, by name, for each analysis that a study cannot have, as far as the study itself can tell."""
     vocabulary = study.vocabulary
     reasons: dict[str, str] = {}
     if not (vocabulary.concepts.words and vocabulary.concepts.templates):
@@ -128,10 +128,10 @@ def measure_predictions(
 def measure_groups(
     labels: Mapping[str, Array], ranks: Mapping[str, Array], groups: Mapping[str, Groups], ordinal: bool = False
 ) -> dict[str, Any] | None:
-    """Measure patients or slides in the place of their images, by split; None where no split has groups of several.
+    """Measure patients or slides instead of images, by split; None if no group has several images.
 
-    The score of a group is the mean log-odds of its images. It has each label of a multi-label set that one of its
-    images has, with thresholds that are chosen on the groups of val.
+    The score of a group is the mean log-odds of its images. In a multi-label set it has each label that one of its
+    images has; thresholds are chosen on the groups of val.
     """
     pooled = {}
     for split, own in labels.items():
@@ -193,14 +193,14 @@ class AnalysisResult:
 
 
 def result_content(database: Database, measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert measures to JSON types, with the digest of the database that they are of."""
+    """Convert measures to JSON types, with the digest of the database that they were computed from."""
     return {"database": summarize(database)["digest"], **as_json(measures)}
 
 
 def write_result(path: Path, database: Database, measure: Callable[[], Mapping[str, Any]]) -> AnalysisResult:
     """Write what `measure` returns; where it raises `AnalysisError`, write why the analysis is unavailable.
 
-    A database without labels is no failure of a build: its features are finished, this analysis does not apply.
+    A database without labels does not fail a build: its features are finished, and this analysis does not apply.
     """
     try:
         content = result_content(database, measure())
@@ -217,7 +217,7 @@ def read_result(path: Path, database: Database) -> Mapping[str, Any]:
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AnalysisError(f"{path.name} is not there yet: materialize {path.stem} first.") from error
+        raise AnalysisError(f"{path.name} does not exist yet: materialize {path.stem} first.") from error
     if content["database"] != summarize(database)["digest"]:
         raise AnalysisError(f"{path.name} is of another state of the database: materialize {path.stem} again.")
     return content

@@ -25,10 +25,10 @@ SIMILAR = 0.99
 
 
 def row_histories(database: Database) -> pd.DataFrame:
-    """Tell the history of every row, as a table.
+    """Return the history of every row as a table.
 
-    Parts are looked up where builds leave them (`features` beside the study's folder). Their columns are empty for a
-    row whose part is gone, or of a file that was moved away.
+    Parts are looked up where builds leave them (`features` beside the study's folder). The columns of a part are empty
+    if it is gone, or if the file was moved.
 
     Args:
         database: A database with image digests.
@@ -82,7 +82,7 @@ def _with_parts(database: Database, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
-    """Tell all that is known of the rows of a key: source, part, encoder, label, splits, duplicates.
+    """Return what is known about the rows with a key: source, part, encoder, label, splits, duplicates.
 
     Args:
         database: A database with image digests.
@@ -102,7 +102,7 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
     chosen = _with_parts(database, table[table["key"] == key])
     if chosen.empty:
         near = get_close_matches(key, table["key"].tolist(), 3) or table["key"].tolist()[:3]
-        raise AnalysisError(f"{database.path.name} has no row of the key {key!r}; it has {', '.join(near)}.")
+        raise AnalysisError(f"{database.path.name} has no row of the key {key!r}; its keys are like {', '.join(near)}.")
     provenance = database.provenance or {}
     dataset, encoder = provenance.get("dataset") or {}, provenance.get("encoder") or {}
     explained = []

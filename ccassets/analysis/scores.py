@@ -287,7 +287,7 @@ def _word_pieces(template: Template, words: Sequence[str], location: str) -> Ite
     ):
         if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text):
             raise DatabaseError(
-                f"{location}: {word!r} does not stand free in {text!r}, so its own tokens, which the authors' rule "
+                f"{location}: {word!r} is not a separate word in {text!r}, so its own tokens, which the authors' rule "
                 "needs, are not known. Use the rule 'span'."
             )
         yield ids[start:end].tolist()

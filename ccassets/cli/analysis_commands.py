@@ -166,7 +166,7 @@ def table(
 ) -> None:
     """Write the tables of a paper as CSV and LaTeX: methods, few-shot curves, and concepts whose truth is known.
 
-    The study's analyses must be built. Few-shot curves are fitted now; each look at the test split is recorded.
+    The study's analyses must be built. Few-shot curves are fitted now; each access to the test split is recorded.
     """
     from ccassets.analysis import write_paper_tables
     from ccassets.study.loading import load_study
@@ -249,7 +249,7 @@ def explore(
     study = None if is_file else load_study(target)
     store = None if study is None else Store.of(study)
     if store is not None and not store.database.exists():
-        raise DatabaseError(f"{store.database} is not there yet: run `ccassets build {target}` first.")
+        raise DatabaseError(f"{store.database} does not exist yet: run `ccassets build {target}` first.")
 
     def announce(address: str) -> None:
         print_text(address)
@@ -261,7 +261,7 @@ def explore(
 
 
 def _announce_reading(database: Database, patches: bool) -> None:
-    """Say before it begins what comparing every row of a remote file will read."""
+    """Say beforehand how many bytes of a remote file will be read to compare every row."""
     values = database.image_token_features if patches else database.image_features
     if database.is_remote and values is not None:
         print_text(f"Reading {values.nbytes / 1e6:,.1f} MB of features over the network.", err=True)

@@ -120,7 +120,7 @@ def prune(
             "--runs",
             min=0,
             metavar="DAYS",
-            help="Also forget runs of the home that ended longer ago, with their logs; never the last two of an asset.",
+            help="Also delete runs that ended longer ago, with their logs; the last two runs of an asset stay.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -228,7 +228,7 @@ def studies(as_json: JsonOption = False, home: HomeOption = None) -> None:
 def _plan_build(study: Study, splits: Sequence[str] | None, fresh: bool) -> tuple[StudyPlan, float]:
     """Read what a plan needs, and plan; with the mean share of a picture that the encoder never sees.
 
-    Where the weights are missing, what is published of them gives the sizes, and the reason is printed.
+    If the weights are missing, the published sizes are used, and the reason is printed.
     """
     from ccassets.extraction import identify_encoder, plan_study, read_images
     from ccassets.extraction.plan import expected_row_bytes, size_study

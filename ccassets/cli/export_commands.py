@@ -66,7 +66,7 @@ def explain(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Key of a row: the path of its image, as in `search`.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say why a row is what it is: its image, its part and encoder, its label, and where the image recurs."""
+    """Show where a row comes from: its image, part, encoder and label, and other rows of the same image."""
     from ccassets.analysis import explain_rows
     from ccassets.database.sandbox import open_unknown_database
 
@@ -100,7 +100,7 @@ def _history_lines(row: dict[str, Any]) -> Iterator[str]:
         )
         yield f"              {source}"
     else:
-        yield "  part        not here any more"
+        yield "  part        gone"
     yield f"  assembled   {row['assembled_at']}"
     for title, rows in (("same image", row["same_image"]), ("looks alike", row["near_duplicates"])):
         for other in rows:

@@ -196,7 +196,7 @@ def certify(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Hold a study's ConceptCLIP to what is published of it; exit with 1 where it deviates.
+    """Compare a study's ConceptCLIP with published values; exit with 1 if it deviates.
 
     Writes certificate.json into the study's folder in the storage; the next assembly takes it into the provenance.
     """

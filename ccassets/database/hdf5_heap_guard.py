@@ -18,9 +18,9 @@ _HEADER = 16
 def find_endless_heap(file: h5py.File, fd: int) -> int | None:
     """The offset of a heap that HDF5 would read for ever, or None.
 
-    Free space (object 0) counts itself by its stored size; where that is zero, as after a lost page, the reader never
-    gets on (H5HG, "Global Heap" in the HDF5 file format specification). Contiguous data is not looked into; in a file
-    of any size the rest is small. Chunked data may lie anywhere: such files are not searched.
+    The size of free space (object 0) is stored in it; if it is zero, as after a lost page, the reader never advances
+    (H5HG, "Global Heap" in the HDF5 file format specification). Contiguous data is not looked into; in a file of any
+    size the rest is small. Chunked data may lie anywhere: such files are not searched.
     """
     ranges = contiguous_ranges(file)
     size = os.fstat(fd).st_size

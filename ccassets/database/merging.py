@@ -36,8 +36,8 @@ def assemble(
     contiguous rows of the same D and T_img, with the feature digests that `content` says; `DatabaseError` names the
     one that does not. `progress` counts the rows of both data sets.
 
-    Rows of `unread` sources are hashed beside being copied, while the system still holds their pages: the disk reads
-    them once. Raises `DamagedSourceError` for one whose rows are not what `content` says.
+    Rows of `unread` sources are hashed while they are copied and still in the page cache, so the disk reads them once.
+    Raises `DamagedSourceError` for one whose rows are not what `content` says.
     """
     names = BULK if content.token_count else (IMAGE_FEATURES,)
     done, total = 0, len(names) * len(source_of)

@@ -72,8 +72,8 @@ def as_list(texts: str | Sequence[str]) -> list[str]:
 class Database:
     """A feature database: image features of every row, templates, and what is recorded about both.
 
-    A context manager. It can be pickled, which opens the file again on the other side, and so be used in the workers
-    of a data loader.
+    A context manager. It can be pickled, and opens the file again when it is unpickled; the workers of a data loader
+    use this.
 
     Args:
         path: The HDF5 file.
@@ -118,7 +118,7 @@ class Database:
 
     @property
     def source(self) -> str | Path:
-        """What `open_database` opens this file again by: its path, or its address."""
+        """The path or address with which `open_database` opens this file again."""
         return self.path if self._remote is None else self._remote.url
 
     @property
@@ -573,7 +573,7 @@ class Template:
 
     @cached_property
     def attention_mask(self) -> npt.NDArray[np.uint8] | None:
-        """(K, T) uint8, 1 where a token is no padding."""
+        """(K, T) uint8, 1 where a token is not padding."""
         return self._values("attention_mask")
 
     @cached_property

@@ -60,10 +60,9 @@ def references_url(url: str) -> str:
 class RemoteFile(PositionedFile):
     """A file at an address: what h5py reads its metadata from, and exact ranges of it.
 
-    Metadata comes in blocks, of which a bounded number is kept; where references lie beside the file, their copy of it
-    is used and nothing is asked. A range is asked for with the version of the file that was opened, where the server
-    tells one, and an answer of another length is an error. The credentials are those that fsspec and its libraries
-    know: none is kept here.
+    Metadata is read in blocks, of which a bounded number is kept; with references beside the file, their copy is used
+    and the server is not asked. Requests name the version of the file that was opened, if the server sends versions,
+    and an answer of another length is an error. Credentials are those of fsspec and its libraries; none are kept here.
 
     Args:
         url: The address.
@@ -188,7 +187,7 @@ class RemoteFile(PositionedFile):
     def _with_whole_heaps(self, start: int, size: int) -> bytes:
         """Blocks from a start, in which every heap of texts that begins was read to its end, and is one that ends.
 
-        The first block is always among them; later ones are left out from a heap on that goes on behind them.
+        The first block is always included; later ones are left out from the first heap that continues beyond them.
         """
         data = self._read_range((start, min(size + _HEAP_HEADER, self.size - start)))
         for offset in _signatures(data):

@@ -1,4 +1,4 @@
-"""What a file's provenance says about order: whether somebody verified which image or prompt its features are of."""
+"""What a file's provenance says about order: whether it was verified which image or prompt each feature belongs to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
-    """The number of rows whose order nobody verified.
+    """The number of rows whose order was not verified.
 
     Args:
         provenance: The provenance of a part, or of a database, which lists its parts.
@@ -29,7 +29,7 @@ def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
 
 
 def unverified_templates(provenance: Mapping[str, Any], templates: Iterable[str]) -> list[str]:
-    """The templates whose features nobody held to their prompts.
+    """The templates whose features were not compared with their prompts.
 
     Args:
         provenance: The provenance of a template part, or of a database, which lists its templates.
@@ -47,5 +47,5 @@ def unverified_templates(provenance: Mapping[str, Any], templates: Iterable[str]
 
 
 def has_unverified_order(provenance: Mapping[str, Any]) -> bool:
-    """Whether a file has rows whose order nobody verified."""
+    """Whether a file has rows whose order was not verified."""
     return unverified_rows(provenance, 1) > 0

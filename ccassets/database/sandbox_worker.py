@@ -27,7 +27,7 @@ _SECONDS = 4
 _BYTES_PER_SECOND = 10 << 20
 """The child may allocate 1 GiB and the size of the file, and compute for 4 s and the time that 10 MiB/s take."""
 _REMOTE_BYTES = 256 << 20
-"""The size that a remote file counts as: more than that of it is not held."""
+"""The assumed size of a remote file: no more than this is kept in memory."""
 
 
 def _answer(request: dict[str, Any]) -> Any:

@@ -91,5 +91,5 @@ def no_map_reason(encoder: Mapping[str, Any], token_count: int) -> str | None:
     if token_geometry(encoder) is None:
         return "The encoder does not say which rectangle of a picture its patches cover."
     if isqrt(token_count) ** 2 != token_count:
-        return f"{token_count} patches are no square: there is no way to lay them over a picture."
+        return f"{token_count} patches are not a square: there is no way to lay them over a picture."
     return None

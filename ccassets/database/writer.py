@@ -58,7 +58,7 @@ class TemplateContent:
 class RowContent:
     """All data of the rows besides their features; each of length N, in the order of the file.
 
-    `image_digest` is None where the images were never seen as they are stored, only as somebody's tensors.
+    `image_digest` is None if only tensors of a loader were seen, not the stored images.
     """
 
     split: Sequence[str]
@@ -118,7 +118,7 @@ class RowBytes:
 def new_file(path: Path, content: FileContent) -> Iterator[RowBytes]:
     """Make the file at `path`: the caller writes the rows, then it is synced and renamed into place.
 
-    Nothing is at `path`, or what was there before, until then. Raises `StorageError` when the disk refuses.
+    Until then, `path` is unchanged. Raises `StorageError` when the disk refuses.
     """
     with storage_errors(path), replacing(path) as temporary:
         ranges = _create(temporary, content)
@@ -295,7 +295,7 @@ def write_template_group(group: h5py.Group, template: TemplateContent) -> None:
 
 
 def _reserve(fd: int, offset: int, count: int) -> None:
-    """Have the file system find room for a large range at once: writing into it then takes less of its time.
+    """Reserve disk space for a large range at once, which makes writing into it faster.
 
     By the system's own call: where a file system has none, `os.posix_fallocate` would write to every block instead.
     Its errors are ignored here: writing reports them.
@@ -323,9 +323,9 @@ def _copy_range(source_fd: int, source_offset: int, target_fd: int, target_offse
 
 
 def _start_writing(fd: int, offset: int, count: int) -> None:
-    """Have the disk begin with a whole block while the next is made; the sync at the end then waits for little.
+    """Start writing a block to the disk while the next is made, so that the sync at the end waits less.
 
-    Linux writes dirty pages that are declared unneeded, and keeps them until that is done.
+    Linux starts writing dirty pages that are declared unneeded, and keeps them until they are written.
     """
     if sys.platform == "linux" and count == _BLOCK:
         os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)

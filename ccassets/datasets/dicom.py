@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DICOM_SUFFIXES: Final = frozenset({".dcm", ".dicom"})
 GROUP_KEY_FILE: Final = "patient_groups.key"
-"""The file in the home with the key of patient groups: without it nobody can compute a group from a PatientID."""
+"""The file in the home with the key of patient groups; without it, a group cannot be computed from a PatientID."""
 
 _POLICY: Final = 1
 """Raised on purpose whenever a frame gives other pixels than before."""
@@ -61,7 +61,7 @@ _REASONS: Final = {
     RuntimeError: f"it is damaged, or of a JPEG with 12 bits: {_GPL_DECODER}",
     AttributeError: "it has no pixel data, or no value that its pixels depend on",
 }
-"""By what pydicom raises; its own texts hold values of the header."""
+"""Our messages for the exceptions of pydicom, whose own texts hold values of the header."""
 _FRAME = re.compile(r"(.*[^/])#([1-9][0-9]*)", re.DOTALL)
 
 
@@ -69,7 +69,7 @@ _FRAME = re.compile(r"(.*[^/])#([1-9][0-9]*)", re.DOTALL)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM file: by its suffix, or by the mark in it where the suffix is that of no image."""
+    """Whether a file is a DICOM file: by its suffix, or by its prefix `DICM` if the suffix is not that of an image."""
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
         return True
@@ -80,7 +80,7 @@ def is_dicom(path: Path) -> bool:
 
 @lru_cache(maxsize=1 << 18)
 def _has_mark(path: Path, state: str) -> bool:
-    """Whether a file has the mark of DICOM files; looked at once while it stays as it is (`state`)."""
+    """Whether a file has the prefix of DICOM files; read once for each `state` of the file."""
     with reading_errors(path), path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -110,7 +110,7 @@ def require_nameless_keys(root: Path, name: str, keys: Iterable[str], splits: Co
         root: The data set's root.
         name: The name of the data set, which is stored, too.
         keys: The keys; only DICOM files among them are opened.
-        splits: The splits of the study; a folder of such a name, `test` say, is no patient of that name.
+        splits: The splits of the study; a folder of such a name, such as `test`, is not a patient of that name.
 
     Raises:
         DatasetError: A key carries the PatientName or PatientID of its own header; the message leaves it out.
@@ -133,7 +133,7 @@ def require_nameless_keys(root: Path, name: str, keys: Iterable[str], splits: Co
 
 
 def dicom_fingerprint(path: Path, config: DicomConfig) -> str:
-    """What changes whenever the pixels of a DICOM file may have: file, policy, the library's version, the window."""
+    """A text that changes whenever the pixels may have: file, policy, the library's version, the window."""
     import pydicom
 
     return f"{fingerprint(path)} dicom {_POLICY} pydicom {pydicom.__version__} window {config.window}"
@@ -190,7 +190,7 @@ def _facts_of(path: Path) -> _Facts:
 
 @lru_cache(maxsize=1 << 18)
 def _read_facts(path: Path, state: str) -> _Facts:
-    """The facts of a file, read once while it stays as it is (`state`); reading its pixels says what is wrong."""
+    """The facts of a file, read once for each `state` of it; faults are reported when its pixels are read."""
     dcmread = _library().dcmread
     tags = ["NumberOfFrames", "PatientID", "PatientName", "SpecificCharacterSet"]
     try:
@@ -274,7 +274,7 @@ def decode_frame(path: Path, frame: int, config: DicomConfig) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _read_header(path: Path, state: str) -> Header:
-    """What the pixels depend on in the header of a file whose `state` is that; kept for the next frames of it."""
+    """What the pixels depend on in the header of a file; cached by `state` for the other frames of the file."""
     from pydicom.errors import InvalidDicomError
 
     dcmread = _library().dcmread
@@ -286,7 +286,7 @@ def _read_header(path: Path, state: str) -> Header:
 
 
 def _frame_header(header: Header, index: int) -> Header:
-    """The header of one frame: what is said for it, or for all frames, in a functional group replaces the file's."""
+    """The header of one frame: values of functional groups, its own or shared ones, replace those of the file."""
     from pydicom.dataset import Dataset
 
     own = Dataset()
@@ -362,7 +362,7 @@ def _upper_8_bits(colours: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]
 
 
 def _shares(pixels: npt.NDArray[Any], header: Header, config: DicomConfig) -> npt.NDArray[np.float64]:
-    """Grey values as shares of the range that a window, a VOI LUT, or else the stored bits span; never of the values.
+    """Grey values as shares of the range of a window, a VOI LUT or the stored bits, not of the values that occur.
 
     The output range of pydicom's window is the stored one through the modality LUT, as in its documentation.
     """

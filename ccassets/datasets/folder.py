@@ -31,7 +31,9 @@ _SYSTEM_FILES = {
     *("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information"),
     "dicomdir",
 }
-"""What systems, archives, network disks and DICOM media leave behind; as a folder it is neither class nor split."""
+"""Names that systems, archives, network disks and DICOM media leave behind; such a folder is neither class nor
+split.
+"""
 
 
 def is_visible(name: str) -> bool:
@@ -41,7 +43,7 @@ def is_visible(name: str) -> bool:
 
 @dataclass(frozen=True)
 class FolderDataset:
-    """Image files are rows, in the byte order of their keys; folders below a class may nest.
+    """A folder of images: each file is a row, in the byte order of the keys; folders below a class may nest.
 
     Without a class folder in any split the data set is unlabelled and the images lie in the split's folder.
     """
@@ -115,7 +117,7 @@ class FolderDataset:
         check_keys((key for of_split in (*keys.values(), strange) for key in of_split), where=str(self.root))
         if strange:
             raise DatasetError(
-                f"{self.root} holds files that are no images by their suffix, and none may be lost unseen: "
+                f"{self.root} holds files whose suffix is not that of an image, and no file is skipped silently: "
                 f"{first_few(strange)}. Take them out or hide them (a name with a leading dot); images end in "
                 f"{' '.join(sorted(IMAGE_SUFFIXES))}, or are DICOM files with the mark DICM."
             )
@@ -140,7 +142,7 @@ class FolderDataset:
         if folder.is_dir():
             return folder
         if not self.root.is_dir():
-            raise AbsentDataError(f"The data set's folder {self.root} is not there; dataset.root names it.")
+            raise AbsentDataError(f"The data set's folder {self.root} does not exist; dataset.root names it.")
         there = sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
         # An empty one is where a disk is not mounted.
         raise (DatasetError if there else AbsentDataError)(

@@ -23,12 +23,12 @@ from ccassets.study.hub import HubRepository
 from ccassets.study.schema import HuggingfaceConfig
 
 _SAVED: Final = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves in a folder, by which it is told from files of images or Parquet."""
+"""A file that `save_to_disk` writes; it distinguishes such a folder from one of images or Parquet."""
 
 
 @dataclass(frozen=True)
 class HuggingfaceDataset:
-    """The key of a row is its index in the split; images are decoded here, from the bytes, as those of every kind.
+    """A Hugging Face data set: the key of a row is its index in the split; images are decoded from their bytes.
 
     `local` is the folder or Parquet file that the study names; None where it names a repository of the hub, which is
     taken as a whole at one commit.
@@ -181,7 +181,7 @@ def open_tables(folder: Path, name: str | None, cache: Path) -> dict[str, Any]:
             "The kind huggingface needs the package datasets: `pip install 'ccassets[datasets]'`."
         ) from None
     if not folder.exists():
-        raise AbsentDataError(f"The data set {folder} is not there; dataset.path names it.")
+        raise AbsentDataError(f"The data set {folder} does not exist; dataset.path names it.")
     datasets.disable_progress_bars()
     try:
         if any((folder / name).is_file() for name in _SAVED):

@@ -50,7 +50,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
         The decoded image.
 
     Raises:
-        DatasetError: The file is no image that is read here. The message is the reason alone: the caller adds the key.
+        DatasetError: The file is not an image that can be read here. The message is only the reason, without the key.
         StorageError: The system does not let the file be read now: that says nothing of the image.
     """
     if isinstance(source, Path) and (reason := unreadable_reason(source)):
@@ -68,7 +68,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
     except PIL.UnidentifiedImageError as error:
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise DatasetError("the file is empty") from error
-        raise DatasetError("this is no image of a format that is read here; docs/data.md names them") from error
+        raise DatasetError("this is not an image of a format that can be read here; docs/data.md names them") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(f"it has more than the {MAX_PIXELS} pixels that are allowed; cut or shrink it") from error
     except OSError as error:  # the reason is stored: the system's own text, without the path

@@ -76,7 +76,7 @@ def read_image_file(root: Path, key: str, dicom: DicomConfig) -> Image.Image:
         The decoded image.
 
     Raises:
-        DatasetError: The file is no image that is read here; the message is the reason alone.
+        DatasetError: The file is not an image that can be read here; the message is only the reason.
         StorageError: The system does not let the file be read now.
     """
     name, frame = split_frame(root, key)

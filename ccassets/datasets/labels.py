@@ -46,7 +46,7 @@ def find_label_mismatch(study: Study, classes: tuple[str, ...]) -> list[Finding]
     """Find out whether label numbers and label words may mean different classes; the finding is a warning.
 
     That is when there are more or fewer words than classes, or when class names were ordered by the alphabet because
-    some of them are no label word.
+    some of them are not label words.
     """
     words = study.vocabulary.labels.words
     if not words or not classes:

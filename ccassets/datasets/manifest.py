@@ -145,7 +145,7 @@ class Manifest:
 
     @property
     def _content(self) -> str:
-        """SHA-256 (hex) over everything that is stored, which tells a damaged or edited file."""
+        """SHA-256 (hex) over everything that is stored, which reveals a damaged or edited file."""
         digest = hashlib.sha256(self.digest.encode())
         _update_texts(digest, [json.dumps(self._facts)])
         _update_texts(digest, self.fingerprints)
@@ -303,7 +303,7 @@ def read_manifest(
 
 @dataclass(frozen=True)
 class ManifestChanges:
-    """How many rows of a split are not as they were: new, gone, with another picture, with another label."""
+    """How many rows of a split changed: new ones, removed ones, ones with another image, ones with another label."""
 
     added: int
     removed: int
@@ -314,8 +314,8 @@ class ManifestChanges:
 def compare_manifests(before: Manifest | None, after: Manifest) -> ManifestChanges:
     """Count what changed in a split between two readings.
 
-    Rows are matched by key, then by picture: one that moved, to the folder of another class say, is neither new nor
-    gone.
+    Rows are matched by key, then by image: one that was moved, for example to the folder of another class, is neither
+    new nor gone.
 
     Args:
         before: The earlier manifest; None where there was none, so that every row is new.
@@ -347,7 +347,7 @@ def _label_rows(manifest: Manifest) -> npt.NDArray[np.generic]:
 
 
 def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_bad_image: OnBadImage) -> bool:
-    """Whether keys, labels, groups and fingerprints of a split still are those of its manifest; decodes no image.
+    """Whether keys, labels, groups and fingerprints of a split are still those of its manifest; decodes no image.
 
     A data set that cannot be listed is not current: reading it says why.
     """
@@ -362,9 +362,9 @@ def is_current(manifest: Manifest, dataset: Dataset, *, limit: int | None, on_ba
 
 
 def readable_again(manifest: Manifest, dataset: Dataset) -> list[str]:
-    """The keys of skipped and blank rows of a current manifest whose images can be read now; decodes these alone.
+    """The keys of skipped and blank rows whose images can be read now; decodes only these images.
 
-    A reason that has passed leaves no trace in a fingerprint, so only another try can tell.
+    A fingerprint does not show that an obstacle is gone, so the images are tried again.
     """
     bad = [(manifest.keys[row], int(manifest.rows[row])) for row in np.flatnonzero(manifest.blank).tolist()]
     if manifest.skipped:
@@ -387,7 +387,7 @@ def source_digest(dataset: Dataset, split: str, *, limit: int | None) -> str:
 def read_image(dataset: Dataset, manifest: Manifest | Shard, row: int) -> Image.Image:
     """Read the image of a row of a manifest or shard.
 
-    Whether it is still the image of the row's digest is for the caller to check.
+    The caller checks whether it is still the image of the row's digest.
 
     Args:
         dataset: The data set that the manifest was read from, fetched.
@@ -451,7 +451,7 @@ def _shared(values: Sequence[tuple[Manifest, npt.NDArray[np.int64], npt.NDArray[
 
 
 def evenly_spaced_positions(n: int, limit: int | None) -> npt.NDArray[np.int64]:
-    """The positions of at most `limit` of n things, evenly spaced, with the first and the last; None takes all."""
+    """At most `limit` evenly spaced positions of n, with the first and the last; all positions if `limit` is None."""
     if limit is None or limit >= n:
         return np.arange(n, dtype=np.int64)
     spaced: npt.NDArray[np.int64] = np.linspace(0, n - 1, limit).round().astype(np.int64)

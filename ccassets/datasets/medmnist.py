@@ -36,7 +36,7 @@ _Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class MedmnistDataset:
-    """The `.npz` lies in `root`; its arrays are unpacked once below `unpacked_root` and then mapped.
+    """A MedMNIST set: the `.npz` lies in `root`; its arrays are unpacked once below `unpacked_root` and then mapped.
 
     A row's key is its index. Multi-label sets (chestmnist) have a label matrix, and the first set label as label.
     """
@@ -137,7 +137,7 @@ class MedmnistDataset:
         return self.unpacked_root / self.name
 
     def _record(self) -> dict[str, str]:
-        """Facts by which the unpacked arrays are recognised as those of the archive."""
+        """Facts that identify the unpacked arrays as those of the archive."""
         return {"file": self.archive.name, "fingerprint": fingerprint(self.archive), "md5": self._md5}
 
     def _is_unpacked(self) -> bool:
@@ -161,7 +161,7 @@ class MedmnistDataset:
     def _download(self, progress: Progress) -> None:
         if not self.config.download:
             raise AbsentDataError(
-                f"{self.archive} is not there. Set `download: true` under dataset to have it fetched, or get it from "
+                f"{self.archive} does not exist. Set `download: true` under dataset to download it, or get it from "
                 f"{self.url} and put it there."
             )
         with exclusive(self.root):
@@ -184,7 +184,7 @@ class MedmnistDataset:
                 )
 
     def _downloaded_blocks(self, progress: Progress) -> Iterator[bytes]:
-        """The bytes of the published archive; errors here are the network's, and none of the disk."""
+        """The bytes of the published archive; errors raised here come from the network, not from the disk."""
         try:
             with urllib.request.urlopen(self.url, timeout=60) as response:
                 yield from _blocks(response, int(response.headers.get("Content-Length") or 0), progress)
@@ -205,7 +205,7 @@ class MedmnistDataset:
             with zipfile.ZipFile(self.archive) as archive:
                 self._unpack_members(archive, partial, progress)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DatasetError(f"{self.archive} is no sound .npz archive ({error}); get it again.") from error
+            raise DatasetError(f"{self.archive} is not a valid .npz archive ({error}); get it again.") from error
         for split in _SPLITS:
             self._load(partial, split)
         (partial / _RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -266,7 +266,7 @@ class MedmnistDataset:
             array: _Array = np.load(folder / f"{member}.npy", mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError, OverflowError) as error:
             raise reading_refused(error, str(folder)) or DatasetError(
-                f"{self.archive}: {member} is no plain array ({error})."
+                f"{self.archive}: {member} is not a plain array ({error})."
             ) from error
         if array.ndim == 0:
             raise DatasetError(f"{self.archive}: {member} is a single value, not an array.")

@@ -160,7 +160,7 @@ class PhantomDataset:
         """What a row's image shows, and the random numbers that it is drawn by."""
         if not 0 <= row < self._count(split):
             raise DatasetError(
-                f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; row {row} was asked for."
+                f"The phantom split {split!r} has rows 0 to {self._count(split) - 1}; there is no row {row}."
             )
         rng = self._random(split, "row", row)
         return sample_morphology(CLASSES[self.label(split, row)], rng), rng
@@ -174,4 +174,4 @@ class PhantomDataset:
             return self._config.rows[split]
         except KeyError:
             known = ", ".join(self._config.rows)
-            raise DatasetError(f"The phantom data set has the splits {known}; {split!r} was asked for.") from None
+            raise DatasetError(f"The phantom data set has the splits {known}; there is no split {split!r}.") from None

@@ -1,4 +1,4 @@
-"""The rows that a study takes of a data set of any kind, and the labels that it corrects: two files that name keys."""
+"""The rows of a data set that a study uses, and the labels that it corrects: two files that name keys."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class LabelOverride:
 
 @dataclass(frozen=True)
 class RevisedDataset:
-    """A data set of which a study takes the rows of `subset` alone, and corrects the labels of `labels_override`.
+    """A data set reduced to the rows of `subset`, with the labels of `labels_override`.
 
     A key stands for its rows in all splits, `split/key` for that of one split. Rows stay in the data set's order, and
-    features are shared by image: neither file has an image encoded again.
+    features are shared by image: no image is encoded again for either file.
     """
 
     source: Dataset
@@ -100,7 +100,7 @@ class RevisedDataset:
         return self.source.read(split, int(self._chosen(split)[row]))
 
     def find_unneeded_overrides(self, manifests: Sequence[Manifest]) -> list[Finding]:
-        """Find corrected labels that stand for no image of the study any more, or for another, or change nothing.
+        """Find corrected labels whose image is gone or was replaced, and those that change nothing.
 
         Args:
             manifests: Those of the splits, as they were read last.
@@ -226,7 +226,7 @@ class RevisedDataset:
         if re.fullmatch("[0-9]+", text) and (not names or int(text) < len(names)):
             return int(text)
         expected = ", ".join(map(repr, names)) or "whole numbers"
-        raise DatasetError(f"{self.labels_override}: {text!r} is no label of {self.name}; expected {expected}.")
+        raise DatasetError(f"{self.labels_override}: {text!r} is not a label of {self.name}; expected {expected}.")
 
     def _label_text(self, rows: Rows, row: int) -> str:
         names = self.source.classes or self.words
@@ -237,7 +237,7 @@ class RevisedDataset:
 
 
 def source_dataset(dataset: Dataset) -> Dataset:
-    """The data set itself, of one of the kinds, where a study takes rows of it or corrects labels."""
+    """The data set without the study's subset and corrected labels."""
     return dataset.source if isinstance(dataset, RevisedDataset) else dataset
 
 
@@ -251,7 +251,7 @@ def read_label_overrides(file: Path) -> dict[str, LabelOverride]:
         The labels by key.
 
     Raises:
-        DatasetError: The file is missing, is no such table, or has a key twice.
+        DatasetError: The file is missing, is not such a table, or has a key twice.
         StorageError: The system does not let it be read now.
     """
     _require_file(file)

@@ -32,11 +32,11 @@ _ROW = "ccassets row"
 
 @dataclass(frozen=True)
 class TableDataset:
-    """Integer labels are label numbers as they are; any other label is a class name.
+    """A table of images. Integer labels are label numbers; any other label is a class name.
 
     Several label columns hold 0 or 1 each: a row has the labels whose columns hold 1, which may be none.
 
-    Rows of splits that the study does not name are passed over. Without a label column the data set is unlabelled.
+    Rows of splits that the study does not name are ignored. Without a label column the data set is unlabelled.
     """
 
     config: TableConfig
@@ -270,7 +270,7 @@ _BLANKS = "".join(filter(str.isspace, map(chr, range(0x10000)))) + "\u200b\u200c
 
 
 def without_blanks(column: Any, names_files_in: Path | None = None) -> Any:
-    """Text cells without the blanks around them, which no spreadsheet shows.
+    """Text cells without the blanks around them, which spreadsheets do not show.
 
     Args:
         column: The cells.
@@ -289,7 +289,7 @@ def without_blanks(column: Any, names_files_in: Path | None = None) -> Any:
 
 @cache
 def _warn_of_blanks(file: Path, column: str, count: int, total: int) -> None:
-    """Say once how many cells are read without the blanks around them; a table is opened many times in a build."""
+    """Log once how many cells had blanks around them; a table is opened many times in a build."""
     _log.warning(
         "%s: %d of %d cells of column %r have blanks around them, which were left out.", file, count, total, column
     )
@@ -297,8 +297,8 @@ def _warn_of_blanks(file: Path, column: str, count: int, total: int) -> None:
 
 @cache
 def _warn_of_other_splits(file: Path, column: str, others: tuple[str, ...], count: int, total: int) -> None:
-    """Say once how many rows are passed over, since the study does not name their splits."""
+    """Log once how many rows are ignored because the study does not name their splits."""
     _log.warning(
-        "%s: %d of %d rows are passed over: column %r holds %s there, which dataset.splits does not name.",
+        "%s: %d of %d rows are ignored: column %r holds %s, which dataset.splits does not name.",
         *(file, count, total, column, first_few(others)),
     )

@@ -17,7 +17,7 @@ _DELIMITERS: Final = ",;\t"
 
 
 def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *, encoding: str = "utf-8") -> Any:
-    """Read columns of a table file: those of a CSV as text, so that a path `007` stays what it is.
+    """Read columns of a table file: those of a CSV as text, so that a path `007` stays `007`.
 
     Args:
         file: A `.csv`, `.tsv` or `.parquet` file.
@@ -28,7 +28,7 @@ def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *
         A pyarrow table with the chosen columns, in that order.
 
     Raises:
-        DatasetError: The file is missing, is no table, or has another encoding.
+        DatasetError: The file is missing, is not a table, or has another encoding.
         StorageError: The system does not let it be read now.
     """
     import pyarrow as pa
@@ -45,7 +45,7 @@ def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *
         with pq.ParquetFile(file) as parquet:
             return parquet.read(columns=list(choose(parquet.schema_arrow.names)))
     except FileNotFoundError as error:
-        raise AbsentDataError(f"The table {file} is not there; dataset.file names it.") from error
+        raise AbsentDataError(f"The table {file} does not exist; dataset.file names it.") from error
     except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
         advice = ""
         if isinstance(error, UnicodeError) or "UTF8" in str(error):
@@ -81,6 +81,6 @@ def _read_csv(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], enco
 
 
 def _header(file: Path, delimiter: str, encoding: str) -> list[str]:
-    # The mark that some programs write before UTF-8 is no part of the first name.
+    # The mark that some programs write before UTF-8 does not belong to the first name.
     with file.open(encoding="utf-8-sig" if encoding.lower() == "utf-8" else encoding, newline="") as text:
         return next(csv.reader(text, delimiter=delimiter), [])

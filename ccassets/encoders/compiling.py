@@ -12,9 +12,9 @@ from ccassets.errors import EncoderError
 def compiled(image_tower: ImageTower, batch_size: int) -> ImageTower:
     """`image_tower`, compiled for batches of `batch_size` images; any other batch is computed without compiling.
 
-    So what a batch gives depends on its shape alone, and not on the shapes that a process met before, for which torch
-    would compile once more or more generally. Nothing is left uncompiled silently: raises `EncoderError` where torch
-    cannot compile the whole, at the first such batch.
+    So the result of a batch depends on its shape alone, and not on earlier shapes in the process, for which torch might
+    compile differently. Nothing is left uncompiled silently: raises `EncoderError` where torch cannot compile the
+    whole, at the first such batch.
     """
     try:
         # Kernels are still chosen by timing where that changes no number.
@@ -32,8 +32,8 @@ def compiled(image_tower: ImageTower, batch_size: int) -> ImageTower:
             return fast(pixels)
         except FailOnRecompileLimitHit as error:
             raise EncoderError(
-                "torch compiles the image tower for a few encoders in one process only, and that was one more. Start "
-                "another process, or leave out encoder.compiled."
+                "torch compiles the image towers of a few encoders in one process, and this one is beyond its limit. "
+                "Start another process, or leave out encoder.compiled."
             ) from error
         except TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]

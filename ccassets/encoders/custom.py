@@ -110,7 +110,7 @@ def _find_class(target: str, folder: Path) -> type[Any]:
     encoder_class = getattr(module, class_name)
     if not isinstance(encoder_class, type):
         raise EncoderError(
-            f"{target} is no class: expected a class of an encoder, found {type(encoder_class).__name__}."
+            f"{target} is not a class: expected a class of an encoder, found {type(encoder_class).__name__}."
         )
     if encoder_class.__module__.partition(".")[0] != package:
         _require_known(target, encoder_class.__module__.partition(".")[0], folder)

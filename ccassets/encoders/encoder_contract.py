@@ -139,7 +139,7 @@ class TextFeatures:
         features: (K, D) float32, unit length.
         tokens: (K, T, D) float32, or None without tokens.
         input_ids: (K, T) int32, the tokens as encoded.
-        attention_mask: (K, T) uint8, 1 where a token is no padding.
+        attention_mask: (K, T) uint8, 1 where a token is not padding.
         offsets: (K, T, 2) int32, the half-open character range of the prompt that each token covers; (0, 0) for special
             tokens.
     """

@@ -40,7 +40,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 class LibraryTokenizer:
     """A tokenizer of transformers that pads every prompt to a fixed length and cuts none.
 
-    `clean` is applied to every prompt first; offsets are those of the prompt before.
+    `clean` is applied to every prompt first; offsets refer to the prompt before that.
     """
 
     def __init__(self, tokenizer: Any, length: int, clean: Callable[[str], str] = str) -> None:

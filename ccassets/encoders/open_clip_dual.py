@@ -107,7 +107,7 @@ def text_repository(folder: Path) -> str | None:
 class OpenClipTowers:
     """The towers of an open_clip model.
 
-    Image tokens are the patches' last hidden states without class and other extra tokens, normed where the pooled
+    Image tokens are the patches' last hidden states without class and other extra tokens, normalised if the pooled
     vector is, then through the projection; text tokens are the last hidden states through the text projection.
     """
 
@@ -259,7 +259,7 @@ def _require_open_clip() -> None:
 
 
 def _read_config(folder: ModelFolder) -> dict[str, Any]:
-    """The configuration of a folder; raises `EncoderError` for what is no model of the kind that is read here."""
+    """The configuration of a folder; raises `EncoderError` for a model that cannot be read here."""
     file = folder.path / CONFIG
     try:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -267,7 +267,7 @@ def _read_config(folder: ModelFolder) -> dict[str, Any]:
         text_cfg, timm_name = model_cfg["text_cfg"], model_cfg["vision_cfg"].get("timm_model_name") or ""
         statistics = (preprocess_cfg["mean"], preprocess_cfg["std"])
     except FileNotFoundError as error:
-        raise EncoderError(f"{folder.name} holds no {CONFIG}, so it is no model of open_clip.") from error
+        raise EncoderError(f"{folder.name} holds no {CONFIG}, so it is not a model of open_clip.") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         # Without its own mean and std, open_clip would take those of another model.
         raise reading_refused(error, str(file)) or EncoderError(
@@ -295,7 +295,7 @@ def _weights(folder: ModelFolder) -> Path:
 def _text_references(folder: ModelFolder, text_cfg: dict[str, Any]) -> dict[str, set[str]]:
     """The repositories that a configuration names, each with what it is needed for: `config`, `tokenizer`.
 
-    A tokenizer beside the weights comes before the one that is named, as open_clip has it for a folder.
+    A tokenizer beside the weights takes precedence over the one that is named, as in open_clip.
     """
     references: dict[str, set[str]] = {}
     if model := text_cfg.get("hf_model_name"):

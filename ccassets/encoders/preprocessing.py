@@ -26,7 +26,7 @@ PREPROCESSING: dict[str, Any] = {
 def require_rgb(image: Image.Image) -> Image.Image:
     """The image as 8-bit RGB: grey becomes three equal channels, every other mode is refused.
 
-    What a transparent or a 16-bit pixel should become is for the data set to say, not for an encoder to guess.
+    The data set decides what a transparent or a 16-bit pixel becomes; an encoder must not guess.
     """
     if image.mode == "RGB":
         return image

@@ -57,7 +57,7 @@ def choose_device(requested: str | None) -> torch.device:
 def strict_facts(study: Study, device: str | None, libraries: Sequence[str] = ()) -> dict[str, Any] | None:
     """With `extraction.strict`, the facts that move the last digits: batch size, device kind, library versions.
 
-    `libraries` are those that one kind of encoder needs besides the ones of all.
+    `libraries` are those that this kind of encoder needs in addition to the common ones.
     """
     if not study.extraction.strict:
         return None

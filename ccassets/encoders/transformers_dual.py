@@ -79,9 +79,9 @@ def tokenizer(study: Study, *, hf_token: str | None) -> Callable[[Sequence[str]]
 class TransformersTowers:
     """The towers of a dual encoder of transformers.
 
-    Image tokens are the patches' last hidden states, without a class token; where the tower norms its pooled vector
-    only, they go through that norm too; then through the visual projection if there is one, so that they share a space
-    with the features. Text tokens are the last hidden states through the text projection.
+    Image tokens are the patches' last hidden states, without a class token; if the tower normalises only its pooled
+    vector, they go through the same normalisation; then through the visual projection if there is one, so that they
+    share a space with the features. Text tokens are the last hidden states through the text projection.
     """
 
     def __init__(self, model: Any, image_processor: Any, tokenizer: LibraryTokenizer, token_count: int) -> None:

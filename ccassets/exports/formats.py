@@ -71,7 +71,7 @@ def export_checked(
     url: str | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Export a database whose reading needs no proof, such as one that was just validated."""
+    """Export a database that is known to be readable, such as one that was just validated."""
     name = format or ("refs" if ".refs" in path.suffixes[-2:-1] else path.suffix.lower().removeprefix("."))
     if name not in FORMATS:
         suffixes = ", ".join(f".{suffix}" for suffix in (*_FILES, "refs.json", "refs.parquet"))

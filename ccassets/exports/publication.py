@@ -169,16 +169,16 @@ def _limits(database: Database) -> Iterator[str]:
     yield ""
     yield "For research on representations, retrieval and concept models. Not for diagnosis or treatment of patients."
     yield ""
-    yield "- Features are no anonymisation: whoever has an image can find its row. Keys are names of files."
+    yield "- Features do not anonymise: anyone who has an image can find its row. Keys are names of files."
     yield "- Concept scores are cosines, not probabilities and not annotations."
     if dataset.get("kind") == "phantom":
         yield "- The images are generated phantoms, of no patient. No number here says anything about medicine."
     if database.attributes.get("limit"):
         yield f"- At most {database.attributes['limit']} rows of each split were taken: it is not the whole data set."
     if provenance.get("origin") == "adopted":
-        yield "- Rows were taken over from an existing file."
+        yield "- Rows were imported from an existing file."
     if any(part.get("order") == "unverified" for part in provenance.get("parts") or ()):
-        yield "- Nobody verified for some rows that features and images stand in the same order."
+        yield "- For some rows, it was not verified that features and images are in the same order."
     for split, facts in (dataset.get("splits") or {}).items():
         for name in ("skipped", "blank"):
             if facts.get(name):

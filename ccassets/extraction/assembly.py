@@ -1,4 +1,4 @@
-"""Assembly of a study's database: manifests say which rows, parts hold their bytes, and a new file takes both."""
+"""Assembly of a study's database: the rows of the manifests, with the bytes of the parts, in a new file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def assemble_database(
     """Assemble the database of a study from its parts.
 
     The old file stays readable until the new one is whole. A database that is up to date is left as it is. A part is
-    hashed when it first enters a database; rows of one that is damaged are taken from elsewhere, or refused.
+    hashed when it first enters a database; rows of a damaged part are taken from another file, or the assembly stops.
 
     Args:
         study: The study, all its images and templates encoded.
@@ -284,7 +284,7 @@ def _part_provenance(index: RowIndex, entries: npt.NDArray[np.int64]) -> list[di
 
 
 def _is_already(path: Path, content: FileContent, verified: VerifiedFiles) -> bool:
-    """Whether the file at `path` holds these rows, templates and attributes, and has not changed since."""
+    """Whether the file at `path` already holds these rows, templates and attributes, and was not changed."""
     if not path.is_file() or not verified.has(path):
         return False
     with open_database(path) as database:

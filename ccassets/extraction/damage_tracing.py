@@ -1,4 +1,4 @@
-"""Damage tracing: from a damaged database to the damaged parts behind it, so that the next build mends both."""
+"""Damage tracing: from a damaged database to the damaged parts behind it, so that the next build repairs both."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _OF_ROWS = {"feature_digest", "rows_digest"}
 
 
 def trace_damage(file: Path, findings: Sequence[Finding]) -> list[Finding]:
-    """Find the damaged parts behind a deep validation, and have the next build mend what it found.
+    """Find the damaged parts behind a deep validation, so that the next build repairs them.
 
     A file of a storage that holds other bytes than were written, and every damaged part of its study's encoder, are no
-    longer recorded as verified: the next build assembles the file again, and encodes the rows of these parts. Of a
-    file in no storage nothing is known, and nothing is changed.
+    longer recorded as verified: the next build assembles the file again, and encodes the rows of these parts. A file
+    outside a storage has no parts, and nothing is changed.
 
     Args:
         file: The file that was validated.
@@ -95,7 +95,7 @@ def _unequal_parts(folder: Path) -> Iterator[Path]:
 
 
 def _forget(files: Iterable[Path], records: Sequence[VerifiedFiles]) -> bool:
-    """Have files hashed again by whoever uses them next; False where the storage cannot be written."""
+    """Mark files to be hashed again before their next use; False if the storage cannot be written."""
     try:
         for file in files:
             for record in records:

@@ -19,7 +19,7 @@ from ccassets.study.storage import Store
 
 
 def require_no_loss(study: Study, store: Store, path: Path, identity: str, manifests: Sequence[Manifest]) -> None:
-    """Refuse to replace the database at `path` where that would destroy rows that nothing else holds.
+    """Refuse to replace the database at `path` if that would destroy rows that no other file holds.
 
     Args:
         study: The study.

@@ -219,9 +219,9 @@ def extract_shards(
 ) -> ShardsExtraction:
     """Encode the shards of one of many jobs that share a study, on any number of machines.
 
-    A job takes every `count`-th shard of the plan of an empty storage, which is the same for all jobs whatever is
-    finished already, and leaves out the rows that are held. It also leaves out a shard that another process has
-    locked, so a job that was started twice does nothing twice. Builds wait for the jobs, and the jobs for a build.
+    A job takes every `count`-th shard of the plan for an empty storage, which is the same for all jobs no matter what
+    is finished, and skips the rows that parts hold. It also leaves out a shard that another process has locked, so a
+    job that was started twice does nothing twice. Builds wait for the jobs, and the jobs for a build.
 
     Args:
         study: The study, its images and encoder read already.
@@ -246,7 +246,7 @@ def extract_shards(
     store = store or Store.of(study)
     if not all(path.exists() for path in (store.encoder_card, *map(store.manifest, study.splits))):
         raise DatasetError(
-            f"Images and encoder of {study.name} were not read yet, and no job should do that for the others: "
+            f"Images and encoder of {study.name} have not been read yet, and no job should do that for the others: "
             f"run `ccassets build {study.name} --plan` once before. It encodes nothing."
         )
     card = recorded_card(study, store)
@@ -312,7 +312,7 @@ def _fingerprint_or_none(path: Path) -> str | None:
 
 
 def _plans(manifests: Sequence[Manifest], index: RowIndex, rows_per_shard: int) -> list[ImagePlan]:
-    """A plan for every split; an image that several hold is in the first one's."""
+    """A plan for every split; an image of several splits is in the plan of the first."""
     plans = [plan_images(manifest, index, rows_per_shard) for manifest in manifests]
     rows = [np.concatenate([np.empty(0, np.int64), *plan.shards]) for plan in plans]
     images = np.concatenate([manifest.image_digest[missing] for manifest, missing in zip(manifests, rows, strict=True)])
@@ -343,7 +343,7 @@ def _listener(progress: Progress, times: StageTimes, total: int) -> BatchListene
 
 
 def _remove_superseded(index: RowIndex) -> None:
-    """Remove image parts none of whose rows is used any more, all being held by newer parts."""
+    """Remove image parts whose every row is held by newer parts."""
     used = np.unique(index.source[index.find(index.image_digest)])
     for number, path in enumerate(index.sources):
         if number not in used and is_part(path):

@@ -44,7 +44,7 @@ _Features = npt.NDArray[np.float16]
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """The setup of a worker: all it needs besides its shards."""
+    """The setup of a worker: everything it needs except its shards."""
 
     study: Study
     card: EncoderCard
@@ -164,7 +164,7 @@ def write_image_part(
 def part_name(image_digest: npt.NDArray[np.uint8]) -> str:
     """The file name of a part with these images.
 
-    The name only has to be the same for the same rows; which rows a part holds is written in it.
+    The name only has to be the same for the same rows; the part itself says which rows it holds.
     """
     return f"{hashlib.sha256(image_digest.tobytes()).hexdigest()[:32]}.h5"
 
@@ -268,7 +268,7 @@ def _decoded(
 def _decode(dataset: Dataset, encoder: Encoder, shard: Shard, row: int, pixels: FloatArray) -> None:
     """Fill `pixels` (3, image_size, image_size) with the preprocessed image of a row.
 
-    Raises `DatasetError` when it is not the image of the manifest any more.
+    Raises `DatasetError` when it is no longer the image of the manifest.
     """
     image = read_image(dataset, shard, row)
     if image_digest(image) != shard.image_digest[row].tobytes():

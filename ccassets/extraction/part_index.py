@@ -28,7 +28,7 @@ Digests = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PartRows:
-    """The rows of a part or a database, with the facts that say which of equal rows is taken.
+    """The rows of a part or a database, with the facts that decide which of equal rows is used.
 
     `fingerprint` is the file's before it was read: another one means that the file may hold other rows.
     """
@@ -44,9 +44,9 @@ class PartRows:
 
 
 def read_part_index(folder: Path, identity: str) -> Mapping[str, PartRows]:
-    """What the index of a folder says of its parts, by file name; nothing where there is none or it is damaged.
+    """The entries of a folder's index by file name; empty if there is no index or it is damaged.
 
-    The index is a copy. Whoever uses an entry compares its fingerprint with that of the part as it is now.
+    The index is a copy: before an entry is used, its fingerprint is compared with that of the part.
     """
     try:
         with (folder / _FILE).open("rb") as file:
@@ -73,7 +73,7 @@ def read_part_index(folder: Path, identity: str) -> Mapping[str, PartRows]:
 def write_part_index(folder: Path, identity: str, parts: Sequence[PartRows]) -> None:
     """Replace the index of a folder; where the storage cannot be written, parts are opened again the next time.
 
-    Of two processes that write at once the later one wins; what it lacks is read from the parts.
+    If two processes write at once, the later one wins; missing entries are read from the parts.
     """
     columns: dict[str, Any] = {
         "identity": np.array(identity),
@@ -96,7 +96,7 @@ def write_part_index(folder: Path, identity: str, parts: Sequence[PartRows]) -> 
 
 
 def _digest(file: IO[bytes]) -> bytes:
-    """XXH3 of the rest of a file."""
+    """XXH3 of the remaining bytes of a file."""
     hasher = xxhash.xxh3_128()
     while block := file.read(_BLOCK_BYTES):
         hasher.update(block)

@@ -39,11 +39,10 @@ _NEVER = (None, None)
 class RowIndex:
     """The rows that parts and databases of one encoder identity already hold, found by image digest.
 
-    `image_digest` (M, 32), `feature_digest` (M, 16), `source` and `row` (M,) say for every held row what went in,
-    what came out, and where it lies. Earlier entries win: the newest part first, databases last. `is_adopted` says of
-    every source whether its features were taken over from a file that was there before, `is_unverified` whether nobody
-    verified their order there. `damaged` names parts that are not what they were when they were written; their rows are
-    not held.
+    `image_digest` (M, 32), `feature_digest` (M, 16), `source` and `row` (M,) give for every held row its image, its
+    features, and where it lies. Earlier entries take precedence: the newest part first, databases last. `is_adopted`
+    says for every source whether its features were imported, `is_unverified` whether their order was not verified.
+    `damaged` names parts whose bytes changed since they were written; their rows do not count as held.
     """
 
     sources: Sequence[Path]
@@ -86,13 +85,13 @@ class RowIndex:
 
 
 class VerifiedFiles:
-    """A record of the files of a folder whose bytes were right, by fingerprint: only a changed file is hashed again.
+    """A record of the files of a folder whose bytes were verified, by fingerprint: only changed files are hashed again.
 
     `rows_only` is a record of its own for databases of which only the rows were hashed, not templates, labels and keys.
     A writer records what it wrote without reading it back; `was_read` says whether the bytes were hashed as they lie on
     the disk, too. Kept as lines of JSON (name, fingerprint, and the time at which it was read) that are only ever
-    appended, so that several processes may write, and a line that is torn or could not be written is nothing but a
-    file that will be hashed once more.
+    appended, so that several processes may write, and a line that is incomplete or missing only means that a file is
+    hashed once more.
     """
 
     def __init__(self, folder: Path, *, rows_only: bool = False) -> None:
@@ -124,7 +123,7 @@ class VerifiedFiles:
         return self.has(path) and self._known[path.name][1] is not None
 
     def add(self, path: Path, *, read: bool = False) -> None:
-        """Remember that the file, as it is now, has the right bytes; with `read`, that they were read from the disk."""
+        """Record that the file has the right bytes now; with `read`, that they were read from the disk."""
         facts = fingerprint(path), int(time.time()) if read else None
         self._known[path.name] = facts
         line = [path.name, facts[0], *([facts[1]] if read else [])]
@@ -132,7 +131,7 @@ class VerifiedFiles:
             file.write(json.dumps(line) + "\n")
 
     def forget(self, path: Path) -> None:
-        """Have the file hashed again by whoever uses it next; raises `StorageError` when that cannot be recorded."""
+        """Mark the file to be hashed again before its next use; raises `StorageError` when that cannot be recorded."""
         self._known.pop(path.name, None)
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             # On a line of its own also after a torn one: this line must not be lost.
@@ -147,7 +146,8 @@ def is_part(source: Path) -> bool:
 def record_of(path: Path) -> VerifiedFiles:
     """The record that holds a part or a database.
 
-    A whole database needs no look at its rows, and one of which only rows were hashed is no whole file.
+    A database that was verified as a whole needs no check of its rows; one whose rows alone were hashed is not verified
+    as a whole.
     """
     whole = VerifiedFiles(path.parent)
     return whole if is_part(path) or whole.has(path) else VerifiedFiles(path.parent, rows_only=True)
@@ -176,7 +176,7 @@ def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIn
 
 
 def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: VerifiedFiles) -> RowIndex:
-    """The index with parts that were written after it was made; they win over what it held."""
+    """The index with newer parts, which take precedence over its entries."""
     newer = _index(_read_rows(path, identity, verified) for path in parts)
     return RowIndex(
         sources=[*newer.sources, *index.sources],
@@ -205,7 +205,7 @@ def verify_rows(database: Database) -> bool:
 
 
 def seconds_per_row(folder: Path) -> float | None:
-    """The median time that a row of the newest parts took to encode; None when there is none that was."""
+    """The median time that a row of the newest parts took to encode; None if no part was encoded."""
     newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)[-16:]
     times = []
     for path in newest:

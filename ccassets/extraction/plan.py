@@ -92,7 +92,7 @@ def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store
         The plan of an empty storage.
 
     Raises:
-        DatasetError: The images of a split were not read yet.
+        DatasetError: The images of a split have not been read yet.
         EncoderError: Nothing is published of the model.
     """
     store = store or Store.of(study)
@@ -139,7 +139,7 @@ def plan_study(
 ) -> StudyPlan:
     """Plan what `extract_images` and `extract_text` would encode now.
 
-    The recorded manifests and encoder card say it; nothing is decoded or encoded.
+    Only recorded manifests and the encoder card are read; nothing is decoded or encoded.
 
     Args:
         study: The study, its images and encoder read already.
@@ -151,7 +151,7 @@ def plan_study(
         The shards and templates to encode, with the bytes and seconds they take.
 
     Raises:
-        DatasetError: The images of a split were not read yet.
+        DatasetError: The images of a split have not been read yet.
         EncoderError: The encoder was not identified yet, or the study now asks for another one.
     """
     store = store or Store.of(study)

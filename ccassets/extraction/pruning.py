@@ -63,10 +63,10 @@ class _Needs:
 def prune(study: Study, *, store: Store | None = None, dry_run: bool = False, now: bool = False) -> list[Unneeded]:
     """Remove the files that no known study needs from a storage.
 
-    Known are the study, every study found by name, and every folder of the storage with an encoder card, manifests
-    or a database. Unneeded are all parts of an encoder that none of their cards and databases names, image parts
-    none of whose rows is in a manifest or database of theirs, template parts that are in none of their vocabularies,
-    and temporary files whose writer is gone. A file that cannot be read as a part of its encoder is never removed.
+    The known studies are this one, every study found by name, and every folder of the storage with an encoder card,
+    manifests or a database. Not needed are all parts of an encoder that no known study uses, image parts without a row
+    in a manifest or database of a known study, template parts of none of their vocabularies, and temporary files whose
+    writer is gone. A file that cannot be read as a part of its encoder is never removed.
 
     Args:
         study: A study in the storage.
@@ -109,7 +109,7 @@ def _require_no_run(store: Store) -> None:
     """Refuse to prune beside a run: the card and the manifests that it has not written yet say what it needs."""
     for path in sorted(store.runs.glob("*.lock")):
         if is_locked(path):
-            raise StorageError(f"Run {path.stem} is under way in {store.root}. Prune when it has ended.")
+            raise StorageError(f"Run {path.stem} is in progress in {store.root}. Prune when it has ended.")
 
 
 def _needs(store: Store, study: Study, studies: Sequence[Study]) -> Mapping[str, _Needs]:

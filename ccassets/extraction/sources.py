@@ -126,7 +126,7 @@ def current_identity(study: Study, store: Store, *, device: str | None = None, h
 
 
 def find_source_problems(study: Study, store: Store) -> list[Finding]:
-    """Problems of the recorded manifests: leaks, label words that are not the classes, labels corrected in vain."""
+    """Problems of the recorded manifests: leaks, label words that are not the classes, corrections without effect."""
     manifests = [Manifest.load(store.manifest(split)) for split in study.splits if store.manifest(split).exists()]
     classes = manifests[0].classes if manifests else ()
     dataset = open_dataset(study, store)
@@ -144,7 +144,7 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
     path = store.manifest(split)
     if not path.exists():
         raise DatasetError(
-            f"The images of split {split!r} of {study.name} were not read yet. "
+            f"The images of split {split!r} of {study.name} have not been read yet. "
             f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {study.name}`."
         )
     manifest = Manifest.load(path)
@@ -182,7 +182,7 @@ def require_own_folder(study: Study, store: Store) -> None:
 def _record_study(study: Study, store: Store) -> None:
     """Record whose files the study's folder in the storage holds; one that ships has no path of its own.
 
-    The path is relative: it holds where both are moved together, and tells less of the machine.
+    The path is relative, so it stays right if both are moved together, and reveals less about the machine.
     """
     require_own_folder(study, store)
     folder, start = study.folder.resolve(), store.folder.resolve()
@@ -254,7 +254,7 @@ def recorded_card(study: Study, store: Store) -> EncoderCard:
     record = _read_record(store)
     if record is None:
         raise EncoderError(
-            f"The encoder of {study.name} was not identified yet. "
+            f"The encoder of {study.name} has not been identified yet. "
             f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
         )
     if record.request != request_digest(study):
@@ -313,12 +313,12 @@ def _read_record(store: Store) -> EncoderRecord | None:
 
 
 def _record_digest(record: Mapping[str, Any]) -> str:
-    """A digest of a record's content but its own digest, which tells a damaged or edited file."""
+    """A digest of a record's content without its own digest, which reveals a damaged or edited file."""
     content = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def request_digest(study: Study) -> str:
-    """A digest of the encoder section of a study, in place of its paths and options, which are private."""
+    """A digest of a study's encoder section, recorded instead of its paths and options, which are private."""
     batch_size = study.extraction.batch_size if study.extraction.strict else None
     return hashlib.sha256(f"{study.encoder.model_dump_json()}|{batch_size}".encode()).hexdigest()

@@ -31,7 +31,7 @@ from ccassets.study.storage import Store
 class StoredTemplate:
     """A template as its part holds it; `origin` is `extracted`, or `adopted` from an imported file.
 
-    `unverified` says that nobody held adopted features to their prompts.
+    `unverified` says that adopted features were not compared with their prompts.
     """
 
     content: TemplateContent

@@ -153,12 +153,12 @@ def _split_names(names: Sequence[str] | str | None, count: int) -> list[str]:
         )
     for name in dict.fromkeys(given):
         if not name.strip() or not name.isprintable():
-            raise ArgumentError(f"split_names: {name!r} is no name for a split. Nothing was written.")
+            raise ArgumentError(f"split_names: {name!r} is not a name for a split. Nothing was written.")
     return given
 
 
 def _counts_afterwards(file: h5py.File, names: Sequence[str], first: int) -> dict[str, int]:
-    """Rows of every split after the batch; refuses rows that would not stand with the others of their split."""
+    """Count the rows of every split after the batch; refuse rows that would not follow the others of their split."""
     counts = read_split_counts(file)
     last = to_text(file["split"][first - 1]) if first else None
     for name in names:

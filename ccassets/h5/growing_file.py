@@ -127,7 +127,7 @@ def init_file(
 
     Raises:
         ArgumentError: `d`, `t_img` or `metadata` do not fit the file.
-        DatabaseError: The file is no growing file, or its rows were doubled or torn.
+        DatabaseError: The file is not a growing file, or its rows were doubled or torn.
         StorageError: The file is open elsewhere, or the disk refuses.
     """
     file = open_growing(path, d, t_img, metadata)
@@ -205,7 +205,7 @@ def _require_growing(file: h5py.File, dim: int | None, token_count: int | None) 
         )
     if features.ndim != 2 or features.maxshape[0] is not None:
         raise DatabaseError(
-            f"{file.filename} is a finished file: its data is contiguous and cannot grow, and nobody writes into it. "
+            f"{file.filename} is a finished file: its data is contiguous and cannot grow. "
             "Give a new path, or build its study again: images that were encoded are not encoded twice."
         )
     tokens = safe_dataset(file, IMAGE_TOKEN_FEATURES)
@@ -221,7 +221,7 @@ def _require_growing(file: h5py.File, dim: int | None, token_count: int | None) 
 
 
 def _complete(file: h5py.File) -> None:
-    """Cut torn rows off, add missing data sets, and check the counts."""
+    """Cut incomplete rows off, add missing data sets, and check the counts."""
     was_torn = _cut_to_shortest(file)
     _add_missing(file, len(file[IMAGE_FEATURES]))
     if was_torn:
@@ -232,7 +232,7 @@ def _complete(file: h5py.File) -> None:
 
 
 def _cut_to_shortest(file: h5py.File) -> bool:
-    """Give all row data sets one length, and say whether they differed: a killed writer lengthened some of them."""
+    """Cut all row data sets to one length and return whether they differed: a killed writer extends only some."""
     lengths = {name: len(file[name]) for name in ROW_DATASETS if safe_dataset(file, name) is not None}
     rows = min(lengths.values())
     if max(lengths.values()) == rows:
@@ -311,7 +311,7 @@ def read_split_counts(file: h5py.File) -> dict[str, int]:
 
 
 def count_splits(file: h5py.File) -> dict[str, int]:
-    """Rows of every split on disk, in file order; refuses doubled and torn rows."""
+    """Count the rows of every split in the file, in file order; refuse repeated and incomplete rows."""
     names = read_texts(file["split"])
     if not len(names):
         return {}

@@ -1,4 +1,4 @@
-"""The provenance of a growing file: its origin, and of every split its rows and whether it has labels."""
+"""The provenance of a growing file: its origin, and for every split the number of rows and whether it has labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccassets.h5.exceptions import ArgumentError
 def read_provenance(file: h5py.File) -> dict[str, Any]:
     """The provenance of a growing file, with every section of the format.
 
-    `dataset.splits` holds of each split its `rows`, the `planned` rows of its loader, and whether its `labels` are
+    For each split, `dataset.splits` has its `rows`, the `planned` rows of its loader, and whether its `labels` are
     `present` or `none`.
     """
     stored = read_json_attribute(file, "provenance")

@@ -30,9 +30,9 @@ def write_template(
 ) -> None:
     """Write a template of K prompts, in place of a stored one of the same id.
 
-    Unlike the original: counts and D are checked before anything is removed, and a stored template that is equal to
-    the bit stays as it is. The space of a replaced one returns with `finalize`. The keyword arguments are new: local
-    text scores need them.
+    Unlike the original: counts and D are checked before anything is removed, and a stored template with equal bytes is
+    left alone. `finalize` frees the space of a replaced template. The keyword arguments are new: local text scores need
+    them.
 
     Args:
         f: A growing file, as `init_file` opens it.
@@ -51,7 +51,7 @@ def write_template(
     if isinstance(texts, str):
         raise ArgumentError(f"texts: expected a list of prompts, found one string, {texts!r}.")
     if not template_id or "/" in template_id or template_id.startswith("."):
-        raise ArgumentError(f"template_id: {template_id!r} is no name for a template.")
+        raise ArgumentError(f"template_id: {template_id!r} is not a name for a template.")
     content = TemplateContent(
         texts=[to_text(text) for text in texts],
         text_features=_template_array("text_features", text_features, STORED_TEXT_DTYPE),

@@ -244,7 +244,7 @@ def _apply(fd: int, pages: Mapping[int, _Page], size: int) -> None:
 
 
 def _recover(fd: int, path: Path) -> None:
-    """Complete the flush of a journal that is complete and of this file; remove the journal."""
+    """Complete the interrupted flush if the journal is complete and belongs to this file; then remove the journal."""
     journal = _journal(path)
     try:
         content = journal.read_bytes()

@@ -88,7 +88,7 @@ def run_full_pipeline(
     Raises:
         ArgumentError: An argument does not fit the file (a `DatabaseError` and a `ValueError`).
         DatasetError: A loader failed; the rows before it are stored.
-        DatabaseError: The file is no growing file.
+        DatabaseError: The file is not a growing file.
         StorageError: The file is open elsewhere, or the disk refuses.
     """
     templates = store_prompt_features(artifacts, prompt_config, output_path=output_path, extra_metadata=extra_metadata)
@@ -130,7 +130,7 @@ def store_prompt_features(
 
     Raises:
         ArgumentError: Words, templates or model do not fit the file (a `DatabaseError` and a `ValueError`).
-        DatabaseError: The file is no growing file.
+        DatabaseError: The file is not a growing file.
         StorageError: The file is open elsewhere, or the disk refuses.
     """
     encoded = ((template, _encode_template(artifacts, template)) for template in prompt_config.templates())
@@ -221,7 +221,7 @@ def encode_and_store_image_features(
     Raises:
         ArgumentError: Loaders or model do not fit the file (a `DatabaseError` and a `ValueError`).
         DatasetError: A loader failed; the rows before it are stored.
-        DatabaseError: The file is no growing file.
+        DatabaseError: The file is not a growing file.
         StorageError: The file is open elsewhere, or the disk refuses.
     """
     if split_loaders is None:
@@ -310,7 +310,7 @@ def _set_sizes(file: h5py.File, dim: int, token_count: int) -> None:
 
 
 def _record_planned_rows(file: h5py.File, loaders: Mapping[str, Any]) -> None:
-    """Record the rows that every split has and will have, which tells a stopped run from a finished one.
+    """Record the rows that every split has and will have, so that a stopped run can be told from a finished one.
 
     Refuses loaders whose rows cannot follow the stored ones.
     """
@@ -329,9 +329,9 @@ def _record_planned_rows(file: h5py.File, loaders: Mapping[str, Any]) -> None:
 
 
 def _require_places(file: h5py.File, counts: Mapping[str, int], totals: Mapping[str, int | None]) -> None:
-    """Refuse a loader with fewer rows than its split has, and one whose rows would not stand with those of its split.
+    """Refuse a loader with fewer rows than its split has, and one whose rows would not follow those of its split.
 
-    A loader without a length may have nothing to add; its rows are looked at when they come.
+    A loader without a length may have nothing to add; its rows are checked when they arrive.
     """
     last = next((split for split in reversed(list(counts)) if counts[split]), None)
     for split, total in totals.items():
@@ -341,7 +341,7 @@ def _require_places(file: h5py.File, counts: Mapping[str, int], totals: Mapping[
         if stored > total:
             raise ArgumentError(
                 f"{file.filename} holds {stored} rows of {split!r}; its loader has {total}. "
-                "These are other data: give a new path, or resume=False to replace them."
+                "The data differ: give a new path, or resume=False to replace them."
             )
         if stored and split != last:
             raise ArgumentError(
@@ -381,7 +381,7 @@ def _with_loader_errors(items: Iterator[Any], split: str, file: h5py.File) -> It
         except Exception as error:
             raise DatasetError(
                 f"The loader of {split!r} failed ({type(error).__name__}: {error}). "
-                f"{read_split_counts(file).get(split, 0)} of its rows are stored; call again to go on from there."
+                f"{read_split_counts(file).get(split, 0)} of its rows are stored; call again to continue."
             ) from error
         yield item
 
@@ -392,7 +392,7 @@ def _with_loader_errors(items: Iterator[Any], split: str, file: h5py.File) -> It
 def _encode(model: Any, kind: str, inputs: torch.Tensor) -> tuple[Any, Any]:
     """Features (B, D) and token features (B, T, D) or None, as arrays; tokens projected where the model projects.
 
-    Tokens of texts that the model does not project lie in another space than its features, and are none.
+    Text tokens that the model does not project lie in another space than its features, and are not stored.
     """
     encode, project = getattr(model, f"encode_{kind}"), getattr(model, f"{kind}_proj", None)
     with fixed_arithmetic():
@@ -423,7 +423,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _open_growing(
     path: PathLike, dim: int, token_count: int, metadata: Mapping[str, object] | None
 ) -> Iterator[h5py.File]:
-    """The existing growing file, or a new one of these sizes; a refused call leaves it as it was, or none.
+    """Open the growing file, or make a new one of these sizes; a refused call changes nothing.
 
     Nothing is stored before the first template or batch, so that a refusal before it has nothing to take back.
     """

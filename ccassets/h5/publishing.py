@@ -114,7 +114,7 @@ def clear_all_templates(path: PathLike = DEFAULT_PATH, *, confirm: bool = False)
         if names and not confirm:
             raise ArgumentError(
                 f"clear_all_templates would remove {len(names)} templates ({size:,} bytes) of {path}, which must be "
-                f"encoded again afterwards: {names}. Say clear_all_templates(path, confirm=True) if that is meant."
+                f"encoded again afterwards: {names}. Call clear_all_templates(path, confirm=True) to remove them."
             )
         finished = "profile" in database.attributes
         if finished and names:

@@ -187,9 +187,9 @@ def fetch_template_features(
 ) -> Array | dict[str, Array]:
     """Read text features or token features of templates.
 
-    Unlike the original: one id may be a string in the script's form too, and a concept's row is found in the
-    template's own texts. With `concept_list`, templates that were made from other lists than the file's are refused,
-    since the wrong rows would answer.
+    Unlike the original: one id may be a string in the script's form too, and a concept's row is found in the template's
+    own texts. With `concept_list`, templates that were made from other lists than the file's are refused, since the
+    wrong rows would be returned.
 
     Args:
         template_id: One id or several; by default every template that the two filters leave.
@@ -353,7 +353,7 @@ def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[F
 
     Returns:
         The findings of `ccassets.validate_database`, empty for a flawless file; None, as in the original, when there
-        is no file.
+        is not a file.
 
     Raises:
         DatabaseError: The file cannot be read.

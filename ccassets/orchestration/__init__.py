@@ -1,4 +1,4 @@
-"""Dagster: what a study is there, and everything that drives its runs."""
+"""Dagster: the definitions of a study, and everything that drives its runs."""
 
 from ccassets.orchestration.build import run_build
 from ccassets.orchestration.builder import BuildResult

@@ -22,7 +22,7 @@ SOURCES_SECONDS = 300
 
 
 def study_sensors(study: Study, jobs: Sequence[Job]) -> list[dg.SensorDefinition]:
-    """The nightly re-extraction of what is stale, and the watch over the source files; `jobs` are the study's."""
+    """The sensors that rebuild stale assets every night and watch the source files; `jobs` are those of the study."""
     return [
         dg.AutomationConditionSensorDefinition(
             name=job_name(study, "rebuild_stale"),
@@ -94,14 +94,14 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
         for notice in notices:
             context.log.warning(notice)
         if not requests:
-            return dg.SkipReason(" ".join(notices) or "Sources and files are what they were when they were last read.")
+            return dg.SkipReason(" ".join(notices) or "Sources and files have not changed since they were last read.")
         return dg.SensorResult(run_requests=requests)
 
     return _watch
 
 
 def _changed_sources(study: Study, store: Store, encoder: EncoderResource) -> Iterator[dg.RunRequest]:
-    """A run for every source that is not what was recorded; its key makes it one run per change, also if it fails."""
+    """A run for every source that differs from its record; the key allows one run per change, even if it fails."""
     changed = changed_encoder(study, store, encoder) | changed_images(study, store, study.splits)
     for name, version in changed.items():
         for run in first_runs([name]):
@@ -109,7 +109,7 @@ def _changed_sources(study: Study, store: Store, encoder: EncoderResource) -> It
 
 
 def _remake_requests(study: Study, lost: Iterable[str], instance: dg.DagsterInstance) -> list[dg.RunRequest]:
-    """Runs that make lost assets again, first those that others are made of: one for a loss, one a day if it fails."""
+    """Runs that make lost assets again, upstream assets first: one run for each loss, and one a day if it fails."""
     requests = []
     for run in first_runs(lost):
         made = []

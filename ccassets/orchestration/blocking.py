@@ -1,6 +1,6 @@
-"""Blocking checks across runs: what failed on the newest materialization of an asset holds back what is made of it.
+"""Blocking checks across runs: a failure on the newest materialization of an asset stops what is downstream.
 
-Dagster by itself lets a failed blocking check stop the steps of its own run, and no other run.
+In Dagster itself, a failed blocking check stops only the steps of its own run.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def failed_blocking_checks(
 def require_passed_checks(
     context: dg.AssetExecutionContext, study: Study, keys: Iterable[dg.AssetKey], splits: Sequence[str] = ()
 ) -> None:
-    """Refuse a step, with a BuildError, while a blocking check of an asset of the study that it reads failed.
+    """Stop a step with a BuildError if a blocking check of an asset that it reads has failed.
 
-    Of assets by split those of `splits` count, by default those of the run.
+    For assets by split, the checks of `splits` count, by default those of the run.
     """
     splits = splits or splits_of(context, study)
     by_split = is_partitioned(study)
     parents = {key: splits if by_split and key.path[-1] in ("images", "image_features") else [None] for key in keys}
     if failed := list(failed_blocking_checks(context.instance, parents, loaded_checks(context))):
-        advice = "Mend what it found and run the check again, or materialize its asset again."
+        advice = "Fix what it found and run the check again, or materialize its asset again."
         raise BuildError("\n".join([*map(str, failed), advice]))

@@ -66,7 +66,7 @@ def build(study: Study | str | os.PathLike[str], **options: Unpack[BuildOptions]
 
 
 def run_build(study: Study | str | os.PathLike[str], **options: Unpack[BuildOptions]) -> BuildResult:
-    """Do what `build` does, and say what ran.
+    """Do what `build` does, and return what ran.
 
     Args:
         study: The study, its name, or the path of its file.

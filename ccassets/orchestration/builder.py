@@ -1,4 +1,4 @@
-"""The runs of one build, stage by stage: what the automation condition asks for, and what is lost."""
+"""The runs of one build, stage by stage: what the automation condition requests, and what is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BuildResult:
 
 
 class Build:
-    """One build: before every stage it asks the automation condition what has to run, and the disk what is lost."""
+    """One build. Before every stage it evaluates the automation condition, and looks for lost files on the disk."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Build:
             if not all(snapshot.is_fresh(key, split) for split in read):
                 raise
             # What was read of them is there: words, database and most analyses do without the images.
-            self._result.notices.append(f"{error} What was read of its images before is used.")
+            self._result.notices.append(f"{error} The last reading of its images is used.")
         return list(changed)
 
     def _due(self, names: Sequence[str], failed: Set[str]) -> list[str]:
@@ -127,7 +127,7 @@ class Build:
         return {_name(key, split) for key in keys for split in result.get_requested_partitions(key)}
 
     def _failed_checks(self) -> set[str]:
-        """What failed a blocking check of ours: it is made, and so checked, again; what was wrong may be mended."""
+        """Assets that failed one of our blocking checks: they are made again, since the cause may be gone."""
         graph = self._repository.asset_graph
         nodes = [graph.get(key) for key in graph.materializable_asset_keys]
         assets = {
@@ -144,7 +144,7 @@ class Build:
         return StatusSnapshot(self.instance, self._repository)
 
     def _require_no_loss(self) -> None:
-        """Refuse before anything is encoded what the database would refuse at the end."""
+        """Check before anything is encoded whether the database would refuse a loss at the end."""
         if self.allow_loss or not plan_study(self.study, store=self.store, fresh=self.fresh).to_encode:
             return
         identity = recorded_card(self.study, self.store).identity
@@ -203,7 +203,7 @@ def _is_of_splits(name: str, splits: Sequence[str]) -> bool:
 
 
 def _failure(result: ExecutionResult) -> BuildError:
-    """What ended a run, with the sentence of the step or the check that failed."""
+    """The error that ended a run, with the message of the step or check that failed."""
     for check in result.get_asset_check_evaluations():
         if not check.passed and check.blocking and check.severity == dg.AssetCheckSeverity.ERROR:
             key = check.asset_key.to_user_string()

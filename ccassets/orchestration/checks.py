@@ -42,7 +42,7 @@ STRUCTURE = CheckGroup("structure", True, "Every data set is there with its shap
 COUNTS = CheckGroup("counts", True, "Row numbers, splits and labels are what they should be.")
 VALUES = CheckGroup("values", True, "Every value is finite, no row is zero, vectors have unit length.")
 TEXTS = CheckGroup("texts", True, "The prompts are those of the word and template lists, and `texts_hash` is theirs.")
-PROVENANCE = CheckGroup("provenance", False, "Where the features came from is recorded, and nothing about it is odd.")
+PROVENANCE = CheckGroup("provenance", False, "The origin of the features is recorded, and it is consistent.")
 STUDY = CheckGroup("study", False, "The file is what the study, as it is loaded now, asks for.")
 
 FindFiles = Callable[[Store, Sequence[str]], Sequence[Path]]
@@ -173,7 +173,7 @@ def _accuracy_check(study: Study, analysis: str) -> dg.AssetChecksDefinition:
         records = context.instance.fetch_materializations(key, limit=2).records
         accuracies = [accuracy for record in records if (accuracy := _val_accuracy(record)) is not None]
         if len(accuracies) < 2:
-            return dg.AssetCheckResult(passed=True, description="There are no two accuracies on val to compare.")
+            return dg.AssetCheckResult(passed=True, description="There are not yet two accuracies on val to compare.")
         now, before = accuracies
         return dg.AssetCheckResult(
             passed=now >= before - MOST_LOST,

@@ -13,10 +13,10 @@ NIGHT = "0 3 * * *"
 
 
 class Stale(dg.AutomationCondition[dg.AssetKey]):
-    """Stale as the UI shows it, whenever it became so.
+    """Whether an asset is stale as the UI shows it, no matter when it became stale.
 
-    Dagster's own `code_version_changed` and `data_version_changed` see only what changed since the sensor's last
-    tick: what was stale before its switch was turned on would stay so.
+    Dagster's own `code_version_changed` and `data_version_changed` see only changes since the sensor's last tick: an
+    asset that was stale before the sensor was switched on would stay stale.
     """
 
     @property
@@ -28,10 +28,10 @@ class Stale(dg.AutomationCondition[dg.AssetKey]):
 
 
 class Blocked(dg.AutomationCondition[dg.AssetKey]):
-    """Made of something whose blocking check failed.
+    """Whether an upstream asset has a failed blocking check.
 
-    Dagster's own `all_deps_blocking_checks_passed` also holds back what is made of something that was never checked,
-    and what is made of something that was only warned of; a run of Dagster stops for neither.
+    Dagster's own `all_deps_blocking_checks_passed` also blocks assets whose upstream was never checked or only has a
+    warning; a run of Dagster stops for neither.
     """
 
     @property
@@ -56,8 +56,8 @@ class Blocked(dg.AutomationCondition[dg.AssetKey]):
 
 
 _due = Stale() | When.missing()
-_UNATTENDED = "nothing of it is under way, and it did not just fail"
-_REBUILD_LABEL = "stale or missing, and everything upstream is there"
+_UNATTENDED = "no run of it is in progress, and it did not just fail"
+_REBUILD_LABEL = "stale or missing, and everything upstream exists"
 
 
 def _unattended(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
@@ -89,6 +89,6 @@ def read_sources(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
 
 
 def attended(spec: dg.AssetSpec) -> dg.AssetSpec:
-    """An asset that asks for what failed at once, and though another run may make it: somebody waits for this build."""
+    """The condition of `ccassets build`, where a user waits: failed assets are requested at once."""
     condition = spec.automation_condition
     return spec.replace_attributes(automation_condition=condition and condition.replace(_UNATTENDED, _due))

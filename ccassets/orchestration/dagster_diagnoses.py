@@ -1,4 +1,4 @@
-"""The doctor's two questions to Dagster: can the home be used, and what do its records say of a study."""
+"""The doctor's two questions to Dagster: can the home be used, and what do its records say about a study?"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The one module with private names of Dagster, each with the public way that is missing.
+"""The one module with private names of Dagster, each with the public interface that is missing.
 
 `ccassets_tests/orchestration/test_dagster_internals.py` names what breaks when another release of Dagster moves them.
-Definitions load with this module: what only runs need, with SQLAlchemy and Alembic behind it, is imported where it is
-used.
+Definitions load with this module: code that only runs need, with SQLAlchemy and Alembic, is imported where it is used.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ def partition_materialization(
 
 
 def recorded_result() -> dg.MaterializeResult[None]:
-    """The end of an asset's step that recorded its partitions by itself: what is made of it goes on."""
+    """The result of an asset's step that recorded its partitions itself, so that downstream steps continue."""
     # Missing: an output without a materialization. Dagster gives it to the sources that it observes by itself.
     return dg.MaterializeResult(metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
@@ -174,7 +173,7 @@ def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.Automatio
 
 
 class _LoadedJob(InMemoryJob):
-    """A job whose steps know the repository that it is of."""
+    """A job whose steps know their repository."""
 
     def __init__(self, job: dg.JobDefinition, repository: dg.RepositoryDefinition) -> None:
         super().__init__(job)
@@ -281,7 +280,7 @@ def webserver_app(instance: dg.DagsterInstance, workspace: Path) -> Iterator[Cal
 def rename_location(instance: dg.DagsterInstance, old: str, new: str) -> list[str]:
     """Give the sensors and schedules of a code location the switches and cursors that they had under its old name.
 
-    One that was switched on or off under the new name keeps that.
+    A sensor or schedule that was switched on or off under the new name is left alone.
 
     Args:
         instance: The instance whose records are changed.

@@ -1,4 +1,4 @@
-"""The Dagster instance of the home: made with our settings where there is none, and opened by one process at a time."""
+"""The Dagster instance of the home: made with our settings if there is none, by one process at a time."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _left_out(study: Study) -> list[str]:
 
 
 def _rebuild_everything(study: Study, assets: Sequence[dg.AssetsDefinition]) -> dg.JobDefinition:
-    @dg.op(name=job_name(study, "rebuild"), description="Has Dagster materialize everything afresh, stage by stage.")
+    @dg.op(name=job_name(study, "rebuild"), description="Makes Dagster materialize everything again, stage by stage.")
     def _rebuild(context: dg.OpExecutionContext) -> None:
         # Runs of splits and of the whole cannot be one job: a backfill has them in their order, with all that is
         # Dagster's and the project's, and shows them together.

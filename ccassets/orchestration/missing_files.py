@@ -1,4 +1,4 @@
-"""Files of a study that are gone from the disk or are not the ones that were written; Dagster's records cannot tell."""
+"""Files of a study that are gone or were replaced, which Dagster's records do not show."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ccassets.orchestration.partitions import is_partitioned
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
-_GONE = "its file is not there"
+_GONE = "its file is gone"
 
 
 def missing_files(study: Study, store: Store) -> dict[str, str]:
     """What is missing of a study, as `asset` or `asset:split` in the order of the graph, each with the reason.
 
-    Fingerprints and small files tell it: nothing is decoded or hashed. What was never made is missing too. Where the
-    sources are not recorded, nothing can be told, and the answer is empty.
+    Only fingerprints and small files are read: nothing is decoded or hashed. Assets that were never made are missing
+    too. If the sources are not recorded, the result is empty.
     """
     try:
         card = recorded_card(study, store)

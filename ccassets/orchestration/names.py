@@ -45,7 +45,7 @@ def asset_key(study: Study, *parts: str) -> dg.AssetKey:
 
 
 def encoder_pool() -> str:
-    """Give the pool of the encoders of this machine, which are those of the code location that it serves."""
+    """Return the name of the pool for the encoders of this machine's code location."""
     return os.environ.get(POOL_VARIABLE) or ENCODER_POOL
 
 

@@ -34,5 +34,5 @@ def splits_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
 
 
 def has_several_partitions(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> bool:
-    """Whether the run is of a range of partitions: what it makes is recorded for each of them by itself."""
+    """Whether a run covers a range of partitions, so that its results are recorded for each of them separately."""
     return FIRST_PARTITION in context.run.tags

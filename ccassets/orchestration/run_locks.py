@@ -1,7 +1,7 @@
 """A lock for every run, which its process holds as long as it lives: runs whose process was killed are found by it.
 
 Dagster itself learns of a killed run from its daemon, after minutes, and not at all where no daemon runs: the slot of
-the encoders' pool would stay taken for ever.
+the encoders' pool would never be freed.
 """
 
 from __future__ import annotations

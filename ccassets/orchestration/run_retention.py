@@ -29,9 +29,8 @@ Records = Sequence[dg.EventLogRecord]
 def forget_old_runs(instance: dg.DagsterInstance, days: int, *, dry_run: bool = False) -> list[str]:
     """Delete runs that ended more than so many days ago, with their events and the output of their steps.
 
-    A run stays that holds one of the last two materializations, observations or check evaluations of an asset or of
-    one of its partitions, or what such a materialization was made from: staleness, data versions and checks are the
-    same afterwards.
+    A run is kept if it holds one of the last two materializations, observations or check evaluations of an asset or a
+    partition, or an input of such a materialization. Staleness, data versions and checks therefore do not change.
 
     Args:
         instance: The instance of a home.

@@ -19,18 +19,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RETRY_SECONDS = (30, 120, 600)
-"""How long a step waits, time after time, before it tries again after a transient error."""
+"""How long a step waits before each retry after a transient error."""
 
 _LOG_SECONDS = 15.0
 
 progress_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
-"""Who listens to the steps that run in this process: the command line draws its bars with it."""
+"""The listener to the steps that run in this process, with which the command line draws its bars."""
 
 
 def log_progress(context: dg.AssetExecutionContext, what: str, note: Callable[[], str] | None = None) -> Progress:
     """Progress that goes to the run's log a few times a minute, with rate and time left, and to the listener always.
 
-    `note` gives what else should be said then.
+    `note` returns further text for the line.
     """
     started = time.monotonic()
     last = started
@@ -83,7 +83,8 @@ def _own_error(raised: CcassetsError | OSError) -> CcassetsError:
 def errors_as_failures() -> Iterator[None]:
     """Our own errors are written for the user: show their text as the step's failure. So do those of the system.
 
-    After a transient error the step is tried again, unless `ccassets build` started the run: there somebody reads it.
+    After a transient error the step is retried, unless `ccassets build` started the run, where a user reads the
+    message.
     """
     try:
         yield

@@ -21,7 +21,7 @@ from ccassets.orchestration.steps import errors_as_failures, make_each
 from ccassets.study.schema import Study
 
 ANALYSIS_VERSION = 3
-"""Raised on purpose when an analysis says something else of the same database; part of its assets' code versions."""
+"""Raised on purpose when an analysis gives other results for the same database; part of its assets' code versions."""
 
 Result = dg.MaterializeResult[None]
 SplitStep = Callable[[Sequence[str]], Result]
@@ -166,7 +166,7 @@ def code_version(*parts: object) -> str:
 
 
 def data_version(digests: Mapping[str, str]) -> dg.DataVersion:
-    """The data version of an asset: the digest of its one split, or of all of them where splits are no partitions."""
+    """The data version of an asset: the digest of its one split, or of all of them where splits are not partitions."""
     if len(digests) == 1:
         return dg.DataVersion(*digests.values())
     return dg.DataVersion(hashlib.sha256(repr(dict(digests)).encode()).hexdigest())

@@ -99,7 +99,7 @@ TERMS = {
         "Classes told apart by their words alone: the class whose prompts an image is nearest to. Nothing is fitted."
     ),
 }
-"""What a reader of a page may not know, by the name that it has there."""
+"""Terms that a reader of a page may not know, by their names on the page."""
 
 _NAMES = {name.casefold(): name for name in TERMS}
 

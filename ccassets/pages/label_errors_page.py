@@ -16,7 +16,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
 MOST_SHOWN = 200
-"""Label errors on the page, the least believed labels; the list beside it has all."""
+"""Label errors on the page, those of the least probable labels; the list beside it has all."""
 
 
 def write_label_errors_page(study: Study, store: Store, result: AnalysisResult) -> Path:

@@ -16,7 +16,7 @@ _GRACE_SECONDS = 5
 
 @contextmanager
 def bound_socket(address: str, port: int) -> Iterator[socket.socket]:
-    """Bind a socket that does not listen yet: nobody is answered before everything runs.
+    """Bind a socket that does not listen yet, so that no request is answered before everything runs.
 
     Args:
         address: The IPv4 address.
@@ -37,7 +37,7 @@ def bound_socket(address: str, port: int) -> Iterator[socket.socket]:
 
 
 def make_server(app: App) -> uvicorn.Server:
-    """Make a server of a guarded application that writes no log of requests."""
+    """Make a server for a guarded application; it does not log requests."""
     config = uvicorn.Config(
         app,
         log_level="warning",

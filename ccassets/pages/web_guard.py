@@ -41,11 +41,11 @@ class _Refusal:
 class WebGuard:
     """ASGI middleware that keeps other web pages, other names and other users away from a local application.
 
-    - The `Host` of every request is one of `hosts`: a name that somebody points at this machine is refused.
-    - A request that changes something is a POST of a page of this server, or JSON of a program that is no browser.
-    - A websocket is opened by a page of this server.
-    - No other page shows a page of this server in a frame, or loads anything from here.
-    - With a token, every request carries it. `?token=…` in an address turns it into a cookie for this server.
+    - The `Host` of every request is one of `hosts`: any other name that resolves to this machine is refused. - A
+    request that changes something is a POST of a page of this server, or JSON of a program that is not a browser. - A
+    websocket is opened by a page of this server. - No other page shows a page of this server in a frame, or loads
+    anything from here. - With a token, every request carries it. `?token=…` in an address turns it into a cookie for
+    this server.
 
     Args:
         app: The ASGI application to guard.
@@ -97,7 +97,7 @@ class WebGuard:
         return None
 
     def _refuse_sender(self, request: _Request) -> _Refusal | None:
-        """Refuse what a page of another server sends, by the two headers that only the browser itself can write."""
+        """Refuse requests from pages of other servers, by the two headers that only the browser itself can set."""
         origin, site = request.first("origin"), request.first("sec-fetch-site")
         if origin is not None and origin not in request.own_origins:
             return _Refusal(HTTPStatus.FORBIDDEN, f"Origin: expected a page of {request.host}, found {origin}.")
@@ -140,7 +140,7 @@ class WebGuard:
 
 
 def check_token(token: str) -> None:
-    """Refuse a token that can be guessed, or that a cookie cannot carry.
+    """Refuse a token that is easy to guess, or that a cookie cannot hold.
 
     Args:
         token: The token of a server.
@@ -153,7 +153,7 @@ def check_token(token: str) -> None:
 
 
 def loopback_hosts(port: int) -> list[str]:
-    """Give the `Host` headers of a server on this machine's loopback.
+    """Return the `Host` headers that a server on this machine's loopback may be called by.
 
     Args:
         port: The port that it listens on.
@@ -174,7 +174,7 @@ class _Request:
 
     @property
     def plain_path(self) -> str:
-        """The path without slashes that some routers overlook."""
+        """The path without repeated or final slashes, which some routers ignore."""
         return "/" + "/".join(part for part in self.path.split("/") if part)
 
     def first(self, name: str) -> str | None:
@@ -193,7 +193,7 @@ class _Request:
 
     @property
     def opens_page(self) -> bool:
-        """Whether a person follows a link into a window of its own, not into a frame of another page."""
+        """Whether the request opens a page in a window of its own, not in a frame of another page."""
         return self.first("sec-fetch-mode") == "navigate" and self.first("sec-fetch-dest") == "document"
 
     @property

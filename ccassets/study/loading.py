@@ -63,7 +63,7 @@ def study_files() -> dict[str, Path]:
 
 
 def load_studies() -> tuple[list[Study], list[StudyError]]:
-    """Load every study that is found by name, each by itself.
+    """Load every study that can be found by name; an error in one does not affect the others.
 
     Returns:
         The studies, and the errors of the files that are none; each names file, line and key.
@@ -203,7 +203,7 @@ def _locate(node: yaml.Node | None, location: Sequence[int | str]) -> tuple[int,
 
 
 def _unquoted(root: yaml.Node | None, location: Sequence[int | str], problem: str) -> str | None:
-    """What to say of a text that YAML takes for something else; None where it is none."""
+    """A sentence on a value that YAML does not read as text; None if it is a text."""
     node = root
     for step in location:
         in_list = isinstance(node, yaml.SequenceNode)

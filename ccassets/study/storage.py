@@ -135,7 +135,7 @@ class Store:
     def encoder_parts(self, identity: str) -> Path:
         """The folder of all parts of an encoder.
 
-        Whoever copies from parts holds its lock shared, and whoever removes parts exclusively.
+        Code that copies from parts holds its lock shared, and code that removes parts holds it exclusively.
 
         Args:
             identity: The encoder's identity.

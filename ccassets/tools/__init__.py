@@ -1,1 +1,1 @@
-"""Tools for the people who run studies: what is wrong, what is needed elsewhere, what precision costs. No Dagster."""
+"""Tools for the people who run studies: doctor, new studies, offline bundles, precision drift. No Dagster."""

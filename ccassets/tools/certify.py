@@ -1,4 +1,4 @@
-"""Certificates: a real encoder held to what is published of it, with every deviation."""
+"""Certificates: a real encoder compared with published values, with every deviation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCES = {"logit parameters": 1e-5, "prompts": 1e-4, "image features": 5e-3,
 """The largest deviation from a published number that passes; those of the image allow for other pixels."""
 
 SMALLEST_COSINE = 0.995
-"""What an image's features in the study's precision must keep of those in float32."""
+"""The lowest cosine allowed between an image's features in the study's precision and in float32."""
 
 IMAGES = 64
 
@@ -54,7 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Certificate:
-    """An encoder held to what is published.
+    """The comparison of an encoder with published values.
 
     Attributes:
         identity: The identity of the study's encoder.
@@ -81,7 +81,7 @@ class Certificate:
 
 
 def load_published() -> dict[str, Any]:
-    """Load what is published of ConceptCLIP.
+    """Load the published values of ConceptCLIP.
 
     Returns:
         Parameters, logit parameters, prompts with their first values, and one image.
@@ -98,7 +98,7 @@ def certify_study(
     store: Store | None = None,
     progress: Progress = silent,
 ) -> Certificate:
-    """Hold a study's encoder to what is published, and write `certificate.json` into the study's folder.
+    """Compare a study's encoder with published values, and write `certificate.json` into the study's folder.
 
     The next assembly takes it into the provenance of the database. Both encoders, float32 and the study's precision,
     are in memory at once.

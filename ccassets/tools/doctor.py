@@ -261,7 +261,7 @@ def _weights(study: Study, store: Store, deep: bool) -> tuple[list[Diagnosis], E
 
 
 def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagnosis:
-    """Whether the identity is that of the files themselves, and not only of digests that were kept of them."""
+    """Whether the identity was computed from the files themselves, and not only from cached digests."""
     available = f"{study.encoder.kind} is available, identity {card.identity}"
     if study.encoder.kind == "python" or not store.cache.is_dir():
         return Diagnosis("weights", "ok", available)

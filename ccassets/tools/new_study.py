@@ -242,7 +242,7 @@ def _encoder_section(encoder: str, study_folder: Path) -> Mapping[str, str]:
             weights = folder if folder.is_absolute() else Path(os.path.relpath(folder.absolute(), study_folder))
             return {"kind": kind, "weights": str(weights)}
     raise StudyError(
-        f"{encoder!r} is no preset ({', '.join(load_presets())}), and no folder with open_clip_config.json or "
+        f"{encoder!r} is not a preset ({', '.join(load_presets())}), nor a folder with open_clip_config.json or "
         "config.json."
     )
 
@@ -266,7 +266,7 @@ def _letters(name: str) -> str:
 
 
 def _root_of(folder: Path, keys: Sequence[str]) -> Path:
-    """The folder below which the first keys lie: that of the table, or one beside it."""
+    """The folder that the first keys are relative to: that of the table, or one beside it."""
     candidates = [folder, *_visible_folders(folder)]
     return next((root for root in candidates if any((root / key).is_file() for key in keys)), folder)
 

@@ -1,4 +1,4 @@
-"""New studies of some rows of another one: its images by key, and labels that somebody corrected."""
+"""New studies of some rows of another one: its images by key, and corrected labels."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def new_study_of_rows(
     *,
     studies: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a study of some rows of another one; its features are there already, so that a build encodes no image.
+    """Write a study of some rows of another one; all its features exist already, so a build encodes no image.
 
     Encoder, vocabulary and data set are those of the study, without its limit; splits without any of the rows are left
-    out. Labels that the study itself corrects stay so.
+    out. Labels that the study itself corrects stay corrected.
 
     Args:
         study: The study that has the rows.
@@ -77,7 +77,7 @@ def new_study_of_rows(
 
 
 def _dataset_section(study: Study, folder: Path, partial: Path, *, overrides: bool) -> dict[str, Any]:
-    """The values of the data set's section that are other than the study's, checked: the splits that have rows."""
+    """The keys of the data set's section that differ from the study's, checked: the splits that have rows."""
     files = {"subset": SUBSET_FILE, "labels_override": LABELS_FILE if overrides else None}
     written = {key: partial / name if name else None for key, name in files.items()}
     revised = study.model_copy(update={"dataset": study.dataset.model_copy(update=written)})
@@ -104,7 +104,7 @@ _REFERENCES = {"path", "weights", "tokenizer", "text"}
 
 
 def _label_overrides(study: Study, labels: Mapping[str, str]) -> dict[str, LabelOverride]:
-    """Those of the study and the new ones, each with the digest of the image as the study read it last."""
+    """The corrected labels of the study and the new ones, each with the digest of its image."""
     file = study.dataset.labels_override
     known = read_label_overrides(study.resolve(file)) if file else {}
     store = Store.of(study)

@@ -1,4 +1,4 @@
-"""The text of a study file that is a loaded study with other values."""
+"""The text of a study file: a loaded study with some values changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def study_text(study: Study, changes: Mapping[str, Mapping[str, Any] | str], *, 
 
     Args:
         study: The study; what it leaves at defaults is left out.
-        changes: By section, the other values; None leaves a key out. A text replaces what is no section.
+        changes: By section, the other values; None leaves a key out. A text replaces what is not a section.
         header: The comment that the file starts with, a line.
 
     Returns:

@@ -416,7 +416,7 @@ def test_wrong_use_of_the_command_is_a_sentence(phantom: Path, options: list[str
 def test_a_study_of_another_data_set_is_refused(golden: Path, phantom: Path) -> None:
     result = run("compare", golden, phantom, "--study", "demo")
     assert (result.code, result.out) == (2, "")
-    assert "demo is no study of" in result.err
+    assert "demo is not the study of" in result.err
 
 
 def test_a_study_of_other_cells_is_not_taken_for_the_truth(known: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_few_groups_give_a_value_and_a_sentence_in_the_place_of_the_interval(cou
 def test_one_class_alone_has_no_auc() -> None:
     result = metrics.auc(np.zeros(20, np.int64), np.tile([0.9, 0.1], (20, 1)))
     assert np.isnan([result.value, result.low, result.high]).all()
-    assert result.reason == "There are no two classes to compare."
+    assert result.reason == "There are not two classes to compare."
 
 
 # --- refusals ----------------------------------------------------------------------------------------

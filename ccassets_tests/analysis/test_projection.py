@@ -108,5 +108,5 @@ def test_what_a_build_wrote_is_read_for_its_database_alone(tmp_path: Path) -> No
         with pytest.raises(AnalysisError, match="of another state of the database"):
             read_projection(path, database)
         path.write_bytes(b"no table")
-        with pytest.raises(AnalysisError, match="not there yet, or damaged"):
+        with pytest.raises(AnalysisError, match="does not exist yet, or is damaged"):
             read_projection(path, database)

@@ -33,7 +33,7 @@ def test_a_row_says_where_its_features_come_from(study: Study, image_folder: Pat
         table = row_histories(database).set_index("key")
         (row,) = explain_rows(database, moved_key)
         (same,) = explain_rows(database, kept_key)
-        with pytest.raises(AnalysisError, match=r"no row of the key 'train/no.png'; it has"):
+        with pytest.raises(AnalysisError, match=r"no row of the key 'train/no.png'; its keys are like"):
             explain_rows(database, "train/no.png")
     assert built.encoded == 0
     assert set(table["part"]) <= {path.name for path in parts(study)}

@@ -294,7 +294,7 @@ def test_a_word_that_is_glued_to_its_prompt_has_no_authors_positions(tmp_path: P
         pass
     with open_database(tmp_path / "part.h5") as database:
         assert scores.local_features(database, kind="label", rule="span").shape == (1, 4)
-        with pytest.raises(DatabaseError, match="'platelet' does not stand free in 'many platelets'"):
+        with pytest.raises(DatabaseError, match="'platelet' is not a separate word in 'many platelets'"):
             scores.local_features(database, kind="label", rule="authors")
 
 

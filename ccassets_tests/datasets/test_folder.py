@@ -110,7 +110,7 @@ def test_a_missing_split_folder_is_named_with_those_that_are_there(tmp_path: Pat
 
 
 def test_a_missing_root_is_named(tmp_path: Path):
-    with pytest.raises(DatasetError, match="nowhere is not there"):
+    with pytest.raises(DatasetError, match="nowhere does not exist"):
         folder_of(tmp_path / "nowhere").fetch(silent)
 
 

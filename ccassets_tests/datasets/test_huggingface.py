@@ -87,7 +87,7 @@ def test_labels_are_class_names_or_numbers_and_a_changed_file_is_seen(tmp_path: 
         (LABELS, {"label": "dx"}, "has no column 'dx'"),
         ({"train": [0], "test": [-1]}, {}, r"row 0 of split 'test' has -1 \(1 such rows\).*`label: null`"),
         ({"train": [0.5], "test": [1.0]}, {}, r"a whole number in every row of column 'label', found \['float'\]"),
-        (LABELS, {"path": "./nowhere"}, "nowhere is not there"),
+        (LABELS, {"path": "./nowhere"}, "nowhere does not exist"),
         (LABELS, {"path": "empty"}, "empty cannot be opened as a Hugging Face data set"),
         (LABELS, {"path": "not a hub id"}, "neither a folder nor a hub id"),
     ],

@@ -132,7 +132,7 @@ def test_an_archive_of_another_md5_is_refused_with_both(site: MedMnistSite):
 
 
 def test_nothing_is_downloaded_unasked(site: MedMnistSite):
-    with pytest.raises(DatasetError, match=r"bloodmnist_224\.npz is not there. Set `download: true`"):
+    with pytest.raises(DatasetError, match=r"bloodmnist_224\.npz does not exist. Set `download: true`"):
         site.dataset("bloodmnist", 224).fetch(silent)
 
 
@@ -148,7 +148,7 @@ def test_a_pickled_member_is_refused_and_not_run(site: MedMnistSite):
             return os.mkdir, (str(site.folder / "sprung"),)
 
     site.archive("bloodmnist", val_images=np.array([Trap(), Trap()], dtype=object))
-    with pytest.raises(DatasetError, match="val_images is no plain array"):
+    with pytest.raises(DatasetError, match="val_images is not a plain array"):
         site.dataset("bloodmnist").fetch(silent)
     assert not (site.folder / "sprung").exists()
 
@@ -180,7 +180,7 @@ def test_a_missing_member_and_a_file_that_is_no_archive_are_refused(site: MedMni
         site.dataset("bloodmnist").fetch(silent)
     path.write_bytes(b"no archive")
     site.publish(path, "bloodmnist")
-    with pytest.raises(DatasetError, match=r"no sound \.npz archive"):
+    with pytest.raises(DatasetError, match=r"not a valid \.npz archive"):
         site.dataset("bloodmnist").fetch(silent)
 
 

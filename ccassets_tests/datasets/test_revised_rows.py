@@ -119,9 +119,9 @@ def test_what_is_unknown_is_an_error_that_names_it(tmp_path: Path) -> None:
         revised(tmp_path, subset=["train/a/1.png", "train/a/9.png"])
     with pytest.raises(DatasetError, match=r"labels.csv: images has no image of 1 of the keys: 'val/a/9.png'"):
         revised(tmp_path, labels={"val/a/9.png": "a"})
-    with pytest.raises(DatasetError, match=r"labels.csv: 'c' is no label of images; expected 'a', 'b'"):
+    with pytest.raises(DatasetError, match=r"labels.csv: 'c' is not a label of images; expected 'a', 'b'"):
         revised(tmp_path, labels={"val/a/1.png": "c"})
-    with pytest.raises(DatasetError, match=r"'2' is no label"):
+    with pytest.raises(DatasetError, match=r"'2' is not a label"):
         revised(tmp_path, labels={"val/a/1.png": "2"})
     with pytest.raises(DatasetError, match=r"gives 'val/a/1.png' two labels"):
         revised(tmp_path, labels="val/a/1.png,a\nval/a/1.png,b\n")

@@ -176,7 +176,7 @@ def test_rows_of_other_splits_are_passed_over(cells: Path):
 def test_rows_that_are_passed_over_are_counted_once(cells: Path, caplog: pytest.LogCaptureFixture):
     for _ in range(2):
         table_of(cells, lines(0, 1, 0, 1), splits=["train"]).rows("train")
-    assert caplog.text.count("2 of 4 rows are passed over: column 'split' holds test there") == 1
+    assert caplog.text.count("2 of 4 rows are ignored: column 'split' holds test, which") == 1
 
 
 @pytest.mark.parametrize(
@@ -305,5 +305,5 @@ def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, name: str, c
 
 
 def test_a_missing_table_is_named(tmp_path: Path):
-    with pytest.raises(DatasetError, match=r"t\.csv is not there"):
+    with pytest.raises(DatasetError, match=r"t\.csv does not exist"):
         dataset_of(tmp_path, kind="table", file="t.csv").fetch(silent)

@@ -101,6 +101,7 @@ def test_every_command_and_option_is_shown(pages: dict[str, str]) -> None:
     for name, command in GENERATOR.commands().items():
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
         assert [option for option in options if option not in sections[name]] == []
+    assert "Images in &lt;split>/&lt;class>/" in sections["new-study"], "a browser would take these for tags"
 
 
 def test_the_tree_of_errors_names_each_of_them(pages: dict[str, str]) -> None:

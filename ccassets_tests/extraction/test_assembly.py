@@ -27,7 +27,7 @@ def test_a_split_that_is_not_encoded_is_named(study: Study) -> None:
     extract_text(study)
     for split in ("train", "test"):
         extract_images(study, split)
-    with pytest.raises(DatasetError, match="The images of split 'val' of cells were not read yet"):
+    with pytest.raises(DatasetError, match="The images of split 'val' of cells have not been read yet"):
         assemble_database(study)
 
     ccassets.read_images(study, "val")

@@ -258,7 +258,7 @@ def test_a_file_left_open_is_whole_when_the_program_ends(path: Path) -> None:
         ({"labels": [0, 1, 2, 0]}, r"expected 0 to 1 \(label_texts\), found 2"),
         ({"labels": [0, 1, 0.5, 0]}, "whole numbers"),
         ({"split_names": ["train"] * 3}, "split_names: expected one for each of 4 rows"),
-        ({"split_names": ["train", "train", "", "train"]}, "'' is no name for a split"),
+        ({"split_names": ["train", "train", "", "train"]}, "'' is not a name for a split"),
         ({"split_names": ["train", "val", "val", "train"]}, "'train' has 5 rows already"),
         ({"split_names": "first"}, "'first' has 2 rows already, and rows of 'train' follow them"),
         ({"ids": np.arange(4)}, "ids: expected every row's own number, 6 to 9"),
@@ -583,7 +583,7 @@ def test_a_template_holds_what_the_format_asks_for(path: Path) -> None:
         ("t", ["a", "b"], [np.ones((2, 6)), np.ones((3, 4, 6))], r"text_token_features: expected shape \(2, T, 6\)"),
         ("t", ["a", "b"], [np.full((2, 6), np.inf)], "expected finite numbers"),
         ("t", "ab", [np.ones((2, 6))], "expected a list of prompts"),
-        ("a/b", ["a"], [np.ones((1, 6))], "no name for a template"),
+        ("a/b", ["a"], [np.ones((1, 6))], "not a name for a template"),
     ],
 )
 def test_a_refused_template_leaves_the_old_one(

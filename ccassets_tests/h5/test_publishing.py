@@ -240,7 +240,7 @@ def test_a_large_file_is_published_in_small_blocks(tmp_path: Path) -> None:
 def test_templates_are_not_removed_unasked(grown: Path) -> None:
     before = grown.read_bytes()
 
-    with pytest.raises(CcassetsError, match=r"Say clear_all_templates\(path, confirm=True\) if that is meant"):
+    with pytest.raises(CcassetsError, match=r"Call clear_all_templates\(path, confirm=True\) to remove them"):
         clear_all_templates(grown)
     assert grown.read_bytes() == before
 

@@ -191,10 +191,14 @@ ARCHIVES = (
     Case("member under a path that leads out", _member("val_labels.npy", b"x", "../../val_labels.npy"), "lacks"),
     Case("labels of texts", _npz(val_labels=np.array([["a"], ["b"]])), "must be integers"),
     Case(
-        "archive that is cut", _written("bloodmnist.npz", lambda: b"PK\x03\x04" + bytes(100)), "no sound .npz archive"
+        "archive that is cut",
+        _written("bloodmnist.npz", lambda: b"PK\x03\x04" + bytes(100)),
+        "not a valid .npz archive",
     ),
     Case(
-        "archive that is a pickle", _written("bloodmnist.npz", lambda: pickle.dumps(_Bomb())), "no sound .npz archive"
+        "archive that is a pickle",
+        _written("bloodmnist.npz", lambda: pickle.dumps(_Bomb())),
+        "not a valid .npz archive",
     ),
 )
 
@@ -254,7 +258,7 @@ PICTURES = (
     Case("cut PNG", _written("a.png", _truncated("PNG")), "cannot be decoded"),
     Case("cut JPEG", _written("a.jpg", _truncated("JPEG")), "cannot be decoded"),
     Case("cut TIFF", _written("a.tif", _truncated("TIFF")), "cannot be decoded"),
-    Case("PNG without pixels", _written("a.png", lambda: _png(0, 0)), "no image of a format"),
+    Case("PNG without pixels", _written("a.png", lambda: _png(0, 0)), "not an image of a format"),
     Case("floating-point pixels", _written("a.tif", _picture("TIFF", _noise("F"))), "floating-point"),
     Case("32-bit pixels", _written("a.tif", _picture("TIFF", _noise("I"))), "32-bit"),
     Case(
@@ -262,12 +266,18 @@ PICTURES = (
         _written("a.gif", _picture("GIF", _noise("P"), save_all=True, append_images=[_noise("L").convert("P")])),
         "frames",
     ),
-    Case("PostScript that is called a PNG", _written("a.png", _EPS.encode), "no image of a format that is read here"),
-    Case("icon that is called a PNG", _written("a.png", _picture("ICO", _noise())), "no image of a format"),
     Case(
-        "page that is called a PNG", _written("a.png", lambda: b"<svg><script>1</script></svg>"), "no image of a format"
+        "PostScript that is called a PNG",
+        _written("a.png", _EPS.encode),
+        "not an image of a format that can be read here",
     ),
-    Case("pickle that is called a PNG", _written("a.png", lambda: pickle.dumps(_Bomb())), "no image of a format"),
+    Case("icon that is called a PNG", _written("a.png", _picture("ICO", _noise())), "not an image of a format"),
+    Case(
+        "page that is called a PNG",
+        _written("a.png", lambda: b"<svg><script>1</script></svg>"),
+        "not an image of a format",
+    ),
+    Case("pickle that is called a PNG", _written("a.png", lambda: pickle.dumps(_Bomb())), "not an image of a format"),
 )
 
 

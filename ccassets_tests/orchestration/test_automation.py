@@ -184,7 +184,7 @@ def watched_with_analyses(tmp_path: Path, image_folder: Path, weights: Path) -> 
 
 
 def test_the_watch_makes_no_run_while_nothing_changes(watched: Study) -> None:
-    assert watch(watched) == Tick("Sources and files are what they were when they were last read.", [], [])
+    assert watch(watched) == Tick("Sources and files have not changed since they were last read.", [], [])
 
 
 def test_the_watch_asks_once_for_a_split_whose_files_changed(watched: Study, image_folder: Path) -> None:

@@ -199,7 +199,7 @@ def test_features_without_their_sources_are_refused_with_a_sentence(study: Study
     assert "encoder" in failure(run_job(study, "extract_text"))
     assert run_job(study, "read_encoder").success
     refused = run_job(study, "extract_images", "val")
-    assert "The images of split 'val' of cells were not read yet" in failure(refused)
+    assert "The images of split 'val' of cells have not been read yet" in failure(refused)
 
 
 def test_a_database_with_a_missing_split_is_refused_and_names_it(study: Study) -> None:
@@ -435,7 +435,7 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
         assert result.path == Store.of(edited).database
         assert ccassets.validate_database(result.path, study=edited, deep=True) == []
         away, unfinished = result.notices
-        assert "pictures is not there; dataset.root names it. What was read of its images before is used." in away
+        assert "pictures does not exist; dataset.root names it. The last reading of its images is used." in away
         # It shows pictures.
         assert unfinished.startswith("The database is finished, but not concept_atlas: ")
         assert "pictures" in unfinished
@@ -443,7 +443,7 @@ def test_words_follow_and_a_missing_analysis_is_named_while_the_images_are_away(
             assert ccassets.build(edited) == result.path
 
         unreadable = edit_study(built, lambda a: a["dataset"].update(root=str(shared / "nowhere")))
-        with pytest.raises(DatasetError, match="nowhere is not there"):
+        with pytest.raises(DatasetError, match="nowhere does not exist"):
             run_build(unreadable)
     finally:
         (shared / "away").rename(shared / "pictures")

@@ -181,7 +181,7 @@ def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pyt
     [mail] = mails
     assert mail["Subject"] == "cells__extract_text failed"
     sentence = mail.get_content().strip()
-    assert "The encoder of cells was not identified yet." in sentence
+    assert "The encoder of cells has not been identified yet." in sentence
     assert sentence.endswith("or run `ccassets build cells`.")
 
 

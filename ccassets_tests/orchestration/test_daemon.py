@@ -336,4 +336,4 @@ def test_the_watch_makes_a_deleted_database_again_and_has_it_checked(webserver: 
     }"""
     selector = {**SELECTOR, "sensorName": "cells__watch_sources"}
     said = json.dumps(webserver.ask(query, {"selector": selector}))
-    assert "feature_database is lost, its file is not there: it is made again." in said
+    assert "feature_database is lost, its file is gone: it is made again." in said

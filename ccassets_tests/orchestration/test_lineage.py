@@ -271,7 +271,7 @@ def test_the_database_deleted_and_replaced(study: Study) -> None:
     before = path.read_bytes()
     path.unlink()
     assert stale("cells") == {}
-    assert lost_of(study) == {"feature_database": "its file is not there"}
+    assert lost_of(study) == {"feature_database": "its file is gone"}
     assert encoded_by_build(study) == (0, 0)
     path.unlink()
     path.write_bytes(before)

@@ -78,7 +78,7 @@ def test_a_bad_split_fails_alone_and_its_features_wait_for_it(study: Study, imag
     assert {"images:train", "images:test"} <= set(status["built"])
 
     features = run_job(study, "extract_images", ALL)
-    assert "The images of split 'val' of cells were not read yet" in failure(features)
+    assert "The images of split 'val' of cells have not been read yet" in failure(features)
     assert {"image_features:train", "image_features:test"} <= set(status_of(study)["built"])
 
 

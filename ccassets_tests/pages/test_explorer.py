@@ -405,7 +405,7 @@ def test_uploads_are_limited_and_decoded_as_images_of_the_data_set_are(client: C
     assert client.request("POST", "/api/images", b"\0" * (MOST_UPLOADED + 1)).status == 413
     answer = client.request("POST", "/api/images", b"%!PS no image")
     assert answer.status == 422
-    assert "no image of a format that is read here" in answer.json["error"]
+    assert "not an image of a format that can be read here" in answer.json["error"]
 
 
 def test_many_requests_at_once_load_the_encoder_once_and_keep_little(client: Client) -> None:

@@ -215,7 +215,7 @@ def test_an_image_file_is_searched_by_and_a_wrong_one_is_refused(browser: Any, c
         first.wait_for()
         assert first.get_attribute("data-row") == "9"
         visit.page.locator("#file").set_input_files(str(wrong))
-        visit.page.get_by_text("no image of a format that is read here").wait_for()
+        visit.page.get_by_text("not an image of a format that can be read here").wait_for()
 
 
 def test_the_lasso_takes_exactly_the_points_inside(browser: Any, client: Client) -> None:

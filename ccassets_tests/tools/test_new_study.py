@@ -237,7 +237,7 @@ def test_the_folder_of_a_model_becomes_the_encoder_section(image_folder: Path, t
         (folder / file).write_text("{}")
         encoder = load_study(write_folder_study(kind, image_folder, tmp_path, encoder=str(folder)).path).encoder
         assert (encoder.kind, getattr(encoder, "weights", "")) == (kind, str(folder))
-    with pytest.raises(StudyError, match=r"'biomed' is no preset \(conceptclip, biomedclip, "):
+    with pytest.raises(StudyError, match=r"'biomed' is not a preset \(conceptclip, biomedclip, "):
         write_folder_study("mine", image_folder, tmp_path, encoder="biomed")
 
 

@@ -84,9 +84,9 @@ class Contents:
     """The readable content of a file; the rest is absent here and has a finding.
 
     `members` are the names at the root, `attributes` those of the root with JSON decoded, `stored_attributes` as they
-    are stored, `datasets` the root data sets of the right kind and rank. `kind` is the
-    profile, or `text-only` for files of templates alone. `published` tells files of our writer from those of the
-    original scripts and of `append_batch`.
+    are stored, `datasets` the root data sets of the right kind and rank. `kind` is the profile, or `text-only` for
+    files of templates alone. `published` distinguishes files of our writer from those of the original scripts and of
+    `append_batch`.
     """
 
     kind: Literal["database", "image-part", "template-part", "text-only"]

@@ -81,7 +81,7 @@ def _check_rows(contents: Contents, findings: FindingCollector) -> None:
 
 
 def _check_attributes(contents: Contents, findings: FindingCollector) -> None:
-    """Every root attribute that was there at writing; what others added later is theirs."""
+    """Check every root attribute that was written with the file; attributes that were added later are left alone."""
     for name, stored in _strings(contents.attributes.get("attribute_digests")).items():
         computed = attribute_digest(contents.stored_attributes[name]) if name in contents.stored_attributes else None
         if computed != stored:

@@ -186,7 +186,7 @@ def _copies_of(
 
 
 def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: SplitRun, excess: int | None) -> list[SplitRun]:
-    """A run cut where the split was begun again; `first` is the split's first row.
+    """Divide a run where the split was begun again; `first` is the split's first row.
 
     A restart inside a run is a row that equals the first one, and from which on the rows equal those before it.
     """

@@ -118,7 +118,7 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: Fin
 
 
 def _dimensions(contents: Contents) -> dict[str, int]:
-    """D and T_img of the stored features, by the names that an encoder has for them."""
+    """D and T_img of the stored features, by their names in an encoder's card."""
     features, tokens = contents.datasets.get(IMAGE_FEATURES), contents.datasets.get(IMAGE_TOKEN_FEATURES)
     sizes = {}
     if features is not None:
@@ -188,7 +188,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
         findings.add(
             "blank_rows",
             f"/image_features {rows_text(blank)}",
-            f"expected every image; {count(len(blank), 'row')} could not be read and stand for a mid-grey image"
+            f"expected every image; {count(len(blank), 'row')} could not be read and hold a mid-grey image"
             f"{_keys_text(contents, blank)}",
         )
     outside = [
@@ -255,7 +255,7 @@ def _check_leaks(contents: Contents, findings: FindingCollector) -> None:
             findings.add(
                 "image_in_two_splits",
                 "/image_digest",
-                f"expected no picture in two splits, found {count(len(shared), 'picture')}: {text}",
+                f"expected no image in two splits, found {count(len(shared), 'picture')}: {text}",
             )
     groups = contents.groups
     if groups is not None and len(groups) == len(split):

@@ -11,7 +11,7 @@ from ccassets.database.hdf5 import Array, file_descriptor
 
 
 class StoredRows:
-    """Rows of a data set by number; contiguous ones are read past HDF5, which copies them once more.
+    """Rows of a data set by number; contiguous ones are read without HDF5, which would copy them once more.
 
     Reading, not mapping: mapped pages count as memory of the process until the kernel takes them back.
     """

@@ -199,7 +199,7 @@ def _check_distinct(template: TemplateContents, ids: Array | None, findings: Fin
 
 
 def describe_alike_prompts(ids: Array, texts: Sequence[str]) -> str | None:
-    """What to say of different prompts with the same tokens; None where there are none."""
+    """A sentence on different prompts with the same tokens; None if there are none."""
     by_tokens: dict[bytes, set[str]] = {}
     for row, text in zip(ids, texts, strict=True):
         by_tokens.setdefault(row.tobytes(), set()).add(text)
@@ -224,8 +224,8 @@ def _check_cleaning(template: TemplateContents, contents: Contents, findings: Fi
             "prompt_cleaning",
             f"{template.where}/texts",
             "expected plain characters, as the code of ConceptCLIP's authors makes them; "
-            f"{count(len(changed), 'prompt')} would be another there, such as {shortened(changed[0])} "
-            f"({shortened(cleaned_text(changed[0]))})",
+            f"it would change {count(len(changed), 'prompt')}, such as {shortened(changed[0])} "
+            f"to {shortened(cleaned_text(changed[0]))}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Adoption: import of an existing feature file as a study's extraction; what is wrong is named, or left out."""
+"""Adoption: import of an existing feature file into a study; faulty rows are named, or left out."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def adopt(
 ) -> Adoption:
     """Import an existing feature file into a study.
 
-    The features become parts under the identity of the study's encoder, where the next build finds them. That the file
-    was made with this encoder is the user's claim. Rows that parts hold already stay, and the file itself is never
-    changed. Of a file without intact image digests at most 64 images of every split are encoded, and as many prompts
-    of every template: nothing of a split or template is imported in which other features are nearer to one of them than
-    its own.
+    The features become parts under the identity of the study's encoder, where the next build finds them. The user
+    states that the file was made with this encoder. Rows that parts already hold stay, and the file itself is never
+    changed. For a file without intact image digests, up to 64 images of every split and up to 64 prompts of every
+    template are encoded. A split or template is not imported if other features are nearer to one of these encodings
+    than its own.
 
     Args:
         file: A file of the original scripts, or a database.
@@ -197,7 +197,7 @@ def _adopted_split(
 
 @dataclass(frozen=True, eq=False)
 class _Proof:
-    """What it takes to verify the order of a file's rows, split by split, and its templates."""
+    """The inputs for verifying the order of a file's rows, split by split, and its templates."""
 
     study: Study
     store: Store
@@ -309,7 +309,7 @@ class _Proof:
 
     @cached_property
     def _loaded(self) -> tuple[Encoder | None, str]:
-        """The encoder; None and the reason where it is not to be run, or cannot be."""
+        """The encoder; None and the reason if it must not or cannot be run."""
         if not self.sample:
             return None, "the sample was left out"
         try:
@@ -330,7 +330,7 @@ class _Proof:
 
 @contextmanager
 def _naming_the_way_without() -> Iterator[None]:
-    """Have an encoder that fails on the sample say how to adopt without one."""
+    """Add to the error of an encoder that fails on the sample how to adopt without one."""
     try:
         yield
     except EncoderError as error:
@@ -387,7 +387,7 @@ def _refuse_another_encoder(name: str, study: Study, findings: Sequence[Finding]
 def _refuse(name: str, study: Study, findings: Sequence[Finding], repair: bool, *, anything: bool) -> None:
     if has_errors(findings) and not repair:
         raise AdoptionError(
-            f"{name} is not a finished extraction of {study.name}; nothing was taken over. "
+            f"{name} is not a finished extraction of {study.name}; nothing was imported. "
             "`--repair` keeps what is provably right.",
             findings,
         )

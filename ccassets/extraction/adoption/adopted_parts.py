@@ -167,7 +167,7 @@ def write_templates(
     source: Source,
     orders: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
-    """Write a part for each template that none holds, or only an unverified one; gives their ids."""
+    """Write a part for each template that no part holds, or only an unverified one; return their ids."""
     written = []
     for template_id, template in study.vocabulary.templates().items():
         content = templates.get(template_id)

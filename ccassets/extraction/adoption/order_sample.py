@@ -1,4 +1,4 @@
-"""Proof of what adopted rows and templates show: a sample is encoded, and the nearest features must be its own."""
+"""Proof of what adopted features show: a sample is encoded, and the nearest stored features must be its own."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MOST_SAMPLED = 64
 """Images of one split, and prompts of one template, that are encoded at most."""
 
 BY_DIGEST: Mapping[str, Any] = {"verified_by": "image digest"}
-"""The record of rows and templates whose stored digests say what they show."""
+"""The record of rows and templates whose stored digests identify what they show."""
 
 UNVERIFIED: Mapping[str, Any] = {"verified_by": None}
-"""The record of rows and templates whose order nobody verified."""
+"""The record of rows and templates whose order was not verified."""
 
 _VALUES_PER_READ = 1 << 20
 
@@ -98,9 +98,9 @@ def verify_order(
 ) -> Mapping[str, Any] | None:
     """Encode a sample of a split's rows and look for each in the file.
 
-    Precisions and devices change features a little, but not which row is the nearest. Rows with the features of the
-    own one are no mistake where the fresh encodings of their images are equal, too. Token features of a row are held to
-    the same, against the sample and as many further rows, and to the order of the patches.
+    Precisions and devices change features a little, but not which row is the nearest. If another row
+    has equal features, that is not an error where the fresh encodings of the two images are equal, too. Token features
+    are tested in the same way, against the sample and as many further rows, and their patches must be in order.
 
     Args:
         encoder: The study's encoder.
@@ -235,7 +235,7 @@ def _widened(values: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
 
 
 def _has_wrong_tokens(own: Floats, fresh: Floats, mask: Bools, numbers: Ints) -> Bools:
-    """Whether stored token features (S, T, D) are not those of the prompts of these numbers, padding aside."""
+    """Whether stored token features (S, T, D) are not those of the prompts with these numbers; padding is ignored."""
     width = min(own.shape[1], fresh.shape[1])
     own, fresh, mask = own[:, :width], fresh[:, :width], mask[:, :width]
     is_wrong = [_is_rearranged(own[row][mask[n]], fresh[n][mask[n]]) for row, n in enumerate(numbers.tolist())]
@@ -271,7 +271,7 @@ def _blocks(dataset: h5py.Dataset, rows: Ints, dtype: npt.DTypeLike) -> Iterator
 
 
 def _has_nearer_row(blocks: Iterable[Floats], own: Floats, fresh: Floats) -> Bools:
-    """Whether a row of the blocks is nearer to each fresh encoding (S, n) than its own row, and no copy of that."""
+    """Whether another row, not a copy, is nearer to each fresh encoding (S, n) than its own row."""
     similarity = _cosines(own, fresh)[:, None] + _rounding(own)
     unit = _unit(fresh)
     is_beaten = np.zeros(len(own), np.bool_)
@@ -288,7 +288,7 @@ def _are_copies(own: Floats, others: Floats) -> Bools:
 
 
 def _has_nearer_encoding(own: Floats, fresh: Floats, numbers: Ints) -> Bools:
-    """Whether a fresh encoding (P, n) is nearer to a row (S, n) than that of its number, and no copy of that."""
+    """Whether another fresh encoding (P, n), not a copy, is nearer to each row (S, n) than its own."""
     unit, rounding = _unit(fresh), _rounding(fresh)
     similarity = _unit(own) @ unit.T
     own_similarity = similarity[np.arange(len(own)), numbers][:, None]
@@ -297,7 +297,7 @@ def _has_nearer_encoding(own: Floats, fresh: Floats, numbers: Ints) -> Bools:
 
 
 def _is_rearranged(own: Floats, fresh: Floats) -> bool:
-    """Whether stored tokens (T, D) lie much farther from the fresh ones of their places than from the nearest."""
+    """Whether stored tokens (T, D) are much farther from the fresh ones at their positions than from the nearest."""
     cosines = _cosines(own, fresh)
     nearest = np.maximum((_unit(own) @ _unit(fresh).T).max(axis=1), cosines)
     # The squared distance of unit vectors is 2 - 2 cos.
@@ -305,7 +305,7 @@ def _is_rearranged(own: Floats, fresh: Floats) -> bool:
 
 
 def _rounding(vectors: Floats) -> float:
-    """What cosines of these vectors may be wrong by."""
+    """The largest rounding error of cosines of these vectors."""
     return 8 * float(np.finfo(vectors.dtype).eps)
 
 

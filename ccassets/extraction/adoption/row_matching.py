@@ -54,7 +54,7 @@ class Match:
 def match_rows(
     results: CheckResults, images: Images, manifests: Sequence[Manifest], dataset: Dataset, findings: FindingCollector
 ) -> Match:
-    """Find the images of a file's rows; whatever does not fit is reported, and not matched.
+    """Find the image of each of a file's rows; rows that do not fit are reported and not matched.
 
     A row with an image digest shows the image of that digest. Rows of the original scripts, which have none, stand in
     the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. Of
@@ -75,13 +75,13 @@ def match_rows(
 
 
 def _has_features(contents: Contents) -> bool:
-    """Whether rows can be taken over as they are: their bytes are the ones that will be stored."""
+    """Whether rows can be stored without change: their bytes are those that a build would store."""
     there = [contents.datasets[name] for name in (IMAGE_FEATURES, IMAGE_TOKEN_FEATURES) if name in contents.datasets]
     return IMAGE_FEATURES in contents.datasets and all(dataset.dtype == np.float16 for dataset in there)
 
 
 def _one_of_each(contents: Contents, row: Ints, image: Ints, nothing: Ints, findings: FindingCollector) -> Ints:
-    """The first row of each image; none where its rows have different features, since one of them is of another."""
+    """The first row of each image; none if its rows have different features, since one of them must be wrong."""
     order = np.lexsort((row, image))
     row, image = row[order], image[order]
     is_first = np.r_[True, image[1:] != image[:-1]][: len(image)]
@@ -193,7 +193,7 @@ def _by_position(
 
 
 def _complete_last_run(contents: Contents) -> dict[str, SplitRun]:
-    """The last rows of the file by split, where they are one whole attempt: just the rows that `split_counts` says."""
+    """The last rows of the file by split, if they are one complete attempt: exactly the rows of `split_counts`."""
     counts = {split: rows for split, rows in (contents.split_counts or {}).items() if rows}
     whole = _whole_rows(contents)
     first = whole - sum(counts.values())
@@ -220,9 +220,10 @@ def _runs_by_split(contents: Contents) -> dict[str, list[SplitRun]]:
 
 
 def _stored_labels(contents: Contents, source_rows: Mapping[str, Rows], findings: FindingCollector) -> Ints | None:
-    """The labels of the file, -1 where it does not know them; None where it knows none.
+    """The labels of the file, -1 where one is missing; None if all are.
 
-    Labels that are all 0 are none where the data set has others: the original scripts write them for images without.
+    Labels that are all 0 count as missing if the data set has other labels: the original scripts write 0 for images
+    without labels.
     """
     labels = contents.labels
     if labels is None or (labels == -1).all():
@@ -239,7 +240,7 @@ def _stored_labels(contents: Contents, source_rows: Mapping[str, Rows], findings
 
 
 def _is_unfinished(contents: Contents, split: str, runs: Sequence[SplitRun]) -> bool:
-    """Whether nothing says that a split was written to its end: no count, or a record of more rows to come."""
+    """Whether the file does not say that a split is complete: there is no count, or more rows were planned."""
     planned: Any = contents.provenance
     for name in ("dataset", "splits", split, "rows"):
         planned = planned.get(name) if isinstance(planned, dict) else None
@@ -256,7 +257,7 @@ def _find_positions(
     labels: Ints | None,
     stopped: bool,
 ) -> tuple[_Positions, list[_Mismatch], bool]:
-    """The positions of a split's rows, what speaks against them, and whether they are right in spite of it."""
+    """The positions of a split's rows, the reasons against them, and whether they are right nevertheless."""
     positions = _positions(runs, copies)
     mismatches = _mismatches(split, positions, source_rows, labels, stopped)
     if mismatches and runs:
@@ -269,9 +270,9 @@ def _find_positions(
 
 
 def _positions(runs: Sequence[SplitRun], copies: Sequence[Copy], torn: Bools | None = None) -> _Positions:
-    """Number a split's rows as its images: on from each other, and from the beginning where a copy begins.
+    """Number a split's rows by their images: consecutively, and from 0 again where a copy begins.
 
-    With `torn`, torn rows between rows of the split and after them take positions too.
+    With `torn`, incomplete rows between the rows of the split and after them have positions too.
     """
     rows = np.concatenate([np.empty(0, np.int64), *(np.arange(run.start, run.stop) for run in runs)])
     position = np.empty_like(rows)

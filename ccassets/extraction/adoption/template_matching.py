@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ccassets.encoders.tokenizer import Tokens
 
 _TEXTS_OF_OTHERS = {"texts", "study_vocabulary"}
-"""Checks of prompts against somebody's lists: they do not say that features are not those of their prompts."""
+"""Checks of prompts against word lists: they say nothing about whether features belong to their prompts."""
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedTemplate:
-    """A template of the file, where it stands there, under which id, and whether it has a digest."""
+    """A template of the file: its position, its id, and whether it has a digest."""
 
     content: TemplateContent
     file_id: str
@@ -35,7 +35,7 @@ class MatchedTemplate:
 
 
 def usable_templates(results: CheckResults, study: Study, card: EncoderCard) -> dict[str, MatchedTemplate]:
-    """The study's templates that the file holds, by the study's ids; the file may have others for them."""
+    """The study's templates that the file holds, by the study's ids; the file's ids may differ."""
     stored = results.contents.templates
     sound = {
         template_id: template

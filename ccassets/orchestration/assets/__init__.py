@@ -32,7 +32,7 @@ _ANALYSES = {
 
 
 def study_assets(study: Study) -> list[dg.AssetsDefinition]:
-    """Every asset of a study, sources first; of the analyses those that the study has what they need for.
+    """Every asset of a study, sources first; of the analyses only those whose inputs the study has.
 
     All carry the study's owners, and its data set and model as tags, by which the UI finds them among many studies.
     """
@@ -56,7 +56,7 @@ def _with_tags(spec: dg.AssetSpec, study: Study) -> dg.AssetSpec:
 
 
 def _short_name(section: object, *fields: str) -> str:
-    """The first of the fields that is set, as a tag may hold it: of a hub's id the last part.
+    """The first field that is set, in the characters that a tag allows; of a hub id the last part.
 
     Of the path of a data set the last two, since every other folder is called `images`.
     """

@@ -1,4 +1,4 @@
-"""The asset `concept_atlas`: the page on which one sees what concepts find, and what is built on them."""
+"""The asset `concept_atlas`: the page that shows what concepts find, and what is built on them."""
 
 import dagster as dg
 

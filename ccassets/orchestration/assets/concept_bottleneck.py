@@ -1,4 +1,4 @@
-"""The asset `concept_bottleneck`: a classifier one can read, on concept scores, with all that stands beside it."""
+"""The asset `concept_bottleneck`: a readable classifier on concept scores, with its controls."""
 
 import dagster as dg
 
@@ -17,7 +17,7 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         version=(ANALYSIS_VERSION, *label_scale(study)),
         description=(
             "A logistic regression on concept scores, fitted on train and chosen on val, with its sparse path, a tree "
-            "and its controls (`concept_bottleneck.json`, `model.json`). Every look at test is logged (`looks.jsonl`)."
+            "and its controls (`concept_bottleneck.json`, `model.json`). Each access to test is logged (`looks.jsonl`)."
         ),
     )
     def _concept_bottleneck(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:

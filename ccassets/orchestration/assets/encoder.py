@@ -1,4 +1,4 @@
-"""The asset `encoder`: the weights found or fetched and verified, and the identity card that says what they are."""
+"""The asset `encoder`: the weights, found or downloaded and verified, and the identity card."""
 
 import dagster as dg
 

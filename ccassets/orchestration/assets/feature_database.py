@@ -1,4 +1,4 @@
-"""The asset `feature_database`: all parts of a study assembled into one file, which replaces the old one at the end.
+"""The asset `feature_database`: the parts of a study assembled into one file, which then replaces the old one.
 
 Its step makes the report as well.
 """
@@ -22,7 +22,7 @@ from ccassets.study.storage import Store
 
 
 class DatabaseRun(ExtractionRun):
-    """The options of one run: with `allow_loss` it replaces a file although nothing else holds some of its rows."""
+    """The options of one run: `allow_loss` lets it replace a file that has the only copy of some rows."""
 
     allow_loss: bool = False
 
@@ -59,7 +59,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
                 progress=progress,
             )
             if done.unchanged:
-                context.log.info("The database already is what it should be; it was left as it is.")
+                context.log.info("The database is up to date; it was not changed.")
             yield dg.MaterializeResult(
                 asset_key=database.key,
                 data_version=dg.DataVersion(done.digest),
@@ -79,7 +79,7 @@ def feature_database(study: Study) -> dg.AssetsDefinition:
 
 
 def _description(study: Study) -> str:
-    """What the asset is, and what the study says of itself: a group of assets has no text of its own in the UI."""
+    """What the asset is, and the study's description: the UI shows no text for a group of assets."""
     own = (
         f"The database `{study.database_file}`: every image, label, prompt and their features, with digests and "
         "provenance. Refused while a split or a template is missing; the old file stays readable until the end."
@@ -88,7 +88,7 @@ def _description(study: Study) -> str:
 
 
 def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
-    """What the file says of concepts beyond their prompts; an edited word makes its templates stale, not this."""
+    """The facts about concepts that no prompt holds. An edited word makes its templates stale, not this."""
     return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
 
 

@@ -1,4 +1,4 @@
-"""The asset `label_errors`: the images whose label is in doubt, to be looked at by somebody who knows."""
+"""The asset `label_errors`: the images whose label is in doubt, for an expert to check."""
 
 import dagster as dg
 

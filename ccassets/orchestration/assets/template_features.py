@@ -1,4 +1,4 @@
-"""The assets `template_features/<template_id>`: each template's prompts, encoded; one step, and each ages alone."""
+"""The assets `template_features/<template_id>`: encoded prompts. One step makes all; each becomes stale alone."""
 
 from collections.abc import Iterator
 

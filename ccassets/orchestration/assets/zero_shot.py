@@ -1,4 +1,4 @@
-"""The asset `zero_shot`: how far the label words alone tell the classes, with intervals and calibration."""
+"""The asset `zero_shot`: how well label words alone separate the classes, with intervals and calibration."""
 
 import dagster as dg
 

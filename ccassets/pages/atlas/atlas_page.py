@@ -156,7 +156,7 @@ def _notes(study: Study, view: AtlasView) -> list[str]:
     database = view.database
     notes = []
     if study.dataset.kind == "phantom":
-        notes.append("The images are phantoms: generated cells that nobody ever had. Nothing here is a medical result.")
+        notes.append("The images are phantoms: generated cells of no patient. Nothing here is a medical result.")
     if study.encoder.kind == "phantom":
         notes.append(
             "The encoder is a small one made for phantoms. It shows how the atlas works, not what ConceptCLIP can do."

@@ -1,4 +1,4 @@
-"""The explorer: a local web app to look at a database, its concepts, patches and errors, and to take rows along."""
+"""The explorer: a local web app that shows a database, its concepts, patches and errors, and exports chosen rows."""
 
 from ccassets.pages.explorer.explorer_server import serve_explorer
 

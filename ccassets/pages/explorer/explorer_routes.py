@@ -239,7 +239,7 @@ def _download(content: bytes, name: str, media_type: str) -> Response:
 
 
 def _refusal(status: int) -> Any:
-    """A handler that answers an error with its sentence, and no path or traceback of this machine besides."""
+    """A handler that answers an error with its message, without paths or a traceback of this machine."""
 
     def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):

@@ -43,7 +43,7 @@ MOST_LISTED = 500
 """Most errors or pairs of one list."""
 
 _MOST_COMPARED = 50_000
-"""Rows up to which every pair is compared while somebody waits."""
+"""Up to this many rows, every pair is compared while the user waits."""
 _PATCH_BYTES = 4 << 30
 """Token features that one search for a patch reads; of a larger file evenly spaced rows."""
 _BASELINE_IMAGES = 256
@@ -59,7 +59,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """What is searched by: one of text, concept, row, image (a name) and patch (row, number), or none of them."""
+    """A query: one of text, concept, row, image (a name) and patch (row, number), or none of them."""
 
     text: str | None = None
     concept: str | None = None
@@ -95,7 +95,7 @@ class Explorer:
     # --- the database ---------------------------------------------------------------------------------
 
     def info(self) -> Json:
-        """What the page has to know before it shows anything, with a sentence for all that it cannot show."""
+        """What the page needs before it shows anything, with a sentence for everything that it cannot show."""
         database, study = self.database, self.study
         provenance = database.provenance or {}
         return {
@@ -234,7 +234,7 @@ class Explorer:
         }
 
     def history(self, number: int) -> Json:
-        """What `ccassets explain` tells of a row."""
+        """What `ccassets explain` says about a row."""
         row = self._require_row(number)
         if self.database.keys is None:
             raise AnalysisError(f"{self.database.path.name} does not say where its rows came from.")
@@ -388,7 +388,7 @@ class Explorer:
         return {"rows": rows, "total": len(order)}
 
     def doubtful_labels(self) -> Json:
-        """The rows whose label is in doubt, the least believed first: the study's list, else computed now."""
+        """The rows whose label is in doubt, the least probable label first: the study's list, else computed now."""
         try:
             errors = self._once("label errors", self._label_errors)
         except AnalysisError as error:
@@ -492,7 +492,7 @@ class Explorer:
         return self._once("plane", read)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
-        """Make something by the first request for it; others wait for that one."""
+        """Compute a value at its first request; other requests wait for it."""
         with self._guard:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:

@@ -27,7 +27,7 @@ class Column:
 
 
 def coded(name: str, texts: npt.NDArray[np.object_] | None, known: Sequence[str]) -> Column:
-    """Code texts by category: the known ones in their order, then all others as they occur; "" is no category.
+    """Code texts by category: the known ones in their order, then all others as they occur; "" means none.
 
     Raises:
         AnalysisError: There are more categories than codes.

@@ -1,4 +1,4 @@
-"""Query vectors: what texts, concepts, rows, patches and image files are searched by, and the encoder behind them."""
+"""Query vectors of texts, concepts, rows, patches and image files, and the encoder that makes them."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def _keys(database: Database, rows: Rows) -> list[str]:
 
 
 def _names(database: Database, rows: Rows) -> list[str]:
-    """The keys of rows, as `split/key` where another row of the file has the same: what a study knows them by."""
+    """The keys of rows as a study names them: `split/key` where another row of the file has the same key."""
     names = distinct_names(_keys(database, np.arange(len(database))), database.split.tolist())
     return [names[row] for row in rows.tolist()]
 

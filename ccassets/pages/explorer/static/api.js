@@ -11,7 +11,7 @@ async function request(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The explorer does not answer any more. Start it again with `ccassets explore`.");
+    throw new Refused("The explorer no longer answers. Start it again with `ccassets explore`.");
   }
   if (!response.ok) {
     const said = await response.json().catch(() => ({ error: response.statusText }));

@@ -9,12 +9,12 @@ const percent = (share) => `${(share * 100).toFixed(0)} %`;
 const LISTS = {
   confident: {
     label: "Confident errors",
-    text: "Images of val and test that the concept classifier predicts as another class than their label, the surest first.",
+    text: "Images of val and test that the concept classifier predicts as another class than their label, the most confident error first.",
     lines: (row) => [line("labelled ", strong(row.class ?? "none")), line("predicted ", strong(row.predicted), muted(` ${percent(row.probability)}`)), line(muted(row.split))],
   },
   labels: {
     label: "Labels in doubt",
-    text: "Images whose label classifiers do not believe that were fitted without them (confident learning), the least believed first. A label in doubt may be right: look at the image.",
+    text: "Images whose label contradicts classifiers that were fitted without them (confident learning), the least probable label first. A label in doubt may be right: look at the image.",
     lines: (row) => [line("labelled ", strong(row.class ?? "none"), muted(` ${percent(row.confidence)}`)), line("looks like ", strong(row.predicted), muted(` ${percent(row.probability)}`)), line(muted(row.split))],
   },
   duplicates: {
