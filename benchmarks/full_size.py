@@ -16,10 +16,9 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.material import save_images, stand_in_encoder, write_study
+from benchmarks.material import save_images, sparse_files, stand_in_encoder, write_study
 from benchmarks.sizes import SIZES, Size
 from benchmarks.stand_in import SIDE
-from ccassets.database import writer
 from ccassets.database.feature_digests import feature_digests
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
 from ccassets.database.writer import FileContent, RowContent, new_file
@@ -102,7 +101,7 @@ def _holes_kept() -> Iterator[None]:
         data = min(count, os.lseek(source, source_offset, os.SEEK_HOLE) - source_offset)
         return copy(source, target, data, source_offset, target_offset)
 
-    with mock.patch.object(os, "copy_file_range", copy_data), mock.patch.object(writer, "_reserve"):
+    with mock.patch.object(os, "copy_file_range", copy_data), sparse_files():
         yield
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 
 from benchmarks import original, stand_in
 from benchmarks.sizes import Size
+from ccassets.database import writer
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database, open_database
 from ccassets.extraction import assemble_database, extract_images, extract_text, identify_encoder
@@ -135,6 +138,13 @@ def save_images(root: Path, splits: dict[str, int], side: int) -> None:
         for row in range(rows):
             picture = Image.fromarray(noise.integers(0, 256, (side, side, 3), np.uint8))
             picture.save(root / split / CLASSES[row % len(CLASSES)] / f"{row:06d}.png", compress_level=1)
+
+
+@contextmanager
+def sparse_files() -> Iterator[None]:
+    """Files that are written meanwhile take the disk for what is written alone; what is not is a hole."""
+    with mock.patch.object(writer, "_reserve"):
+        yield
 
 
 def copy_through_h5py(source: Path, target: Path) -> None:
