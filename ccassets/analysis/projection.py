@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.results import RESULT_FILES
-from ccassets.analysis.scores import cosines, normalise
+from ccassets.analysis.scores import cosines
 from ccassets.database.hdf5 import Array, iter_blocks, take_rows
 from ccassets.database.reader import Database, open_database
 from ccassets.database.summary import summarize
@@ -34,6 +34,8 @@ MOST_SINGLE_THREADED = 5_000
 """With fewer rows, threads would wait for each other longer than one thread works, tenfold on busy cores."""
 _COMPONENTS = 50
 _BLOCK = 10_000
+_CHUNK = 2_000
+"""Rows that are converted and multiplied at a time."""
 _SEED = 0
 _FACTS = b"ccassets"
 
@@ -159,14 +161,13 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
     Returns:
         (N, C), C at most `count`; a row that is zero or not finite counts as zeros.
     """
-    fitted = _unit_vectors(take_rows(features, evenly_spaced_positions(len(features), MOST_FITTED)))
+    fitted = take_rows(features, evenly_spaced_positions(len(features), MOST_FITTED))
     count = min(count, *fitted.shape)
     components = np.zeros((len(features), count), np.float32)
     if not count:
         return components
-    centre = fitted.mean(axis=0)
-    fitted -= centre
-    axes = np.linalg.eigh(fitted.T @ fitted)[1][:, : -count - 1 : -1]
+    centre, scatter = _centre_and_scatter(fitted)
+    axes = np.linalg.eigh(scatter)[1][:, : -count - 1 : -1]
     axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])  # Either sign would do: always the same one.
     directions = np.ascontiguousarray(axes.T)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -176,9 +177,27 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
     return components
 
 
+def _centre_and_scatter(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The mean (D,) of rows at unit length, and the sum of products (D, D) of what they differ from it by."""
+    near = _unit_vectors(rows[:_CHUNK]).mean(axis=0)  # Small differences keep their digits.
+    total, scatter = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+    for first in range(0, len(rows), _CHUNK):
+        part = _unit_vectors(rows[first : first + _CHUNK])
+        part -= near
+        total += part.sum(axis=0, dtype=np.float64)
+        scatter += part.T @ part
+    mean = total / len(rows)
+    scatter -= len(rows) * np.outer(mean, mean)
+    return (near + mean).astype(np.float32), scatter.astype(np.float32)
+
+
 def _unit_vectors(features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(normalise(features), posinf=0, neginf=0)
+    wide = features.astype(np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    without = ~(np.isfinite(lengths) & (lengths > 0))
+    wide[without], lengths[without] = 0, 1
+    wide /= lengths[:, None]
+    return wide
 
 
 def _embed(components: npt.NDArray[np.float32], progress: Progress) -> Points:

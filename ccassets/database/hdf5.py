@@ -163,8 +163,7 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
         raise DatabaseError(f"{dataset.name}: expected strings, found dtype {dataset.dtype}")
     raw = np.asarray(dataset[...], object)
     texts = np.empty(raw.shape, object)
-    for index, value in np.ndenumerate(raw):
-        texts[index] = decode_text(value)
+    texts.reshape(-1)[:] = [decode_text(value) for value in raw.reshape(-1).tolist()]
     return texts
 
 
