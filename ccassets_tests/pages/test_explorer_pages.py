@@ -37,6 +37,18 @@ READY = {
     ),
     "errors": "document.querySelector('#errors h2') !== null",
 }
+_COVERED = """() => {
+  const canvas = document.querySelector("#map canvas");
+  const box = canvas.getBoundingClientRect();
+  const covering = new Set();
+  for (let x = box.left + 2; x < box.right - 1; x += 9) {
+    for (let y = box.top + 2; y < box.bottom - 1; y += 9) {
+      const top = document.elementFromPoint(x, y);
+      if (top !== canvas) covering.add(top?.outerHTML ?? "below the window");
+    }
+  }
+  return [...covering];
+}"""
 _UNREADABLE = "() => [...document.images].filter((image) => image.complete && !image.naturalWidth).length"
 
 
@@ -106,19 +118,21 @@ def test_every_view_is_whole_at_every_size_and_asks_nobody_else(
             assert visit.page.evaluate(_UNREADABLE) == 0, view
             assert visit.page.get_by_text("false", exact=True).count() == 0, view
             assert visit.page.get_by_role("button", name="Errors and data").is_visible()
+            if view == "map":
+                assert visit.page.evaluate(_COVERED) == []
         assert visit.complaints == []
 
 
-def test_axe_finds_nothing_serious(browser: Any, client: Client) -> None:
-    axe = pytest.importorskip("axe_core_python.base", reason="axe_core_python is not installed: pages are not checked")
-    with visited(browser, client) as visit:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_axe_finds_nothing_to_mend(browser: Any, client: Client, width: int, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    with visited(browser, client, width=width, scheme=scheme) as visit:
         for view, address in VIEWS.items():
             visit.open(address)
             visit.wait(READY[view])
-            visit.page.evaluate(axe.AXE_SCRIPT + ";0")
-            violations = visit.page.evaluate("() => axe.run()")["violations"]
-            serious = [violation["id"] for violation in violations if violation["impact"] in ("serious", "critical")]
-            assert serious == [], view
+            results = axe.Axe().run(visit.page)
+            assert results.violations_count == 0, f"{view}: {results.generate_report()}"
 
 
 def test_the_walk_from_a_text_to_a_file(browser: Any, client: Client) -> None:
@@ -245,6 +259,43 @@ def test_the_lasso_takes_exactly_the_points_inside(browser: Any, client: Client)
             }"""
         )
         assert wrong == 0
+
+
+def test_a_map_that_is_dragged_looks_as_if_it_was_drawn_anew(browser: Any, client: Client) -> None:
+    with visited(browser, client) as visit:
+        visit.open("")
+        different = visit.page.evaluate(
+            """async () => {
+              const { PointPlot } = await import("/points.js");
+              const canvas = document.body.appendChild(document.createElement("canvas"));
+              Object.assign(canvas.style, { position: "fixed", left: 0, top: 0, width: "301px", height: "211px" });
+              let seed = 1;
+              const random = () => ((seed = (seed * 48271) % 2147483647) / 2147483647);
+              const floats = () => Float32Array.from({ length: 800 }, random);
+              const plot = new PointPlot(canvas, floats(), floats());
+              plot.show({
+                pixels: Uint32Array.from({ length: 800 }, (_, row) => 0xff000000 + row * 20000),
+                shown: Uint8Array.from({ length: 800 }, (_, row) => Number(row % 5 > 0)),
+                chosen: new Set([1, 2, 3, 104, 206, 307, 509]),
+              });
+              plot.draw();
+              let different = 0;
+              for (const scale of [1, 3]) {
+                plot.moveTo({ ...plot.view, scale });
+                plot.draw();
+                for (const [right, down] of [[13, -7], [-40, 0], [0, 33], [-1, -1], [150, 90], [-400, 3]]) {
+                  plot.pan(right, down);
+                  plot.draw();
+                  const moved = plot.target.slice();
+                  plot.drawn = null;
+                  plot.draw();
+                  different += Number(plot.target.some((ink, at) => ink !== moved[at]));
+                }
+              }
+              return different;
+            }"""
+        )
+        assert different == 0
 
 
 def test_a_file_alone_has_a_map_and_says_why_there_are_no_pictures(browser: Any, tmp_path: Path) -> None:

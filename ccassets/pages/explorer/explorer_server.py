@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,6 +31,8 @@ def serve_explorer(database: Database, study: Study | None, *, port: int, announ
     with suppress(KeyboardInterrupt), bound_socket(_LOOPBACK, port) as listener:
         listener.listen()
         port = listener.getsockname()[1]
-        server = make_server(WebGuard(explorer_app(Explorer(database, study)), loopback_hosts(port)))
+        explorer = Explorer(database, study)
+        server = make_server(WebGuard(explorer_app(explorer), loopback_hosts(port)))
+        threading.Thread(target=explorer.prepare, daemon=True).start()
         announce(f"http://{_LOOPBACK}:{port}/")
         server.run(sockets=[listener])

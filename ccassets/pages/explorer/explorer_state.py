@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import isqrt
@@ -27,6 +28,7 @@ from ccassets.analysis.scores import FloatArray, cosines, image_cosines, normali
 from ccassets.analysis.vector_search import Hit, RowFilter, near_duplicates, nearest_images, nearest_patches
 from ccassets.database.hdf5 import take_rows
 from ccassets.database.reader import Database
+from ccassets.database.summary import summarize
 from ccassets.database.token_geometry import encoder_facts, no_map_reason, token_geometry
 from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.errors import AnalysisError, DatabaseError
@@ -94,6 +96,13 @@ class Explorer:
 
     # --- the database ---------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make what pages show first before they ask for it; what fails is said to the page that asks."""
+        if not self.database.is_remote:  # That would read all features over the network.
+            with suppress(Exception):
+                self._plane()
+                self.facts(0)
+
     def info(self) -> Json:
         """What the page needs before it shows anything, with a sentence for everything that it cannot show."""
         database, study = self.database, self.study
@@ -107,8 +116,8 @@ class Explorer:
             "dim": database.dim,
             "grid": isqrt(database.token_count) if isqrt(database.token_count) ** 2 == database.token_count else 0,
             "geometry": geometry.rule if (geometry := token_geometry(encoder_facts(database))) else None,
-            "splits": {name: rows.stop - rows.start for name, rows in database.splits.items()},
-            "classes": list(class_names(database)) if is_labelled(database) else [],
+            "splits": summarize(database)["splits"],
+            "classes": list(self._class_names()),
             "multilabel": database.label_matrix is not None,
             "groups": 0 if database.groups is None else len(set(database.groups.tolist())),
             "concepts": [
@@ -132,9 +141,9 @@ class Explorer:
             "x": lambda: Column("x", self._plane()[:, 0]),
             "y": lambda: Column("y", self._plane()[:, 1]),
             "split": lambda: coded("split", self.database.split, list(self.database.splits)),
-            "class": lambda: coded("class", self._classes(), self.info()["classes"]),
+            "class": lambda: coded("class", self._classes(), self._class_names()),
             "group": lambda: coded("group", self.database.groups, []),
-            "predicted": lambda: coded("predicted", self._predictions()["predicted"], self.info()["classes"]),
+            "predicted": lambda: coded("predicted", self._predictions()["predicted"], self._class_names()),
         }
         unknown = [name for name in names if name not in columns]
         if unknown:
@@ -446,7 +455,7 @@ class Explorer:
     def _no_images_reason(self) -> str | None:
         if self.study is None:
             return "A file alone has no pictures: start the explorer with the study's name instead of the file."
-        if self.database.keys is None:
+        if "keys" not in self.database.file:  # Reading them takes a second a million: the map needs none.
             return f"{self.database.path.name} does not say where its rows came from: they have no pictures."
         return None
 
@@ -469,6 +478,9 @@ class Explorer:
         if not 0 <= row < len(self.database):
             raise DatabaseError(f"Expected a row from 0 to {len(self.database) - 1}, found {row}.")
         return row
+
+    def _class_names(self) -> tuple[str, ...]:
+        return class_names(self.database) if is_labelled(self.database) else ()
 
     def _classes(self) -> npt.NDArray[np.object_]:
         """The class of every row, "" where it has none."""

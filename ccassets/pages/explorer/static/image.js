@@ -15,6 +15,7 @@ export function makeImage(root, app) {
   const previous = h("button", { type: "button", onclick: () => step(-1) }, "← Previous");
   const next = h("button", { type: "button", onclick: () => step(1) }, "Next →");
   const stage = h("div", { class: "stage" });
+  const pictureNote = h("p", { class: "note" });
   const heatNote = h("p", { class: "note", role: "status" });
   const heatBox = h("input", { type: "search", id: "heat-text", list: "heat-concepts", autocomplete: "off", placeholder: info.unavailable.encoder ? "a concept" : "a concept, or any text" });
   const opacity = h("input", { type: "range", min: "0", max: "100", value: "100", id: "opacity", oninput: () => stage.style.setProperty("--heat", opacity.value / 100) });
@@ -34,7 +35,7 @@ export function makeImage(root, app) {
   const neighbours = h("div", { class: "panel wide" });
   root.append(
     h("div", { class: "heading" }, title, previous, next),
-    h("div", { class: "columns" }, h("div", { class: "left" }, stage, info.unavailable.heat ? "" : heatForm, heatNote), h("div", { class: "known" }, facts, prediction, concepts)),
+    h("div", { class: "columns" }, h("div", { class: "left" }, stage, pictureNote, info.unavailable.heat ? "" : heatForm, heatNote), h("div", { class: "known" }, facts, prediction, concepts)),
     neighbours,
   );
 
@@ -75,8 +76,10 @@ export function makeImage(root, app) {
   function drawStage(row) {
     stage.replaceChildren();
     stage.classList.toggle("empty", Boolean(info.unavailable.images));
+    pictureNote.textContent = info.unavailable.images ?? "";
     if (info.unavailable.images) {
-      stage.append(h("p", { class: "note" }, info.unavailable.images));
+      stage.hidden = !current.box;
+      if (current.box) drawGrid(row, current.box);
       return;
     }
     const image = h("img", { src: imageAddress(row), alt: `The image ${current.key ?? row}`, onerror: () => explain() });

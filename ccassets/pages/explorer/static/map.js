@@ -29,7 +29,8 @@ export function makeMap(root, app) {
   const legend = h("div", { class: "legend" });
   const tools = h("div", { class: "tools", role: "toolbar", "aria-label": "Tools of the map" });
   const controls = h("div", { class: "controls" });
-  root.append(h("div", { class: "plot" }, canvas, tip, tools), h("aside", { class: "side", "aria-label": "What the map shows" }, controls, legend));
+  const drawing = h("div", { class: "drawing" }, tools, h("div", { class: "plot" }, canvas, tip));
+  root.append(drawing, h("aside", { class: "side", "aria-label": "What the map shows" }, controls, legend));
 
   let plot;
   let colouring = 0;
@@ -38,9 +39,11 @@ export function makeMap(root, app) {
   const column = async (name) => (await (loaded[name] ??= columns("api/points", { columns: name })))[name];
 
   async function start() {
-    const { x, y } = await (loaded.xy ??= columns("api/points", { columns: "x,y" }));
+    loaded.xy ??= columns("api/points", { columns: "x,y" });
+    // Beside the points, which may take seconds; where it fails, painting says so.
+    if (!/^(concept|text|outcome)/.test(state.colour)) column(state.colour).catch(() => {});
+    const { x, y } = await loaded.xy;
     plot = new PointPlot(canvas, x.values, y.values);
-    app.plot = plot;
     if (!info.unavailable.images) plot.thumbnail = (row) => imageAddress(row, 64);
     canvas.addEventListener("open", ({ detail }) => openRow(detail));
     canvas.addEventListener("choose", ({ detail }) => {
@@ -195,7 +198,7 @@ export function makeMap(root, app) {
 
   function setMode(mode) {
     plot.mode = mode;
-    canvas.classList.toggle("drawing", mode !== "move");
+    canvas.classList.toggle("circling", mode !== "move");
     drawControls();
   }
 

@@ -129,6 +129,8 @@ export class PointPlot {
     this.shown = new Uint8Array(this.count).fill(1); // by row
     this.chosen = new Uint8Array(this.count); // by row
     this.hasChosen = false;
+    this.layers = null; // what is drawn of all this
+    this.drawn = null; // what the buffer holds: where the origin of the data lies in it, and the pixels of a unit
     this.rings = []; // {rows, colour}
     this.thumbnail = null; // row → address of its picture
     this.images = new Map();
@@ -136,7 +138,6 @@ export class PointPlot {
     this.mode = "move";
     this.path = [];
     this.view = { x: 0.5, y: 0.5, scale: 1 };
-    this.frames = 0;
     this.pointers = new Map();
     this.listen();
     new ResizeObserver(() => this.resize()).observe(canvas);
@@ -155,6 +156,7 @@ export class PointPlot {
       for (const row of chosen) if (row < this.count) this.chosen[row] = 1;
       this.hasChosen = chosen.size > 0;
     }
+    this.layers = this.drawn = null;
     this.invalidate();
   }
 
@@ -203,9 +205,25 @@ export class PointPlot {
 
   /** The rows that are shown in the window. */
   inView() {
+    return this.positionsInView(Infinity).map((position) => this.grid.row[position]);
+  }
+
+  /** The positions (not the rows) of what is shown in the window, at most so many. */
+  positionsInView(most) {
+    const { grid, shown } = this;
     const [left, top] = this.data(0, 0);
     const [right, bottom] = this.data(this.width, this.height);
-    return this.grid.inside([left, top, right, top, right, bottom, left, bottom]).filter((row) => this.shown[row]);
+    const [first, last] = [grid.line(left), grid.line(right)];
+    const positions = [];
+    for (let line = grid.line(top); line <= grid.line(bottom); line++) {
+      for (let i = grid.start[line * grid.side + first]; i < grid.start[line * grid.side + last + 1]; i++) {
+        const [x, y] = [grid.x[i], grid.y[i]];
+        if (x < left || x > right || y < top || y > bottom || !shown[grid.row[i]]) continue;
+        positions.push(i);
+        if (positions.length === most) return positions;
+      }
+    }
+    return positions;
   }
 
   // --- drawing ---
@@ -231,59 +249,86 @@ export class PointPlot {
       this.canvas.height = height;
       this.buffer = this.context.createImageData(width, height);
       this.target = new Uint32Array(this.buffer.data.buffer);
+      this.drawn = null;
     }
-    this.target.fill(pixel(this.paper));
-    if (this.hasChosen) {
-      const others = this.plot(width, height, ratio, this.size, 0);
-      this.visible = [...others, ...this.plot(width, height, ratio, this.size + 1, 1)];
-    } else {
-      this.visible = this.plot(width, height, ratio, this.size, 2);
-    }
+    this.drawPoints(width, height, ratio);
     this.context.putImageData(this.buffer, 0, 0);
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
     if (this.thumbnail && !this.moving) this.drawThumbnails();
     this.drawRings();
     this.drawPath();
-    this.frames++;
   }
 
-  /** Draw the points that are not chosen faintly (0), those that are chosen (1), or all (2); gives those in view. */
-  plot(width, height, ratio, size, which) {
-    const { grid, pixels, shown, chosen, target } = this;
+  /** Bring the buffer in line with the view. While it moves, only what comes into view is drawn; at rest, everything. */
+  drawPoints(width, height, ratio) {
     const unit = this.fitted * this.view.scale * ratio;
-    const [shiftX, shiftY] = [width / 2 - this.view.x * unit, height / 2 - this.view.y * unit];
-    const diameter = Math.max(1, Math.round(size * ratio));
-    const spans = circle(diameter);
-    const before = Math.floor(diameter / 2);
-    const quarter = (pixel(this.paper) & 0xfcfcfc) >>> 2;
-    const faded = quarter * 3;
-    const [left, right] = [grid.line((-diameter - shiftX) / unit), grid.line((width + diameter - shiftX) / unit)];
-    const [top, bottom] = [grid.line((-diameter - shiftY) / unit), grid.line((height + diameter - shiftY) / unit)];
-    const visible = [];
-    for (let line = top; line <= bottom; line++) {
-      const end = grid.start[line * grid.side + right + 1];
-      for (let i = grid.start[line * grid.side + left]; i < end; i++) {
-        const row = grid.row[i];
-        if (!shown[row] || (which < 2 && chosen[row] !== which)) continue;
-        const x = Math.round(grid.x[i] * unit + shiftX) - before;
-        const y = Math.round(grid.y[i] * unit + shiftY) - before;
-        if (x <= -diameter || y <= -diameter || x >= width || y >= height) continue;
-        if (visible.length <= MOST_THUMBNAILS) visible.push(i);
-        const colour = which ? pixels[row] : (0xff000000 | (((pixels[row] & 0xfcfcfc) >>> 2) + faded)) >>> 0;
-        if (diameter === 1) {
-          target[y * width + x] = colour;
-          continue;
-        }
-        for (let dy = 0; dy < diameter; dy++) {
-          const at = y + dy;
-          if (at < 0 || at >= height) continue;
-          const from = at * width + Math.max(0, x + spans[dy]);
-          const to = at * width + Math.min(width, x + diameter - spans[dy]);
-          for (let offset = from; offset < to; offset++) target[offset] = colour;
+    const [x, y] = [width / 2 - this.view.x * unit, height / 2 - this.view.y * unit];
+    const last = this.drawn?.unit === unit && this.drawn;
+    if (last && last.x === x && last.y === y) return;
+    const [right, down] = [Math.round(x - last.x), Math.round(y - last.y)]; // Not numbers without a last one.
+    if (!this.moving || !(Math.abs(right) < width && Math.abs(down) < height)) {
+      this.drawn = { unit, x, y };
+      this.plot(width, ratio, [0, 0, width, height]);
+      return;
+    }
+    this.drawn = { unit, x: last.x + right, y: last.y + down };
+    const by = down * width + right;
+    if (by > 0) this.target.copyWithin(by, 0);
+    else this.target.copyWithin(0, -by);
+    if (right) this.plot(width, ratio, right > 0 ? [0, 0, right, height] : [width + right, 0, width, height]);
+    if (down) this.plot(width, ratio, down > 0 ? [0, 0, width, down] : [0, height + down, width, height]);
+  }
+
+  /** Draw a rectangle of the buffer, which is `width` pixels wide, anew. */
+  plot(width, ratio, [left, top, right, bottom]) {
+    const { grid, target } = this;
+    const { unit, x: originX, y: originY } = this.drawn;
+    const paper = pixel(this.paper);
+    for (let y = top; y < bottom; y++) target.fill(paper, y * width + left, y * width + right);
+    this.layers ??= this.makeLayers();
+    for (const { inks, larger } of this.layers) {
+      const diameter = Math.max(1, Math.round((this.size + larger) * ratio));
+      const before = Math.floor(diameter / 2);
+      const spans = circle(diameter);
+      const [shiftX, shiftY] = [originX + 0.5 - before, originY + 0.5 - before];
+      const cells = (from, to, origin) => [grid.line((from - diameter - origin) / unit), grid.line((to + diameter - origin) / unit)];
+      const [firstColumn, lastColumn] = cells(left, right, originX);
+      const [firstLine, lastLine] = cells(top, bottom, originY);
+      for (let line = firstLine; line <= lastLine; line++) {
+        const end = grid.start[line * grid.side + lastColumn + 1];
+        for (let i = grid.start[line * grid.side + firstColumn]; i < end; i++) {
+          const ink = inks[i];
+          if (!ink) continue;
+          const x = Math.floor(grid.x[i] * unit + shiftX);
+          const y = Math.floor(grid.y[i] * unit + shiftY);
+          if (x <= left - diameter || y <= top - diameter || x >= right || y >= bottom) continue;
+          if (diameter === 1) {
+            target[y * width + x] = ink;
+            continue;
+          }
+          for (let dy = Math.max(0, top - y); dy < diameter && y + dy < bottom; dy++) {
+            const at = (y + dy) * width;
+            const to = at + Math.min(right, x + diameter - spans[dy]);
+            for (let offset = at + Math.max(left, x + spans[dy]); offset < to; offset++) target[offset] = ink;
+          }
         }
       }
     }
-    return visible;
+  }
+
+  /** Inks in the order of the grid, 0 for none: of all points, or of the others, faint, and of the chosen ones on top. */
+  makeLayers() {
+    const { grid, pixels, shown, chosen } = this;
+    const [below, above] = [new Uint32Array(this.count), this.hasChosen ? new Uint32Array(this.count) : null];
+    const faint = ((pixel(this.paper) & 0xfcfcfc) >>> 2) * 3;
+    for (let i = 0; i < this.count; i++) {
+      const row = grid.row[i];
+      if (!shown[row]) continue;
+      if (!above) below[i] = pixels[row];
+      else if (chosen[row]) above[i] = pixels[row];
+      else below[i] = (0xff000000 | (((pixels[row] & 0xfcfcfc) >>> 2) + faint)) >>> 0;
+    }
+    return above ? [{ inks: below, larger: 0 }, { inks: above, larger: 1 }] : [{ inks: below, larger: 0 }];
   }
 
   /** Position on the canvas, in CSS pixels, of a point. */
@@ -296,9 +341,11 @@ export class PointPlot {
   }
 
   drawThumbnails() {
-    if (this.visible.length > MOST_THUMBNAILS || this.view.scale < 1.5) return;
+    if (this.view.scale < 1.5) return;
+    const positions = this.positionsInView(MOST_THUMBNAILS + 1);
+    if (positions.length > MOST_THUMBNAILS) return;
     const { context } = this;
-    for (const position of this.visible) {
+    for (const position of positions) {
       const row = this.grid.row[position];
       const image = this.picture(row);
       if (!image.complete || !image.naturalWidth) continue;
@@ -326,11 +373,10 @@ export class PointPlot {
 
   drawRings() {
     const { context } = this;
-    this.positions ??= (() => {
-      const positions = new Uint32Array(this.count);
-      this.grid.row.forEach((row, position) => (positions[row] = position));
-      return positions;
-    })();
+    if (this.rings.length && !this.positions) {
+      this.positions = new Uint32Array(this.count);
+      for (let i = 0; i < this.count; i++) this.positions[this.grid.row[i]] = i;
+    }
     for (const { rows, colour, radius } of this.rings) {
       context.strokeStyle = colour;
       context.lineWidth = 2;

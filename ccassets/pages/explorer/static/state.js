@@ -18,6 +18,8 @@ const LONGEST_ADDRESS = 30_000;
 
 export const state = { ...DEFAULTS, selection: new Set(), labels: new Map() };
 
+const ranges = new WeakMap(); // by selection, which is replaced and never changed: it may hold all rows
+
 const listeners = [];
 export const subscribe = (listener) => listeners.push(listener);
 
@@ -41,7 +43,8 @@ export function readAddress() {
 export function addressOf(wanted) {
   const parts = new URLSearchParams();
   for (const [name, value] of Object.entries(DEFAULTS)) if (wanted[name] !== value) parts.set(name, wanted[name]);
-  const rows = formatRanges(wanted.selection);
+  if (!ranges.has(wanted.selection)) ranges.set(wanted.selection, formatRanges(wanted.selection));
+  const rows = ranges.get(wanted.selection);
   if (rows && rows.length < LONGEST_ADDRESS) parts.set("rows", rows);
   const labels = [...wanted.labels].map((pair) => pair.join(":")).join(".");
   if (labels && labels.length < LONGEST_ADDRESS) parts.set("labels", labels);
