@@ -27,7 +27,9 @@ from ccassets.study.storage import Store
 Method = Literal["pca", "tsne"]
 
 MOST_FITTED = 50_000
-"""A projection is fitted on at most so many rows, evenly spaced; the others are added to it."""
+"""A t-SNE is fitted on at most so many rows, evenly spaced; the others are added to it."""
+MOST_FOR_AXES = 20_000
+"""Principal components are fitted on at most so many rows: more of them turn the axes by less than one sees."""
 LEAST_FOR_TSNE = 500
 """With fewer rows, principal components show as much and take no time."""
 MOST_SINGLE_THREADED = 5_000
@@ -161,13 +163,16 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
     Returns:
         (N, C), C at most `count`; a row that is zero or not finite counts as zeros.
     """
-    fitted = take_rows(features, evenly_spaced_positions(len(features), MOST_FITTED))
+    fitted = take_rows(features, evenly_spaced_positions(len(features), MOST_FOR_AXES))
     count = min(count, *fitted.shape)
     components = np.zeros((len(features), count), np.float32)
     if not count:
         return components
-    centre, scatter = _centre_and_scatter(fitted)
-    axes = np.linalg.eigh(scatter)[1][:, : -count - 1 : -1]
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # On busy cores threads wait for each other ten times as long as all this takes.
+        centre, scatter = _centre_and_scatter(fitted)
+        axes = np.linalg.eigh(scatter)[1][:, : -count - 1 : -1]
     axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(count)])  # Either sign would do: always the same one.
     directions = np.ascontiguousarray(axes.T)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -45,7 +45,7 @@ def test_principal_components_are_those_of_unit_vectors(tmp_path: Path, monkeypa
     with open_database(tmp_path / "a.h5") as database:
         points = project_features(database)
         vectors = np.asarray(database.image_features, np.float64)
-        monkeypatch.setattr(projection, "MOST_FITTED", 60)
+        monkeypatch.setattr(projection, "MOST_FOR_AXES", 60)
         of_sample = project_features(database, "pca")
 
     assert (points.shape, points.dtype) == ((90, 2), np.float32)
