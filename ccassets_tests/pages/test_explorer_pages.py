@@ -298,6 +298,21 @@ def test_a_map_that_is_dragged_looks_as_if_it_was_drawn_anew(browser: Any, clien
         assert different == 0
 
 
+def test_the_map_rests_once_it_is_let_go(browser: Any, client: Client) -> None:
+    with visited(browser, client) as visit:
+        visit.open("")
+        visit.wait(READY["map"])
+        box = visit.page.locator("#map canvas").bounding_box()
+        visit.page.mouse.move(box["x"] + 200, box["y"] + 200)
+        visit.page.mouse.down()
+        visit.page.mouse.move(box["x"] + 260, box["y"] + 240, steps=3)
+        visit.page.wait_for_timeout(500)
+        assert "at=" not in visit.page.url
+        visit.page.mouse.up()
+        visit.wait("location.hash.includes('at=')")
+        assert visit.complaints == []
+
+
 def test_a_file_alone_has_a_map_and_says_why_there_are_no_pictures(browser: Any, tmp_path: Path) -> None:
     path = write_database(tmp_path / "features.h5")
     with open_database(path) as database, served(database, None) as client, visited(browser, client) as visit:

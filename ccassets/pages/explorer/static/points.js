@@ -176,9 +176,14 @@ export class PointPlot {
   moveTo(view) {
     this.view = { ...view, scale: Math.max(0.5, Math.min(20_000, view.scale)) };
     this.invalidate();
-    clearTimeout(this.rest);
     this.moving = true;
+    this.waitForRest();
+  }
+
+  waitForRest() {
+    clearTimeout(this.rest);
     this.rest = setTimeout(() => {
+      if (this.pointers.size) return; // A slow frame is no rest: until the button is released.
       this.moving = false;
       this.invalidate();
       this.emit("moved", this.view);
@@ -478,6 +483,7 @@ export class PointPlot {
 
   release(event) {
     if (!this.pointers.delete(event.pointerId)) return;
+    if (this.moving) this.waitForRest();
     const [x, y] = this.at(event);
     const path = this.path;
     this.path = [];
