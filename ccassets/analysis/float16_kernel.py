@@ -20,7 +20,7 @@ PRECISE_VECTORS = 4
 """Up to here a vector counts with 22 bits a number; more vectors are rounded to float16, or the cost would double."""
 MOST_VECTORS = 16
 """From here on converting a block of rows once and multiplying it as float32 is quicker."""
-_PIECE_BYTES = 1 << 19
+_PIECE_BYTES = 1 << 20
 """Rows that are read at a time: they stay in the cache of a core until their lengths are taken, too."""
 _REST = 2048.0
 """What float16 rounds away of a vector is kept as a second float16 vector, this many times as large."""
