@@ -287,6 +287,13 @@ def _require_file(file: Path) -> None:
 
 
 def distinct_names(keys: Sequence[str], splits: Sequence[str]) -> list[str]:
-    """Name each row by its key, and by `split/key` where another row has the same key."""
+    """Name each row for a file of keys, so that no row of another split has its name.
+
+    That is its key where the key starts with the split, else `split/key`: the rows may be some of a data set, which has
+    the same key in another split.
+    """
     count = Counter(keys)
-    return [key if count[key] == 1 else f"{split}/{key}" for key, split in zip(keys, splits, strict=True)]
+    return [
+        key if count[key] == 1 and key.startswith(f"{split}/") else f"{split}/{key}"
+        for key, split in zip(keys, splits, strict=True)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def load_studies() -> tuple[list[Study], list[StudyError]]:
         except StudyError as error:
             errors.append(error)
     return studies, errors
+
+
+def require_new_name(name: str) -> None:
+    """Check that a new study may have this name.
+
+    Args:
+        name: Its name: letters, digits and `_`.
+
+    Raises:
+        StudyError: The name cannot be a study's, or a study that ships has it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,80}", name):
+        raise StudyError(f"{name[:100]!r} cannot name a study: expected 1 to 80 letters, digits and _.")
+    if (SHIPPED_STUDIES / name).is_dir():
+        raise StudyError(f"{name!r} is the name of a study that ships, which yours would hide; choose another name.")
 
 
 def _files_below(root: Path) -> dict[str, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ccassets.encoders.presets import load_presets, preset_of
 from ccassets.errors import DatasetError, StudyError
 from ccassets.files import storage_error, write_text
 from ccassets.progress import silent
-from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE, load_study
+from ccassets.study.loading import STUDY_FILE, load_study, require_new_name
 from ccassets.study.schema import FolderConfig, HuggingfaceConfig, MedmnistConfig, TableColumns, TableConfig
 from ccassets.study.storage import storage_root
 
@@ -222,10 +221,7 @@ def write_medmnist_study(name: str, flag: str, studies: Path, *, encoder: str = 
 
 def new_study_path(name: str, studies: Path) -> Path:
     """The path of a new study's file; raises `StudyError` when there is one, or the name cannot be a study's."""
-    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-        raise StudyError(f"{name!r} cannot name a study: expected letters, digits and _.")
-    if (SHIPPED_STUDIES / name).is_dir():
-        raise StudyError(f"{name!r} is the name of a study that ships, which yours would hide; choose another name.")
+    require_new_name(name)
     path = studies.expanduser().absolute() / name / STUDY_FILE
     if path.exists():
         raise StudyError(f"{path} exists and was not changed; choose another name or folder.")

@@ -36,7 +36,7 @@ from ccassets.progress import Progress, silent
 from ccassets.study.loading import STUDY_FILE, load_study
 from ccassets.study.schema import ConceptClipConfig, MedmnistConfig, Study
 from ccassets.study.storage import Store
-from ccassets.tools.study_text import study_text
+from ccassets.study.study_text import study_text
 
 RECORD = "bundle.json"
 """File in a bundle: its study file, its encoder, and the SHA-256 and size of every file."""

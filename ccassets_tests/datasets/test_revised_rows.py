@@ -97,7 +97,8 @@ def test_a_key_of_two_splits_is_told_apart_by_its_split(tmp_path: Path) -> None:
     both = revised(tmp_path, subset=["a.png"], **section)
     assert (both.rows("train").keys, both.rows("test").keys) == (["a.png"], ["a.png"])
     keys, splits = [f"{key}.png" for key, _ in rows], [split for _, split in rows]
-    assert distinct_names(keys, splits) == ["train/a.png", "b.png", "test/a.png", "c.png"]
+    assert distinct_names(keys, splits) == ["train/a.png", "train/b.png", "test/a.png", "test/c.png"]
+    assert distinct_names(["train/a.png", "a.png"], ["train", "test"]) == ["train/a.png", "test/a.png"]
 
 
 def test_a_row_of_several_labels_is_corrected_as_a_whole(tmp_path: Path) -> None:

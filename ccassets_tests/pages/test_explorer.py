@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from starlette.routing import Route
 
 from ccassets.analysis import concept_scores, load_model, near_duplicates, patch_scores, project_features
@@ -30,10 +28,10 @@ from ccassets.analysis.vector_search import RowFilter, search
 from ccassets.database.reader import open_database
 from ccassets.encoders import load_encoder
 from ccassets.errors import AnalysisError
+from ccassets.exports.study_of_rows import label_overrides, study_of_rows
 from ccassets.pages.explorer.explorer_routes import MOST_UPLOADED, STATIC, api_routes
 from ccassets.pages.explorer.explorer_state import Explorer, SearchQuery
 from ccassets.pages.explorer.point_columns import Column, coded, pack_columns
-from ccassets.pages.explorer.selections import corrected_labels
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.orchestration.ui_process import ignoring_interrupts
 from ccassets_tests.pages.explorer_process import BuiltStudy, Client, served, unpacked
@@ -330,35 +328,30 @@ def test_a_selection_is_written_as_keys_csv_and_parquet(client: Client) -> None:
     assert np.array_equal(np.array(table["image_features"].to_pylist(), np.float16), database.image_features[rows])
 
 
-def test_a_new_study_is_the_study_with_a_subset(client: Client, built: BuiltStudy) -> None:
+def test_a_new_study_is_a_zip_of_its_files_with_the_labels_that_were_corrected(
+    client: Client, built: BuiltStudy
+) -> None:
     database = client.explorer.database
-    answer = client.post("/api/selection?format=study", {"rows": [3, 50], "name": "few_cells"})
+    labels = {"50": "monocyte", "7": "platelet"}
+    answer = client.post("/api/selection?format=study", {"rows": [3, 50], "name": "few_cells", "labels": labels})
+    files = study_of_rows(built.study, database, [3, 50], "few_cells", {50: "monocyte"})
     with zipfile.ZipFile(io.BytesIO(answer.body)) as archive:
-        files = {name: archive.read(name).decode() for name in archive.namelist()}
-    assert set(files) == {"few_cells/defs.yaml", "few_cells/subset.txt"}
-    assert files["few_cells/subset.txt"].splitlines() == database.keys[[3, 50]].tolist()
-    content = yaml.safe_load(files["few_cells/defs.yaml"])
-    assert content["attributes"]["dataset"].pop("subset") == "subset.txt"
-    assert content == yaml.safe_load((built.study.folder / "defs.yaml").read_text(encoding="utf-8"))
-
-
-def test_a_key_of_two_splits_is_written_with_its_split(tmp_path: Path) -> None:
-    path = write_database(tmp_path / "a.h5", {"train": 2, "test": 2}, tokens=0)
-    with h5py.File(path, "r+") as file:
-        file["keys"][...] = ["0", "1", "0", "2"]
-    with open_database(path) as database:
-        labels = corrected_labels(database, {2: "basophil", 3: "monocyte"})
-    assert labels.decode().split() == ["key,label", "test/0,basophil", "2,monocyte"]
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            f"few_cells/{name}": content for name, content in files.items()
+        }
+    assert [*files] == ["defs.yaml", "subset.txt", "labels_override.csv"]
 
 
 def test_corrected_labels_are_a_file_of_keys_and_classes(client: Client) -> None:
     database = client.explorer.database
     answer = client.post("/api/labels", {"labels": {"50": "monocyte", "3": "platelet"}})
-    assert answer.body.decode().splitlines() == [
-        "key,label",
-        f"{database.keys[50]},monocyte",
-        f"{database.keys[3]},platelet",
+    assert answer.body == label_overrides(database, {50: "monocyte", 3: "platelet"})
+    lines = list(csv.DictReader(io.StringIO(answer.body.decode())))
+    assert [(line["key"], line["label"]) for line in lines] == [
+        (database.keys[50], "monocyte"),
+        (database.keys[3], "platelet"),
     ]
+    assert lines[0]["image_digest"] == bytes(database.image_digest[50]).hex()
 
 
 @pytest.mark.parametrize(
@@ -371,6 +364,8 @@ def test_corrected_labels_are_a_file_of_keys_and_classes(client: Client) -> None
         ("/api/selection", [], "Expected a JSON object"),
         ("/api/selection?format=exe", {"rows": [1]}, "format: expected one of"),
         ("/api/selection?format=study", {"rows": [1], "name": "../x"}, "cannot name a study"),
+        ("/api/selection?format=study", {"rows": [1], "name": "x", "labels": {"1": "y"}}, "There are no classes"),
+        ("/api/labels", {"labels": {"64": "monocyte"}}, "Expected numbers of rows from 0 to 63"),
         ("/api/labels", {"labels": {"3": "nothing"}}, "There are no classes"),
         ("/api/labels", {"labels": {"x": "monocyte"}}, "expected classes by row number"),
     ],

@@ -20,6 +20,7 @@ from ccassets.analysis.results import as_json
 from ccassets.analysis.vector_search import RowFilter
 from ccassets.datasets.image_decoding import decode_image
 from ccassets.errors import CcassetsError
+from ccassets.exports.study_of_rows import LABELS_FILE, label_overrides
 from ccassets.files import system_refusal
 from ccassets.pages.explorer import selections
 from ccassets.pages.explorer.explorer_state import MOST_HITS, Explorer, SearchQuery
@@ -135,7 +136,8 @@ class _Api:
             if explorer.study is None:
                 raise HTTPException(422, "A file alone has no study: start the explorer with the study's name.")
             study = _expected(content, "name", str)
-            archive = selections.new_study(explorer.study, explorer.exported, rows, study)
+            labels = _labels(content) if "labels" in content else None
+            archive = selections.study_zip(explorer.study, explorer.database, rows, study, labels)
             return _download(archive, f"{study}.zip", "application/zip")
         if name not in selections.FORMATS:
             expected = ", ".join([*selections.FORMATS, "study"])
@@ -145,13 +147,9 @@ class _Api:
         return _download(write(explorer.exported, rows), f"selection.{suffix}", media_type)
 
     async def labels(self, request: Request) -> Response:
-        given = _expected(await _json_body(request), "labels", dict)
-        try:
-            labels = {int(row): str(name) for row, name in given.items()}
-        except ValueError as error:
-            raise HTTPException(422, "labels: expected classes by row number.") from error
-        content = selections.corrected_labels(self._explorer.database, labels)
-        return _download(content, "labels.csv", "text/csv; charset=utf-8")
+        labels, database = _labels(await _json_body(request)), self._explorer.database
+        selections.selected_rows(database, list(labels))  # Refuses other numbers.
+        return _download(label_overrides(database, labels), LABELS_FILE, "text/csv; charset=utf-8")
 
 
 # --- requests ----------------------------------------------------------------------------------------
@@ -208,6 +206,14 @@ async def _json_body(request: Request) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise HTTPException(422, "Expected a JSON object.")
     return content
+
+
+def _labels(content: Mapping[str, Any]) -> dict[int, str]:
+    """The classes by row number that a request has as `labels`."""
+    try:
+        return {int(row): str(name) for row, name in _expected(content, "labels", dict).items()}
+    except ValueError as error:
+        raise HTTPException(422, "labels: expected classes by row number.") from error
 
 
 def _expected(content: Mapping[str, Any], name: str, kind: type) -> Any:

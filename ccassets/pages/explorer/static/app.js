@@ -42,7 +42,8 @@ const work = (task) => async () => {
 };
 
 const rows = () => [...state.selection].sort((one, other) => one - other);
-const save = (format, name) => work(async () => download(await post("api/selection", { format }, { rows: rows(), name })));
+const save = (format, more) => work(async () => download(await post("api/selection", { format }, { rows: rows(), ...more })));
+const correctedLabels = () => Object.fromEntries([...state.labels].map(([row, code]) => [row, app.info.classes[code]]));
 
 const copyKeys = work(async () => {
   const text = await (await post("api/selection", { format: "keys" }, { rows: rows() })).text();
@@ -74,10 +75,9 @@ function drawBar() {
     );
   }
   if (labels.size) {
-    const corrected = () => Object.fromEntries([...labels].map(([row, code]) => [row, app.info.classes[code]]));
     parts.push(
       h("b", {}, counted(labels.size, "corrected label")),
-      button("Labels CSV", work(async () => download(await post("api/labels", {}, { labels: corrected() }))), {
+      button("Labels CSV", work(async () => download(await post("api/labels", {}, { labels: correctedLabels() }))), {
         title: "For labels_override of the study: relabelling encodes nothing again",
       }),
       button("Forget", () => change({ labels: new Map() })),
@@ -87,15 +87,17 @@ function drawBar() {
 }
 
 function openStudyDialog() {
-  const name = h("input", { id: "study-name", required: true, pattern: "[A-Za-z0-9_]+", value: `${app.info.study}_selection` });
+  const name = h("input", { id: "study-name", required: true, pattern: "[A-Za-z0-9_]{1,80}", value: `${app.info.study}_selection` });
+  const corrected = [...state.labels.keys()].filter((row) => state.selection.has(row)).length;
+  const content = [counted(state.selection.size, "key"), corrected && counted(corrected, "corrected label")].filter(Boolean).join(" and ");
   const dialog = h(
     "dialog",
     { "aria-labelledby": "study-title", onclose: () => dialog.remove() },
     h(
       "form",
-      { method: "dialog", onsubmit: () => save("study", name.value)() },
+      { method: "dialog", onsubmit: () => save("study", { name: name.value, labels: correctedLabels() })() },
       h("h2", { id: "study-title" }, "A new study of this selection"),
-      h("p", {}, `A zip with the study file and the ${counted(state.selection.size, "key")}. Unpack it in your folder of studies and build it: no image is encoded again.`),
+      h("p", {}, `A zip with the study file and ${content}. Unpack it in your folder of studies and build it: no image is encoded again.`),
       h("div", { class: "field" }, h("label", { for: "study-name" }, "Name"), name),
       h("div", { class: "heading" }, h("button", { type: "submit", class: "primary" }, "Download"), h("button", { type: "button", onclick: () => dialog.close() }, "Cancel")),
     ),
