@@ -5,7 +5,7 @@ import { makeErrors } from "./errors.js";
 import { makeGallery } from "./gallery.js";
 import { makeImage } from "./image.js";
 import { makeMap } from "./map.js";
-import { addressOf, change, readAddress, state, subscribe } from "./state.js";
+import { addressOf, change, goBack, readAddress, state, subscribe } from "./state.js";
 
 const MAKERS = { map: makeMap, gallery: makeGallery, image: makeImage, errors: makeErrors };
 
@@ -122,7 +122,7 @@ async function start() {
     if ("view" in changes) showView();
     if ("selection" in changes || "labels" in changes) drawBar();
   });
-  addEventListener("popstate", readAddress);
+  addEventListener("popstate", goBack);
   addEventListener("hashchange", () => addressOf(state) !== location.hash && readAddress());
   readAddress();
 }

@@ -26,16 +26,26 @@ export const subscribe = (listener) => listeners.push(listener);
 /** Change some of the state, write its address, and tell all views. */
 export function change(changes, { replace = false } = {}) {
   Object.assign(state, changes);
-  const target = addressOf(state);
-  if (target !== location.hash) history[replace ? "replaceState" : "pushState"](null, "", target || "#");
+  if (addressOf(state) !== location.hash) writeAddress(replace);
   for (const listener of listeners) listener(changes);
 }
 
-export function readAddress() {
+const writeAddress = (replace) => history[replace ? "replaceState" : "pushState"]({ own: true }, "", addressOf(state) || "#");
+
+/** The way back to a view of this page: what was selected or corrected since stays so. */
+export function goBack({ state: entry }) {
+  const { selection, labels } = state;
+  readAddress(entry?.own ? { selection, labels } : {});
+}
+
+/** Take the state from the address, but for the rows that are given. */
+export function readAddress(kept = {}) {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [name, value] of Object.entries(DEFAULTS)) state[name] = given.get(name) ?? value;
   state.selection = new Set(parseRanges(given.get("rows") ?? ""));
   state.labels = new Map((given.get("labels") ?? "").split(".").filter(Boolean).map((pair) => pair.split(":").map(Number)));
+  Object.assign(state, kept);
+  writeAddress(true);
   for (const listener of listeners) listener({ ...state });
 }
 
