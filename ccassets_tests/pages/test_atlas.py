@@ -159,6 +159,20 @@ def test_a_point_of_the_map_shows_its_picture_and_class(made: Made, browser: Any
         tip.wait_for(state="visible")
         assert re.search(r"(train|val|test)/000\d\d", tip.inner_text())
         assert "data:image/webp" in tip.locator("i").evaluate("found => found.style.backgroundImage")
+        page.locator("#map-colour").select_option("split")
+        legend = page.locator("[data-chart=map] .legendtext")
+        assert legend.all_text_contents() == ["train", "val", "test"]
+        page.locator("#map-colour").select_option(label="Round nucleus")
+        page.locator("[data-chart=map] .point").nth(3).hover(force=True)
+        page.wait_for_function("/Round nucleus [+−][0-9.]+$/.test(document.querySelector('#tip').innerText)")
+
+
+def test_a_heat_map_lies_over_every_single_image_that_shows_what_it_is_predicted_by(made: Made, browser: Any) -> None:
+    with opened(browser, made.atlas.page, width=1440) as shown:
+        examples = shown.page.locator(".example")
+        named = examples.filter(has_text="green: ")
+        assert named.count() > 0
+        assert named.count() == shown.page.locator(".example .heat").count()
 
 
 def test_every_picture_has_a_name_and_headings_descend(made: Made, browser: Any) -> None:
@@ -291,7 +305,7 @@ def test_few_images_are_points_beside_their_number(made: Made, browser: Any) -> 
         traces = chart.evaluate("chart => chart.data.map((trace) => [trace.type, trace.x.length])")
         assert traces == [["scatter", 11]] * 8
         assert chart.locator(".ytick").all_text_contents()[0] == "basophil (11)"
-    assert "<span>basophil (11)</span>" in made.html
+    assert f'<th scope="row">images</th>{"<td>11</td>" * 8}</tr>' in made.html
 
 
 def test_equal_databases_make_equal_pages(made: Made) -> None:

@@ -32,7 +32,7 @@ from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.files import write_text
 from ccassets.pages.atlas.atlas_view import AtlasView, make_view
 from ccassets.pages.atlas.charts import chart_data
-from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, cards_as_markdown, make_cards
+from ccassets.pages.atlas.concept_cards import HEAT_FROM, HEAT_TO, Heat, cards_as_markdown, make_cards, make_heat
 from ccassets.pages.atlas.evidence import ConceptEvidence, MapEvidence, measure_concepts, measure_maps
 from ccassets.pages.atlas.single_images import Example, single_images
 from ccassets.pages.renderer import render
@@ -75,9 +75,10 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             for name in ("zero_shot", "concept_bottleneck")
         )
         view = make_view(study, database)
-        cards = make_cards(view, progress)
+        heat, no_heat_reason = make_heat(view)
+        cards = make_cards(view, heat, progress)
         concept_evidence, map_evidence = measure_concepts(view), measure_maps(study, view)
-        classified = None if "obstacle" in bottleneck else _classified(view, store)
+        classified = None if "obstacle" in bottleneck else _classified(view, store, heat)
         counts = class_counts(database) if is_labelled(database) else {}
         page = render(
             "atlas.html",
@@ -88,6 +89,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             notes=_notes(study, view),
             tiles=_tiles(view, zero_shot, bottleneck, concept_evidence),
             cards=cards,
+            no_heat_reason=no_heat_reason,
             heat={
                 "low": HEAT_FROM,
                 "high": HEAT_TO,
@@ -101,7 +103,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
             metric_names=METRIC_NAMES,
             methods=_methods(zero_shot, bottleneck, classified.split) if classified else [],
             class_means=_class_means(view),
-            class_captions=[f"{name} ({n})" for name, n in zip(view.classes, view.members.sum(axis=0), strict=True)],
+            class_sizes=view.members.sum(axis=0).tolist(),
             counts={name: own.tolist() for name, own in counts.items()},
             rests_on_val=_rests_on_val,
             data={**chart_data(view, zero_shot, bottleneck), "held": classified and classified.split},
@@ -123,12 +125,12 @@ class Classified:
     errors: list[Example]
 
 
-def _classified(view: AtlasView, store: Store) -> Classified:
+def _classified(view: AtlasView, store: Store, heat: Heat | None) -> Classified:
     classifier = load_model(store.analysis / MODEL).classifier
     assert isinstance(classifier, LinearClassifier)
     split = held_out_splits(view.database)[-1]
     log = HoldoutLog(store.analysis / HOLDOUT_LOG)
-    return Classified(classifier, split, *single_images(view, classifier, split, log))
+    return Classified(classifier, split, *single_images(view, classifier, split, log, heat))
 
 
 def _plotly() -> str:

@@ -44,6 +44,7 @@ def chart_data(view: AtlasView, zero_shot: Mapping[str, Any], bottleneck: Mappin
             NO_LABEL_COLOUR if name == NO_LABEL else COLOURS[number % len(COLOURS)]
             for number, name in enumerate(view.classes)
         ],
+        "splits": [(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(database.splits)],
         "concepts": view.words,
         "standard": view.reference,
         "fewest": FEWEST_FOR_SHAPE,

@@ -32,15 +32,13 @@ MARKDOWN_SIDE = 56
 
 @dataclass(frozen=True, eq=False)
 class Cards:
-    """Every concept with the images that score highest; `unavailable_reason` says why there are no heat maps."""
+    """Every concept with the images that score highest."""
 
     concepts: tuple[tuple[Concept, tuple[Figure, ...]], ...]
-    unavailable_reason: str | None
 
 
-def make_cards(view: AtlasView, progress: Progress) -> Cards:
+def make_cards(view: AtlasView, heat: Heat | None, progress: Progress) -> Cards:
     """Make the card of every concept; `progress` counts concepts."""
-    heat, unavailable_reason = _heat(view)
     cards = []
     for column, concept in enumerate(view.concepts):
         rows = np.argsort(-view.scores[:, column], kind="stable")[:CARD_IMAGES]
@@ -48,14 +46,14 @@ def make_cards(view: AtlasView, progress: Progress) -> Cards:
         figures = tuple(make_figure(view, int(row), column, map_) for row, map_ in zip(rows, heats, strict=True))
         cards.append((concept, figures))
         progress(column + 1, len(view.concepts))
-    return Cards(tuple(cards), unavailable_reason)
+    return Cards(tuple(cards))
 
 
 Heat = Callable[[int, Rows], FloatArray]
 """From a concept's column and rows (n,) to heat between 0 and 1, (n, T)."""
 
 
-def _heat(view: AtlasView) -> tuple[Heat | None, str | None]:
+def make_heat(view: AtlasView) -> tuple[Heat | None, str | None]:
     """Heat as standard deviations above the mean patch of the reference images; or why there is none."""
     database = view.database
     if reason := no_map_reason(encoder_facts(database), database.token_count):

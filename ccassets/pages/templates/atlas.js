@@ -6,6 +6,7 @@ const narrow = () => window.innerWidth < 640;
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const cut = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 const percent = (value) => (100 * value).toFixed(1) + " %";
+const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
 function theme() {
   const style = getComputedStyle(document.documentElement);
@@ -71,9 +72,13 @@ const charts = {
       customdata: rows, hoverinfo: "none", ...extra,
     });
     const size = every.length > 1000 ? 5 : 7;
-    const traces = chosen === "class"
-      ? data.classes.map((name, label) => trace(every.filter((row) => points.label[row] === label), {
-          name: plain(name), marker: { color: data.colours[label], size, opacity: 0.85, line: { width: 0.5, color: colours.paper } },
+    const groups = {
+      class: data.classes.map((name, label) => [name, data.colours[label], every.filter((row) => points.label[row] === label)]),
+      split: data.splits.map(([name, colour]) => [name, colour, every.filter((row) => points.split[row] === name)]),
+    }[chosen];
+    const traces = groups
+      ? groups.map(([name, colour, rows]) => trace(rows, {
+          name: plain(name), marker: { color: colour, size, opacity: 0.85, line: { width: 0.5, color: colours.paper } },
         }))
       : [trace(every, {
           marker: {
@@ -83,7 +88,9 @@ const charts = {
           },
         })];
     return [traces, layout(colours, {
-      height: narrow() ? 440 : 540, showlegend: chosen === "class", legend: { orientation: "h", y: -0.1, x: 0 },
+      // A finger that drags scrolls the page.
+      dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false, uirevision: "map",
+      height: narrow() ? 440 : 540, showlegend: Boolean(groups), legend: { orientation: "h", y: -0.1, x: 0 },
       xaxis: axis(colours, "first principal component", { showticklabels: false, showgrid: false, zeroline: false }),
       yaxis: axis(colours, "second", { showticklabels: false, showgrid: false, zeroline: false }),
     })];
@@ -173,7 +180,10 @@ function followPointer(place) {
     const text = document.createElement("span");
     const name = document.createElement("b");
     name.textContent = data.classes[data.points.label[point]];
-    text.append(name, document.createElement("br"), data.points.key[point]);
+    const chosen = document.getElementById("map-colour");
+    const score = data.scores[Number(chosen.value)]?.[point];
+    const facts = [data.points.key[point], data.points.split[point], score !== undefined && `${chosen.selectedOptions[0].text} ${signed(score)}`];
+    text.append(name, ...facts.filter(Boolean).flatMap((fact) => [document.createElement("br"), fact]));
     tip.replaceChildren(...(picture >= 0 ? [image, text] : [text]));
     tip.style.display = "flex";
     const box = tip.getBoundingClientRect();
