@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -60,3 +60,16 @@ def run_job(
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}, "ops": dict(ops or {})},
             raise_on_error=False,
         )
+
+
+def encoded_by_runs(instance: dg.DagsterInstance, runs: Iterable[dg.DagsterRun]) -> dict[str, int]:
+    """How many images and how many prompts runs really encoded."""
+    counts = {"image_features": 0, "template_features": 0}
+    for run in runs:
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+            materialization = entry.asset_materialization
+            assert materialization is not None
+            kind = materialization.asset_key.path[1]
+            if kind in counts:
+                counts[kind] += int(materialization.metadata["encoded"].value)  # type: ignore[call-overload]
+    return counts

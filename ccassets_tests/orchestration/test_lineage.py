@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,7 +22,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_images, write_study
 from ccassets_tests.orchestration.graphql import stale
-from ccassets_tests.orchestration.study_runs import lost_of, run_job
+from ccassets_tests.orchestration.study_runs import encoded_by_runs, lost_of, run_job
 
 Attributes = dict[str, Any]
 CONCEPTS = ["template_features/concept_prompts_t01", "template_features/concept_prompts_t02"]
@@ -68,16 +67,9 @@ def encoded_by_build(study: Study, *, allow_loss: bool = False) -> tuple[int, in
     with dagster_instance() as instance:
         before = len(instance.get_runs())
     run_build(study, allow_loss=allow_loss)
-    counts = {"image_features": 0, "template_features": 0}
     with dagster_instance() as instance:
         runs = instance.get_runs()
-        for run in runs[: len(runs) - before]:
-            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
-                materialization = entry.asset_materialization
-                assert materialization is not None
-                kind = materialization.asset_key.path[1]
-                if kind in counts:
-                    counts[kind] += int(materialization.metadata["encoded"].value)  # type: ignore[call-overload]
+        counts = encoded_by_runs(instance, runs[: len(runs) - before])
     assert stale(study.name) == {}
     return counts["image_features"], counts["template_features"]
 
@@ -254,6 +246,18 @@ def test_a_label_corrected(study: Study, workspace: Path) -> None:
     shutil.move(folder / "white" / "002.png", folder / "blood" / "002.png")
     read_again(study, "read_images", "dev")
     assert stale("cells") == {"image_features:dev": "STALE: images has a new data version"}
+    assert encoded_by_build(study) == (0, 0)
+
+
+def test_a_label_overridden_by_the_study(study: Study) -> None:
+    (study.folder / "labels.csv").write_text("key,label\ntrain/blood/000.png,white\n")
+    edited = edit_study(study, lambda a: a["dataset"].update(labels_override="labels.csv"))
+    print(stale("cells"))
+    read_again(edited, "read_images", "train")
+    assert stale("cells") == {"image_features:train": "STALE: images has a new data version"}
+    assert encoded_by_build(edited) == (0, 0)
+    edit_study(study, lambda a: a["dataset"].pop("labels_override"))
+    read_again(study, "read_images", "train")
     assert encoded_by_build(study) == (0, 0)
 
 
