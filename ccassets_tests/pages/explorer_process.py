@@ -28,7 +28,7 @@ ROWS = {"train": 40, "val": 12, "test": 12}
 
 @dataclass(frozen=True)
 class BuiltStudy:
-    """A study of 64 phantoms with its database and its concept classifier."""
+    """A study with its database and its concept classifier."""
 
     study: Study
     store: Store
@@ -36,7 +36,12 @@ class BuiltStudy:
 
 def build_study(folder: Path) -> BuiltStudy:
     study = phantom_study(folder / "cells", lambda attributes: attributes["dataset"].update(rows=ROWS))
-    store = extracted(study, folder / "storage")
+    return with_classifier(study, folder / "storage")
+
+
+def with_classifier(study: Study, root: Path) -> BuiltStudy:
+    """A study built under a storage root, by the library's steps, with its concept classifier."""
+    store = extracted(study, root)
     with open_database(store.database) as database:
         classifier = fit_logistic(concept_samples(database))
         store.analysis.mkdir(parents=True, exist_ok=True)

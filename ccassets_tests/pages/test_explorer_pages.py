@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ccassets.analysis.samples import class_names, row_classes
 from ccassets.database.reader import open_database
 from ccassets.exports.study_of_rows import label_overrides
+from ccassets.orchestration.instance import dagster_instance
 from ccassets_tests.browser.pages import chromium
+from ccassets_tests.cli.command_line import run, run_in_process
 from ccassets_tests.database.made_files import write_database
-from ccassets_tests.pages.explorer_process import Client, served
+from ccassets_tests.extraction.made_parts import arrays
+from ccassets_tests.orchestration.study_runs import encoded_by_runs
+from ccassets_tests.pages.explorer_process import BuiltStudy, Client, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -136,8 +141,10 @@ def test_axe_finds_nothing_to_mend(browser: Any, client: Client, width: int, sch
             assert results.violations_count == 0, f"{view}: {results.generate_report()}"
 
 
-def test_the_walk_from_a_text_to_a_file(browser: Any, client: Client) -> None:
-    """Text → image → heat map → patch → lasso → CSV and a new study, by the buttons alone."""
+def test_the_walk_from_a_text_to_a_new_study(
+    browser: Any, client: Client, built: BuiltStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text → image → heat map → patch → lasso → CSV → new study with a corrected label → build that encodes nothing."""
     database = client.explorer.database
     with visited(browser, client) as visit:
         page = visit.page
@@ -162,6 +169,10 @@ def test_the_walk_from_a_text_to_a_file(browser: Any, client: Client) -> None:
         above = (np.array(heat["grid"]).ravel() - heat["low"]) / (heat["high"] - heat["low"])
         assert painted == pytest.approx((np.clip(above, 0, 1) * 0.75 * 255).tolist(), abs=1.5)
 
+        corrected = next(name for name in class_names(database) if name != row_classes(database)[row])
+        page.get_by_label("The label should be").select_option(label=corrected)
+        page.get_by_label("in the selection").check()
+
         box = page.locator(".cover").bounding_box()
         page.mouse.click(box["x"] + box["width"] * 4.5 / 12, box["y"] + box["height"] * 6.5 / 12)
         page.get_by_role("heading", name=f"Patches like patch {6 * 12 + 4} of row {row}").wait_for()
@@ -185,11 +196,31 @@ def test_the_walk_from_a_text_to_a_file(browser: Any, client: Client) -> None:
         assert all(line["key"] == database.keys[int(line["row"])] for line in lines)
 
         visit.button("New study…").click()
+        page.get_by_text(f"A zip with the study file and {len(lines)} keys and 1 corrected label.").wait_for()
         page.get_by_label("Name").fill("few_cells")
         with zipfile.ZipFile(io.BytesIO(visit.downloaded("Download"))) as archive:
-            keys = archive.read("few_cells/subset.txt").decode().splitlines()
-        assert keys == [line["key"] for line in lines]
+            archive.extractall(tmp_path / "studies")
         assert visit.complaints == []
+
+    monkeypatch.setenv("CCASSETS_STORAGE", str(built.store.root))
+    monkeypatch.setenv("CCASSETS_STUDIES", str(tmp_path / "studies"))
+    parts = {path: path.stat().st_mtime_ns for path in built.store.root.glob("features/**/*.h5")}
+    result = run_in_process("build", "few_cells")
+    assert result.code == 0, result.err
+    with dagster_instance() as instance:
+        assert encoded_by_runs(instance, instance.get_runs()) == {"image_features": 0, "template_features": 0}
+    assert {path: path.stat().st_mtime_ns for path in built.store.root.glob("features/**/*.h5")} == parts
+    path = Path(result.out.strip())
+    old, new = arrays(built.store.database), arrays(path)
+    rows = [int(line["row"]) for line in lines]
+    expected = {name: values[rows] if len(values) == len(database) else values for name, values in old.items()}
+    expected["ids"] = np.arange(len(rows))
+    expected["labels"][rows.index(row)] = class_names(database).index(corrected)
+    assert [name for name in old if not np.array_equal(new[name], expected[name])] == []
+    assert (
+        f"overridden by the study; the data set says {row_classes(database)[row]}"
+        in run("explain", path, database.keys[row]).out
+    )
 
 
 def test_a_link_shows_the_same_and_the_way_back_works(browser: Any, client: Client) -> None:
@@ -205,6 +236,13 @@ def test_a_link_shows_the_same_and_the_way_back_works(browser: Any, client: Clie
         page.locator("#image h2").wait_for()
         page.go_back()
         visit.wait("document.querySelectorAll('#gallery .card').length === 12")
+        page.locator("#gallery .card .open").first.click()
+        page.get_by_label("in the selection").check()
+        page.go_back()
+        visit.wait("document.querySelectorAll('#gallery .card').length === 12")
+        assert page.locator("#bar").inner_text().startswith("5 selected")
+        visit.open("#view=gallery&split=val&rows=1")
+        visit.wait("document.querySelector('#bar').innerText.startsWith('1 selected')")
         assert visit.complaints == []
 
 
