@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +24,7 @@ from ccassets.database import writer
 from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.reader import Database, open_database
 from ccassets.extraction import assemble_database, extract_images, extract_text, identify_encoder
+from ccassets.progress import available_cores
 from ccassets.study.loading import load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -92,12 +95,23 @@ def warm(*paths: Path) -> None:
 
 def read(path: Path, use: Callable[[memoryview], object] = len) -> None:
     """Read a file in one thread, in order, and `use` every block of it."""
+    _read_range(path, range(path.stat().st_size), use)
+
+
+def read_on_all_cores(path: Path, reader: Callable[[], Callable[[memoryview], object]] = lambda: len) -> None:
+    """Read a file once, an equal range in each of as many threads as there are cores; each makes a `reader` to use."""
+    bounds = [path.stat().st_size * number // available_cores() for number in range(available_cores() + 1)]
+    with ThreadPoolExecutor(available_cores()) as threads:
+        list(threads.map(lambda bound: _read_range(path, range(*bound), reader()), pairwise(bounds)))
+
+
+def _read_range(path: Path, positions: range, use: Callable[[memoryview], object]) -> None:
     buffer = memoryview(bytearray(READ_BLOCK))
     fd = os.open(path, os.O_RDONLY)
-    position = 0
-    while done := os.preadv(fd, [buffer], position):
-        use(buffer[:done])
-        position += done
+    for first in range(positions.start, positions.stop, READ_BLOCK):
+        block = buffer[: min(READ_BLOCK, positions.stop - first)]
+        os.preadv(fd, [block], first)
+        use(block)
     os.close(fd)
 
 

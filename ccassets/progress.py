@@ -1,7 +1,8 @@
-"""Progress of long work: the callbacks that report it, and where its time goes. How it is shown is the caller's."""
+"""Long work: the cores it may use, the callbacks that report its progress, and where its time goes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,11 @@ Progress = Callable[[int, int], None]
 
 Listener = Callable[[str, int, int, str], None]
 """Called with (what, done, total, remark) while a step of a build works; several steps may take turns."""
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which a container or a batch system may have made fewer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def silent(done: int, total: int) -> None:

@@ -23,7 +23,7 @@ from ccassets.database.hdf5 import iter_blocks
 from ccassets.database.layout import IMAGE_FEATURES
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, RowContent, new_file
-from ccassets.encoders.runtime import available_cores
+from ccassets.progress import available_cores
 
 HITS = 10
 BLOCK = 16_384

@@ -12,7 +12,7 @@ import numkong
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.encoders.runtime import available_cores
+from ccassets.progress import available_cores
 
 FloatArray = npt.NDArray[np.float32]
 

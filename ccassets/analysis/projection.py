@@ -18,10 +18,9 @@ from ccassets.database.hdf5 import Array, iter_blocks, take_rows
 from ccassets.database.reader import Database, open_database
 from ccassets.database.summary import summarize
 from ccassets.datasets.manifest import evenly_spaced_positions
-from ccassets.encoders.runtime import available_cores
 from ccassets.errors import AnalysisError
 from ccassets.files import remove_leftovers, replacing, storage_errors
-from ccassets.progress import Progress, silent
+from ccassets.progress import Progress, available_cores, silent
 from ccassets.study.storage import Store
 
 Method = Literal["pca", "tsne"]

@@ -34,11 +34,17 @@ class TemplateLike(Protocol):
 TEMPLATE_ARRAYS = ("text_features", "text_token_features", "input_ids", "attention_mask", "subject_span")
 
 
+def row_hasher() -> Any:
+    """The digest of a row to come: it is updated with the bytes of `image_features`, then `image_token_features`."""
+    return xxhash.xxh3_128()
+
+
 def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uint8]:
     """XXH3-128 of every row's stored bytes, `image_features` then `image_token_features`: (n, 16) uint8."""
     digests = np.empty((len(features), 16), np.uint8)
     for row in range(len(features)):
-        hasher = xxhash.xxh3_128(_bytes(features[row]))
+        hasher = row_hasher()
+        hasher.update(_bytes(features[row]))
         if tokens is not None:
             hasher.update(_bytes(tokens[row]))
         digests[row] = np.frombuffer(hasher.digest(), np.uint8)

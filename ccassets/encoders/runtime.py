@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,11 +24,6 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
 TEXT_BATCH = 32
 """Prompts encoded at once: fixed, so that a template's numbers depend on nothing but its prompts."""
-
-
-def available_cores() -> int:
-    """The cores that this process may use, which a container or a batch system may have made fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(requested: str | None) -> torch.device:

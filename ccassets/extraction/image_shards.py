@@ -24,12 +24,11 @@ from ccassets.datasets.dataset_contract import Dataset
 from ccassets.datasets.image_decoding import image_digest
 from ccassets.datasets.manifest import Shard, read_image
 from ccassets.encoders.encoder_contract import Encoder, EncoderCard, FloatArray, ImageFeatures
-from ccassets.encoders.runtime import available_cores
 from ccassets.errors import DatasetError, EncoderError
 from ccassets.extraction.parts import VerifiedFiles
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.text_extraction import require_identity
-from ccassets.progress import BatchListener, StageTimes
+from ccassets.progress import BatchListener, StageTimes, available_cores
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 

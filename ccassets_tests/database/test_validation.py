@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ccassets.database.reader import open_database
-from ccassets.database.validation import CHECKS, GROUPS, run_checks, validate_database
+from ccassets.database.validation import CHECKS, GROUPS, run_checks, validate_database, value_rules
 from ccassets.database.validation.finding_collector import rows_text
 from ccassets.database.validation.registry import checks_page
 from ccassets.database.validation.text_rules import cleaned_text
@@ -182,6 +182,33 @@ def test_many_faulty_rows_are_one_finding(tmp_path: Path) -> None:
     assert set(findings) == {"missing_labels", "zero_rows"}
     assert findings["missing_labels"].where == "/labels rows 0, 2, 4, 6 and 1496 more"
     assert findings["zero_rows"].where == "/image_features rows 0-99"
+
+
+def test_findings_do_not_depend_on_how_rows_are_divided_among_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_database(tmp_path / "a.h5", {"train": 300})
+    with h5py.File(path, "r+") as file:
+        file["image_features"][::7, 0] = np.nan
+        file["image_features"][3::11] = 0
+        file["image_features"][20:280:50] *= 1.5
+        file["image_features"][150] *= 1.75
+        file["image_token_features"][::9, 1, 2] = -np.inf
+        file["image_token_features"][5::13, 1] = 0
+        file["feature_digest"][250, 0] ^= 1
+    with open_database(path) as database:
+        whole = run_checks(database, deep=True)
+    assert {"finite", "zero_rows", "zero_tokens", "norms", "feature_digest"} <= {f.check for f in whole.findings}
+
+    monkeypatch.setattr(value_rules, "_BLOCK_BYTES", 1)
+    for rows_at_a_time in (1, 7):
+        monkeypatch.setattr(value_rules, "_RANGE_BYTES", rows_at_a_time * path.stat().st_size // 300)
+        with open_database(path) as database:
+            divided = run_checks(database, deep=True)
+        assert divided.findings == whole.findings
+        assert divided.values.unsound_rows.tolist() == whole.values.unsound_rows.tolist()
+        assert divided.values.not_finite == whole.values.not_finite
+        assert divided.values.norm_deviation == whole.values.norm_deviation
 
 
 def test_rows_are_named_as_ranges() -> None:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from ccassets.datasets.manifest import Shard
 from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder
-from ccassets.encoders.runtime import available_cores
 from ccassets.errors import CcassetsError, EncoderError
 from ccassets.extraction.image_shards import ImagePart, WorkerSetup, encode_shards
 from ccassets.extraction.runners.in_process import InThisProcess
 from ccassets.files import remove_leftovers
-from ccassets.progress import BatchListener
+from ccassets.progress import BatchListener, available_cores
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
