@@ -12,6 +12,7 @@ from benchmarks.sizes import Size
 MODULES = {
     "extraction": "encoding",
     "extraction_published": "encoding",
+    "decoding": "decoding",
     "part_writing": "storing",
     "assembly": "storing",
     "template_rebuild": "storing",

@@ -44,5 +44,9 @@ def require_pixels(pixels: FloatArray, size: int) -> None:
 def squash(image: Image.Image, size: int) -> FloatArray:
     """An image resized to size × size whatever its shape, as (3, size, size) float32 in -1…1."""
     resized = require_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(resized, dtype=np.float32) / np.float32(255)
-    return np.ascontiguousarray(((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(2, 0, 1))
+    planes = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))  # While a value is one byte, not four.
+    pixels = planes.astype(np.float32)
+    pixels /= np.float32(255)
+    pixels -= np.float32(MEAN)
+    pixels /= np.float32(STD)
+    return pixels
