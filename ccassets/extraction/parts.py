@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -204,11 +205,10 @@ def verify_rows(database: Database) -> bool:
     return True
 
 
-def seconds_per_row(folder: Path) -> float | None:
+def seconds_per_row(index: RowIndex) -> float | None:
     """The median time that a row of the newest parts took to encode; None if no part was encoded."""
-    newest = sorted(folder.glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)[-16:]
     times = []
-    for path in newest:
+    for path in islice(filter(is_part, index.sources), 16):
         with suppress(*UNUSABLE), open_database(path) as part:
             provenance = part.provenance or {}
             if provenance["origin"] == "extracted":

@@ -157,11 +157,12 @@ def plan_study(
     store = store or Store.of(study)
     splits = [splits] if isinstance(splits, str) else splits or study.splits
     card = recorded_card(study, store)
-    index = held_rows(store, card.identity) if not fresh else nothing_held()
+    held = held_rows(store, card.identity, known_only=fresh)
+    index = nothing_held() if fresh else held
     manifests = [recorded_manifest(study, split, store) for split in splits]
     plans = [plan_images(manifest, index, study.extraction.rows_per_shard) for manifest in manifests]
     to_encode = sum(plan.to_encode for plan in plans)
-    speed = seconds_per_row(store.image_parts(card.identity))
+    speed = seconds_per_row(held)
     return StudyPlan(
         images=plans,
         templates=missing_templates(study, card, store) if not fresh else list(study.vocabulary.templates()),
