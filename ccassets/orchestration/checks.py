@@ -18,7 +18,7 @@ from ccassets.extraction.parts import held_rows
 from ccassets.extraction.sources import find_source_problems, recorded_card, recorded_manifest
 from ccassets.extraction.text_extraction import template_part
 from ccassets.findings import Finding, count_errors
-from ccassets.orchestration.dagster_internals import partition_evaluation
+from ccassets.orchestration.dagster_internals import check_evaluation
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.partitions import has_several_partitions, split_partitions, splits_of
 from ccassets.orchestration.resources import StoreResource
@@ -49,31 +49,112 @@ FindFiles = Callable[[Store, Sequence[str]], Sequence[Path]]
 """The files of an asset that a check reads: those of some splits, where it has splits."""
 
 
-def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
-    """The checks of a study's image parts (by split), template parts, database and accuracies."""
+class FileChecks:
+    """A check for every group and asset; the checks of an asset that run together read its files once.
 
-    def image_parts(store: Store, splits: Sequence[str]) -> Sequence[Path]:
+    Args:
+        study: The study.
+        name: The key after the study's name of what they check, for the name of their step.
+        files: Finds the files of each asset.
+        groups: The groups of the validator's checks.
+        partitions: The splits, where they are partitions of the asset.
+        note: The end of their descriptions.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        name: str,
+        files: Mapping[dg.AssetKey, FindFiles],
+        groups: Sequence[CheckGroup],
+        *,
+        partitions: dg.PartitionsDefinition[str] | None = None,
+        note: str = "",
+    ) -> None:
+        self.study, self.name, self.files, self.groups, self.partitions = study, name, files, groups, partitions
+        self.specs = [
+            dg.AssetCheckSpec(
+                group.name,
+                asset=key,
+                blocking=group.blocking,
+                description=f"{group.description}{note}",
+                partitions_def=partitions,
+            )
+            for key in files
+            for group in groups
+        ]
+
+    def results(
+        self, store: Store, splits: Sequence[str], selected: Collection[dg.AssetCheckKey]
+    ) -> Iterator[tuple[dg.AssetCheckSpec, dg.AssetCheckResult]]:
+        """Run the selected checks on the files of their assets, or of some splits of them."""
+        study = self.study if STUDY in self.groups else None
+        for key, find_files in self.files.items():
+            specs = [spec for spec in self.specs if spec.asset_key == key and spec.key in selected]
+            yield from zip(specs, _check_files(specs, partial(find_files, store, splits), study), strict=True)
+
+    def definition(self) -> dg.AssetChecksDefinition:
+        """All of them as one step, of which Dagster may select some."""
+        step = f"{asset_key(self.study, self.name).to_python_identifier()}__checks"
+
+        @dg.multi_asset_check(name=step, specs=self.specs, can_subset=True)
+        def _checks(
+            context: dg.AssetCheckExecutionContext, store: StoreResource
+        ) -> Iterator[dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]]:
+            study_store, splits = store.of(self.study), splits_of(context, self.study)
+            selected = context.selected_asset_check_keys
+            if self.partitions is None or not has_several_partitions(context):
+                yield from (result for _, result in self.results(study_store, splits, selected))
+                return
+            for split in splits:
+                for spec, result in self.results(study_store, [split], selected):
+                    yield check_evaluation(context, spec, split, result)
+            yield from (dg.Output(None, spec.get_python_identifier()) for spec in self.specs if spec.key in selected)
+
+        return _checks
+
+
+def image_checks(study: Study) -> FileChecks:
+    """The checks of the parts that hold a study's image features, by split."""
+
+    def find_files(store: Store, splits: Sequence[str]) -> Sequence[Path]:
         return _parts_of(study, store, splits)
 
-    def template_parts(template: PromptTemplate) -> FindFiles:
+    files, by_split = {asset_key(study, "image_features"): find_files}, split_partitions(study)
+    note = " Reads the parts that hold the split."
+    return FileChecks(study, "image_features", files, (STRUCTURE, VALUES), partitions=by_split, note=note)
+
+
+def template_checks(study: Study) -> FileChecks:
+    """The checks of a study's template parts."""
+
+    def part_of(template: PromptTemplate) -> FindFiles:
         return lambda store, _: [template_part(template, recorded_card(study, store), store)]
 
-    def database(store: Store, _: Sequence[str]) -> Sequence[Path]:
-        return [store.database]
-
-    by_split, note = split_partitions(study), " Reads the parts that hold the split."
-    images = {asset_key(study, "image_features"): image_parts}
-    templates = {
-        asset_key(study, "template_features", name): template_parts(template)
+    files = {
+        asset_key(study, "template_features", name): part_of(template)
         for name, template in study.vocabulary.templates().items()
     }
-    of_database = (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)
+    return FileChecks(study, "template_features", files, (TEXTS, VALUES))
+
+
+def _database_checks(study: Study) -> FileChecks:
+    def find_files(store: Store, _: Sequence[str]) -> Sequence[Path]:
+        return [store.database]
+
+    groups = (STRUCTURE, COUNTS, VALUES, TEXTS, PROVENANCE, STUDY)
+    return FileChecks(study, "feature_database", {asset_key(study, "feature_database"): find_files}, groups)
+
+
+def study_checks(study: Study) -> list[dg.AssetChecksDefinition]:
+    """The checks of a study's image parts (by split), template parts, database and accuracies."""
+    templates = template_checks(study)
     accuracies = [name for name in ("zero_shot", "concept_bottleneck") if name in available_analyses(study)]
     return [
         _source_check(study),
-        _file_checks(study, "image_features", images, (STRUCTURE, VALUES), partitions=by_split, note=note),
-        *([_file_checks(study, "template_features", templates, (TEXTS, VALUES))] if templates else []),
-        _file_checks(study, "feature_database", {asset_key(study, "feature_database"): database}, of_database),
+        image_checks(study).definition(),
+        *([templates.definition()] if templates.files else []),
+        _database_checks(study).definition(),
         *(_accuracy_check(study, name) for name in accuracies),
     ]
 
@@ -93,54 +174,6 @@ def _source_check(study: Study) -> dg.AssetChecksDefinition:
         return _result(key, findings, "Nothing to report in the manifests that were read so far.")
 
     return _check
-
-
-def _file_checks(
-    study: Study,
-    name: str,
-    assets: Mapping[dg.AssetKey, FindFiles],
-    groups: Sequence[CheckGroup],
-    *,
-    partitions: dg.PartitionsDefinition[str] | None = None,
-    note: str = "",
-) -> dg.AssetChecksDefinition:
-    """A check for every group and asset, in one step; the checks of an asset that run together read its files once.
-
-    `note` ends their descriptions.
-    """
-    specs = [
-        dg.AssetCheckSpec(
-            group.name,
-            asset=key,
-            blocking=group.blocking,
-            description=f"{group.description}{note}",
-            partitions_def=partitions,
-        )
-        for key in assets
-        for group in groups
-    ]
-
-    @dg.multi_asset_check(name=f"{asset_key(study, name).to_python_identifier()}__checks", specs=specs, can_subset=True)
-    def _checks(
-        context: dg.AssetCheckExecutionContext, store: StoreResource
-    ) -> Iterator[dg.AssetCheckResult | dg.AssetCheckEvaluation | dg.Output[None]]:
-        selected = [spec for spec in specs if spec.key in context.selected_asset_check_keys]
-
-        def check(splits: Sequence[str]) -> Iterator[tuple[dg.AssetCheckSpec, dg.AssetCheckResult]]:
-            for key, find_files in assets.items():
-                of_asset = [spec for spec in selected if spec.asset_key == key]
-                find = partial(find_files, store.of(study), splits)
-                yield from zip(of_asset, _check_files(of_asset, find, study if STUDY in groups else None), strict=True)
-
-        splits = splits_of(context, study)
-        if partitions is None or not has_several_partitions(context):
-            yield from (result for _, result in check(splits))
-            return
-        for split in splits:
-            yield from (partition_evaluation(context, spec, split, result) for spec, result in check([split]))
-        yield from (dg.Output(None, spec.get_python_identifier()) for spec in selected)
-
-    return _checks
 
 
 def _check_files(

@@ -128,12 +128,15 @@ def recorded_result() -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
 
-def partition_evaluation(
-    context: dg.AssetCheckExecutionContext, spec: dg.AssetCheckSpec, partition: str, result: dg.AssetCheckResult
+def check_evaluation(
+    context: dg.AssetCheckExecutionContext | dg.AssetExecutionContext,
+    spec: dg.AssetCheckSpec,
+    partition: str | None,
+    result: dg.AssetCheckResult,
 ) -> dg.AssetCheckEvaluation:
-    """What a run of several partitions records of a check of one of them."""
+    """What a step records of a check by itself: of a partition, or of an asset of another step."""
     # Missing: a check result of one partition.
-    records = dg.AssetRecordsFilter(spec.asset_key, [partition])
+    records = dg.AssetRecordsFilter(spec.asset_key, [partition] if partition else None)
     targets = [
         AssetCheckEvaluationTargetMaterializationData(
             storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp

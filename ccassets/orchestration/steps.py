@@ -79,12 +79,23 @@ def _own_error(raised: CcassetsError | OSError) -> CcassetsError:
     return error
 
 
+def retry_wait(context: dg.OpExecutionContext | dg.AssetExecutionContext, raised: Exception) -> int | None:
+    """After how many seconds a step that failed with this error tries again; None where it does not.
+
+    It does after a transient error, unless `ccassets build` started the run: there somebody reads the message.
+    """
+    error = system_refusal(raised) if isinstance(raised, OSError) else raised
+    waits = RETRY_SECONDS[context.retry_number :]
+    if not isinstance(error, CcassetsError) or not error.transient or context.run.tags.get(STARTED_BY) == BUILD:
+        return None
+    return waits[0] if waits else None
+
+
 @contextmanager
 def errors_as_failures() -> Iterator[None]:
-    """Our own errors are written for the user: show their text as the step's failure. So do those of the system.
+    """Our own errors are written for the user: show their text as the step's failure, or try the step again.
 
-    After a transient error the step is retried, unless `ccassets build` started the run, where a user reads the
-    message.
+    So do those of the system.
     """
     try:
         yield
@@ -92,13 +103,13 @@ def errors_as_failures() -> Iterator[None]:
         error = _own_error(raised)
         failure = dg.Failure(description=str(error), allow_retries=False)
         context = dg.OpExecutionContext.get()
-        waits = RETRY_SECONDS[context.retry_number :]
-        if not (error.transient and waits) or context.run.tags.get(STARTED_BY) == BUILD:
+        wait = retry_wait(context, error)
+        if wait is None:
             raise failure from raised
         failure.__cause__ = raised
-        context.log.warning(f"{error}\nThis failure is transient: the step is tried again in {waits[0]} seconds.")
+        context.log.warning(f"{error}\nThis failure is transient: the step is tried again in {wait} seconds.")
         # Others may encode meanwhile; Dagster claims a slot again before it tries again.
         step = context.get_step_execution_context().step
         context.instance.event_log_storage.free_concurrency_slot_for_step(context.run_id, step.key)
-        time.sleep(waits[0])  # Not left to Dagster, whose own wait is deaf to Terminate.
+        time.sleep(wait)  # Not left to Dagster, whose own wait is deaf to Terminate.
         raise dg.RetryRequested(max_retries=len(RETRY_SECONDS)) from failure

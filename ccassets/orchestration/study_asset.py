@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -13,17 +13,24 @@ from pydantic import BaseModel
 from ccassets.analysis import AnalysisResult
 from ccassets.encoders.encoder_contract import EXTRACTION_VERSION
 from ccassets.orchestration.blocking import require_passed_checks
+from ccassets.orchestration.checks import FileChecks
 from ccassets.orchestration.conditions import rebuild_stale
-from ccassets.orchestration.dagster_internals import partition_materialization, recorded_result
+from ccassets.orchestration.dagster_internals import (
+    check_evaluation,
+    partition_materialization,
+    recorded_result,
+)
 from ccassets.orchestration.names import FRESH, asset_key
 from ccassets.orchestration.partitions import has_several_partitions, splits_of
-from ccassets.orchestration.steps import errors_as_failures, make_each
+from ccassets.orchestration.steps import errors_as_failures, make_each, retry_wait
 from ccassets.study.schema import Study
+from ccassets.study.storage import Store
 
 ANALYSIS_VERSION = 3
 """Raised on purpose when an analysis gives other results for the same database; part of its assets' code versions."""
 
 Result = dg.MaterializeResult[None]
+Materialization = Result | dg.AssetMaterialization
 SplitStep = Callable[[Sequence[str]], Result]
 Body = Callable[..., Result | Iterator[Result] | SplitStep]
 
@@ -80,6 +87,7 @@ def study_asset(
     specs: Sequence[dg.AssetSpec] = (),
     partitions: dg.PartitionsDefinition[str] | None = None,
     pool: str | None = None,
+    checks: FileChecks | None = None,
     **facts: Any,
 ) -> Callable[[Body], dg.AssetsDefinition]:
     """Make a function the step of an asset of a study; our errors become the step's failure.
@@ -92,6 +100,8 @@ def study_asset(
         specs: The assets that the step makes, where they are several; each can be materialized without the others.
         partitions: The splits, where they are partitions of the asset.
         pool: The pool whose slots limit how many of its steps run at once.
+        checks: The checks of its files. Dagster skips them when the step fails: of what it made until then it records
+            them itself.
         facts: What `asset_spec` takes, of the one asset.
 
     Returns:
@@ -102,20 +112,30 @@ def study_asset(
 
     def decorate(body: Body) -> dg.AssetsDefinition:
         @functools.wraps(body)
-        def materialize(*args: Any, **kwargs: Any) -> Iterator[Result | dg.AssetMaterialization]:
+        def materialize(*args: Any, **kwargs: Any) -> Iterator[Materialization | dg.AssetCheckEvaluation]:
             with errors_as_failures():
                 context = dg.AssetExecutionContext.get()
-                made = [spec for spec in specs if spec.key in context.selected_asset_keys]
-                read = {dep.asset_key for spec in made for dep in spec.deps} - {spec.key for spec in specs}
+                selected = [spec for spec in specs if spec.key in context.selected_asset_keys]
+                read = {dep.asset_key for spec in selected for dep in spec.deps} - {spec.key for spec in specs}
+                results: Iterable[Materialization]
                 if partitions is not None and has_several_partitions(context):
                     step = body(*args, **kwargs)
                     assert callable(step)  # Of an asset by split.
-                    yield from _make_splits(context, study, read, step)
-                    return
-                require_passed_checks(context, study, read)
-                result = body(*args, **kwargs)
-                result = result(splits_of(context, study)) if callable(result) else result
-                yield from (result,) if isinstance(result, dg.MaterializeResult) else result
+                    results = _make_splits(context, study, read, step)
+                else:
+                    require_passed_checks(context, study, read)
+                    result = body(*args, **kwargs)
+                    result = result(splits_of(context, study)) if callable(result) else result
+                    results = [result] if isinstance(result, dg.MaterializeResult) else result
+                made: list[Materialization] = []
+                try:
+                    for materialization in results:
+                        yield materialization
+                        made.append(materialization)
+                except Exception as error:
+                    if checks is not None and retry_wait(context, error) is None:
+                        yield from _evaluate_checks(context, checks, kwargs["store"].of(study), made)
+                    raise
 
         return dg.multi_asset(
             name=asset_key(study, name).to_python_identifier(),
@@ -130,7 +150,7 @@ def study_asset(
 
 def _make_splits(
     context: dg.AssetExecutionContext, study: Study, read: Collection[dg.AssetKey], step: SplitStep
-) -> Iterator[Result | dg.AssetMaterialization]:
+) -> Iterator[Materialization]:
     """Make each split of a run of several as a run of its own would."""
 
     def make(split: str) -> dg.AssetMaterialization:
@@ -139,6 +159,24 @@ def _make_splits(
 
     yield from make_each(splits_of(context, study), make)
     yield recorded_result()
+
+
+def _evaluate_checks(
+    context: dg.AssetExecutionContext, checks: FileChecks, store: Store, made: Iterable[Materialization]
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Run the checks of what a step made before it failed, as far as its run has them."""
+    planned = [
+        entry.get_dagster_event().asset_check_planned_data.asset_check_key
+        for entry in context.instance.all_logs(
+            context.run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED
+        )
+    ]
+    for materialization in made:
+        key = materialization.asset_key or context.asset_key
+        split = materialization.partition if isinstance(materialization, dg.AssetMaterialization) else None
+        selected = [check for check in planned if check.asset_key == key]
+        for spec, result in checks.results(store, [split] if split else (), selected):
+            yield check_evaluation(context, spec, split, result)
 
 
 def analysis_result(

@@ -206,7 +206,7 @@ def test_a_run_of_several_partitions_records_each_by_itself_and_goes_on(internal
     @dg.multi_asset_check(specs=[spec])
     def check(context: dg.AssetCheckExecutionContext) -> Any:
         for split in SPLITS:
-            yield internals.partition_evaluation(context, spec, split, dg.AssetCheckResult(passed=True))
+            yield internals.check_evaluation(context, spec, split, dg.AssetCheckResult(passed=True))
         yield dg.Output(None, spec.get_python_identifier())
 
     @dg.asset(deps=[features])

@@ -8,15 +8,19 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from ccassets.database.reader import open_database
 from ccassets.extraction.sources import recorded_card
 from ccassets.extraction.text_extraction import template_part
+from ccassets.orchestration.blocking import failed_blocking_checks
+from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import dagster_instance
-from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.names import FIRST_PARTITION, LAST_PARTITION, asset_key
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.extraction.made_parts import parts
 from ccassets_tests.orchestration.graphql import stale
 from ccassets_tests.orchestration.study_runs import run_job, status_of
-from ccassets_tests.orchestration.test_build import failure
+from ccassets_tests.orchestration.test_build import failure, rewrite_with_long_vectors
 
 ALL = ("train", "test")
 
@@ -39,6 +43,31 @@ def versions(study: Study, asset: str) -> dict[str | None, Mapping[str, str]]:
 
 def evaluations(result: dg.ExecuteInProcessResult) -> list[tuple[str, str | None, bool]]:
     return sorted((one.check_name, one.partition, one.passed) for one in result.get_asset_check_evaluations())
+
+
+def extract_without_checks(study: Study) -> dg.ExecuteInProcessResult:
+    selection = dg.AssetSelection.assets(asset_key(study, "image_features")).without_checks()
+    job = dg.Definitions(jobs=[dg.define_asset_job("unchecked", selection=selection)])
+    with dagster_instance() as instance:
+        return (
+            dg.Definitions.merge(definitions_of(study), job)
+            .resolve_job_def("unchecked")
+            .execute_in_process(
+                instance=instance,
+                tags=dict(zip((FIRST_PARTITION, LAST_PARTITION), ALL, strict=True)),
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+            )
+        )
+
+
+def damage_parts(study: Study, split: str) -> None:
+    """Give the parts of a split vectors that are too long, for which its checks fail."""
+    for part in parts(study):
+        with open_database(part) as database:
+            damaged = split in database.splits
+        if damaged:
+            rewrite_with_long_vectors(part)
 
 
 def test_a_run_of_several_splits_records_and_checks_each_as_a_run_of_its_own(
@@ -80,6 +109,38 @@ def test_a_bad_split_fails_alone_and_its_features_wait_for_it(study: Study, imag
     features = run_job(study, "extract_images", ALL)
     assert "The images of split 'val' of cells have not been read yet" in failure(features)
     assert {"image_features:train", "image_features:test"} <= set(status_of(study)["built"])
+    assert evaluations(features) == [
+        (check, split, True) for check in ("structure", "values") for split in ("test", "train")
+    ]
+
+    damage_parts(study, "train")
+    features = run_job(study, "extract_images", ALL)
+    assert ("values", "train", False) in evaluations(features)
+    assert [one for one in evaluations(features) if one[1] == "test"] == [
+        (check, "test", True) for check in ("structure", "values")
+    ]
+    assert evaluations(extract_without_checks(study)) == []
+
+
+def test_a_split_that_fails_its_check_keeps_no_other_from_being_checked(study: Study) -> None:
+    assert run_job(study, "read_encoder").success
+    assert run_job(study, "read_images", ALL).success
+    assert run_job(study, "extract_images", ALL).success
+    damage_parts(study, "train")
+
+    result = run_job(study, "extract_images", ALL)
+
+    assert not result.success
+    assert [one.partition for one in result.get_asset_materialization_events()] == ["train", "val", "test"]
+    assert {one for one in evaluations(result) if one[0] == "values"} == {
+        ("values", "train", False),
+        ("values", "val", True),
+        ("values", "test", True),
+    }
+    with dagster_instance() as instance:
+        key = asset_key(study, "image_features")
+        failed = list(failed_blocking_checks(instance, {key: study.splits}, [dg.AssetCheckKey(key, "values")]))
+    assert [check.partition for check in failed] == ["train"]
 
 
 def test_a_bad_template_fails_alone(study: Study) -> None:
@@ -93,6 +154,9 @@ def test_a_bad_template_fails_alone(study: Study) -> None:
     status = status_of(study)
     assert status["failed"] == [f"template_features/{name}"]
     assert {f"template_features/{other}" for other in others} <= set(status["built"])
+    assert sorted(
+        (one.asset_key.path[-1], one.check_name, one.passed) for one in result.get_asset_check_evaluations()
+    ) == [(other, check, True) for other in sorted(others) for check in ("texts", "values")]
 
     (part / "in the way").rmdir()
     part.rmdir()

@@ -6,6 +6,7 @@ import dagster as dg
 
 from ccassets.extraction import extract_images
 from ccassets.extraction.sources import recorded_card, recorded_manifest
+from ccassets.orchestration.checks import image_checks
 from ccassets.orchestration.names import encoder_pool
 from ccassets.orchestration.partitions import split_partitions
 from ccassets.orchestration.resources import EncoderResource, StoreResource
@@ -24,6 +25,7 @@ def image_features(study: Study) -> dg.AssetsDefinition:
         partitions=split_partitions(study),
         kinds={"hdf5", "pytorch"},
         pool=encoder_pool(),
+        checks=image_checks(study),
         description=(
             "The global vector and the patch tokens of every image of a split. Only images that no part holds are "
             "encoded; a run that was stopped goes on at the last finished shard."

@@ -6,6 +6,7 @@ import dagster as dg
 
 from ccassets.extraction import extract_template
 from ccassets.extraction.sources import recorded_card
+from ccassets.orchestration.checks import template_checks
 from ccassets.orchestration.names import asset_key, encoder_pool
 from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.run_locks import hold_run_lock
@@ -23,6 +24,7 @@ def template_features(study: Study) -> dg.AssetsDefinition:
         "template_features",
         specs=[_spec(study, name, template) for name, template in templates.items()],
         pool=encoder_pool(),
+        checks=template_checks(study),
     )
     def _template_features(
         context: dg.AssetExecutionContext, config: ExtractionRun, store: StoreResource, encoder: EncoderResource
