@@ -55,7 +55,7 @@ def _run(row: str, folder: Path, size: Size) -> Result:
     peaks = None
     if row in SAME_MEMORY:
         few = replace(size, rows=size.tenth, images=size.few_images)
-        many = replace(size, rows=10 * size.tenth, images=10 * size.few_images)
+        many = replace(size, rows=10 * size.tenth, images=10 * size.few_images, vectors=10 * size.vectors)
         peaks = _peak(row, folder / "few", few), _peak(row, folder / "many", many)
     print(f"{row}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     facts["target"], facts["times"] = Target(**facts["target"]), Times(**facts["times"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -169,3 +170,25 @@ def copy_through_h5py(source: Path, target: Path) -> None:
         for name, value in old.attrs.items():
             new.attrs[name] = value
     original.sync(target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """What `cp` makes of a file, on the disk."""
+    subprocess.run(["cp", "--reflink=auto", source, target], check=True)
+    original.sync(target)
+
+
+class Output:
+    """A folder for what a run writes. What was written and removed before is settled with the disk first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def empty(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        os.sync()
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"

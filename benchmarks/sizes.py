@@ -11,8 +11,9 @@ class Size:
 
     `rows` are those of the database that is written, read, checked and assembled; `images` go through the phantom
     encoder; `build_rows` (with `build_tokens` patches) make the study that is built again with nothing to do;
-    `tenth` are the rows, and `few_images` the pictures (more than a pipeline holds at once), whose peak memory is
-    compared with that of ten times as many. Every contest has `rounds` rounds, and more until `seconds` have passed.
+    `tenth` are the rows, `few_images` the pictures (more than a pipeline holds at once), and `vectors` the rows without
+    patches that are exported, whose peak memory is compared with that of ten times as many. Every contest has `rounds`
+    rounds, and more until `seconds` have passed.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Size:
     search: tuple[int, int]
     build_rows: int
     build_tokens: int
+    vectors: int
     tenth: int
     few_images: int
     rounds: int
@@ -30,6 +32,6 @@ class Size:
 
 
 SIZES = {
-    "small": Size("small", 32, 9, 48, 12, (500, 2000), 40, 9, 12, 12, 2, 0),
-    "real": Size("real", 1152, 729, 1024, 1024, (17_092, 1_000_000), 17_092, 729, 48, 320, 5, 8),
+    "small": Size("small", 32, 9, 48, 12, (500, 2000), 40, 9, 200, 12, 12, 2, 0),
+    "real": Size("real", 1152, 729, 1024, 1024, (17_092, 1_000_000), 17_092, 729, 17_092, 48, 320, 5, 8),
 }

@@ -76,14 +76,14 @@ def page(results: Sequence[Result], size: str, machine: Mapping[str, str]) -> st
             "",
             *facts,
             "",
-            *_table(("row", "ours", "÷ limit", "÷ usual", "wanted", "peak memory"), rows),
+            *markdown_table(("row", "ours", "÷ limit", "÷ usual", "wanted", "peak memory"), rows),
             "",
             "Speeds: 1.00 is as fast, 2.0 twice as fast. Medians of runs in turns.",
             "",
-            *(["## Memory at N and 10 N", "", *_table(("row", "N", "10 N"), memory), ""] if memory else []),
+            *(["## Memory at N and 10 N", "", *markdown_table(("row", "N", "10 N"), memory), ""] if memory else []),
             "## What is compared",
             "",
-            *_table(("row", "work", "limit", "usual way"), compared),
+            *markdown_table(("row", "work", "limit", "usual way"), compared),
             "",
         ]
     )
@@ -112,5 +112,5 @@ def _seconds(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

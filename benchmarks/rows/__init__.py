@@ -31,6 +31,8 @@ MODULES = {
     "patch_cosines_of_all": "searching",
     "patch_cosines_of_one": "searching",
     "token_scores": "searching",
+    "export_csv": "exporting",
+    "export_parquet": "exporting",
     "command_line": "starting",
     "definitions": "starting",
     "empty_build": "starting",
@@ -39,7 +41,7 @@ MODULES = {
 ON_REQUEST = ("extraction_published",)
 """Rows that take minutes and gigabytes: run when they are named."""
 
-SAME_MEMORY = ("extraction", "assembly", "validation")
+SAME_MEMORY = ("extraction", "assembly", "validation", "export_csv", "export_parquet")
 """Rows whose peak memory must not grow with the number of rows."""
 
 

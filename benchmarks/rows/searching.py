@@ -46,7 +46,7 @@ def search_once(folder: Path, size: Size) -> Contest:
 def search_many(folder: Path, size: Size) -> Contest:
     """Sixteen queries in one pass."""
     rows = size.search[1]
-    database = _open(folder, rows, size.dim)
+    database = open_vectors(folder, rows, size.dim)
     vectors = _unit_vectors(16, size.dim)
     return Contest(
         work=f"the {HITS} nearest of {rows:,} images for each of {len(vectors)} vectors, exactly",
@@ -106,7 +106,7 @@ def token_scores(folder: Path, size: Size) -> Contest:
 
 
 def _search(folder: Path, size: Size, rows: int, target: Target) -> Contest:
-    database = _open(folder, rows, size.dim)
+    database = open_vectors(folder, rows, size.dim)
     vector = _unit_vectors(1, size.dim)[0]
     return Contest(
         work=f"the {HITS} nearest of {rows:,} images, exactly",
@@ -128,7 +128,8 @@ def _read(values: Any) -> None:
         list(threads.map(lambda bound: words[bound[0] : bound[1]].sum(), pairwise(bounds)))
 
 
-def _open(folder: Path, rows: int, dim: int) -> Database:
+def open_vectors(folder: Path, rows: int, dim: int) -> Database:
+    """A database of that many image features alone, made where it is not there."""
     path = folder / "search" / f"{rows}.h5"
     if not path.is_file():
         _write(path, rows, dim)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,18 @@ import numpy as np
 
 from benchmarks import original
 from benchmarks.contest import Contest, Contestant, Target
-from benchmarks.material import VOCABULARY, build, copy_through_h5py, material, stand_in_encoder, warm, write_study
+from benchmarks.material import (
+    VOCABULARY,
+    Output,
+    build,
+    copy_file,
+    copy_through_h5py,
+    material,
+    megabytes,
+    stand_in_encoder,
+    warm,
+    write_study,
+)
 from benchmarks.sizes import Size
 from benchmarks.stand_in import StandIn
 from ccassets.database.layout import BULK
@@ -33,7 +43,7 @@ def part_writing(folder: Path, size: Size) -> Contest:
     with made.open() as database:
         features, tokens = (np.array(getattr(database, name)[: len(shard)]) for name in BULK)
     provenance = part_provenance(made.study, StandIn(size.dim, size.tokens), 1.0)
-    out = _Out(folder / "out")
+    out = Output(folder / "out")
 
     def raw() -> None:
         path = out.path / "raw.bin"
@@ -54,7 +64,7 @@ def part_writing(folder: Path, size: Size) -> Contest:
         original.sync(path)
 
     return Contest(
-        work=f"a part of {len(shard)} rows, {_megabytes(features.nbytes + tokens.nbytes)}, digests included",
+        work=f"a part of {len(shard)} rows, {megabytes(features.nbytes + tokens.nbytes)}, digests included",
         ours=lambda: write_image_part(out.path, shard, features, tokens, provenance),
         limit=Contestant("write and fsync of the same bytes", raw),
         usual=Contestant("batches appended to a chunked LZF file", usual),
@@ -65,13 +75,13 @@ def part_writing(folder: Path, size: Size) -> Contest:
 
 def assembly(folder: Path, size: Size) -> Contest:
     made = material(folder, size)
-    out = _Out(folder / "out")
+    out = Output(folder / "out")
     database = made.store.database
     warm(database, *made.store.root.glob("features/*/rows/*.h5"))
     return Contest(
-        work=f"{size.rows} rows of unchanged parts, {_megabytes(database.stat().st_size)}, into a database",
+        work=f"{size.rows} rows of unchanged parts, {megabytes(database.stat().st_size)}, into a database",
         ours=lambda: assemble_database(made.study, store=made.store, output=out.path / "database.h5"),
-        limit=Contestant("`cp` of the database, and fsync", lambda: _cp(database, out.path / "copy.h5")),
+        limit=Contestant("`cp` of the database, and fsync", lambda: copy_file(database, out.path / "copy.h5")),
         usual=Contestant("a copy through HDF5", lambda: copy_through_h5py(database, out.path / "copy.h5")),
         target=Target(of_limit=0.95),
         reset=out.empty,
@@ -85,7 +95,7 @@ def template_rebuild(folder: Path, size: Size) -> Contest:
     """
     made = material(folder, size)
     encoder = StandIn(size.dim, size.tokens)
-    out = _Out(folder / "out")
+    out = Output(folder / "out")
     changed = "concept_prompts_t01"
     wordings = [_reworded(made.study, size, wording) for wording in ("a cell showing {}", "a cell that shows {}")]
     store = Store.of(wordings[0], made.store.root)
@@ -111,7 +121,7 @@ def template_rebuild(folder: Path, size: Size) -> Contest:
 
     def limit() -> None:
         encoder.encode_texts(wordings[1].vocabulary.templates()[changed].prompts)
-        _cp(store.database, new)
+        copy_file(store.database, new)
         new.replace(copy)
 
     def usual() -> None:
@@ -119,25 +129,13 @@ def template_rebuild(folder: Path, size: Size) -> Contest:
         new.replace(copy)
 
     return Contest(
-        work=f"one changed template encoded, {_megabytes(store.database.stat().st_size)} rebuilt",
+        work=f"one changed template encoded, {megabytes(store.database.stat().st_size)} rebuilt",
         ours=ours,
         limit=Contestant("encoding it, `cp --reflink=auto` of the database, fsync, `mv` over an older copy", limit),
         usual=Contestant("a copy through HDF5, fsync, `mv` over an older copy", usual),
         target=Target(of_limit=1 / 1.05),
         reset=reset,
     )
-
-
-class _Out:
-    """A folder for what a run writes. What was written and removed before is settled with the disk first."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def empty(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
-        os.sync()
 
 
 def _reworded(study: Study, size: Size, wording: str) -> Study:
@@ -148,12 +146,3 @@ def _reworded(study: Study, size: Size, wording: str) -> Study:
         study.folder.parent.parent / "pictures",
         vocabulary={**VOCABULARY, "concepts": {**concepts, "templates": [wording, *concepts["templates"][1:]]}},
     )
-
-
-def _cp(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "--reflink=auto", source, target], check=True)
-    original.sync(target)
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"

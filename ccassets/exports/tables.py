@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 _SHARD_BYTES = 500 << 20
 """The vectors of one Parquet file of a Hugging Face folder: the size that the hub advises."""
+_ROW_GROUP_BYTES = 32 << 20
+"""The vectors of a row group: few enough to be held twice, enough that the groups of a large file are few."""
 _REPEATED = ["split", "label", "class", "group", "predicted"]
 """The columns worth a dictionary: one of vectors costs more time than the rest of a file."""
+_TEXT_ROWS = 64
+"""Rows that are texts at a time: as objects of Python, numbers take twenty times their bytes."""
 _SCORED_FACTS = ("id", "key", "split", "label", "class", "group")
 """The columns beside the concept scores of a study."""
 
@@ -40,12 +44,15 @@ def write_csv(rows: ExportedRows, path: Path, progress: Progress) -> None:
 
     with pa_csv.CSVWriter(path, cells(record_batch(rows.empty, rows.concepts)).schema) as writer:
         for columns in rows.blocks(progress):
-            writer.write_batch(cells(record_batch(columns, rows.concepts)))
+            batch = record_batch(columns, rows.concepts)
+            for first in range(0, len(batch), _TEXT_ROWS):
+                writer.write_batch(cells(batch.slice(first, _TEXT_ROWS)))
 
 
 def write_parquet(rows: ExportedRows, path: Path, progress: Progress) -> None:
     """Write rows as Parquet: a vector is a list of fixed size, in its stored dtype."""
-    _write_batches(path, rows.empty, rows.concepts, rows.blocks(progress), use_dictionary=_REPEATED)
+    blocks = rows.blocks(progress, block_bytes=_ROW_GROUP_BYTES)
+    _write_batches(path, rows.empty, rows.concepts, blocks, use_dictionary=_REPEATED)
 
 
 def write_huggingface(rows: ExportedRows, folder: Path, progress: Progress) -> None:
@@ -78,7 +85,7 @@ def write_split_files(rows: ExportedRows, folder: Path, progress: Progress) -> d
         files[name] = []
         for number, start in enumerate(starts):
             path = folder / f"{name}-{number:05d}-of-{len(starts):05d}.parquet"
-            blocks = rows.blocks(progress, slice(start, min(start + step, last)))
+            blocks = rows.blocks(progress, slice(start, min(start + step, last)), _ROW_GROUP_BYTES)
             _write_batches(path, rows.empty, rows.concepts, blocks, use_dictionary=_REPEATED)
             sync(path)
             files[name].append(path)
@@ -149,9 +156,13 @@ def record_batch(columns: Columns, concepts: Mapping[str, str | None]) -> pa.Rec
 def _write_batches(
     path: Path, empty: Columns, concepts: Mapping[str, str | None], blocks: Iterator[Columns], **options: Any
 ) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, record_batch(empty, concepts).schema, **options) as writer:
+    schema = record_batch(empty, concepts).schema
+    # The smallest and the largest number of a vector tell a reader nothing, and take longer than writing it.
+    flat = [field.name for field in schema if not pa.types.is_fixed_size_list(field.type)]
+    with pq.ParquetWriter(path, schema, write_statistics=flat, **options) as writer:
         for columns in blocks:
             writer.write_batch(record_batch(columns, concepts))
 
@@ -177,6 +188,10 @@ def _cells(array: pa.Array) -> pa.Array:
 
     if pa.types.is_string(array.type):
         return pa.array([plain_cell(text) for text in array.to_pylist()], pa.string())
-    if pa.types.is_fixed_size_list(array.type):
-        return pa.array([json.dumps(values) for values in array.to_pylist()], pa.string())
-    return array
+    if not pa.types.is_fixed_size_list(array.type):
+        return array
+    shape = [len(array)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    return pa.array([json.dumps(values) for values in array.to_numpy().reshape(shape).tolist()], pa.string())

@@ -99,20 +99,27 @@ def write_database(
     tokens: int = TOKENS,
     templates: bool = True,
     matrix: bool = False,
+    words: Mapping[str, Any] = VOCABULARY,
+    patches_of: Sequence[int] | None = None,
 ) -> Path:
-    """A database without a single finding (a warning apart where it has no rows)."""
+    """A database without a single finding (a warning apart where it has no rows).
+
+    With `patches_of` only these rows have token features: those of the others are holes in the file, and digests are of
+    image features alone.
+    """
     rng = np.random.default_rng(7)
     total = sum(splits.values())
     features = unit_rows(rng, total, dim).astype(np.float16)
-    token_features = rng.standard_normal((total, tokens, dim)).astype(np.float16) if tokens else None
-    rows = row_content(splits, features, token_features, matrix=matrix)
-    vocabulary = study(list(splits)).vocabulary
+    stored = range(total) if patches_of is None else patches_of
+    token_features = rng.standard_normal((len(stored), tokens, dim)).astype(np.float16) if tokens else None
+    rows = row_content(splits, features, token_features if patches_of is None else None, matrix=matrix)
+    vocabulary = study(list(splits), vocabulary=words).vocabulary
     filled = vocabulary.templates() if templates else {}
     contents = {
         name: template_content(rng, template.prompts, 6 + number, dim)
         for number, (name, template) in enumerate(filled.items())
     }
-    words = {
+    texts = {
         "label_texts": list(vocabulary.labels.words),
         "prompt_temp_for_labels": list(vocabulary.labels.templates) if templates else [],
         "concept_texts": list(vocabulary.concepts.texts) if templates else [],
@@ -120,21 +127,39 @@ def write_database(
     }
     attributes = {
         "split_counts": dict(splits),
-        **words,
+        **texts,
         "logit_scale": 4.5,
         "logit_bias": -11.1,
         "concept_logit_scale": 4.6,
         "concept_logit_bias": -11.0,
         "logit_scale_space": "log",
-        "provenance": _provenance(splits, rows, contents, words, dim, tokens),
+        "provenance": _provenance(splits, rows, contents, texts, dim, tokens),
     }
     if templates:
         attributes["concepts"] = [concept.model_dump(mode="json") for concept in vocabulary.concepts.words]
     with new_file(path, FileContent("database", dim, tokens, rows, contents, attributes)) as writer:
         writer.write("image_features", 0, features)
         if token_features is not None:
-            writer.write("image_token_features", 0, token_features)
+            blocks = [(0, token_features)] if patches_of is None else zip(stored, token_features[:, None], strict=True)
+            for first, values in blocks:
+                writer.write("image_token_features", first, values)
     return path
+
+
+def write_bloodmnist_shape(path: Path) -> Path:
+    """A sparse file of BloodMNIST's shape with 12 templates, of which some patches are stored."""
+    vocabulary = {
+        "labels": {
+            "words": [f"cell of type {number}" for number in range(8)],
+            "templates": [f"photo {number} of a {{}}" for number in range(6)],
+        },
+        "concepts": {
+            "words": [f"visible sign {number}" for number in range(31)],
+            "templates": [f"photo {number} of a cell with {{}}" for number in range(6)],
+        },
+    }
+    splits, stored = {"train": 11_959, "val": 1712, "test": 3421}, [0, 8000, 17_091]
+    return write_database(path, splits, dim=1152, tokens=729, words=vocabulary, patches_of=stored)
 
 
 def _provenance(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xarray
+import zarr
 
 from ccassets import open_database
 from ccassets.analysis import concept_scores
@@ -26,14 +29,25 @@ from ccassets.errors import AnalysisError, DatabaseError, StorageError
 from ccassets.exports import exported_rows, tables
 from ccassets.exports.formats import export_checked
 from ccassets.exports.tables import write_concept_scores
+from ccassets.study.loading import load_study
 from ccassets_tests.analysis.made_cells import CLASSES, CONCEPTS, GROUPS, LEVELS, cells, write_cells
 from ccassets_tests.cli.command_line import run
 from ccassets_tests.database import original_scripts
-from ccassets_tests.database.made_files import SPLITS, write_database
+from ccassets_tests.database.made_files import SPLITS, write_bloodmnist_shape, write_database
+from ccassets_tests.extraction.made_parts import build_in_storage
 
 FACTS = ["id", "key", "split", "label", "class", "group"]
 FORMATS = ("csv", "parquet", "h5ad", "huggingface", "npy")
 TABLES = ("csv", "parquet", "huggingface")
+PAGE = Path(__file__).parents[2] / "docs" / "exports.md"
+READERS = {
+    "csv": "`csv` and `json` of Python",
+    "parquet": "pyarrow",
+    "h5ad": "anndata",
+    "huggingface": "datasets",
+    "npy": "NumPy",
+    "refs": "zarr, xarray",
+}
 
 
 def legacy(path: Path) -> Path:
@@ -44,19 +58,27 @@ def legacy(path: Path) -> Path:
     return path
 
 
+def demo(path: Path) -> Path:
+    built = build_in_storage(load_study("demo"), path.with_suffix(".storage")).path
+    return built.replace(path)
+
+
 FILES: dict[str, Callable[[Path], Path]] = {
-    "ours": write_database,
-    "legacy": legacy,
+    "the demo": demo,
+    "chunked file of the original scripts": legacy,
     "no tokens": lambda path: write_database(path, tokens=0),
     "several labels": lambda path: write_database(path, matrix=True),
+    "BloodMNIST's shape": write_bloodmnist_shape,
 }
+STORED_PATCHES = {"BloodMNIST's shape": [0, 8000, 17_091]}
+"""The rows whose patches are compared, where not all of them are: the others are holes."""
 
 
-@pytest.fixture(params=FILES)
-def database(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    monkeypatch.setattr(exported_rows, "_BLOCK_BYTES", 400)  # A few rows a block, so that a file is made of several.
-    with open_database(FILES[request.param](tmp_path / "features.h5")) as opened:
-        yield opened
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives each of the files, made once."""
+    folder = tmp_path_factory.mktemp("files")
+    return cache(lambda name: FILES[name](folder / f"{list(FILES).index(name)}.h5"))
 
 
 def read(path: Path, format: str) -> dict[str, Any]:
@@ -72,10 +94,10 @@ def read(path: Path, format: str) -> dict[str, Any]:
             columns[name] = [int(cell) for cell in columns[name]]
         return columns
     if format == "parquet":
-        return pq.read_table(path).to_pydict()
+        return arrow_columns(pq.read_table(path))
     if format == "huggingface":
         loaded = datasets.load_dataset(str(path), cache_dir=str(path.parent / "cache"))
-        return datasets.concatenate_datasets(list(loaded.values())).with_format("arrow")[:].to_pydict()
+        return arrow_columns(datasets.concatenate_datasets(list(loaded.values())).with_format("arrow")[:])
     if format == "npy":
         about = json.loads((path / "rows.json").read_text(encoding="utf-8"))
         arrays = {name: np.load(path / array["file"], mmap_mode="r") for name, array in about["arrays"].items()}
@@ -84,38 +106,104 @@ def read(path: Path, format: str) -> dict[str, Any]:
             name: (array["dtype"], array["shape"]) for name, array in about["arrays"].items()
         }
         return {**arrays, **about["texts"]}
+    if format == "refs":
+        storage = {"fo": str(path)}
+        group = zarr.open_group("reference://", storage_options=storage, mode="r")
+        vectors = xarray.open_zarr("reference://", storage_options=storage).image_features.values
+        names = {"keys": "key", "labels": "label", "groups": "group"}
+        arrays = {names.get(name, name): group[name] for name in group.array_keys()}
+        return {**arrays, "image_features": vectors}
     table = anndata.read_h5ad(path)
     vectors = {name: table.obsm[name] for name in table.obsm}
     return {**{name: table.obs[name].tolist() for name in table.obs}, **vectors, "image_features": table.X}
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_another_library_reads_what_the_database_holds(database: Database, format: str, tmp_path: Path) -> None:
-    tokens = database.image_token_features is not None and format != "csv"
-    path = tmp_path / f"out.{format}"
-    export_checked(database, path, format=format, tokens=tokens)
-    columns = read(path, format)
+def arrow_columns(table: pa.Table) -> dict[str, Any]:
+    """Vectors as arrays, everything else as lists."""
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values, shape = column.combine_chunks(), [len(column)]
+        while pa.types.is_fixed_size_list(values.type) or pa.types.is_list(values.type):
+            inner = values.flatten()
+            shape.append(len(inner) // max(1, len(values)))
+            values = inner
+        columns[name] = values.to_numpy().reshape(shape) if len(shape) > 1 else values.to_pylist()
+    return columns
 
-    assert np.array_equal(np.array(columns["image_features"], np.float16), np.asarray(database.image_features))
-    if tokens:
-        assert np.array_equal(
-            np.array(columns["image_token_features"], "f2"), np.asarray(database.image_token_features)
-        )
-    assert list(columns["id"]) == database.ids.tolist()
-    assert list(columns["label"]) == database.shown_labels.tolist()
-    assert list(columns["class"]) == row_classes(database)
-    assert list(columns["split"]) == database.split.tolist()
-    assert ("key" in columns) == (database.keys is not None)
-    if database.keys is not None:
-        assert list(columns["key"]) == database.keys.tolist()
-    if database.feature_digest is not None:
-        assert list(columns["feature_digest"]) == [digest.tobytes().hex() for digest in database.feature_digest]
-    if database.label_matrix is not None:
-        assert np.array_equal(np.array(columns["label_matrix"], np.uint8), database.label_matrix)
-    if database.templates:
-        words = list(database.concepts)
-        scores = [columns[word] for word in words] if format in TABLES else np.transpose(columns["concept_scores"])
-        assert np.allclose(np.array(scores, np.float32).T, concept_scores(database), atol=1e-6)
+
+def compared(columns: dict[str, Any], database: Database, format: str, rows: slice, patches: Any) -> str:
+    """Hold what was read to the database; what was held to it, in the words of the page."""
+    words = ["features"]
+    stored = np.asarray(database.image_features[rows])
+    assert np.array_equal(np.array(columns["image_features"], np.float16), stored)
+    if "image_token_features" in columns:
+        words.append("patches")
+        own = columns["image_token_features"]
+        for row in patches:
+            assert np.array_equal(np.asarray(own[row], "f2"), database.image_token_features[row]), row
+    facts = {
+        "id": database.ids,
+        "key": database.keys,
+        "split": database.split,
+        "label": database.shown_labels if format != "refs" else database.labels,
+        "class": np.array(row_classes(database)),
+        "group": database.groups,
+        "label_matrix": database.label_matrix,
+    }
+    held = {name: values[rows] for name, values in facts.items() if values is not None and name in columns}
+    assert format == "refs" or held.keys() == {name for name, values in facts.items() if values is not None}
+    for name, values in held.items():
+        assert np.array_equal(np.asarray(columns[name][:]), values), name
+    words.append("rows")
+    if "feature_digest" in columns:
+        words.append("digests")
+        for name in ("image_digest", "feature_digest"):
+            digests = [digest.tobytes() for digest in getattr(database, name)[rows]]
+            own = columns[name][:]
+            assert [bytes.fromhex(one) if isinstance(one, str) else np.asarray(one).tobytes() for one in own] == digests
+    if database.templates and format != "refs":
+        words.append("scores")
+        names = list(database.concepts)
+        scores = [columns[name] for name in names] if format in TABLES else np.transpose(columns["concept_scores"])
+        assert np.allclose(np.array(scores, np.float32).T, concept_scores(database)[rows], atol=1e-6)
+    return ", ".join(words)
+
+
+def page_table() -> dict[tuple[str, str], str]:
+    """The cells of the page's table of what was compared, by file and format."""
+    text = PAGE.read_text(encoding="utf-8").partition("## What the tests compare")[2].partition("\n## ")[0]
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    assert head[2:] == list(FILES)
+    assert {row[0].strip("`"): row[1] for row in rows} == READERS
+    return {(file, row[0].strip("`")): cell for row in rows for file, cell in zip(head[2:], row[2:], strict=True)}
+
+
+@pytest.mark.parametrize("format", READERS)
+@pytest.mark.parametrize("name", FILES)
+def test_another_library_reads_what_the_database_holds(
+    name: str, format: str, made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_large = name == "BloodMNIST's shape"
+    if not is_large:  # A few rows a block, so that a file is made of several.
+        monkeypatch.setattr(exported_rows, "_BLOCK_BYTES", 400)
+        monkeypatch.setattr(tables, "_ROW_GROUP_BYTES", 400)
+    with open_database(made(name)) as database:
+        tokens = database.image_token_features is not None and format not in ("csv", "refs") and not is_large
+        split = "val" if is_large and format == "csv" else None
+        path = tmp_path / ("out.refs.json" if format == "refs" else f"out.{format}")
+        export = partial(export_checked, database, path, format=format, tokens=tokens, split=split)
+        if (name, format) == ("chunked file of the original scripts", "refs"):
+            with pytest.raises(AnalysisError, match="compressed chunks, which Zarr does not read"):
+                export()
+            result = "refused"
+        else:
+            export()
+            rows = database.splits[split] if split else slice(0, len(database))
+            patches = STORED_PATCHES.get(name, range(len(database)))
+            result = compared(read(path, format), database, format, rows, patches) + (f" of {split}" if split else "")
+    assert result == page_table()[name, format]
 
 
 def test_parquet_has_one_column_of_features_as_they_are_stored(tmp_path: Path) -> None:
