@@ -24,8 +24,10 @@ from ccassets.files import digest_files, replacing_folder, storage_errors, write
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
 
+_PHANTOM = "phantom"
+"""The kind of the data set and of the encoder that this package makes by itself."""
 _PHANTOM_LICENSE = "mit"
-"""Phantom cells are made by this package, and come under its licence."""
+"""What they come under: the licence of this package."""
 _HUB_LICENSE = re.compile(r"(mit|apache-2\.0|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.0|bsd-[23]-clause|odc-by)")
 
 
@@ -60,12 +62,12 @@ def publish(database: Database, folder: str | os.PathLike[str], progress: Progre
             files = write_split_files(rows, partial / "data", progress)
             croissant = _croissant(database, rows, license, partial, files)
             write_text(partial / "croissant.json", json.dumps(croissant, indent=2, ensure_ascii=False) + "\n")
-            write_text(partial / "README.md", _card(database, license, files, findings))
+            write_text(partial / "README.md", _card(rows, license, files, findings))
 
 
 def _license(database: Database) -> str:
     dataset = _provenance(database, "dataset")
-    license = dataset.get("license") or (_PHANTOM_LICENSE if dataset.get("kind") == "phantom" else None)
+    license = dataset.get("license") or (_PHANTOM_LICENSE if _is_phantom(dataset) else None)
     if not license:
         raise AnalysisError(
             f"{database.path.name} does not say under which licence its data set may be published. Set `license` in "
@@ -81,17 +83,31 @@ def _provenance(database: Database, name: str) -> Mapping[str, Any]:
 
 def _title(database: Database) -> str:
     encoder, dataset = _provenance(database, "encoder"), _provenance(database, "dataset")
-    return f"Features of {dataset.get('name', database.path.stem)} by {encoder.get('kind', 'an unknown encoder')}"
+    images = "phantom cells" if _is_phantom(dataset) else dataset.get("name", database.path.stem)
+    name = "the phantom encoder" if _is_phantom(encoder) else encoder.get("kind", "an unknown encoder")
+    return f"Features of {images} by {name}"
+
+
+def _is_phantom(section: Mapping[str, Any]) -> bool:
+    return section.get("kind") == _PHANTOM
 
 
 # --- card --------------------------------------------------------------------------------------------
 
 
-def _card(database: Database, license: str, files: Mapping[str, Sequence[Path]], findings: Sequence[Finding]) -> str:
+def _card(rows: ExportedRows, license: str, files: Mapping[str, Sequence[Path]], findings: Sequence[Finding]) -> str:
+    database = rows.database
     known = _HUB_LICENSE.fullmatch(license.lower())
     lines = [f"license: {license.lower()}"] if known else ["license: other", f"license_name: {json.dumps(license)}"]
     header = "\n".join([*lines, "tags: [embeddings, medical-imaging, ccassets, croissant]"])
-    parts = (_about(database, license), _counts(database), _words(database), _limits(database), _checks(findings))
+    parts = (
+        _about(database, license),
+        _columns(rows),
+        _counts(database),
+        _words(database),
+        _limits(database),
+        _checks(findings),
+    )
     body = "\n".join(line for part in parts for line in (*part, ""))
     return f"---\n{header}\n{data_files_yaml(files)}---\n# {_cell(_title(database))}\n\n{body}"
 
@@ -102,17 +118,21 @@ def _about(database: Database, license: str) -> Iterator[str]:
     weights = str(recorded.get("weights") or "not recorded")
     preset = preset_of(weights)
     gate = {True: "gated", False: "not gated", None: "gate not known"}[preset.gated if preset else None]
+    terms = f"{(preset and preset.license) or 'not recorded'}, {gate}"
     digests = _provenance(database, "digests")
-    yield "Image features of a medical image data set, with scores on concepts. **The images are not part of it.**"
+    images = "generated phantoms, of no patient" if _is_phantom(dataset) else "a medical image data set"
+    yield f"Image features of {images}, with scores on concepts. **The images are not part of it.**"
     yield ""
     yield "| | |"
     yield "|---|---|"
     version = f", version {dataset['version']}" if dataset.get("version") else ""
-    yield f"| data set | {_cell(dataset.get('name'))} ({_cell(dataset.get('kind'))}){_cell(version)} |"
+    kind = "" if dataset.get("kind") == dataset.get("name") else f" ({dataset.get('kind')})"
+    source = f"{dataset.get('name')}{kind}{version}"
+    yield f"| data set | {_cell(source)} |"
     yield f"| licence | {_cell(license)} |"
     yield f"| encoder | {_cell(encoder.get('kind'))}, weights {_cell(weights)} |"
     yield f"| identity of the encoder | `{_cell(encoder.get('identity'))}` |"
-    yield f"| licence of the encoder | {_cell((preset and preset.license) or 'not recorded')}, {gate} |"
+    yield f"| licence of the encoder | {_cell(_PHANTOM_LICENSE if _is_phantom(encoder) else terms)} |"
     yield f"| features | {len(database):,} rows of {database.dim} numbers, float16 |"
     yield f"| origin | {_cell((database.provenance or {}).get('origin'))} |"
     yield f"| made | {_cell(_provenance(database, 'created').get('at'))} with ccassets |"
@@ -127,6 +147,16 @@ def _about(database: Database, license: str) -> Iterator[str]:
     yield "```"
     yield ""
     yield "`croissant.json` describes every column and file."
+
+
+def _columns(rows: ExportedRows) -> Iterator[str]:
+    names = [name for name in rows.empty if name not in ("image_features", "concept_scores")]
+    yield "## Columns"
+    yield ""
+    yield f"- {', '.join(f'`{name}`' for name in names)};"
+    yield f"- `image_features`: {rows.database.dim} numbers, float16, of length 1;"
+    if rows.concepts:
+        yield "- a column for every concept, with its name: the cosine of the image and the concept."
 
 
 def _counts(database: Database) -> Iterator[str]:
@@ -171,8 +201,8 @@ def _limits(database: Database) -> Iterator[str]:
     yield ""
     yield "- Features do not anonymise: anyone who has an image can find its row. Keys are names of files."
     yield "- Concept scores are cosines, not probabilities and not annotations."
-    if dataset.get("kind") == "phantom":
-        yield "- The images are generated phantoms, of no patient. No number here says anything about medicine."
+    if _is_phantom(dataset):
+        yield "- No number here says anything about medicine."
     if database.attributes.get("limit"):
         yield f"- At most {database.attributes['limit']} rows of each split were taken: it is not the whole data set."
     if provenance.get("origin") == "adopted":
@@ -199,7 +229,7 @@ def _images_in_several_splits(database: Database) -> int:
 def _checks(findings: Sequence[Finding]) -> Iterator[str]:
     yield "## Checks"
     yield ""
-    yield f"`ccassets validate` has {len(findings) or 'no'} findings." if len(findings) != 1 else "One finding:"
+    yield f"`ccassets validate` has {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}."
     for finding in findings:
         yield f"- {finding.severity} `{_cell(finding.check)}`: {_cell(finding.message)}"
 
@@ -223,6 +253,8 @@ _CONTEXT = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
     "fileObject": "cr:fileObject",
@@ -242,6 +274,7 @@ _CONTEXT = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _SHARD_BYTES = 500 << 20
 """The vectors of one Parquet file of a Hugging Face folder: the size that the hub advises."""
-_ROW_GROUP_BYTES = 32 << 20
-"""The vectors of a row group: few enough to be held twice, enough that the groups of a large file are few."""
+_ROW_GROUP_BYTES = 16 << 20
+"""The vectors of a row group. Writing it takes ten times as much memory; many small groups slow readers down."""
 _REPEATED = ["split", "label", "class", "group", "predicted"]
 """The columns worth a dictionary: one of vectors costs more time than the rest of a file."""
 _TEXT_ROWS = 64
