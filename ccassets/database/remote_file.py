@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import json
 import os
 import re
@@ -91,7 +92,8 @@ class RemoteFile(PositionedFile):
 
     def readinto(self, buffer: Any) -> int:
         size = min(len(buffer), max(0, self.size - self._position))
-        buffer[:size] = self._read(self._position, size)
+        with _collection_paused():
+            buffer[:size] = self._read(self._position, size)
         self._position += size
         return size
 
@@ -335,3 +337,19 @@ def _decompressed(text: str) -> bytes:
     if len(data) > _CACHE_BYTES:
         raise DatabaseError(f"References hold more than {_CACHE_BYTES} bytes of metadata.")
     return data
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Keep Python from collecting garbage.
+
+    h5py holds its lock while it reads through us. If the thread that fetches collected an object of h5py meanwhile, it
+    would wait for that lock, and we for the thread: for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

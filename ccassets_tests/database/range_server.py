@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +17,7 @@ class RangeServer:
     """The files of a folder; `fault` names what the next ranges suffer from.
 
     `cut` closes the connection halfway, `short` sends fewer bytes, `whole` ignores the range, `slow` waits until
-    `released`, `refused` answers 403.
+    `released`, `refused` answers 403. `before_answer` is called before every answer.
     """
 
     folder: Path
@@ -25,6 +25,7 @@ class RangeServer:
     fault: str = ""
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
+    before_answer: Callable[[], object] = lambda: None
 
     def count(self) -> tuple[int, int]:
         """Requests and bytes sent since the last call."""
@@ -50,6 +51,7 @@ def serve(folder: Path) -> Iterator[RangeServer]:
             self._answer(with_body=True)
 
         def _answer(self, with_body: bool) -> None:
+            server.before_answer()
             path = server.folder / self.path.partition("?")[0].lstrip("/")
             if not path.is_file():
                 server.requests.append((self.command, self.path, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -93,6 +94,25 @@ def test_requests_and_bytes_are_those_of_the_rows(server: RangeServer, reference
         assert (database.image_token_features[7, 2], server.count())[1] == (1, TOKEN)
         assert (database.select("val").image_features, server.count())[1] == (1, SPLITS["val"] * ROW)
         assert (database.select(rows=[9, 3, 4, 3]).image_features, server.count())[1] == (2, 3 * ROW)
+
+
+@pytest.mark.timeout(120)
+def test_garbage_of_another_file_does_not_stop_a_file_that_is_being_opened(server: RangeServer) -> None:
+    cycle: list[object] = [h5py.File(server.folder / "a.h5", "r")["labels"]]
+    cycle.append(cycle)
+    held = [cycle]
+    del cycle
+    server.before_answer = (
+        held.clear
+    )  # From now on it is garbage, and the next thread that makes an object collects it.
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        with open_database(f"{server.url}/a.h5") as database:
+            assert len(database.keys) == len(database)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert not held
 
 
 def test_rows_reach_the_workers_of_a_data_loader(server: RangeServer) -> None:
