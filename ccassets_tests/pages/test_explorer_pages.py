@@ -365,6 +365,21 @@ def test_a_file_alone_has_a_map_and_says_why_there_are_no_pictures(browser: Any,
         assert visit.complaints == []
 
 
+def test_a_file_alone_shows_heat_maps_without_their_pictures(browser: Any, built: BuiltStudy) -> None:
+    with (
+        open_database(built.store.database) as database,
+        served(database, None) as client,
+        visited(browser, client) as visit,
+    ):
+        visit.open("#view=image&row=5&heat=concept:Eosinophilic+granules")
+        visit.wait("document.querySelector('#image .heat')?.width === 12")
+        box = visit.page.locator("#image .stage").bounding_box()
+        assert box["width"] == pytest.approx(box["height"])
+        assert box["width"] > 200
+        assert visit.page.get_by_text("A file alone has no pictures").is_visible()
+        assert visit.complaints == []
+
+
 def test_the_views_are_reached_and_used_by_the_keyboard(browser: Any, client: Client) -> None:
     with visited(browser, client) as visit:
         page = visit.page
