@@ -6,7 +6,6 @@ from ccassets.analysis.results import unavailable_analyses
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
 from ccassets.orchestration.study_asset import ANALYSIS_VERSION, study_asset
-from ccassets.pages.atlas import write_atlas
 from ccassets.study.schema import Study
 
 
@@ -25,6 +24,8 @@ def concept_atlas(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_atlas(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.pages.atlas import write_atlas
+
         study_store = store.of(study)
         atlas = write_atlas(study, study_store, log_progress(context, "draw concepts"))
         return dg.MaterializeResult(

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from ccassets.analysis.bottleneck import bottleneck_metrics, count_test_accesses, write_bottleneck
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, label_scale, study_asset
 from ccassets.study.schema import Study
@@ -21,6 +20,8 @@ def concept_bottleneck(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_bottleneck(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.analysis.bottleneck import bottleneck_metrics, count_test_accesses, write_bottleneck
+
         study_store = store.of(study)
         result = write_bottleneck(study, study_store)
         metadata = {**bottleneck_metrics(result.content), "looks_at_test": count_test_accesses(study_store)}

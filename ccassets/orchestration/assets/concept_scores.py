@@ -4,7 +4,6 @@ import dagster as dg
 
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.database.reader import open_database
-from ccassets.exports.tables import write_concept_scores
 from ccassets.files import digest_files
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
@@ -25,6 +24,8 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _concept_scores(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.exports.tables import write_concept_scores
+
         study_store = store.of(study)
         path = study_store.analysis / RESULT_FILES["concept_scores"]
         with open_database(study_store.database) as database:

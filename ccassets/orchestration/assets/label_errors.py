@@ -2,10 +2,8 @@
 
 import dagster as dg
 
-from ccassets.analysis import judge_labels
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, study_asset
-from ccassets.pages.label_errors_page import write_label_errors_page
 from ccassets.study.schema import Study
 
 
@@ -22,6 +20,9 @@ def label_errors(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _label_errors(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.analysis import judge_labels
+        from ccassets.pages.label_errors_page import write_label_errors_page
+
         study_store = store.of(study)
         result = judge_labels(study_store)
         page = write_label_errors_page(study, study_store, result)

@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from ccassets.analysis import write_projection
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.files import digest_files
 from ccassets.orchestration.resources import StoreResource
@@ -24,6 +23,8 @@ def projection(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _projection(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.analysis import write_projection
+
         study_store = store.of(study)
         made = write_projection(study_store, progress=log_progress(context, "project images"))
         path = study_store.analysis / RESULT_FILES["projection"]

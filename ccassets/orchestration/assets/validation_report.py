@@ -10,7 +10,6 @@ from ccassets.findings import count_errors
 from ccassets.orchestration.conditions import report_stale
 from ccassets.orchestration.names import asset_key
 from ccassets.orchestration.study_asset import asset_spec
-from ccassets.pages.report_page import write_validation_report
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -31,6 +30,8 @@ def validation_report(study: Study) -> dg.AssetSpec:
 
 def write_report(study: Study, store: Store) -> dg.MaterializeResult[None]:
     """Validate the database, write the report, and give what Dagster records of it."""
+    from ccassets.pages.report_page import write_validation_report
+
     report = write_validation_report(study, store)
     errors = count_errors(report.findings)
     return dg.MaterializeResult(

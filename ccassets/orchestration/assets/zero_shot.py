@@ -3,7 +3,6 @@
 import dagster as dg
 
 from ccassets.analysis.results import headline_metrics
-from ccassets.analysis.zero_shot_scores import write_zero_shot
 from ccassets.orchestration.resources import StoreResource
 from ccassets.orchestration.steps import log_progress
 from ccassets.orchestration.study_asset import ANALYSIS_VERSION, analysis_result, label_scale, study_asset
@@ -23,6 +22,8 @@ def zero_shot(study: Study) -> dg.AssetsDefinition:
         ),
     )
     def _zero_shot(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[None]:
+        from ccassets.analysis.zero_shot_scores import write_zero_shot
+
         study_store = store.of(study)
         result = write_zero_shot(study_store, log_progress(context, "score classes"))
         metadata = {**headline_metrics(result.content), "rule": result.content.get("rule") or "whole images alone"}
