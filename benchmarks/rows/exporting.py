@@ -49,7 +49,7 @@ def export_parquet(folder: Path, size: Size) -> Contest:
         usual=Contestant(
             "the same columns by pyarrow as it is, 64 rows at a time", lambda: _usual(database.path, path)
         ),
-        target=Target(of_limit=0.3),
+        target=Target(of_limit=0.1),
         reset=out.empty,
     )
 
