@@ -28,7 +28,7 @@ Method = Literal["pca", "tsne"]
 MOST_FITTED = 50_000
 """A t-SNE is fitted on at most so many rows, evenly spaced; the others are added to it."""
 MOST_FOR_AXES = 20_000
-"""Principal components are fitted on at most so many rows: more of them turn the axes by less than one sees."""
+"""Principal components are fitted on at most so many rows, evenly spaced, which takes a second."""
 LEAST_FOR_TSNE = 500
 """With fewer rows, principal components show as much and take no time."""
 MOST_SINGLE_THREADED = 5_000
