@@ -78,8 +78,8 @@ class StainColours:
         tokens = np.full((*shape, len(PARTS)), len(PARTS) ** -0.5, np.float32)
         ids, mask, offsets = np.zeros(shape, np.int32), np.zeros(shape, np.uint8), np.zeros((*shape, 2), np.int32)
         features = np.zeros((len(prompts), len(PARTS)), np.float32)
-        for row, found in enumerate(words):
-            for column, word in enumerate(found):
+        for row, matches in enumerate(words):
+            for column, word in enumerate(matches):
                 part = WORDS.get(word.group().lower())
                 ids[row, column], mask[row, column] = 1 + PARTS.index(part) if part else len(PARTS) + 1, 1
                 offsets[row, column] = word.span()

@@ -92,8 +92,8 @@ def is_eosinophil(key: str) -> bool:
 def cards(visit: Visit, view: str, count: int) -> list[Any]:
     """The first cards of a view, once there are so many."""
     visit.wait(f"document.querySelectorAll('#{view} .card').length >= {count}")
-    found: list[Any] = visit.page.locator(f"#{view} .card").all()[:count]
-    return found
+    first: list[Any] = visit.page.locator(f"#{view} .card").all()[:count]
+    return first
 
 
 def test_eosinophils_are_found_without_labels(browser: Any, crop_client: Client) -> None:
