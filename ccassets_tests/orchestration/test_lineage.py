@@ -252,7 +252,6 @@ def test_a_label_corrected(study: Study, workspace: Path) -> None:
 def test_a_label_overridden_by_the_study(study: Study) -> None:
     (study.folder / "labels.csv").write_text("key,label\ntrain/blood/000.png,white\n")
     edited = edit_study(study, lambda a: a["dataset"].update(labels_override="labels.csv"))
-    print(stale("cells"))
     read_again(edited, "read_images", "train")
     assert stale("cells") == {"image_features:train": "STALE: images has a new data version"}
     assert encoded_by_build(edited) == (0, 0)
