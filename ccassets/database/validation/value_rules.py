@@ -170,7 +170,7 @@ def _scan_range(
 ) -> _RangeScan:
     """Scan a range of rows, one data set after the other, in blocks."""
     faults = [_Faults() for _ in sources]
-    hashers = {} if stored_digests is None else {row: row_hasher() for row in rows}
+    hashers: dict[int, Any] = {} if stored_digests is None else {row: row_hasher() for row in rows}
     for source, fault in zip(sources, faults, strict=True):
         step = source.step(block_bytes)
         stop = min(rows.stop, len(source))
