@@ -11,7 +11,6 @@ import h5py
 import numpy as np
 import pytest
 import xarray
-import zarr
 from fsspec.implementations.reference import LazyReferenceMapper
 
 from ccassets import open_database
@@ -20,6 +19,8 @@ from ccassets.errors import AnalysisError
 from ccassets.exports.formats import export_checked
 from ccassets_tests.database.made_files import write_database
 from ccassets_tests.exports.test_formats import legacy
+
+zarr = pytest.importorskip("zarr", reason="zarr 3 needs Python 3.11")
 
 SPLITS = {"train": 7, "val": 3, "test": 3}
 """13 rows: no block of several rows divides them."""
