@@ -69,11 +69,11 @@ Replaced = Mapping[str, str]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the home of somebody who built the demo, and `my_study`, which is the same under another name."""
+    """A folder with the home of somebody who built the demo, and the file of a study like it, `my_study`."""
     folder = tmp_path_factory.mktemp("built")
     (folder / "studies" / "my_study").mkdir(parents=True)
     shutil.copy(PACKAGE / "defs" / "demo" / "defs.yaml", folder / "studies" / "my_study")
-    run_shell("ccassets build demo\nccassets build my_study", folder)
+    run_shell("ccassets build demo", folder)
     return folder
 
 
@@ -98,6 +98,7 @@ def with_images(folder: Path) -> Iterator[Replaced]:
     yield {
         "ccassets doctor studies/cells": f"{phantom}\nccassets doctor studies/cells",
         "make ": f"CCASSETS_HOME=$PWD/.ccassets make -s -C {ROOT} VENV=$PWD/venv ",
+        "--image-count 256 --compiled": "--image-count 8",
     }
 
 
@@ -110,11 +111,12 @@ def with_files(folder: Path) -> Iterator[Replaced]:
     shutil.copy(database_of(folder).parent / "analysis" / "model.json", folder)
     (folder / "docs" / "images").mkdir(parents=True)
     yield {
+        "path/to/my_study": "studies/my_study",
+        "/shared/studies/my_study": "demo",
+        " my_study": " demo",
         "STUDY": "demo",
         "FILE": "conceptclip_features.h5",
         "/shared/ccassets": str(folder / ".ccassets" / "storage"),
-        "/shared/studies": str(folder / "studies"),
-        "path/to/my_study": "studies/my_study",
         "https://data.example.org/conceptclip/": f"{folder}/",
         "srun apptainer run --nv --bind /shared ccassets.sif": "ccassets",
         "$SLURM_ARRAY_TASK_ID": "1",
@@ -126,7 +128,7 @@ def with_cohort(folder: Path) -> Iterator[Replaced]:
     """A stored classifier, and another cohort whose patients are known."""
     with open_database(write_cells(folder / "other_cohort.h5", cells(grouped=True).samples)) as database:
         save_model(make_concept_model(fit_logistic(concept_samples(database)), database), folder / "model.json")
-    yield {}
+    yield {" my_study": " demo"}
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def with_three_encoders(folder: Path) -> Iterator[Replaced]:
     for name, encoder in encoders.items():
         study = write_study(folder / "studies" / name, images=images, encoder=encoder)
         shutil.copy(build_in_storage(study, folder / "elsewhere").assembly.path, folder / f"{name}.h5")
-    yield {}
+    yield {" my_study": " conceptclip"}
 
 
 @contextmanager
@@ -230,7 +232,7 @@ def runs_here(page: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)])
 def test_the_blocks_of_a_page_run(page: str, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(built, tmp_path / "folder")
