@@ -134,9 +134,9 @@ class Proportions:
 
     @property
     def contributions(self) -> FloatArray:
-        """(n,): what each row adds to the mean of the values, so that their mean is that mean, and so their variance.
+        """The pseudo-values of the rows, (n,): their mean is the mean of the values, with its variance.
 
-        These are pseudo-values: the mean, and n times the row's influence on it.
+        A pseudo-value is the mean plus n times the row's influence on it.
         """
         return np.asarray(self.values.mean() + len(self.influence) * self.influence.mean(axis=1))
 

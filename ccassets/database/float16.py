@@ -1,4 +1,4 @@
-"""Finite tests by the bits of numbers: numpy tests float16 one value at a time, integers many at once."""
+"""Tests for finite values by their bits: numpy tests float16 one value at a time, but integers many at once."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def decode_frame(path: Path, frame: int, config: DicomConfig) -> Image.Image:
 
     Raises:
         DatasetError: The file has no pixels that are read here. The message is the reason alone, in words of our own.
-        StorageError: The system does not let the file be read now.
+        StorageError: The operating system refuses to read the file now.
     """
     if reason := unreadable_reason(path):
         raise DatasetError(reason)

@@ -51,7 +51,7 @@ def decode_image(source: Path | BinaryIO) -> Image.Image:
 
     Raises:
         DatasetError: The file is not an image that can be read here. The message is only the reason, without the key.
-        StorageError: The system does not let the file be read now: that says nothing of the image.
+        StorageError: The operating system refuses to read the file now: that says nothing of the image.
     """
     if isinstance(source, Path) and (reason := unreadable_reason(source)):
         raise DatasetError(reason)

@@ -77,7 +77,7 @@ def read_image_file(root: Path, key: str, dicom: DicomConfig) -> Image.Image:
 
     Raises:
         DatasetError: The file is not an image that can be read here; the message is only the reason.
-        StorageError: The system does not let the file be read now.
+        StorageError: The operating system refuses to read the file now.
     """
     name, frame = split_frame(root, key)
     path = root / name

@@ -264,7 +264,7 @@ def read_manifest(
 
     Raises:
         DatasetError: The split does not exist, or images cannot be read and `on_bad_image` is `error`.
-        StorageError: The system does not let an image be read now, whatever `on_bad_image` says.
+        StorageError: The operating system refuses to read an image now, whatever `on_bad_image` says.
     """
     source = dataset.rows(split)
     chosen = evenly_spaced_positions(len(source), limit)

@@ -252,7 +252,7 @@ def read_label_overrides(file: Path) -> dict[str, LabelOverride]:
 
     Raises:
         DatasetError: The file is missing, is not such a table, or has a key twice.
-        StorageError: The system does not let it be read now.
+        StorageError: The operating system refuses to read it now.
     """
     _require_file(file)
 

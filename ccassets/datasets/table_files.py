@@ -29,7 +29,7 @@ def read_columns(file: Path, choose: Callable[[Sequence[str]], Sequence[str]], *
 
     Raises:
         DatasetError: The file is missing, is not a table, or has another encoding.
-        StorageError: The system does not let it be read now.
+        StorageError: The operating system refuses to read it now.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

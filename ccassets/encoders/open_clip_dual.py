@@ -60,7 +60,9 @@ def inspect(
 
 
 def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> DualEncoder:
-    """The encoder of an `open_clip` study; every tensor of the model must come from the file, and the other way."""
+    """The encoder of an `open_clip` study; every tensor of the model must come from the file, and every one in the file
+    must be used.
+    """
     import open_clip
 
     torch_device = choose_device(device)

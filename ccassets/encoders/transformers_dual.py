@@ -49,7 +49,9 @@ def inspect(
 
 
 def load(study: Study, *, device: str | None, cache: Path | None, hf_token: str | None) -> DualEncoder:
-    """The encoder of a `transformers` study; every tensor of the model must come from the file, and the other way."""
+    """The encoder of a `transformers` study; every tensor of the model must come from the file, and every one in the
+    file must be used.
+    """
     torch_device = choose_device(device)
     source = _find(study, hf_token)
     card = _card(source, study, device, cache, silent)

@@ -138,7 +138,7 @@ def encoded_shards(
 def write_image_part(
     folder: Path, shard: Shard, features: _Features, tokens: _Features | None, provenance: Mapping[str, Any]
 ) -> Path:
-    """Write a shard with its features (n, D) and token features (n, T_img, D) as an image part; its path."""
+    """Write a shard with its features (n, D) and token features (n, T_img, D) as an image part; return its path."""
     content = FileContent(
         profile="image-part",
         dim=features.shape[1],

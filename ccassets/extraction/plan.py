@@ -99,7 +99,7 @@ def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store
     splits = [splits] if isinstance(splits, str) else splits or study.splits
     bytes_per_row = expected_row_bytes(study)
     if bytes_per_row is None:
-        raise EncoderError(f"The size of a row of {study.name} is not known before its encoder is.")
+        raise EncoderError(f"The size of a row of {study.name} is not known until its encoder is identified.")
     manifests = [recorded_manifest(study, split, store) for split in splits]
     plans = [plan_images(manifest, nothing_held(), study.extraction.rows_per_shard) for manifest in manifests]
     return StudyPlan(

@@ -288,7 +288,7 @@ def load_encoder_record(store: Store) -> EncoderRecord:
 
     Raises:
         EncoderError: The record is missing or damaged.
-        StorageError: The system does not let it be read now.
+        StorageError: The operating system refuses to read it now.
     """
     path = store.encoder_card
     try:

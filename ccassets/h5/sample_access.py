@@ -192,7 +192,7 @@ def fetch_template_features(
     wrong rows would be returned.
 
     Args:
-        template_id: One id or several; by default every template that the two filters leave.
+        template_id: One id or several; by default every template that passes both filters.
         is_concept: Take templates whose id begins with "concept" alone.
         concept_list: Take the rows of these concepts, in this order; concepts that no template has are named in a
             printed warning and left out.

@@ -41,8 +41,8 @@ def failed_blocking_checks(
 ) -> Iterator[FailedCheck]:
     """Find the failed blocking checks of assets.
 
-    A check counts as failed when its newest evaluation of the newest materialization, of a partition or of the whole,
-    failed with the severity of an error.
+    A check counts as failed if, for the newest materialization of an asset or a partition, its newest evaluation failed
+    with severity error.
 
     Args:
         instance: The instance with the records.

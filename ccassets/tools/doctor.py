@@ -277,7 +277,7 @@ def _digests(study: Study, store: Store, card: EncoderCard, deep: bool) -> Diagn
 
 
 def _classes(study: Study, dataset: Dataset) -> Iterator[Diagnosis]:
-    """The classes that val or test has no images of."""
+    """The classes without images in val or test."""
     if not dataset.labelled or isinstance(source_dataset(dataset), MedmnistDataset):
         return  # Every class of MedMNIST is in every split.
     counts = {}

@@ -274,7 +274,7 @@ def test_a_study_file_alone_runs_nothing(make_study: MakeStudy, tmp_path: Path, 
     (study.folder / "subprocess").mkdir()  # A folder alone makes no module of that name.
 
     for use in (load_encoder, inspect_encoder):
-        with pytest.raises(EncoderError, match=r"beside the study|is no class"):
+        with pytest.raises(EncoderError, match=r"beside the study|is not a class"):
             use(study)
     assert not mark.exists()
 

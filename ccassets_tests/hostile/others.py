@@ -174,14 +174,14 @@ def _npy(header: str) -> bytes:
 _CODE = f"{{'descr': __import__('pathlib').Path('{MARK}').touch(), 'fortran_order': False, 'shape': (2, 1)}}"
 
 ARCHIVES = (
-    Case("labels that are a pickle", _npz(val_labels=np.array([_Bomb(), None], object)), "is no plain array"),
-    Case("pictures that are a pickle", _npz(val_images=np.array([_Bomb(), None], object)), "is no plain array"),
-    Case("member that is a pickle", _member("val_labels.npy", pickle.dumps(_Bomb())), "is no plain array"),
-    Case("array header with code", _member("val_labels.npy", _npy(_CODE)), "is no plain array"),
+    Case("labels that are a pickle", _npz(val_labels=np.array([_Bomb(), None], object)), "is not a plain array"),
+    Case("pictures that are a pickle", _npz(val_images=np.array([_Bomb(), None], object)), "is not a plain array"),
+    Case("member that is a pickle", _member("val_labels.npy", pickle.dumps(_Bomb())), "is not a plain array"),
+    Case("array header with code", _member("val_labels.npy", _npy(_CODE)), "is not a plain array"),
     Case(
         "array header with a huge shape",
         _member("val_labels.npy", _npy(f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({1 << 60}, 1)}}")),
-        "is no plain array",
+        "is not a plain array",
     ),
     Case(
         "array header with a negative shape",

@@ -243,7 +243,7 @@ def test_the_token_is_in_no_answer_log_or_file_after_a_failed_and_a_good_run(
     finally:
         server.stop()
     assert "cannot be reached" in answer
-    assert "was not identified yet" in answer
+    assert "has not been identified yet" in answer
     assert TOKEN not in answer
     assert list((tmp_path / "home").rglob("*.db")), "Dagster's records are looked at"
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

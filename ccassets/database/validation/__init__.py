@@ -70,7 +70,7 @@ def validate_database(
 
     Raises:
         DatabaseError: There is no such file, it is not HDF5, or `only` names an unknown check.
-        StorageError: The system does not let the file be read now.
+        StorageError: The operating system refuses to read the file now.
     """
     unknown = sorted(set(only or ()) - set(CHECKS))
     if unknown:

@@ -1,4 +1,4 @@
-"""Matching of a file's templates with a study's: equal prompts under a right hash, and sound features."""
+"""Matching of a file's templates with a study's: equal prompts with the right hash, and sound features."""
 
 from __future__ import annotations
 
