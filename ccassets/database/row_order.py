@@ -36,7 +36,7 @@ def unverified_templates(provenance: Mapping[str, Any], templates: Iterable[str]
         templates: The templates of the file.
 
     Returns:
-        All templates of a part that was adopted without a sample; of a database those of such parts.
+        For a part that was adopted without a sample, all its templates; for a database, those of such parts.
     """
     records = provenance.get("templates")
     if isinstance(records, dict):
