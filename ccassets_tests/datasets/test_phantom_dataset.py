@@ -157,5 +157,5 @@ def test_tone_and_granules_colour_the_cytoplasm(cells):
 def test_an_unknown_split_or_row_is_refused_with_what_there_is():
     with pytest.raises(DatasetError, match="train, test; there is no split 'val'"):
         phantom().rows("val")
-    with pytest.raises(DatasetError, match="rows 0 to 15; row 16"):
+    with pytest.raises(DatasetError, match="rows 0 to 15; there is no row 16"):
         phantom().read("test", 16)
