@@ -164,7 +164,7 @@ def test_a_point_of_the_map_shows_its_picture_and_class(made: Made, browser: Any
         assert set(legend.all_text_contents()) == {"train", "val", "test"}
         page.locator("#map-colour").select_option(label="Round nucleus")
         page.locator("[data-chart=map] .point").nth(3).hover(force=True)
-        page.wait_for_function("/Round nucleus [+−][0-9.]+$/.test(document.querySelector('#tip').innerText)")
+        tip.filter(has_text=re.compile(r"Round nucleus [+−]\d\.\d$")).wait_for()
 
 
 def test_a_heat_map_lies_over_every_single_image_that_shows_what_it_is_predicted_by(made: Made, browser: Any) -> None:
