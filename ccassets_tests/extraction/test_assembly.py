@@ -48,7 +48,7 @@ def test_a_template_that_is_not_encoded_is_named(study: Study) -> None:
 
 
 def test_an_encoder_that_was_not_looked_at_is_named(study: Study) -> None:
-    with pytest.raises(EncoderError, match="The encoder of cells was not identified yet"):
+    with pytest.raises(EncoderError, match="The encoder of cells has not been identified yet"):
         assemble_database(study)
 
 
@@ -56,7 +56,7 @@ def test_an_identity_card_that_cannot_be_read_is_one_that_is_not_there(study: St
     identify_encoder(study)
     Store.of(study).encoder_card.write_text("{")
 
-    with pytest.raises(EncoderError, match="The encoder of cells was not identified yet"):
+    with pytest.raises(EncoderError, match="The encoder of cells has not been identified yet"):
         assemble_database(study)
     assert identify_encoder(study).identity
 

@@ -371,7 +371,7 @@ def test_a_run_under_way_stops_pruning(finished: Study) -> None:
     assert prune(finished) == []
     with (runs / "alive.lock").open("w") as lock:
         assert lock_file(lock.fileno(), runs / "alive.lock")
-        with pytest.raises(StorageError, match=r"Run alive is under way"):
+        with pytest.raises(StorageError, match=r"Run alive is in progress"):
             prune(finished)
 
 
