@@ -89,7 +89,8 @@ def no_vocabulary(content: dict[str, Any]) -> None:
     content["vocabulary"] = {"custom": {"sentences": ["a cell", "no cell"]}}
 
 
-@pytest.mark.parametrize("change", [no_vocabulary, *(slow(change) for change in (None, no_tokens, no_concepts))])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [None, no_vocabulary, no_tokens, no_concepts])
 def test_the_notebooks_on_databases_run_on_that_of_another_study(
     study: Study, change: Callable[[dict[str, Any]], None] | None
 ) -> None:

@@ -25,7 +25,7 @@ from ccassets_tests.pages import stain_encoder
 from ccassets_tests.pages.explorer_process import BuiltStudy, Client, served, with_classifier
 from ccassets_tests.pages.test_explorer_pages import Visit, visited
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(900)]
 
 CONCEPTS = ["Nucleus", "Eosinophilic granules", "Pale cytoplasm", "Haemoglobin", "Plasma"]
 EOSINOPHILS = {
