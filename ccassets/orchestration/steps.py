@@ -93,9 +93,10 @@ def retry_wait(context: dg.OpExecutionContext | dg.AssetExecutionContext, raised
 
 @contextmanager
 def errors_as_failures() -> Iterator[None]:
-    """Our own errors are written for the user: show their text as the step's failure, or try the step again.
+    """Show the text of our own errors, and of the system's, as the step's failure, or try the step again.
 
-    So do those of the system.
+    After a transient error the step is retried, unless `ccassets build` started the run, where a user reads the
+    message.
     """
     try:
         yield

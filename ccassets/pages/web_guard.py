@@ -41,11 +41,11 @@ class _Refusal:
 class WebGuard:
     """ASGI middleware that keeps other web pages, other names and other users away from a local application.
 
-    - The `Host` of every request is one of `hosts`: any other name that resolves to this machine is refused. - A
-    request that changes something is a POST of a page of this server, or JSON of a program that is not a browser. - A
-    websocket is opened by a page of this server. - No other page shows a page of this server in a frame, or loads
-    anything from here. - With a token, every request carries it. `?token=…` in an address turns it into a cookie for
-    this server.
+    - The `Host` of every request is one of `hosts`: any other name that resolves to this machine is refused.
+    - A request that changes something is a POST of a page of this server, or JSON of a program that is not a browser.
+    - A websocket is opened by a page of this server.
+    - No other page shows a page of this server in a frame, or loads anything from here.
+    - With a token, every request carries it. `?token=…` in an address turns it into a cookie for this server.
 
     Args:
         app: The ASGI application to guard.
