@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := $(VENV)/lowest
 
+# The tests start hundreds of processes; without bytecode each of them compiles torch and Dagster again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo ui test slow test-browser test-lowest guarantees audit bench coverage docs dist release check lint types \
   imports format clean
