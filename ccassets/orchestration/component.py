@@ -72,8 +72,7 @@ class FeatureDatabaseComponent(dg.Component):
             Its assets, checks, jobs, schedules and sensors, without resources.
         """
         with warnings.catch_warnings():
-            # Checks by split are a preview in Dagster; `dagster` is pinned to one minor version for that reason.
-            warnings.simplefilter("ignore", dg.PreviewWarning)
+            # Sensors that run in the code server are in beta; Dagster is pinned to one minor version for that reason.
             warnings.simplefilter("ignore", dg.BetaWarning)
             assets = study_assets(self.study)
             jobs = study_jobs(self.study, assets)
