@@ -104,13 +104,13 @@ class ExportedRows:
         return self._columns(slice(0, 0), np.asarray(self.database.image_features[:0]), tokens)
 
     def blocks(
-        self, progress: Progress = silent, rows: slice | None = None, block_bytes: int | None = None
+        self, progress: Progress = silent, rows: slice | None = None, block_bytes: int = _BLOCK_BYTES
     ) -> Iterator[Columns]:
         """The columns of blocks of rows, in the order of the file; a block is valid until the next one."""
         chosen = rows or self.rows
         arrays = [self.database.image_features, *([] if self._tokens is None else [self._tokens])]
         row_bytes = [int(np.prod(array.shape[1:])) * array.dtype.itemsize for array in arrays]
-        step = max(1, (block_bytes or _BLOCK_BYTES) // max(1, sum(row_bytes)))
+        step = max(1, block_bytes // max(1, sum(row_bytes)))
         iterators = [
             iter_blocks(array, max(1, step * size), chosen) for array, size in zip(arrays, row_bytes, strict=True)
         ]

@@ -120,17 +120,22 @@ def _own_overrides(
     if not file:
         return {}
     known = read_label_overrides(study.resolve(file))
-    keys, splits = _keys(database), database.split
+    keys, splits = stored_keys(database), database.split
     spellings = {row: (names[row], keys[row], f"{splits[row]}/{keys[row]}") for row in rows}
     return {names[row]: known[name] for row in rows for name in dict.fromkeys(spellings[row]) if name in known}
 
 
 def _names(database: Database) -> list[str]:
     """What a study knows every row by."""
-    return distinct_names(_keys(database), database.split.tolist())
+    return distinct_names(stored_keys(database), database.split.tolist())
 
 
-def _keys(database: Database) -> Sequence[str]:
+def stored_keys(database: Database) -> Sequence[str]:
+    """The keys of all rows.
+
+    Raises:
+        AnalysisError: The file has none.
+    """
     if database.keys is None:
         raise AnalysisError(f"{database.path.name} does not say where its rows came from: they have no keys.")
     keys: Sequence[str] = database.keys.tolist()

@@ -14,7 +14,7 @@ from ccassets.analysis.row_files import csv_text
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
 from ccassets.exports.exported_rows import ExportedRows
-from ccassets.exports.study_of_rows import key_lines, study_of_rows
+from ccassets.exports.study_of_rows import key_lines, stored_keys, study_of_rows
 from ccassets.exports.tables import record_batch
 from ccassets.study.schema import Study
 
@@ -42,10 +42,8 @@ def keys_text(exported: ExportedRows, rows: Rows) -> bytes:
     Raises:
         AnalysisError: The file has no keys, or one has a line break.
     """
-    keys = exported.database.keys
-    if keys is None:
-        raise AnalysisError(f"{exported.database.path.name} does not say where its rows came from: they have no keys.")
-    return key_lines(keys[rows].tolist())
+    keys = stored_keys(exported.database)
+    return key_lines(keys[row] for row in rows.tolist())
 
 
 def rows_csv(exported: ExportedRows, rows: Rows) -> bytes:
