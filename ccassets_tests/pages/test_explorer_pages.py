@@ -85,6 +85,12 @@ class Visit:
     def button(self, name: str) -> Any:
         return self.page.get_by_role("button", name=name, exact=True)
 
+    def search(self, text: str) -> None:
+        """Look for images like a text, and wait until they are there."""
+        self.page.get_by_label("Find images like").fill(text)
+        self.button("Search").click()
+        self.page.get_by_role("heading", name=f"Images like “{text}”").wait_for()
+
     def downloaded(self, name: str) -> bytes:
         """Press a button, and read the file that it gives."""
         with self.page.expect_download() as download:
@@ -150,9 +156,7 @@ def test_the_walk_from_a_text_to_a_new_study(
         page = visit.page
         visit.open("")
         visit.button("Gallery").click()
-        page.get_by_label("Find images like").fill("a cell with eosinophilic granules")
-        visit.button("Search").click()
-        page.get_by_role("heading", name="Images like “a cell with eosinophilic granules”").wait_for()
+        visit.search("a cell with eosinophilic granules")
         first = page.locator("#gallery .card").first
         first.wait_for()
         row = int(first.get_attribute("data-row"))
