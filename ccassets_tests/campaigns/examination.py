@@ -23,6 +23,9 @@ MEMORY = 1 << 30
 SECONDS = 8
 """Of processor time: twice what the child process for foreign files has for a small file, for a busy machine."""
 
+_DIGITS = 20
+"""Of the number that a fork says first: the bytes it was born with."""
+
 _PATIENCE = 300.0
 """Seconds of waiting: nothing that is read sleeps, so this is only for a machine that is busy with other things."""
 
@@ -47,16 +50,16 @@ class Outcome:
 def examine(path: Path) -> Outcome:
     """Summarize and validate a file, deeply, in a fork with a gigabyte of memory and `SECONDS` of processor time.
 
-    Memory is counted from what this process holds when it forks: that is nothing the file asked for.
+    Memory is counted from what the fork holds when it is born: that is nothing the file asked for.
     """
     started = time.monotonic()
-    resident, data = _held_bytes()
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
-        _work(path, writing, data + MEMORY)
+        _work(path, writing)
     os.close(writing)
+    resident = int(os.read(reading, _DIGITS))
     text = _read_until(reading, started + _PATIENCE)
     if text is None:
         os.kill(child, signal.SIGKILL)
@@ -97,8 +100,11 @@ def _held_bytes() -> tuple[int, int]:
     return int(pages[1]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()
 
 
-def _work(path: Path, fd: int, data_limit: int) -> NoReturn:
+def _work(path: Path, fd: int) -> NoReturn:
     try:
+        resident, data = _held_bytes()
+        os.write(fd, b"%0*d" % (_DIGITS, resident))
+        data_limit = data + MEMORY
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
