@@ -68,6 +68,7 @@ def make(study: Study, store: Store, rows: int) -> None:
 
 STEPS: dict[str, Callable[[Study, Store], object]] = {
     "read the manifest": lambda study, store: recorded_manifest(study, "train", store),
+    "plan, the first time": lambda study, store: plan_study(study, store=store),
     "plan": lambda study, store: plan_study(study, store=store),
     "plan from nothing": lambda study, store: plan_study(study, store=store, fresh=True),
     "extract, nothing to do": lambda study, store: extract_images(study, store=store),
