@@ -198,7 +198,7 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 def reading_refused(error: BaseException, what: str) -> StorageError | None:
-    """A refusal of the system to let us read, as a sentence; None when the error is about the file itself."""
+    """An error for a read that the system refused; None if the error is about the file itself."""
     kind = system_error_kind(error)
     if kind is None:
         return None

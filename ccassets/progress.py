@@ -14,7 +14,7 @@ Listener = Callable[[str, int, int, str], None]
 
 
 def available_cores() -> int:
-    """The cores that this process may use, which a container or a batch system may have made fewer."""
+    """Count the cores that this process may use; a container or a batch system may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -170,7 +170,7 @@ def _several_labels(
     database: Database,
     store: Store,
 ) -> dict[str, Any]:
-    """What one-against-rest classifiers allow; thresholds and Platt scaling are chosen on val."""
+    """Measure one-against-rest classifiers; thresholds and Platt scaling are chosen on val."""
     thresholds = choose_thresholds(rows[VAL].labels, ranks[VAL])
     lines = fit_platt(rows[VAL].labels, ranks[VAL])
     known = [None if np.isnan(threshold) else float(threshold) for threshold in thresholds]

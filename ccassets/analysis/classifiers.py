@@ -342,7 +342,7 @@ def _log_losses(fitted: Samples, held_out: Samples, strengths: Sequence[float]) 
 
 
 def limit_threads(size: int) -> AbstractContextManager[object]:
-    """Keep a fit on `size` numbers to one thread where more would slow it down, tenfold on busy cores."""
+    """Fit on one thread if `size` is small: on busy cores, more threads can take ten times as long."""
     limits: AbstractContextManager[object] = _thread_pools().limit(limits=1 if size < _MOST_SINGLE_THREADED else None)
     return limits
 

@@ -102,7 +102,7 @@ class PairedDifference:
         method: The method.
         first: The name of the first database.
         second: The name of the second.
-        difference: The difference with its interval, which stands by itself.
+        difference: The difference with its interval, which is not corrected for the number of comparisons.
         p_value: Of the exact McNemar test where accuracies by image are compared, else of a permutation test that
             exchanges the two databases for an image, or a group; None where there are too few groups.
         corrected: The p-value after Holm's correction for all differences of the comparison.
@@ -310,7 +310,7 @@ def _described(database: Database, name: str, matched: int, repeated: int) -> Co
 
 
 def _names(databases: Sequence[Database]) -> list[str]:
-    """The names of the files with as many of their folders as tell them apart, numbered where a file is repeated."""
+    """The names of the files, with enough of their folders to be distinct; a file that is repeated gets a number."""
     paths = [database.path.absolute() for database in databases]
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = [str(Path(*path.parts[-depth:])) for path in paths]
@@ -392,7 +392,7 @@ def _groups(database: Database) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Images:
-    """The matched images of a database: their rows, all and held out; accesses to these are recorded."""
+    """The matched images of a database: all of their rows, and the held-out ones, whose accesses are recorded."""
 
     database: Database
     rows: npt.NDArray[np.intp]
@@ -406,7 +406,7 @@ class _Images:
         return None if self.database.groups is None else self.database.groups[self.held_out]
 
     def record(self, method: str) -> None:
-        """Record an access that no classifier records."""
+        """Record an access by a method that has no classifier, which would record it."""
         if self.split != ALL_ROWS:
             identity = str(summarize(self.database)["encoder"]["identity"])[:16]
             self.log.record(f"comparison: {method}", model=identity, split=self.split, rows=len(self.held_out))

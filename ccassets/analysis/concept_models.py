@@ -105,7 +105,7 @@ def make_concept_model(classifier: Classifier, database: Database) -> ConceptMod
         The model.
 
     Raises:
-        AnalysisError: The database does not say which encoder made it, or has not the classifier's concepts.
+        AnalysisError: The database does not say which encoder made it, or lacks a concept of the classifier.
     """
     return ConceptModel(
         classifier=classifier,

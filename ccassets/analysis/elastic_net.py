@@ -107,7 +107,7 @@ class _SoftmaxLoss:
         self._sums = indicators @ features
 
     def at(self, weights: FloatArray, intercept: FloatArray) -> _Point:
-        """Newton's method for the intercept, which `intercept` should be near to."""
+        """Find the best intercept by Newton's method, which starts from `intercept`."""
         logits = weights @ self.features.T
         rows, classes = logits.shape[1], len(self.counts)
         probabilities, normaliser = _softmax(logits + intercept[:, None])
@@ -158,7 +158,7 @@ class _SoftmaxLoss:
 
 
 def _softmax(logits: FloatArray) -> tuple[FloatArray, float]:
-    """Probabilities (C, n) by column, and the sum of the logarithms of what they were divided by."""
+    """Probabilities (C, n) by column, and the sum of the logarithms of their normalisers."""
     top = logits.max(axis=0)
     powers = np.exp(logits - top)
     totals = powers.sum(axis=0)

@@ -29,8 +29,8 @@ _REST = 2048.0
 def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: FloatArray | None = None) -> FloatArray:
     """Compare float16 rows with a few unit vectors on all cores.
 
-    Products are summed in float32; the error is at most `largest_error`. Up to `PRECISE_VECTORS` vectors are multiplied
-    as the sum of two float16 vectors each, more of them as one.
+    Products are summed in float32; the error is at most `largest_error`. Each of up to `PRECISE_VECTORS` vectors is
+    multiplied as the sum of two float16 vectors; if there are more, each is rounded to one.
 
     Args:
         rows: (n, D) of any length, C-contiguous.
@@ -86,7 +86,7 @@ def _float16_parts(vectors: FloatArray) -> list[npt.NDArray[np.float16]]:
 
 
 def suits_kernel(rows: npt.NDArray[Any]) -> bool:
-    """Whether these rows are what the kernel reads, and it is worth its while in this process."""
+    """Whether the kernel can read these rows, and is the faster way in this process."""
     return rows.dtype == np.float16 and rows.dtype.isnative and rows.flags.c_contiguous and _kernel_is_fast()
 
 

@@ -189,8 +189,9 @@ def area(
 def precision_area(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> Proportions:
     """Compute average precisions: the mean over positive rows of the share of positive ones among the rows at or above.
 
-    It is worth at most as many rows as are positive (Boyd, Eng and Page 2013). The influence of a row is the derivative
-    by its weight: what it adds as a positive row, and what it changes of the shares at the positive rows below.
+    Its effective number of rows is at most that of the positive ones (Boyd, Eng and Page 2013). The influence of a row
+    is the derivative by its weight: what it adds as a positive row, and what it changes of the shares at the positive
+    rows below.
 
     Args:
         scores: (n, K).
@@ -282,7 +283,7 @@ def each_proportion(parts: Proportions, groups: Groups = None) -> list[Estimate]
 
 
 def _sizes(parts: Proportions, units: Units) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By part: the most rows it can be worth, the units it is worth without variance, the fewest units it rests on."""
+    """By part: its most effective rows, its effective units if nothing varies, and the fewest units behind it."""
     rows = [kind.sum(axis=0).astype(np.float64) for kind in parts.counted]
     held = [(units.sums(kind) > 0).sum(axis=0).astype(np.float64) for kind in parts.counted]
     tied = _tied(parts)
@@ -294,7 +295,7 @@ def _sizes(parts: Proportions, units: Units) -> tuple[FloatArray, FloatArray, Fl
 
 
 def _size(counts: list[FloatArray]) -> FloatArray:
-    """The rows of a share; of an area, those that its variance is worth near 1 (Hanley and McNeil 1982)."""
+    """The rows of a share; for an area, the effective rows by its variance near 1 (Hanley and McNeil 1982)."""
     if len(counts) == 1:
         return counts[0]
     first, second = counts
@@ -302,7 +303,7 @@ def _size(counts: list[FloatArray]) -> FloatArray:
 
 
 def _tied(parts: Proportions) -> npt.NDArray[np.bool_]:
-    """Which parts no row can move: areas under scores that are all alike."""
+    """Which parts do not depend on any row: areas under scores that are all equal."""
     return np.asarray(~parts.influence.any(axis=0) & (parts.values > 0) & (parts.values < 1))
 
 
@@ -314,7 +315,7 @@ def _effective(
     fewest: npt.NDArray[Any],
     units: Units,
 ) -> FloatArray:
-    """As many rows as the values are worth.
+    """The effective number of rows of each value.
 
     By groups the variance rests on few of them: it is corrected for their number, one more group of one row is added,
     and the t distribution replaces the normal one.
@@ -435,8 +436,8 @@ def bootstrap(
         rows: Number of rows.
         groups: (rows,) the group of every row.
         bounds: The least and the greatest value that the metric can have.
-        size: As many rows as the metric can be worth; all of them by default. Give the positive rows of a metric that
-            looks at those.
+        size: The most effective rows that the metric can have; all rows by default. For a metric of positive rows
+            alone, give their number.
         resamples: Number of resamples.
         seed: Seed of the weights.
 

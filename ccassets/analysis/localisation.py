@@ -25,9 +25,9 @@ class Localisation:
         images: Images that show the part.
         compared: Those of them that show concepts of the part and of other parts.
         maps: Maps of the part's concepts in `images`.
-        inside: Share of `compared` in whose part the part's concepts have a higher mean than those of other parts.
-        outside: Share of `compared` in the rest of which they have a lower mean.
-        both: Share of `compared` in which both is so.
+        inside: Share of `compared` whose maps have, within the part, a higher mean for its concepts than for others.
+        outside: Share of `compared` whose maps have, outside the part, a lower mean for its concepts than for others.
+        both: Share of `compared` that meet both conditions.
         pointing: Share of `maps` whose highest patch is in the part (the pointing game).
         mass: Mean share of the part in what a map has above its own mean.
         area: What `pointing` and `mass` would be by chance.

@@ -229,7 +229,7 @@ def sensitivity(labels: Array, scores: Array, groups: Groups = None, specificity
 def _sensitivities(
     scores: Array, positive: npt.NDArray[np.bool_], weights: FloatArray, specificity: float
 ) -> FloatArray:
-    """(B,): the highest sensitivity that keeps to the specificity, for each weighing of the rows (B, n)."""
+    """(B,): the highest sensitivity that keeps to the specificity, for each weighting of the rows (B, n)."""
     order = np.argsort(-scores, kind="stable")
     cuts = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     hits, errors = ((weights * part)[:, order].cumsum(axis=1) for part in (positive, ~positive))
@@ -248,8 +248,8 @@ def balanced_accuracy(labels: Array, scores: Array, groups: Groups = None) -> Es
 def macro_f1(labels: Array, scores: Array, groups: Groups = None, thresholds: FloatArray | None = None) -> Estimate:
     """Compute the unweighted mean over classes of their F1; a class that no row has is left out.
 
-    The F1 of a class is 2 J / (1 + J), where J is the share of right rows among those that have the class or are taken
-    for it, so its limits are those of a share.
+    The F1 of a class is 2 J / (1 + J), where J is the share of right rows among those that have the class or are
+    predicted as it, so its limits are those of a share.
     """
     require_labels(labels, scores)
     members, predicted = _one_against_rest(labels, scores), _predicted(labels, scores, thresholds)

@@ -157,7 +157,7 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
 
     Args:
         features: (N, D) of any float dtype and length; compared at unit length.
-        count: The number of components, where there are so many rows and dimensions.
+        count: The number of components; at most the number of rows and of dimensions.
 
     Returns:
         (N, C), C at most `count`; a row that is zero or not finite counts as zeros.
@@ -182,7 +182,7 @@ def principal_components(features: Array, count: int) -> npt.NDArray[np.float32]
 
 
 def _centre_and_scatter(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The mean (D,) of rows at unit length, and the sum of products (D, D) of what they differ from it by."""
+    """The mean (D,) of rows at unit length, and the sum of products (D, D) of their deviations from it."""
     near = _unit_vectors(rows[:_CHUNK]).mean(axis=0)  # Small differences keep their digits.
     total, scatter = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
     for first in range(0, len(rows), _CHUNK):

@@ -100,7 +100,7 @@ class NearDuplicates:
 
     Attributes:
         pairs: The most similar pairs, most similar first.
-        count: Number of pairs of at least the similarity, those that were not kept included.
+        count: Number of all pairs that reach the similarity, including those that were not kept.
     """
 
     pairs: tuple[ImagePair, ...]

@@ -395,7 +395,7 @@ def measure_zero_shot(database: Database, progress: Progress = silent) -> dict[s
 
 
 def _chosen_on_val(has_val: bool, multilabel: bool) -> list[str]:
-    """What of a result rests on val: keys, joined by dots."""
+    """The keys of a result, joined by dots, whose values were chosen or fitted on val."""
     if not has_val:
         return []
     if not multilabel:

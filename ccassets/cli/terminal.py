@@ -34,7 +34,7 @@ def print_text(text: object, *, err: bool = False) -> None:
 
 
 def print_line(text: object) -> None:
-    """Print a text as one line, whatever line feeds the names in it have."""
+    """Print a text as one line; a line feed in it becomes `\n`."""
     print_text(str(text).replace("\n", r"\n"))
 
 

@@ -7,7 +7,7 @@ import os
 
 
 class PositionedFile(io.RawIOBase):
-    """A readable file of known size; what derives from it reads at `_position`, and moves it on."""
+    """A readable file of known size; subclasses read at `_position` and advance it."""
 
     size: int
     _position = 0

@@ -187,7 +187,7 @@ class RemoteFile(PositionedFile):
         return block
 
     def _with_whole_heaps(self, start: int, size: int) -> bytes:
-        """Blocks from a start, in which every heap of texts that begins was read to its end, and is one that ends.
+        """Read blocks from a start, and check that each heap of texts that begins in them has an end.
 
         The first block is always included; later ones are left out from the first heap that continues beyond them.
         """
@@ -343,8 +343,8 @@ def _decompressed(text: str) -> bytes:
 def _collection_paused() -> Iterator[None]:
     """Keep Python from collecting garbage.
 
-    h5py holds its lock while it reads through us. If the thread that fetches collected an object of h5py meanwhile, it
-    would wait for that lock, and we for the thread: for ever.
+    h5py holds its lock while it reads through us. A fetching thread that collects an object of h5py would wait for that
+    lock while we wait for the thread: a deadlock.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -96,7 +96,7 @@ class FolderDataset:
 
     @cached_property
     def _class_names(self) -> frozenset[str]:
-        """The folders below the splits. A key knows its class, an empty class folder only shows here."""
+        """The folders below the splits; keys would not show a class folder that is empty."""
         folders = {
             entry.name
             for split in self.config.splits

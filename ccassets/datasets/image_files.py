@@ -115,7 +115,7 @@ def similar_file(root: Path, key: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _names_by_form(folder: Path, state: str) -> dict[str, str]:
-    """The names in a folder by what tells them apart; `state` changes with the folder."""
+    """The names in a folder by their normal form; `state` changes with the folder."""
     return {_form(path.name): path.name for path in folder.iterdir()}
 
 

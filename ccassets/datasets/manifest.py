@@ -1,4 +1,4 @@
-"""The manifest: the rows of a split in order, each image read once; what a database is assembled to."""
+"""The manifest: the rows of a split in order, each image read once; assembly follows it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def require_rgb(image: Image.Image) -> Image.Image:
 
 
 def require_pixels(pixels: FloatArray, size: int) -> None:
-    """Raise `EncoderError` unless pixels are (B, 3, size, size) float32: towers take any size with as many patches."""
+    """Raise `EncoderError` unless pixels are (B, 3, size, size) float32; a tower would accept other sizes."""
     if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size) or pixels.dtype != np.float32:
         raise EncoderError(f"Expected pixels (B, 3, {size}, {size}) float32, found {pixels.shape} {pixels.dtype}.")
 

@@ -119,7 +119,7 @@ def read_state(fills: Sequence[Fill]) -> dict[str, torch.Tensor]:
 
 
 def _opened(file: Path) -> AbstractContextManager[Any]:
-    """A file of weights whose header was read already; `StorageError` when the system does not let us have it now."""
+    """A file of weights whose header was read already; `StorageError` when the system cannot read it now."""
     try:
         file.open("rb").close()  # Whatever the reason, safetensors calls a file that it cannot open missing.
         return safe_open(file, framework="pt")

@@ -31,7 +31,7 @@ def study_of_rows(
     """Make the files of a study of some rows of another one; a build of it encodes no image that is encoded already.
 
     Encoder, vocabulary, data set and splits are those of the study, without its limit; paths are absolute, so that the
-    folder may lie anywhere on this machine. Labels that the study itself corrects stay so.
+    folder may lie anywhere on this machine. Labels that the study itself corrects are kept.
 
     Args:
         study: The study that has the rows.
@@ -126,7 +126,7 @@ def _own_overrides(
 
 
 def _names(database: Database) -> list[str]:
-    """What a study knows every row by."""
+    """The name of every row in a study: its key, or `split/key`."""
     return distinct_names(stored_keys(database), database.split.tolist())
 
 
@@ -153,7 +153,7 @@ def _csv(overrides: Mapping[str, LabelOverride]) -> bytes:
 
 
 def _absolute(study: Study, section: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of a section as they are from any folder; a name of the hub stays as it is."""
+    """The absolute paths of a section; a name of the hub is not changed."""
     return {
         key: str(study.resolve(value))
         for key, value in section.items()

@@ -21,9 +21,9 @@ _OF_ROWS = {"feature_digest", "rows_digest"}
 def trace_damage(file: Path, findings: Sequence[Finding]) -> list[Finding]:
     """Find the damaged parts behind a deep validation, so that the next build repairs them.
 
-    A file of a storage that holds other bytes than were written, and every damaged part of its study's encoder, are no
-    longer recorded as verified: the next build assembles the file again, and encodes the rows of these parts. A file
-    outside a storage has no parts, and nothing is changed.
+    A file of a storage whose bytes have changed is no longer recorded as verified, and neither is any damaged part of
+    its study's encoder. The next build assembles the file again and encodes the rows of these parts. A file outside a
+    storage has no parts; for it, nothing is changed.
 
     Args:
         file: The file that was validated.

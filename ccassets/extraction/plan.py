@@ -72,7 +72,7 @@ def row_bytes(card: EncoderCard) -> int:
 
 
 def expected_row_bytes(study: Study) -> int | None:
-    """The bytes of a row by what is published of the study's model; None for a model that no preset knows."""
+    """The bytes of a row by the published sizes of the study's model; None for a model without a preset."""
     published = study.encoder.kind == "conceptclip"
     preset = load_presets()["conceptclip"] if published else preset_of(getattr(study.encoder, "weights", ""))
     if preset is None or getattr(study.encoder, "architecture", None) is not None:
@@ -81,7 +81,7 @@ def expected_row_bytes(study: Study) -> int | None:
 
 
 def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store: Store | None = None) -> StudyPlan:
-    """Plan a study whose weights are not on this machine: everything is to be encoded, in sizes that are published.
+    """Plan a study whose weights are not on this machine: everything is encoded, and sizes are the published ones.
 
     Args:
         study: The study, its images read already.
@@ -114,8 +114,8 @@ def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store
 def plan_images(manifest: Manifest, index: RowIndex, rows_per_shard: int) -> ImagePlan:
     """Divide the rows of a split that no part holds into shards, in the order of the manifest.
 
-    Equal images are encoded once. Of an empty storage this is the canonical plan; after a kill it starts at the first
-    shard that was not finished, since only whole shards are ever held.
+    Equal images are encoded once. With an empty storage, this is the canonical plan. After a kill, it starts at the
+    first shard that was not finished, since parts hold whole shards only.
     """
     entries = index.find(manifest.image_digest)
     missing = np.flatnonzero(entries < 0)

@@ -75,7 +75,8 @@ def prune(study: Study, *, store: Store | None = None, dry_run: bool = False, no
         now: Also remove parts younger than a day.
 
     Returns:
-        The unneeded files. All but the `recent` ones were removed, or would be; with `now`, these too.
+        The unneeded files. Those that are not `recent` were removed, or would be by a call without `dry_run`; with
+        `now`, the recent ones too.
 
     Raises:
         StudyError: A study cannot be read, so that its needs are unknown. Nothing is removed then.

@@ -104,7 +104,7 @@ class Build:
         return list(changed)
 
     def _due(self, names: Sequence[str], failed: Set[str]) -> list[str]:
-        """What has to run, each asset at most once a build."""
+        """The assets that have to run, each at most once in a build."""
         snapshot = self._snapshot()
         due = self._requested() | lost_assets(snapshot, self.study, self.store).keys() | failed
         if self.fresh:

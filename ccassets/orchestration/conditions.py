@@ -71,17 +71,17 @@ def _night(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
 
 
 def rebuild_stale(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
-    """That of features, database and analyses."""
+    """The condition of features, database and analyses."""
     return (_due & _unattended(study) & ~When.any_deps_missing() & ~Blocked()).with_label(_REBUILD_LABEL)
 
 
 def report_stale(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
-    """That of the validation report, which is made also of a database that failed its checks."""
+    """The condition of the validation report, which is made even if the database failed its checks."""
     return (_due & _unattended(study) & ~When.any_deps_missing()).with_label(_REBUILD_LABEL)
 
 
 def read_sources(study: Study) -> dg.AutomationCondition[dg.AssetKey]:
-    """That of images and encoder."""
+    """The condition of images and encoder."""
     night = _night(study) & ~When.in_progress()
     return (night | (_due & _unattended(study))).with_label(
         "every night, when the study changed, and when it was never read"

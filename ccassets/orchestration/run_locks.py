@@ -1,4 +1,4 @@
-"""A lock for every run, which its process holds as long as it lives: runs whose process was killed are found by it.
+"""Locks of runs: a process holds the lock of its run as long as it lives, so that a killed run is noticed.
 
 Dagster itself learns of a killed run from its daemon, after minutes, and not at all where no daemon runs: the slot of
 the encoders' pool would never be freed.
@@ -78,7 +78,7 @@ def watch_for_dead_runs(instance: dg.DagsterInstance, folder: Path) -> Iterator[
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nobody holds the lock. That of another user is left to them: their home marks their runs."""
+    """Whether no process holds the lock; a lock of another user counts as held, since their home marks their runs."""
     try:
         fd = os.open(path, os.O_RDWR)
     except (FileNotFoundError, PermissionError):

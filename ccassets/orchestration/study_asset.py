@@ -41,7 +41,7 @@ class ExtractionRun(dg.Config):
     fresh: bool = False
 
     def is_fresh(self, context: dg.AssetExecutionContext) -> bool:
-        """Whether the run, by this option or by its tag, keeps nothing."""
+        """Whether this option or a tag of the run asks to compute everything again."""
         return self.fresh or FRESH in context.run.tags
 
 
@@ -55,7 +55,7 @@ def asset_spec(
     deps: Sequence[dg.AssetDep | str] = (),
     condition: Callable[[Study], dg.AutomationCondition[dg.AssetKey]] = rebuild_stale,
 ) -> dg.AssetSpec:
-    """Say what an asset of a study is, in its group and under its name.
+    """Make the specification of an asset of a study, with its group and key.
 
     Args:
         study: The study.
@@ -164,7 +164,7 @@ def _make_splits(
 def _evaluate_checks(
     context: dg.AssetExecutionContext, checks: FileChecks, store: Store, made: Iterable[Materialization]
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Run the checks of what a step made before it failed, as far as its run has them."""
+    """Run the checks of what a step made before it failed, if its run includes them."""
     planned = [
         entry.get_dagster_event().asset_check_planned_data.asset_check_key
         for entry in context.instance.all_logs(

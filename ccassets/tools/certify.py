@@ -38,8 +38,8 @@ class Check:
     """One fact of a certificate.
 
     Attributes:
-        name: What was held to what is published.
-        expected: What is published, or the limit.
+        name: What was compared.
+        expected: The published value, or the limit.
         measured: What this encoder gives.
         deviation: The largest difference; None where nothing was measured.
         passed: Whether the deviation is within the tolerance; None where nothing was measured.
@@ -105,7 +105,7 @@ def certify_study(
 
     Args:
         study: A study with ConceptCLIP.
-        published: What is published, with the keys of `load_published()`; that by default.
+        published: Published values, with the keys of `load_published()`, whose result is the default.
         device: The torch device; by default a GPU where there is one.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         progress: Called with the images encoded so far and in all.

@@ -53,7 +53,7 @@ def check_digests(contents: Contents, findings: FindingCollector) -> None:
 def _database_digest(
     splits: Mapping[str, str], templates: Mapping[str, str], vocabulary: Mapping[str, Sequence[str]]
 ) -> str | None:
-    """The database digest; None where names are not UTF-8, which a recorded digest cannot be over."""
+    """The database digest; None where names are not UTF-8, since no digest can be computed from them."""
     try:
         return database_digest(splits, templates, vocabulary)
     except UnicodeEncodeError:

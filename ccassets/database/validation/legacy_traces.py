@@ -188,7 +188,7 @@ def _copies_of(
 def _copies_in(rows: tuple[StoredRows, StoredRows], first: int, run: SplitRun, excess: int | None) -> list[SplitRun]:
     """Divide a run where the split was begun again; `first` is the split's first row.
 
-    A restart inside a run is a row that equals the first one, and from which on the rows equal those before it.
+    A restart inside a run is a row that equals the first row, and whose followers equal the rows that follow the first.
     """
     if excess and _is_copy(rows, run.start, run.start + excess, min(excess, len(run) - excess)):
         return [SplitRun(run.split, run.start, run.start + excess), SplitRun(run.split, run.start + excess, run.stop)]
@@ -224,7 +224,7 @@ def _is_copy(rows: tuple[StoredRows, StoredRows], first: int, again: int, length
 
 
 def _has_distinct_rows(rows: tuple[StoredRows, StoredRows], first: int, length: int) -> bool:
-    """Whether a run of rows is more than one picture over and over."""
+    """Whether a run of rows shows more than one picture repeated."""
     return length > 1 and not _equal_rows(rows, first, first + 1, length - 1).all()
 
 

@@ -213,7 +213,7 @@ class _Proof:
     ) -> tuple[Ints, dict[str, Mapping[str, Any]]]:
         """The matched rows that may be imported, since no part holds them and no sample refutes their split.
 
-        Also gives the record of the order of every split that has any.
+        Also return, for each split that has one, the record of its order.
         """
         row_of_image = np.full_like(match.row, -1)
         orders: dict[str, Mapping[str, Any]] = {}

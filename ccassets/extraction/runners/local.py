@@ -215,7 +215,7 @@ def _work(connection: Connection, setup: WorkerSetup, device: _WorkerDevice) -> 
 
 
 def _die_with_parent() -> None:
-    """End at once when the caller is gone, whose lock is gone with it: another build may encode the same shard."""
+    """End this process when the caller ends: its lock is then free, and another build may encode the same shard."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -88,7 +88,7 @@ def _description(study: Study) -> str:
 
 
 def _grouping(study: Study) -> list[tuple[str | None, int | None, int]]:
-    """The facts about concepts that no prompt holds. An edited word makes its templates stale, not this."""
+    """The facts about concepts that are in no prompt; words are not among them, since they belong to the templates."""
     return [(concept.group, concept.level, len(concept.synonyms)) for concept in study.vocabulary.concepts.words]
 
 

@@ -1,7 +1,7 @@
 """The asset `validation_report`: every check of the finished database, as JSON and as a page to read.
 
-It is made in the step of the database: as one of its own it would be stopped by the database's failed checks, and the
-report is needed most when they fail.
+It is made in the step of the database. A step of its own would not run after failed checks of the database, when the
+report is needed most.
 """
 
 import dagster as dg
