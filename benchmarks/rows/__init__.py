@@ -41,7 +41,7 @@ MODULES = {
 ON_REQUEST = ("extraction_published",)
 """Rows that take minutes and gigabytes: run when they are named."""
 
-SAME_MEMORY = ("extraction", "assembly", "validation", "export_csv", "export_parquet")
+SAME_MEMORY = ("extraction", "assembly", "validation", "digests", "export_csv", "export_parquet")
 """Rows whose peak memory must not grow with the number of rows."""
 
 

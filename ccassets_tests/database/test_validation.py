@@ -273,21 +273,28 @@ def test_a_different_template_of_the_study_is_named_with_both_texts(tmp_path: Pa
 _PEAK = """
 import resource, sys
 from ccassets.database.validation import validate_database
-findings = validate_database(sys.argv[1], deep=True)
+findings = validate_database(sys.argv[1], deep=sys.argv[2] == "deep")
 assert not findings, findings
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+def peak_memory(path: Path, depth: str) -> int:
+    """The most KiB that validating a file takes, in a process of its own."""
+    command = [sys.executable, "-c", _PEAK, path, depth]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small = write_database(tmp_path / "small.h5", {"train": 12}, dim=256, tokens=400)
     large = write_database(tmp_path / "large.h5", {"train": 600}, dim=256, tokens=400)
     assert large.stat().st_size > 100 << 20
-    peaks = [
-        int(subprocess.run([sys.executable, "-c", _PEAK, path], check=True, capture_output=True, text=True).stdout)
-        for path in (small, large)
-    ]
-    assert peaks[1] - peaks[0] < 12 << 10  # KiB
+    assert peak_memory(large, "deep") - peak_memory(small, "deep") < 12 << 10
+
+
+def test_the_digests_of_many_small_rows_take_no_memory(tmp_path: Path) -> None:
+    path = write_database(tmp_path / "a.h5", {"train": 200_000}, dim=8, tokens=0)
+    assert peak_memory(path, "deep") - peak_memory(path, "shallow") < 24 << 10
 
 
 # --- the page -----------------------------------------------------------------------------------------

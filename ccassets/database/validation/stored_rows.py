@@ -46,9 +46,10 @@ class StoredRows:
             data, position = data[done:], position + done
         return block
 
-    def step(self, block_bytes: int) -> int:
-        """Rows of one block: about `block_bytes`, and whole chunks, so that each is unpacked once."""
+    def step(self, block_bytes: int, most_rows: int | None = None) -> int:
+        """Rows of one block: about `block_bytes`, at most `most_rows`; whole chunks, so that each is unpacked once."""
         rows: int = max(1, block_bytes // max(1, self.row_bytes))
+        rows = rows if most_rows is None else min(rows, most_rows)
         if self._dataset.chunks is None:
             return rows
         chunk: int = self._dataset.chunks[0]

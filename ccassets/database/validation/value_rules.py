@@ -37,6 +37,8 @@ _BLOCK_BYTES = 8 << 20
 """What all threads read at a time: small enough to stay in the processor's cache between reading and checking."""
 _RANGE_BYTES = 16 << 20
 """What a thread takes at a time."""
+_RANGE_ROWS = 4096
+"""The most rows of it: each has a hasher of its own, which can be larger than the row."""
 _MOST_THREADS = 16
 """More are not faster than memory."""
 
@@ -130,7 +132,7 @@ def _scan(
     if stored_digests is not None and {len(dataset) for dataset in datasets} != {len(stored_digests)}:
         stored_digests = None  # rows that do not belong together; `row_counts` says so
     largest = max(map(StoredRows, datasets), key=lambda source: source.row_bytes)
-    step = largest.step(_RANGE_BYTES)
+    step = largest.step(_RANGE_BYTES, _RANGE_ROWS)
     ranges = [range(first, min(first + step, rows)) for first in range(0, rows, step)]
     # HDF5 unpacks chunks in one thread at a time.
     cores = 1 if any(dataset.chunks for dataset in datasets) else min(available_cores(), _MOST_THREADS)
