@@ -12,6 +12,7 @@ import numkong
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.hdf5 import read_mapped
 from ccassets.progress import available_cores
 
 FloatArray = npt.NDArray[np.float32]
@@ -20,8 +21,8 @@ PRECISE_VECTORS = 4
 """Up to here a vector counts with 22 bits a number; more vectors are rounded to float16, or the cost would double."""
 MOST_VECTORS = 16
 """From here on converting a block of rows once and multiplying it as float32 is quicker."""
-_PIECE_BYTES = 1 << 20
-"""Rows that are read at a time: they stay in the cache of a core until their lengths are taken, too."""
+_PIECE_BYTES = 2 << 20
+"""Rows that a thread reads at a time: they stay in the cache until they are multiplied and their lengths are taken."""
 _REST = 2048.0
 """What float16 rounds away of a vector is kept as a second float16 vector, this many times as large."""
 
@@ -39,6 +40,10 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
 
     Returns:
         Cosines, (n, K); nan for rows of length 0 or with values that are not finite.
+
+    Raises:
+        DatabaseError: The file that the rows are mapped from is cut off.
+        StorageError: The system refuses to read it.
     """
     parts = _float16_parts(vectors)
     packed = numkong.dots_pack(np.concatenate(parts))
@@ -47,7 +52,7 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
         lengths = np.full(len(rows), np.nan, np.float32)
 
     def fill(piece: slice) -> None:
-        part = rows[piece]
+        part = read_mapped(rows[piece])
         products = np.asarray(numkong.dots_packed(part, packed))
         result[piece] = products[:, : len(vectors)]
         if len(parts) > 1:

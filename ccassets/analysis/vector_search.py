@@ -257,18 +257,18 @@ def nearest_images_of_each(
     features, mask = database.image_features, _require_hits(database, k, allowed)
     if database not in _LENGTHS:
         _LENGTHS[database] = np.full(len(database), np.nan, np.float32)
-    rough = np.empty((len(database), len(vectors)), np.float32)
+    rough = np.empty((len(vectors), len(database)), np.float32)
     for first, block in _blocks(features, mask):
         rows = slice(first, first + len(block))
         if mask[rows].mean() < _GATHERED:
             chosen = np.flatnonzero(mask[rows])
-            rough[first + chosen] = _rough_cosines(block[chosen], vectors)
+            rough[:, first + chosen] = _rough_cosines(block[chosen], vectors).T
         else:
-            rough[rows] = _rough_cosines(block, vectors, _LENGTHS[database][rows])
+            rough[:, rows] = _rough_cosines(block, vectors, _LENGTHS[database][rows]).T
     error = largest_error(vectors)
     return [
         _hits(database, features, vector, _Rough(scores, mask, error), k)
-        for vector, scores in zip(vectors, rough.T, strict=True)
+        for vector, scores in zip(vectors, rough, strict=True)
     ]
 
 

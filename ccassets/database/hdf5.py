@@ -6,8 +6,10 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary, finalize
 
 import h5py
 import numpy as np
@@ -148,8 +150,72 @@ def map_dataset(dataset: h5py.Dataset) -> Array | None:
     if dataset.chunks is not None or offset is None:
         return None
     # By the file that is open, not by its path: another one may have been published there since.
-    with os.fdopen(os.dup(file_descriptor(dataset.file)), "rb") as opened:
-        return np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
+    opened = os.fdopen(os.dup(file_descriptor(dataset.file)), "rb")
+    try:
+        values = np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
+    except BaseException:
+        opened.close()
+        raise
+    mapping: Any = values.base
+    finalize(mapping, opened.close)
+    location = f"{dataset.file.filename}: {dataset.name}"
+    _MAPPED_FILES[mapping] = _MappedFile(opened.fileno(), offset - _address(values), location)
+    return values
+
+
+@dataclass(frozen=True)
+class _MappedFile:
+    """The open file of a mapping, what to add to an address to get a position in it, and its name for messages."""
+
+    descriptor: int
+    shift: int
+    location: str
+
+
+_MAPPED_FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
+
+
+def read_mapped(values: Array) -> Array:
+    """Read values into memory where they are mapped from a data set (`map_dataset`).
+
+    For values that are used once. The system copies a block faster than it maps its pages, and pages that are mapped
+    count as memory of the process.
+
+    Args:
+        values: Values of any kind.
+
+    Returns:
+        A copy; the values themselves where they are not mapped, or not C-contiguous.
+
+    Raises:
+        DatabaseError: The file is cut off.
+        StorageError: The system refuses to read the file.
+    """
+    base: Any = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    file = _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
+    if file is None or not values.flags.c_contiguous:
+        return values
+    copy = np.empty(values.shape, values.dtype)
+    with read_errors_at(file.location):
+        read_into(copy, file.descriptor, _address(values) + file.shift)
+    return copy
+
+
+def read_into(values: Array, descriptor: int, position: int) -> None:
+    """Fill C-contiguous values with the bytes of an open file from a position on; `OSError` where it ends too soon."""
+    data = values.reshape(-1).view(np.uint8).data
+    while len(data):
+        done = os.preadv(descriptor, [data], position)
+        if not done:
+            raise OSError(f"the file ends at byte {position}, before these rows do")
+        data, position = data[done:], position + done
+
+
+def _address(values: Array) -> int:
+    address: int = values.__array_interface__["data"][0]
+    return address
 
 
 def decode_text(value: Any) -> str:

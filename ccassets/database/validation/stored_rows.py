@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import h5py
 import numpy as np
 
-from ccassets.database.hdf5 import Array, file_descriptor
+from ccassets.database.hdf5 import Array, file_descriptor, read_into
 
 
 class StoredRows:
@@ -37,13 +35,7 @@ class StoredRows:
         if len(self._buffer) < rows:
             self._buffer = np.empty((rows, *self._dataset.shape[1:]), self._dataset.dtype)
         block = self._buffer[:rows]
-        data = block.reshape(-1).view(np.uint8).data
-        position = self._offset + first * self.row_bytes
-        while len(data):
-            done = os.preadv(self._fd, [data], position)
-            if not done:
-                raise OSError(f"the file ends at byte {position}, before these rows do")
-            data, position = data[done:], position + done
+        read_into(block, self._fd, self._offset + first * self.row_bytes)
         return block
 
     def step(self, block_bytes: int, most_rows: int | None = None) -> int:
