@@ -268,6 +268,27 @@ def test_a_different_template_of_the_study_is_named_with_both_texts(tmp_path: Pa
     assert "'round nucleus there' expected, 'round nucleus in a cell' found (and 2 more)" in of_t02.message
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_wrong_norms_are_those_that_float64_gives(tmp_path: Path, dtype: type[np.floating]) -> None:
+    path = write_database(tmp_path / "a.h5", {"train": 300}, dim=64, tokens=0)
+    rng = np.random.default_rng(3)
+    with h5py.File(path, "r+") as file:
+        values = file["image_features"][...].astype(np.float64)
+        values[100:200] *= 1 + rng.uniform(-0.004, 0.004, (100, 1))  # Half of them are right.
+        values[200:204] *= [[1e-4], [0.5], [100], [5e4]]
+        del file["image_features"]
+        file.create_dataset("image_features", data=values.astype(dtype))
+        norms = np.linalg.norm(values.astype(dtype).astype(np.float64), axis=1)
+
+    with open_database(path) as database:
+        scan = run_checks(database, only=["norms"]).values
+
+    wrong = np.flatnonzero(np.abs(norms - 1) > 2e-3)
+    assert 20 < len(wrong) < 90
+    assert scan.unsound_rows.tolist() == wrong.tolist()
+    assert scan.norm_deviation == pytest.approx(norms.max() - 1, rel=1e-5)
+
+
 # --- memory -------------------------------------------------------------------------------------------
 
 _PEAK = """
