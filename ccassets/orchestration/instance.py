@@ -11,14 +11,14 @@ import dagster as dg
 
 from ccassets.errors import StorageError
 from ccassets.files import exclusive
-from ccassets.study.storage import home
+from ccassets.study.storage import has_records, home
 
 SHIPPED_DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 
 
 @contextmanager
 def dagster_instance() -> Iterator[dg.DagsterInstance]:
-    """Open the Dagster instance of the home, which is made with our `dagster.yaml` if it has none.
+    """Open the Dagster instance of the home, which is made with our `dagster.yaml` if it is new.
 
     Yields:
         The instance, which is closed at the end of the block.
@@ -34,7 +34,7 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
             folder.mkdir(parents=True, exist_ok=True)
             # Dagster makes its tables when it opens a home first; two that do so at once spoil them for good.
             with exclusive(folder):
-                if not (folder / "dagster.yaml").exists():
+                if not has_records(folder):
                     shutil.copyfile(SHIPPED_DAGSTER_YAML, folder / "dagster.yaml")
                 instance = _open_instance(folder)
         with instance:

@@ -16,6 +16,11 @@ def home(explicit: str | os.PathLike[str] | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def has_records(folder: Path) -> bool:
+    """Whether a folder is a home that Dagster already uses: it has settings, or records made without any."""
+    return (folder / "dagster.yaml").is_file() or (folder / "history").is_dir()
+
+
 def storage_root() -> Path:
     """The folder of parts, databases and pages: `CCASSETS_STORAGE`, else `<home>/storage`."""
     chosen = os.environ.get("CCASSETS_STORAGE")

@@ -37,7 +37,7 @@ from ccassets.files import DIGEST_CACHE, lock_file
 from ccassets.progress import silent
 from ccassets.study.loading import load_studies
 from ccassets.study.schema import ConceptClipConfig, OpenClipConfig, Study, TransformersConfig
-from ccassets.study.storage import Store, home, storage_root
+from ccassets.study.storage import Store, has_records, home, storage_root
 from ccassets.tools.offline_bundle import RECORD, changed_files
 
 Level = Literal["ok", "warning", "problem"]
@@ -162,8 +162,8 @@ def _home(diagnose_home: Callable[[], Diagnosis]) -> Iterator[Diagnosis]:
 
 
 def _home_exists() -> bool:
-    """Whether the home is writable and has Dagster's settings."""
-    return not _why_not_writable(home()) and (home() / "dagster.yaml").is_file()
+    """Whether the home is writable and used by Dagster already."""
+    return not _why_not_writable(home()) and has_records(home())
 
 
 def _study_files() -> Iterator[Diagnosis]:

@@ -15,6 +15,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -126,6 +127,17 @@ def test_a_foreign_home_without_a_limit_gets_lines_to_merge_and_no_edit(home: Pa
     merged = {**lines, "concurrency": {**foreign["concurrency"], **lines["concurrency"]}}
     file.write_text(yaml.safe_dump(merged))
     assert line("home").level == "ok"
+
+
+def test_a_home_with_records_and_without_settings_gets_lines_to_merge_and_no_settings(home: Path) -> None:
+    home.mkdir()
+    with dg.DagsterInstance.from_config(str(home)) as instance:  # As plain Dagster makes one without dagster.yaml.
+        instance.add_dynamic_partitions("theirs", ["a"])
+    assert not (home / "dagster.yaml").exists()
+    diagnosis = line("home")
+    assert diagnosis.level == "warning"
+    assert "no limit for the pool ccassets_encoder" in diagnosis.message
+    assert not (home / "dagster.yaml").exists()
 
 
 def test_a_home_that_dagster_cannot_use_is_a_problem(home: Path, study: Study) -> None:
