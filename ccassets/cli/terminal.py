@@ -54,15 +54,20 @@ def write_output(path: Path, text: str) -> None:
 
 
 def print_findings(file: Path, findings: Sequence[Finding]) -> None:
-    """Print one line for each finding on a file, and a last one with the verdict."""
+    """Print one line for each finding on a file, what to do about each failed check, and the verdict."""
     from rich.console import Console
     from rich.text import Text
+
+    from ccassets.database.validation.registry import CHECKS  # It loads h5py, which `--help` does without.
 
     console = Console(soft_wrap=True)
     for finding in findings:
         style = "red" if finding.severity == "error" else "yellow"
         message = printable(f"{finding.message} [{finding.where}]")
         console.print(Text(f"{finding.severity} {finding.check}", style), Text(message))
+    for check in dict.fromkeys(finding.check for finding in findings):
+        if check in CHECKS:
+            console.print(Text(f"to mend {check}: {CHECKS[check].advice}"))
     errors = count_errors(findings)
     verdict = "not valid" if errors else "valid"
     counts = f"{counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}"

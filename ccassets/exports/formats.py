@@ -76,7 +76,7 @@ def export_checked(
     if name not in FORMATS:
         suffixes = ", ".join(f".{suffix}" for suffix in (*_FILES, "refs.json", "refs.parquet"))
         raise AnalysisError(
-            f"{path.name}: expected one of the suffixes {suffixes}, which name the format, or one of the formats "
+            f"{path.name}: expected one of the suffixes {suffixes}, which name the format, or `--format` with one of "
             f"{', '.join(FORMATS)}; found {name or 'neither'!r}."
         )
     is_folder = name in _FOLDERS or (name == "refs" and path.suffix == ".parquet")

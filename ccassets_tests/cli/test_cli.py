@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 import ccassets
+from ccassets.database.validation.registry import CHECKS
 from ccassets.study.schema import Study
 from ccassets_tests.cli.command_line import COMMANDS, Result, run, run_in_process
 from ccassets_tests.made_studies import DATA, edit_study, save_golden_weights, save_images, write_study
@@ -186,6 +187,8 @@ def test_validation_ends_with_1_for_errors_and_prints_findings_as_json(built: Bu
     shown = run("validate", DATA / "legacy" / "legacy_duplicated.h5")
     assert shown.code == 1
     assert "is not valid" in shown.out
+    for check in {finding["check"] for finding in content["findings"]}:
+        assert shown.out.count(f"to mend {check}: {CHECKS[check].advice}\n") == 1
 
 
 def test_studies_are_listed_one_a_line(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_a_different_template_of_the_study_is_named_with_both_texts(tmp_path: Pa
     findings = validate_database(write_database(tmp_path / "a.h5"), study(vocabulary=changed))
     assert {finding.check for finding in findings} == {"study_vocabulary"}
     of_t02 = next(finding for finding in findings if finding.where == "/templates/concept_prompts_t02")
-    assert "'round nucleus there' expected, 'round nucleus in a cell' found (and 2 more)" in of_t02.message
+    assert "expected 'round nucleus there' at 0, found 'round nucleus in a cell' (and 2 more)" in of_t02.message
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -321,7 +321,7 @@ def test_a_changed_text_under_the_old_hash_is_named(tmp_path: Path) -> None:
         file["templates/label_prompts_t01/texts"][1] = "a photo of 淋巴细胞"
     findings = findings_by_check(path)
     assert set(findings) == {"texts_hash", "texts"}
-    assert "'a photo of 单核细胞' expected, 'a photo of 淋巴细胞' found" in findings["texts"].message
+    assert "expected 'a photo of 单核细胞' at 1, found 'a photo of 淋巴细胞'" in findings["texts"].message
 
 
 def test_lists_that_were_overwritten_without_encoding_are_named(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_lists_that_were_overwritten_without_encoding_are_named(tmp_path: Path) 
     assert [f.where for f in findings if f.check == "texts"] == [
         f"/templates/concept_prompts_t{number:02d}/texts" for number in (1, 2, 3)
     ]
-    assert "3 expected, 4 found" in next(f.message for f in findings if f.check == "texts")
+    assert "expected 3 texts, found 4" in next(f.message for f in findings if f.check == "texts")
 
 
 def test_a_file_without_lists_is_checked_by_its_hashes(tmp_path: Path) -> None:

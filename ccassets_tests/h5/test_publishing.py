@@ -186,7 +186,7 @@ def test_an_unfinished_run_is_not_published(tmp_path: Path) -> None:
             stand_in(), loaders(val=GreyImages(9, 20, [0] * 9, lambda row: stop(row + 2))), output_path=path
         )
 
-    with pytest.raises(CcassetsError, match=r"'val': 9 expected, 0 found"):
+    with pytest.raises(CcassetsError, match=r"'val': expected 9, found 0"):
         finalize(path)
 
 

@@ -171,7 +171,7 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
     names = [*recorded, *(name for name in counts if name not in recorded)]
     wrong = [name for name in names if recorded.get(name, 0) != counts.get(name, 0)]
     if wrong:
-        text = listed([f"{name!r}: {recorded.get(name, 0)} expected, {counts.get(name, 0)} found" for name in wrong])
+        text = listed([f"{name!r}: expected {recorded.get(name, 0)}, found {counts.get(name, 0)}" for name in wrong])
         findings.add("provenance_rows", "/@provenance", f"expected the recorded rows of every split; {text}")
     skipped = {
         name: split["skipped"] for name, split in splits.items() if isinstance(split, dict) and split.get("skipped")

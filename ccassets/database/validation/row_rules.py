@@ -70,7 +70,7 @@ def _check_split_counts(contents: Contents, findings: FindingCollector) -> None:
     names = [*stored, *(name for name in counts if name not in stored)]
     wrong = [name for name in names if stored.get(name, 0) != counts.get(name, 0)]
     if wrong:
-        text = listed([f"{name!r}: {stored.get(name, 'none')} expected, {counts.get(name, 0)} found" for name in wrong])
+        text = listed([f"{name!r}: expected {stored.get(name, 'none')}, found {counts.get(name, 0)}" for name in wrong])
         findings.add(
             "split_counts",
             "/@split_counts",

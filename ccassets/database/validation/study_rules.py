@@ -42,7 +42,7 @@ def _check_vocabulary(contents: Contents, study: Study, findings: FindingCollect
     for name, expected in lists.items():
         different = difference_text(expected, contents.word_lists.get(name, expected))
         if different:
-            findings.add("study_vocabulary", f"/@{name}", f"{name}: expected the study's; {different}")
+            findings.add("study_vocabulary", f"/@{name}", f"{name} differs from the study's: {different}")
     templates = vocabulary.templates()
     for template_id, template in templates.items():
         stored = contents.templates.get(template_id)

@@ -134,7 +134,7 @@ def _compare_prompts(
         findings.add(
             "texts",
             f"{template.where}/texts",
-            f"expected the prompts that {source} give; {different}",
+            f"the prompts are not those that {source} give: {different}",
         )
 
 
@@ -143,11 +143,11 @@ def difference_text(expected: Sequence[str], actual: Sequence[str]) -> str:
     if list(expected) == list(actual):
         return ""
     if len(expected) != len(actual):
-        return f"{len(expected)} expected, {len(actual)} found"
+        return f"expected {len(expected)} texts, found {len(actual)}"
     rows = [row for row, pair in enumerate(zip(expected, actual, strict=True)) if pair[0] != pair[1]]
     row = rows[0]
     more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-    return f"at {row}: {shortened(expected[row])} expected, {shortened(actual[row])} found{more}"
+    return f"expected {shortened(expected[row])} at {row}, found {shortened(actual[row])}{more}"
 
 
 def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
@@ -157,7 +157,7 @@ def _check_concepts(contents: Contents, findings: FindingCollector) -> None:
     texts = [text for concept in concepts for text in (concept["word"], *(concept.get("synonyms") or ()))]
     different = difference_text(words, texts)
     if different:
-        findings.add("vocabulary", "/@concepts", f"expected the words of concept_texts; {different}")
+        findings.add("vocabulary", "/@concepts", f"the words are not those of concept_texts: {different}")
 
 
 # --- tokens -------------------------------------------------------------------------------------------
