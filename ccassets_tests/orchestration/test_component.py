@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -96,6 +97,22 @@ def test_the_page_works_as_it_stands_in_their_home_and_under_their_executor(proj
     assert event.asset_materialization is not None
     assert event.asset_materialization.metadata["images"].value == 18
     assert (project / "home" / "dagster.yaml").read_text() == "", "their settings are never edited"
+
+
+def test_a_project_without_components_loads_as_the_page_says(
+    tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(study.folder, tmp_path / "my_study")
+    (code,) = blocks("In a project without a `defs` folder")
+    (tmp_path / "project_of_theirs.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    repository = importlib.import_module("project_of_theirs").defs.get_repository_def()
+    assert (
+        dg.AssetKey(["my_study", "feature_database"])
+        in repository.asset_graph.get(dg.AssetKey("image_count")).parent_keys
+    )
+    assert repository.has_job("my_study__read_encoder")
+    assert {"store", "encoder"} <= set(repository.get_top_level_resources())
 
 
 @pytest.mark.slow
