@@ -34,7 +34,7 @@ def print_text(text: object, *, err: bool = False) -> None:
 
 
 def print_line(text: object) -> None:
-    """Print a text as one line; a line feed in it becomes `\n`."""
+    """Print a text as one line; a line feed in it becomes a backslash and an n."""
     print_text(str(text).replace("\n", r"\n"))
 
 
