@@ -23,6 +23,9 @@ MEMORY = 1 << 30
 SECONDS = 8
 """Of processor time: twice what the child process for foreign files has for a small file, for a busy machine."""
 
+_LIBRARY_PAGES = 64 << 20
+"""Room in `MEMORY` for pages of libraries that are read for the first time, which no limit of the system counts."""
+
 _DIGITS = 20
 """Of the number that a fork says first: the bytes it was born with."""
 
@@ -104,7 +107,7 @@ def _work(path: Path, fd: int) -> NoReturn:
     try:
         resident, data = _held_bytes()
         os.write(fd, b"%0*d" % (_DIGITS, resident))
-        data_limit = data + MEMORY
+        data_limit = data + MEMORY - _LIBRARY_PAGES
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit))
