@@ -12,14 +12,15 @@ from benchmarks.contest import Contest, Contestant, Target
 from benchmarks.sizes import Size
 
 COMMAND = "from ccassets.cli import main; main()"
+BARE_TYPER = "import typer; app = typer.Typer(); app.command()(lambda: None); app()"
 
 
 def command_line(folder: Path, size: Size) -> Contest:
     return Contest(
         work="`ccassets --help`",
         ours=lambda: _python("-c", COMMAND, "--help"),
-        limit=Contestant("starting Python", lambda: _python("-c", "pass")),
-        target=Target(seconds=0.4),
+        limit=Contestant("the help of a bare typer program", lambda: _python("-c", BARE_TYPER, "--help")),
+        target=Target(of_limit=0.5),
     )
 
 
@@ -28,7 +29,7 @@ def definitions(folder: Path, size: Size) -> Contest:
         work="loading the definitions of the studies that ship",
         ours=lambda: _python("-c", "from ccassets.definitions import defs; defs()"),
         limit=Contestant("`import dagster`", lambda: _python("-c", "import dagster")),
-        target=Target(seconds=2),
+        target=Target(beyond_limit=0.6),
     )
 
 
@@ -48,7 +49,7 @@ def empty_build(folder: Path, size: Size) -> Contest:
         work=f"`ccassets build` with nothing to do: {size.build_rows:,} rows of {size.build_tokens} patches, 3 splits",
         ours=ours,
         limit=Contestant("`import dagster`", lambda: _python("-c", "import dagster")),
-        target=Target(beyond_limit=5),
+        target=Target(beyond_limit=1.5),
     )
 
 
