@@ -64,7 +64,8 @@ def test_every_command_has_help_and_refuses_what_it_does_not_know(command: str) 
     assert "Usage: " in helped.out
     wrong = run(command, "--nonsense")
     assert (wrong.code, wrong.out) == (2, "")
-    assert "No such option: --nonsense" in wrong.err
+    assert "No such option" in wrong.err  # Releases of Click and Typer differ in what follows.
+    assert "--nonsense" in wrong.err.partition("No such option")[2]
 
 
 @pytest.mark.parametrize("command", sorted({*COMMANDS} - {"ui", "studies", "doctor", "encoders"}))
