@@ -62,7 +62,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "encoders.md": {
         "hf download": _NETWORK.format("encoders/test_open_clip_dual.py lays the two folders side by side")
     },
-    "explorer.md": {"ccassets explore features.h5": _SERVES.format("pages/test_explorer.py")},
+    "explorer.md": {"ccassets explore": _SERVES.format("pages/test_explorer.py")},
     "guarantees.md": {
         "make guarantees": "it runs tests such as this one for minutes; campaigns/test_guarantees_page.py",
     },

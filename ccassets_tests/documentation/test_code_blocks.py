@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -163,14 +165,21 @@ def with_study_of_page(folder: Path) -> Iterator[Replaced]:
 
 @contextmanager
 def with_explorer(folder: Path) -> Iterator[Replaced]:
-    """The explorer of the demo, at the address that it prints."""
+    """The explorer of the demo, at the address that it prints, and a new study of it."""
     command = [sys.executable, "-m", "ccassets.cli", "explore", "demo", "--no-browser"]
     environment = {**os.environ, "CCASSETS_HOME": str(folder / ".ccassets")}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        yield {"http://127.0.0.1:40123/": address}
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            selection = json.dumps({"rows": [3, 50], "name": "few_cells", "labels": {"3": "monocyte"}}).encode()
+            headers = {"Content-Type": "application/json", "Origin": address.rstrip("/")}
+            request = Request(f"{address}api/selection?format=study", selection, headers)
+            with urlopen(request) as answer:
+                (folder / "few_cells.zip").write_bytes(answer.read())
+            yield {"http://127.0.0.1:40123/": address}
+        finally:
+            process.terminate()
 
 
 @contextmanager
