@@ -17,6 +17,7 @@ from ccassets.analysis.classifiers import Classifier, FloatArray, LinearClassifi
 from ccassets.analysis.row_files import csv_text
 from ccassets.analysis.samples import database_concepts
 from ccassets.analysis.scores import image_cosines
+from ccassets.database.attributes import section
 from ccassets.database.label_names import joined_labels
 from ccassets.database.reader import Database
 from ccassets.errors import AnalysisError
@@ -315,7 +316,7 @@ def _thresholds(classifier: Classifier) -> FloatArray | None:
 
 def encoder_identity(database: Database) -> str:
     """Read the identity of the encoder that made a database; raises `AnalysisError` where the file does not say."""
-    identity = ((database.provenance or {}).get("encoder") or {}).get("identity")
+    identity = section(database.provenance, "encoder").get("identity")
     if not identity:
         raise AnalysisError(
             f"{database.path.name} does not say which encoder made it. A file of the original scripts says so once it "

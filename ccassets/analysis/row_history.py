@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from ccassets.analysis.samples import class_names, row_classes
 from ccassets.analysis.scores import image_cosines, normalise
+from ccassets.database.attributes import json_array, section
 from ccassets.database.feature_digests import hexadecimal
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError, DatabaseError
@@ -103,8 +103,7 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
     if chosen.empty:
         near = get_close_matches(key, table["key"].tolist(), 3) or table["key"].tolist()[:3]
         raise AnalysisError(f"{database.path.name} has no row of the key {key!r}; its keys are like {', '.join(near)}.")
-    provenance = database.provenance or {}
-    dataset, encoder = provenance.get("dataset") or {}, provenance.get("encoder") or {}
+    dataset, encoder = (section(database.provenance, name) for name in ("dataset", "encoder"))
     explained = []
     for row, facts in zip(chosen["row"].tolist(), chosen.to_dict("records"), strict=True):
         known = {str(name): value for name, value in facts.items() if isinstance(value, list) or pd.notna(value)}
@@ -118,14 +117,14 @@ def explain_rows(database: Database, key: str) -> list[dict[str, Any]]:
             | {
                 "dataset": {name: dataset.get(name) for name in ("kind", "name", "version")},
                 "encoder": {name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
-                "assembled_at": (provenance.get("created") or {}).get("at"),
+                "assembled_at": section(database.provenance, "created").get("at"),
                 "same_image": [_reference(table, other) for other in known["same_image"]],
                 "near_duplicates": [
                     {**_reference(table, other), "similarity": round(float(cosines[other]), 4)} for other in alike
                 ],
             }
         )
-        overridden = ((dataset.get("splits") or {}).get(known["split"]) or {}).get("overridden") or {}
+        overridden = section(dataset, "splits", known["split"], "overridden")
         if key in overridden:
             explained[-1]["label_in_dataset"] = overridden[key]
         if "part_label" in known and int(known["part_label"]) != int(database.labels[row]):
@@ -156,13 +155,13 @@ def _encoded_rows(database: Database, image_digests: set[str]) -> list[tuple[Any
             break
         try:
             with open_database(path) as part:
-                created: Mapping[str, Any] = (part.provenance or {}).get("created") or {}
-                device = ((part.provenance or {}).get("extraction") or {}).get("device")
+                created = section(part.provenance, "created").get("at")
+                device = section(part.provenance, "extraction").get("device")
                 digests = np.empty((0, 32), np.uint8) if part.image_digest is None else part.image_digest
                 keys: npt.NDArray[Any] = np.full(len(digests), "") if part.keys is None else part.keys
                 for row, digest in enumerate(hexadecimal(digests)):
                     if digest in missing:
-                        of_part = path.name, origin, created.get("at"), device
+                        of_part = path.name, origin, created, device
                         rows.append((digest, *of_part, keys[row], part.split[row], part.labels[row]))
                         missing.discard(digest)
         except DatabaseError:
@@ -172,10 +171,10 @@ def _encoded_rows(database: Database, image_digests: set[str]) -> list[tuple[Any
 
 def _parts(database: Database) -> dict[Path, str]:
     """The parts of a database that are still there, with their origin; only files that lie where builds leave parts."""
-    provenance = database.provenance or {}
-    identity = str((provenance.get("encoder") or {}).get("identity"))
+    identity = str(section(database.provenance, "encoder").get("identity"))
     if database.is_remote or not re.fullmatch("[0-9a-f]{32}", identity):  # A file may say anything.
         return {}
     folder = database.path.parents[1] / "features" / identity / "rows"
-    origins = {part.get("name"): str(part.get("origin")) for part in provenance.get("parts") or ()}
+    known = map(section, json_array(section(database.provenance).get("parts")))
+    origins = {str(part.get("name")): str(part.get("origin")) for part in known}
     return {path: origins[path.name] for path in sorted(folder.glob("*.h5")) if path.name in origins}

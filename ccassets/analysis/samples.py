@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.scores import concept_scores
+from ccassets.database.attributes import section
 from ccassets.database.label_names import NO_LABEL, joined_labels
 from ccassets.database.reader import Database, as_list
 from ccassets.errors import AnalysisError
@@ -195,7 +196,7 @@ def feature_samples(database: Database) -> Samples:
 
 def is_labelled(database: Database) -> bool:
     """Tell whether the stored labels mean anything: a data set without labels has zeros there."""
-    return bool(((database.provenance or {}).get("dataset") or {}).get("labels") != "none")
+    return bool(section(database.provenance, "dataset").get("labels") != "none")
 
 
 def is_ordinal(database: Database) -> bool:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ccassets.analysis.concept_models import encoder_identity
 from ccassets.analysis.float16_kernel import MOST_VECTORS, kernel_cosines, largest_error, suits_kernel
 from ccassets.analysis.row_files import save_images, write_csv
-from ccassets.analysis.samples import label_number
+from ccassets.analysis.samples import is_labelled, label_number
 from ccassets.analysis.scores import (
     FloatArray,
     cosines,
@@ -514,7 +514,7 @@ def _block_pairs(database: Database, split: npt.NDArray[np.int64]) -> Iterator[t
 
 def _row_facts(database: Database) -> Callable[[int], dict[str, Any]]:
     """A function from the number of a row to its key, split, label and group."""
-    labelled = ((database.provenance or {}).get("dataset") or {}).get("labels") != "none"
+    labelled = is_labelled(database)
     keys, groups, labels = database.keys, database.groups, database.shown_labels
     return lambda row: {
         "key": None if keys is None else keys[row],

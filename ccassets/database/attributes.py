@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import h5py
@@ -41,6 +42,18 @@ def read_attributes(group: h5py.Group) -> dict[str, Any]:
 def read_json_attribute(group: h5py.Group, name: str) -> Any:
     """One attribute, decoded where it is JSON; None where there is none."""
     return decode_json(plain_value(group.attrs.get(name)))
+
+
+def section(value: Any, *names: str) -> Mapping[str, Any]:
+    """The JSON object in a value, or under these names inside it; empty where a file of other origin has none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def json_array(value: Any) -> list[Any]:
+    """The JSON array that a value is; empty where it is anything else."""
+    return value if isinstance(value, list) else []
 
 
 def write_attribute(group: h5py.Group, name: str, value: Any) -> None:

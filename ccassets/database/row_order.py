@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ccassets.database.attributes import section
+
 
 def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
     """The number of rows whose order was not verified.
@@ -18,12 +20,11 @@ def unverified_rows(provenance: Mapping[str, Any], rows: int) -> int:
     """
     parts = provenance.get("parts")
     if isinstance(parts, list):
-        unverified = [part for part in parts if isinstance(part, dict) and part.get("order") == "unverified"]
+        unverified = [part for part in map(section, parts) if part.get("order") == "unverified"]
         return sum(part["rows"] for part in unverified if isinstance(part.get("rows"), int))
     if provenance.get("origin") != "adopted":
         return 0
-    order = provenance.get("order")
-    if isinstance(order, dict):
+    if isinstance(order := provenance.get("order"), dict):
         return 0 if order.get("verified_by") else rows
     return rows if str(provenance.get("matched_by")).startswith("position") else 0
 
@@ -40,9 +41,8 @@ def unverified_templates(provenance: Mapping[str, Any], templates: Iterable[str]
     """
     records = provenance.get("templates")
     if isinstance(records, dict):
-        return [name for name, record in records.items() if isinstance(record, dict) and "order" in record]
-    order = provenance.get("order")
-    is_verified = isinstance(order, dict) and order.get("verified_by")
+        return [name for name in records if "order" in section(records, name)]
+    is_verified = section(provenance, "order").get("verified_by")
     return [] if is_verified or provenance.get("matched_by") != "prompts" else list(templates)
 
 

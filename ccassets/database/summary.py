@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ccassets.database.attributes import json_array, section
 from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.errors import DatabaseError
 
@@ -22,8 +23,8 @@ def summarize(database: Database) -> dict[str, Any]:
     Facts that the file does not record are None or empty. Rows per split are those that `split_counts` states where
     they add up to N; only elsewhere is `/split` counted.
     """
-    provenance = _object(database.attributes.get("provenance"))
-    encoder = _object(provenance.get("encoder"))
+    provenance = section(database.provenance)
+    encoder = section(provenance, "encoder")
     return {
         "file": database.path.name,
         "profile": database.profile,
@@ -36,34 +37,26 @@ def summarize(database: Database) -> dict[str, Any]:
             name: {"prompts": len(template.texts), "first": template.texts[0] if template.texts else None}
             for name, template in database.templates.items()
         },
-        "labels": _list(database.attributes.get("label_texts")),
-        "concepts": _list(database.attributes.get("concept_texts")),
+        "labels": json_array(database.attributes.get("label_texts")),
+        "concepts": json_array(database.attributes.get("concept_texts")),
         "created_at": database.attributes.get("created_at"),
         "limit": database.attributes.get("limit"),
         "logit_multiplier": database.logit_multiplier,
         "concept_logit_multiplier": database.concept_logit_multiplier,
         "origin": provenance.get("origin"),
-        "digest": _object(provenance.get("digests")).get("database"),
+        "digest": section(provenance, "digests").get("database"),
         "encoder": {
             **{name: encoder.get(name) for name in ("kind", "identity", "weights_digest", "dtype")},
-            "weights": _object(encoder.get("recorded")).get("weights"),
+            "weights": section(encoder, "recorded").get("weights"),
         },
-        "dataset": _object(provenance.get("dataset")),
-        "libraries": _object(provenance.get("libraries")),
+        "dataset": dict(section(provenance, "dataset")),
+        "libraries": dict(section(provenance, "libraries")),
     }
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _splits(database: Database) -> dict[str, int]:
     """Rows per split; none in a file of templates alone."""
-    stated = _object(database.attributes.get("split_counts"))
+    stated = dict(section(database.attributes, "split_counts"))
     if all(type(rows) is int and rows >= 0 for rows in stated.values()) and sum(stated.values()) == len(database):
         return stated
     try:

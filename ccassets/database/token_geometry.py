@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from ccassets.database.reader import Database
+from ccassets.database.attributes import section
 
 Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the picture; it may reach beyond the picture."""
@@ -64,15 +63,9 @@ def cropping_warning(share: float) -> str | None:
     return f"the encoder crops: it never sees {share:.0%} of an average picture" if share >= 0.01 else None
 
 
-def encoder_facts(database: Database) -> Mapping[str, Any]:
-    """What the provenance of a database says of its encoder; nothing where there is none."""
-    encoder = (database.provenance or {}).get("encoder")
-    return encoder if isinstance(encoder, Mapping) else {}
-
-
 def token_geometry(encoder: Mapping[str, Any]) -> TokenGeometry | None:
     """The geometry of an encoder, from its card or a file's provenance; None where it is not known."""
-    recorded = encoder.get("recorded") or {}
+    recorded = section(encoder, "recorded")
     declared = recorded.get("geometry", {"rule": "squash"} if encoder.get("kind") in _TRAINED_FOR_WORDS else None)
     try:
         return None if declared is None else TokenGeometry(**declared)
@@ -82,7 +75,7 @@ def token_geometry(encoder: Mapping[str, Any]) -> TokenGeometry | None:
 
 def no_map_reason(encoder: Mapping[str, Any], token_count: int) -> str | None:
     """Why no map of a word can be laid over a picture; None where one can."""
-    kind, recorded = encoder.get("kind"), encoder.get("recorded") or {}
+    kind, recorded = encoder.get("kind"), section(encoder, "recorded")
     if not recorded.get("tokens_for_words", kind in _TRAINED_FOR_WORDS):
         return (
             f"The patches of this encoder ({kind or 'of an unknown kind'}) were not trained to be compared with words: "

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ccassets.analysis.samples import class_names, database_concepts, row_classes
+from ccassets.database.attributes import json_array, section
 from ccassets.database.reader import Database
+from ccassets.database.row_order import unverified_rows
 from ccassets.database.sandbox import require_readable_rows
 from ccassets.database.validation import validate_database
 from ccassets.encoders.presets import preset_of
@@ -66,7 +68,7 @@ def publish(database: Database, folder: str | os.PathLike[str], progress: Progre
 
 
 def _license(database: Database) -> str:
-    dataset = _provenance(database, "dataset")
+    dataset = section(database.provenance, "dataset")
     license = dataset.get("license") or (_PHANTOM_LICENSE if _is_phantom(dataset) else None)
     if not license:
         raise AnalysisError(
@@ -76,20 +78,15 @@ def _license(database: Database) -> str:
     return str(license)
 
 
-def _provenance(database: Database, name: str) -> Mapping[str, Any]:
-    section = (database.provenance or {}).get(name)
-    return section if isinstance(section, dict) else {}
-
-
 def _title(database: Database) -> str:
-    encoder, dataset = _provenance(database, "encoder"), _provenance(database, "dataset")
+    encoder, dataset = section(database.provenance, "encoder"), section(database.provenance, "dataset")
     images = "phantom cells" if _is_phantom(dataset) else dataset.get("name", database.path.stem)
     name = "the phantom encoder" if _is_phantom(encoder) else encoder.get("kind", "an unknown encoder")
     return f"Features of {images} by {name}"
 
 
-def _is_phantom(section: Mapping[str, Any]) -> bool:
-    return section.get("kind") == _PHANTOM
+def _is_phantom(facts: Mapping[str, Any]) -> bool:
+    return facts.get("kind") == _PHANTOM
 
 
 # --- card --------------------------------------------------------------------------------------------
@@ -113,13 +110,12 @@ def _card(rows: ExportedRows, license: str, files: Mapping[str, Sequence[Path]],
 
 
 def _about(database: Database, license: str) -> Iterator[str]:
-    encoder, dataset = _provenance(database, "encoder"), _provenance(database, "dataset")
-    recorded: Mapping[str, Any] = encoder.get("recorded") or {}
-    weights = str(recorded.get("weights") or "not recorded")
+    encoder, dataset = section(database.provenance, "encoder"), section(database.provenance, "dataset")
+    weights = str(section(encoder, "recorded").get("weights") or "not recorded")
     preset = preset_of(weights)
     gate = {True: "gated", False: "not gated", None: "gate not known"}[preset.gated if preset else None]
     terms = f"{(preset and preset.license) or 'not recorded'}, {gate}"
-    digests = _provenance(database, "digests")
+    digests = section(database.provenance, "digests")
     images = "generated phantoms, of no patient" if _is_phantom(dataset) else "a medical image data set"
     yield f"Image features of {images}, with scores on concepts. **The images are not part of it.**"
     yield ""
@@ -135,9 +131,9 @@ def _about(database: Database, license: str) -> Iterator[str]:
     yield f"| licence of the encoder | {_cell(_PHANTOM_LICENSE if _is_phantom(encoder) else terms)} |"
     yield f"| features | {len(database):,} rows of {database.dim} numbers, float16 |"
     yield f"| origin | {_cell((database.provenance or {}).get('origin'))} |"
-    yield f"| made | {_cell(_provenance(database, 'created').get('at'))} with ccassets |"
+    yield f"| made | {_cell(section(database.provenance, 'created').get('at'))} with ccassets |"
     yield f"| digest | `{_cell(digests.get('database', 'not recorded'))}` |"
-    for split, digest in (digests.get("splits") or {}).items():
+    for split, digest in section(digests, "splits").items():
         yield f"| digest of {_cell(split)} | `{_cell(digest)}` |"
     yield ""
     yield "```python"
@@ -193,8 +189,8 @@ def _words(database: Database) -> Iterator[str]:
 
 
 def _limits(database: Database) -> Iterator[str]:
-    provenance = database.provenance or {}
-    dataset = _provenance(database, "dataset")
+    provenance = section(database.provenance)
+    dataset = section(provenance, "dataset")
     yield "## Intended use and limits"
     yield ""
     yield "For research on representations, retrieval and concept models. Not for diagnosis or treatment of patients."
@@ -207,12 +203,12 @@ def _limits(database: Database) -> Iterator[str]:
         yield f"- At most {database.attributes['limit']} rows of each split were taken: it is not the whole data set."
     if provenance.get("origin") == "adopted":
         yield "- Rows were imported from an existing file."
-    if any(part.get("order") == "unverified" for part in provenance.get("parts") or ()):
+    if unverified_rows(provenance, len(database)):
         yield "- For some rows, it was not verified that features and images are in the same order."
-    for split, facts in (dataset.get("splits") or {}).items():
+    for split in section(dataset, "splits"):
         for name in ("skipped", "blank"):
-            if facts.get(name):
-                yield f"- {len(facts[name])} images of {_cell(split)} could not be read and are {name}."
+            if count := len(json_array(section(dataset, "splits", split).get(name))):
+                yield f"- {count} images of {_cell(split)} could not be read and are {name}."
     repeated = _images_in_several_splits(database)
     yield f"- {repeated:,} images stand in more than one split." if repeated else "- No image stands in two splits."
 
@@ -315,8 +311,8 @@ def _croissant(
         "license": license,
         "url": "https://huggingface.co/datasets",
         "version": "1.0.0",
-        "datePublished": str(_provenance(database, "created").get("at", "1970-01-01"))[:10],
-        "identifier": str(_provenance(database, "digests").get("database", "")),
+        "datePublished": str(section(database.provenance, "created").get("at", "1970-01-01"))[:10],
+        "identifier": str(section(database.provenance, "digests").get("database", "")),
         "distribution": distribution,
         "recordSet": record_sets,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import section
 from ccassets.database.reader import Database, open_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.errors import DatabaseError, StorageError
@@ -64,8 +65,7 @@ def _refusal(
             f"{database.path} would be replaced. It holds templates that no build wrote, and no rows. Move it away and "
             f"build again; or run `ccassets build {study.name} --allow-loss`."
         )
-    encoder = provenance.get("encoder")
-    encoder = encoder if isinstance(encoder, dict) else {}
+    encoder = section(provenance, "encoder")
     lost = _lost_rows(database, encoder.get("identity"), store, identity, manifests)
     return _refusal_of_rows(study, database, encoder, lost) if len(lost) else None
 

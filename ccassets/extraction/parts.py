@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import section
 from ccassets.database.feature_digests import feature_digests, rows_digest
 from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
 from ccassets.database.reader import Database, open_database
@@ -232,7 +233,7 @@ def _read_rows(
         with open_database(path) as database:
             provenance = database.provenance or {}
             images, features = database.image_digest, database.feature_digest
-            if provenance.get("encoder", {}).get("identity") != identity or images is None or features is None:
+            if section(provenance, "encoder").get("identity") != identity or images is None or features is None:
                 return nothing
             if not verified.has(path):
                 if known_only or not verify_rows(database):
@@ -257,7 +258,7 @@ def _read_rows(
 def _identity_of(path: Path) -> Any:
     try:
         with open_database(path) as database:
-            return (database.provenance or {}).get("encoder", {}).get("identity")
+            return section(database.provenance, "encoder").get("identity")
     except UNUSABLE as error:
         if refusal := reading_refused(error, str(path)):
             raise refusal from error

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ccassets.database.attributes import section
 from ccassets.database.encoder_identity import compute_identity
 from ccassets.database.feature_digests import rows_digest
 from ccassets.database.reader import Database, open_database
@@ -185,9 +186,9 @@ def _add_database(needs: Mapping[str, _Needs], path: Path, card_identity: str | 
 
 def _trusted_identity(database: Database) -> str | None:
     """The encoder identity of a database whose provenance and row digests agree with their own digests, else None."""
-    encoder = (database.provenance or {}).get("encoder")
+    encoder = section(database.provenance, "encoder")
     images, features = database.image_digest, database.feature_digest
-    if not isinstance(encoder, dict) or images is None or features is None:
+    if images is None or features is None:
         return None
     if database.attributes.get("rows_digest") != rows_digest(images, features):
         return None
@@ -256,10 +257,9 @@ def _reason(path: Path, identity: str, needs: _Needs | None) -> str | None:
 def _part_identity(part: Database) -> str | None:
     """The encoder identity of a part; None for another kind of file, or one in the folder of the other kind."""
     folders = {"image-part": "rows", "template-part": "templates"}
-    encoder = (part.provenance or {}).get("encoder")
-    if not isinstance(encoder, dict) or folders.get(part.profile) != part.path.parent.name:
+    if folders.get(part.profile) != part.path.parent.name:
         return None
-    return encoder.get("identity")
+    return section(part.provenance, "encoder").get("identity")
 
 
 def _leftovers(store: Store, remove: Callable[[Unneeded], None]) -> list[Unneeded]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ccassets.database.attributes import section
 from ccassets.database.feature_digests import template_digest
 from ccassets.database.reader import open_database
 from ccassets.database.row_order import unverified_templates
@@ -189,7 +190,7 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
                 subject_span=stored.subject_span,
             )
             right = (
-                provenance.get("encoder", {}).get("identity") == card.identity
+                section(provenance, "encoder").get("identity") == card.identity
                 and tuple(content.texts) == template.prompts
                 and stored.attributes.get("digest") == template_digest(content)
             )
@@ -216,7 +217,7 @@ def _cosine_to_database(stored: StoredTemplate, template_id: str, card: EncoderC
     try:
         with open_database(store.database) as database:
             before = database.templates.get(template_id)
-            identity = (database.provenance or {}).get("encoder", {}).get("identity")
+            identity = section(database.provenance, "encoder").get("identity")
             if before is None or identity != card.identity or len(before.texts) != len(stored.content.texts):
                 return None
             return float((before.text_features * stored.content.text_features).sum(axis=1).mean())

@@ -17,6 +17,7 @@ from ccassets.analysis.concept_models import MAX_MODEL_BYTES
 from ccassets.database.reader import open_database
 from ccassets.errors import DatabaseError
 from ccassets.exports import export
+from ccassets.pages.explorer.explorer_state import Explorer
 from ccassets_tests.cli.command_line import run, run_in_process
 from ccassets_tests.database.made_files import write_database
 
@@ -66,6 +67,44 @@ def test_a_hostile_file_is_not_exported(name: str, tmp_path: Path) -> None:
     with open_database(path) as database, pytest.raises(DatabaseError, match=re.escape(str(path))):
         export(database, tmp_path / "scores.csv")
     assert not (tmp_path / "scores.csv").exists()
+
+
+ODD_PROVENANCES = {
+    "texts": dict.fromkeys(("encoder", "dataset", "created", "digests", "extraction", "parts"), "odd"),
+    "splits of texts": {
+        "dataset": {"license": "mit", "splits": {"train": "odd"}},
+        "parts": [1, {"order": "unverified"}],
+    },
+    "lists of texts": {
+        "dataset": {
+            "license": "mit",
+            "splits": {"train": {"skipped": "odd", "blank": ["odd", -1], "overridden": "odd"}},
+        },
+        "encoder": {"recorded": "odd", "identity": "0" * 32},
+        "digests": {"splits": "odd"},
+    },
+}
+"""Provenances that are JSON objects, and hold something else where the format has objects and lists."""
+
+
+@pytest.mark.parametrize("name", ODD_PROVENANCES)
+def test_an_odd_provenance_is_no_defect_of_ours(name: str, tmp_path: Path) -> None:
+    path = write_database(tmp_path / "odd.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["provenance"] = json.dumps(ODD_PROVENANCES[name])
+        key = file["keys"][0].decode()
+    for command in (
+        ["search", path, "--row", "0"],
+        ["duplicates", path],
+        ["explain", path, key],
+        ["publish", path, tmp_path / "published"],
+    ):
+        result = run(*command)
+        assert "Unexpected" not in result.err, (command, result)
+    with open_database(path) as database:
+        explorer = Explorer(database)
+        assert explorer.info()["rows"] == len(database)
+        assert explorer.left_out() == {"skipped": [], "rows": [], "total": 0}
 
 
 def test_groups_in_groups_do_not_keep_a_search(tmp_path: Path) -> None:

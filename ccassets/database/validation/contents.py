@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.attributes import decode_json
+from ccassets.database.attributes import decode_json, section
 from ccassets.database.hdf5 import Array
 from ccassets.database.layout import BULK, IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS, WORD_LISTS
 from ccassets.database.reader import Database
@@ -254,8 +254,7 @@ def _row_datasets(
 
 def _records_image_digests(provenance: Any) -> bool:
     """False for a file that grew from a loader's tensors and records that it has none."""
-    dataset = provenance.get("dataset") if isinstance(provenance, dict) else None
-    return not isinstance(dataset, dict) or dataset.get("image_digests") != "none"
+    return section(provenance, "dataset").get("image_digests") != "none"
 
 
 def _read_values(dataset: h5py.Dataset, findings: FindingCollector) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 
+from ccassets.database.attributes import section
 from ccassets.database.feature_digests import (
     TEMPLATE_ARRAYS,
     attribute_digest,
@@ -25,8 +26,7 @@ from ccassets.database.validation.safe_reading import read_or_report
 
 def check_digests(contents: Contents, findings: FindingCollector) -> None:
     """Stored digests of rows, templates, splits and the database, recomputed."""
-    recorded = (contents.provenance or {}).get("digests")
-    recorded = recorded if isinstance(recorded, dict) else {}
+    recorded = section(contents.provenance, "digests")
     templates = {name: _check_template(template, findings) for name, template in contents.templates.items()}
     has_any = contents.feature_digest is not None or any("digest" in t.attributes for t in contents.templates.values())
     if not recorded and not has_any:
@@ -61,7 +61,7 @@ def _database_digest(
 
 
 def _strings(value: Any) -> Mapping[str, str]:
-    return {name: text for name, text in value.items() if isinstance(text, str)} if isinstance(value, dict) else {}
+    return {name: text for name, text in section(value).items() if isinstance(text, str)}
 
 
 def _report_difference(findings: FindingCollector, check: str, where: str, stored: Any, computed: str | None) -> None:

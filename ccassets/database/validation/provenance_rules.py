@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ccassets.database.attributes import json_array, section
 from ccassets.database.encoder_identity import compute_identity
 from ccassets.database.hdf5 import Array
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES
@@ -38,9 +39,9 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
             findings.add("no_provenance", "/@provenance", "expected a record of how the file came to be, found none")
     else:
         _check_sections(contents, provenance, findings)
-        _check_encoder(contents, _section(provenance, "encoder"), findings)
+        _check_encoder(contents, section(provenance, "encoder"), findings)
         _check_private(provenance, findings)
-        _check_splits(contents, _section(provenance, "dataset"), findings)
+        _check_splits(contents, section(provenance, "dataset"), findings)
         unverified = unverified_rows(provenance, contents.rows)
         if unverified:
             findings.add(
@@ -65,11 +66,6 @@ def check_provenance(contents: Contents, findings: FindingCollector) -> None:
             f"expected the whole data set, found a first try: a limit of {limit} rows a split",
         )
     _check_leaks(contents, findings)
-
-
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def _check_sections(contents: Contents, provenance: Mapping[str, Any], findings: FindingCollector) -> None:
@@ -106,7 +102,7 @@ def _check_encoder(contents: Contents, encoder: Mapping[str, Any], findings: Fin
             findings.add(
                 "encoder_identity", "/@provenance", f"expected features of {name} {encoder[name]}, found {size}"
             )
-    recorded = _section(encoder, "recorded")
+    recorded = section(encoder, "recorded")
     weights = str(recorded.get("weights", ""))
     if recorded.get("untrained") is True or _RANDOM.match(weights) or _RANDOM.match(str(encoder.get("weights_digest"))):
         findings.add(
@@ -163,7 +159,7 @@ def _strings(value: Any, location: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: FindingCollector) -> None:
-    splits = _section(dataset, "splits")
+    splits = section(dataset, "splits")
     if not splits or contents.split is None:
         return
     counts = split_rows(contents)
@@ -205,20 +201,17 @@ def _check_splits(contents: Contents, dataset: Mapping[str, Any], findings: Find
 
 
 def _skipped_text(rows: Any) -> str:
-    keys = (
-        [str(row.get("key")) if isinstance(row, dict) else str(row) for row in rows] if isinstance(rows, list) else []
-    )
+    keys = [str(row.get("key")) if isinstance(row, dict) else str(row) for row in json_array(rows)]
     return f"{len(keys)} ({listed(keys)})"
 
 
 def _blank_rows_of(split: Any) -> list[int]:
-    rows = split.get("blank") if isinstance(split, dict) else None
-    return [row for row in rows if isinstance(row, int)] if isinstance(rows, list) else []
+    return [row for row in json_array(section(split).get("blank")) if isinstance(row, int)]
 
 
 def blank_rows(contents: Contents) -> RowNumbers:
     """Rows that stand for unreadable images, as the provenance records them."""
-    splits = _section(_section(contents.provenance or {}, "dataset"), "splits")
+    splits = section(contents.provenance, "dataset", "splits")
     rows = {row for split in splits.values() for row in _blank_rows_of(split)}
     return np.array(sorted(row for row in rows if 0 <= row < contents.rows), np.int64)
 

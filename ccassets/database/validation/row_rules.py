@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ccassets.database.attributes import section
 from ccassets.database.validation.contents import Contents, SplitRun
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
 from ccassets.database.validation.safe_reading import Categorical
@@ -29,12 +30,7 @@ def split_rows(contents: Contents) -> dict[str, int]:
 
 def label_count(contents: Contents) -> int | None:
     """How many labels there are by the file's own lists; None where it has none."""
-    provenance = contents.provenance or {}
-    dataset = provenance.get("dataset")
-    lists = (
-        contents.word_lists.get("label_texts"),
-        dataset.get("classes") if isinstance(dataset, dict) else None,
-    )
+    lists = (contents.word_lists.get("label_texts"), section(contents.provenance, "dataset").get("classes"))
     return next((len(words) for words in lists if isinstance(words, (list, tuple)) and words), None)
 
 
@@ -125,8 +121,7 @@ def _check_labels(contents: Contents, findings: FindingCollector) -> None:
 
 
 def _all_zero_is_suspicious(contents: Contents, known: int | None) -> bool:
-    dataset = (contents.provenance or {}).get("dataset")
-    unlabelled = isinstance(dataset, dict) and dataset.get("labels") == "none"
+    unlabelled = section(contents.provenance, "dataset").get("labels") == "none"
     return contents.kind == "database" and not unlabelled and contents.label_matrix is None and known != 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ccassets.database.attributes import section
 from ccassets.database.layout import IMAGE_TOKEN_FEATURES
 from ccassets.database.validation.contents import Contents
 from ccassets.database.validation.finding_collector import FindingCollector, listed, rows_text
@@ -114,8 +115,8 @@ def _check_limit(contents: Contents, study: Study, findings: FindingCollector) -
 
 
 def _check_encoder(contents: Contents, study: Study, findings: FindingCollector) -> None:
-    encoder = (contents.provenance or {}).get("encoder")
-    if not isinstance(encoder, dict):
+    encoder = section(contents.provenance, "encoder")
+    if not encoder:
         return
     recorded = {"compiled": False, **encoder}
     for name in ("kind", "dtype", "compiled"):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import section
 from ccassets.database.hdf5 import Array
 from ccassets.database.validation.contents import Contents, TemplateContents
 from ccassets.database.validation.finding_collector import FindingCollector, count, listed, rows_text, shortened
@@ -215,8 +216,7 @@ def describe_alike_prompts(ids: Array, texts: Sequence[str]) -> str | None:
 
 def _check_cleaning(template: TemplateContents, contents: Contents, findings: FindingCollector) -> None:
     """Prompts of ConceptCLIP with characters that its authors' code replaces before it tokenizes them."""
-    encoder = contents.provenance.get("encoder") if isinstance(contents.provenance, dict) else None
-    if not isinstance(encoder, dict) or encoder.get("kind") != "conceptclip":
+    if section(contents.provenance, "encoder").get("kind") != "conceptclip":
         return
     changed = [text for text in template.texts or () if cleaned_text(text) != text]
     if changed:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ccassets.database.attributes import section
 from ccassets.database.layout import IMAGE_FEATURES, LOGIT_PARAMETERS
 from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order, unverified_templates
@@ -354,9 +355,7 @@ def _check_encoder(
 ) -> None:
     """Compare what the file records of its encoder with the study's."""
     contents = results.contents
-    provenance = contents.provenance or {}
-    encoder = provenance.get("encoder")
-    identity = encoder.get("identity") if isinstance(encoder, dict) else None
+    identity = section(contents.provenance, "encoder").get("identity")
     if identity is not None and identity != card.identity:
         findings.add("encoder_card", "/@provenance", f"expected encoder identity {card.identity}, found {identity}")
     if identity is None and study.extraction.strict:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.database.attributes import section
 from ccassets.database.layout import IMAGE_FEATURES, IMAGE_TOKEN_FEATURES, ROW_DATASETS
 from ccassets.database.validation import CheckResults
 from ccassets.database.validation.contents import Contents, SplitRun
@@ -241,9 +241,7 @@ def _stored_labels(contents: Contents, source_rows: Mapping[str, Rows], findings
 
 def _is_unfinished(contents: Contents, split: str, runs: Sequence[SplitRun]) -> bool:
     """Whether the file does not say that a split is complete: there is no count, or more rows were planned."""
-    planned: Any = contents.provenance
-    for name in ("dataset", "splits", split, "rows"):
-        planned = planned.get(name) if isinstance(planned, dict) else None
+    planned = section(contents.provenance, "dataset", "splits", split).get("rows")
     more = isinstance(planned, int) and planned > sum(map(len, runs))
     return more or split not in (contents.split_counts or {})
 

@@ -24,9 +24,10 @@ from ccassets.analysis.results import (
     unmeasured_classes,
 )
 from ccassets.analysis.samples import class_names, is_labelled, is_ordinal
+from ccassets.database.attributes import section
 from ccassets.database.reader import open_database
 from ccassets.database.summary import summarize
-from ccassets.database.token_geometry import SIZED_IMAGES, encoder_facts, mean_unseen_share, token_geometry
+from ccassets.database.token_geometry import SIZED_IMAGES, mean_unseen_share, token_geometry
 from ccassets.database.validation import run_checks
 from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.files import write_text
@@ -199,7 +200,7 @@ def _unseen_share(view: AtlasView) -> float:
     if read is None:
         return 0.0
     rows = evenly_spaced_positions(len(database), SIZED_IMAGES).tolist()
-    geometry = token_geometry(encoder_facts(database))
+    geometry = token_geometry(section(database.provenance, "encoder"))
     return round(mean_unseen_share(geometry, lambda: (read(row).size for row in rows)), 2)
 
 

@@ -15,9 +15,10 @@ from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.results import TRAIN
 from ccassets.analysis.samples import class_names, database_concepts, is_labelled
 from ccassets.analysis.scores import FloatArray, concept_scores
+from ccassets.database.attributes import section
 from ccassets.database.label_names import NO_LABEL
 from ccassets.database.reader import Database
-from ccassets.database.token_geometry import encoder_facts, token_geometry
+from ccassets.database.token_geometry import token_geometry
 from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.pages.thumbnails import data_uri, fit_layer, heat_layer, thumbnail
 from ccassets.study.schema import Concept, Study
@@ -127,7 +128,7 @@ def make_figure(view: AtlasView, row: int, column: int, heat: FloatArray | None 
     """Show a row with its score on the concept of that column, and heat (T,) between 0 and 1 over its patches."""
     database = view.database
     image = None if view.read_thumbnail is None else view.read_thumbnail(row)
-    geometry = token_geometry(encoder_facts(database))
+    geometry = token_geometry(section(database.provenance, "encoder"))
     layer = None
     if heat is not None and image is not None and geometry is not None:
         layer = fit_layer(heat_layer(heat), image.size, geometry.rectangle(*image.size))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ccassets.analysis.scores import FloatArray, patch_scores
-from ccassets.database.token_geometry import encoder_facts, no_map_reason
+from ccassets.database.attributes import section
+from ccassets.database.token_geometry import no_map_reason
 from ccassets.errors import DatabaseError
 from ccassets.pages.atlas.atlas_view import AtlasView, Figure, Rows, evenly_spaced, make_figure
 from ccassets.pages.renderer import markdown_cell
@@ -56,7 +57,7 @@ Heat = Callable[[int, Rows], FloatArray]
 def make_heat(view: AtlasView) -> tuple[Heat | None, str | None]:
     """Heat as standard deviations above the mean patch of the reference images; or why there is none."""
     database = view.database
-    if reason := no_map_reason(encoder_facts(database), database.token_count):
+    if reason := no_map_reason(section(database.provenance, "encoder"), database.token_count):
         return None, reason
     try:
         baseline = patch_scores(database, evenly_spaced(view.reference_rows, BASELINE_IMAGES))

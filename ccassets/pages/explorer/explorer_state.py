@@ -26,10 +26,11 @@ from ccassets.analysis.row_history import SIMILAR, explain_rows
 from ccassets.analysis.samples import class_names, database_concepts, is_labelled, row_classes
 from ccassets.analysis.scores import FloatArray, cosines, image_cosines, normalise, patch_cosines, require_tokens
 from ccassets.analysis.vector_search import Hit, RowFilter, near_duplicates, nearest_images, nearest_patches
+from ccassets.database.attributes import json_array, section
 from ccassets.database.hdf5 import take_rows
 from ccassets.database.reader import Database
 from ccassets.database.summary import summarize
-from ccassets.database.token_geometry import encoder_facts, no_map_reason, token_geometry
+from ccassets.database.token_geometry import no_map_reason, token_geometry
 from ccassets.datasets.manifest import evenly_spaced_positions
 from ccassets.errors import AnalysisError, DatabaseError
 from ccassets.exports.exported_rows import ExportedRows
@@ -106,7 +107,7 @@ class Explorer:
     def info(self) -> Json:
         """What the page needs before it shows anything, with a sentence for everything that it cannot show."""
         database, study = self.database, self.study
-        provenance = database.provenance or {}
+        encoder = section(database.provenance, "encoder")
         return {
             "title": study.name if study else database.path.name,
             "description": study.description if study else None,
@@ -115,7 +116,7 @@ class Explorer:
             "rows": len(database),
             "dim": database.dim,
             "grid": isqrt(database.token_count) if isqrt(database.token_count) ** 2 == database.token_count else 0,
-            "geometry": geometry.rule if (geometry := token_geometry(encoder_facts(database))) else None,
+            "geometry": geometry.rule if (geometry := token_geometry(encoder)) else None,
             "splits": summarize(database)["splits"],
             "classes": list(self._class_names()),
             "multilabel": database.label_matrix is not None,
@@ -123,8 +124,8 @@ class Explorer:
             "concepts": [
                 {"word": concept.word, "group": concept.group} for concept in database_concepts(database)
             ] if self.exported.concepts else [],
-            "encoder": {name: encoder_facts(database).get(name) for name in ("kind", "identity")},
-            "phantoms": (provenance.get("dataset") or {}).get("kind") == "phantom",
+            "encoder": {name: encoder.get(name) for name in ("kind", "identity")},
+            "phantoms": section(database.provenance, "dataset").get("kind") == "phantom",
             "unavailable": {
                 "images": self._no_images_reason(),
                 "encoder": self.queries.unavailable_reason,
@@ -308,7 +309,8 @@ class Explorer:
         return np.concatenate([normalise(np.asarray(tokens[row])[patches]) for row in rows.tolist()])
 
     def _token_box(self, row: int) -> list[float] | None:
-        geometry, side = token_geometry(encoder_facts(self.database)), isqrt(self.database.token_count)
+        geometry = token_geometry(section(self.database.provenance, "encoder"))
+        side = isqrt(self.database.token_count)
         if geometry is None or not side or side * side != self.database.token_count:
             return None
         if geometry.rule == "squash":
@@ -441,13 +443,14 @@ class Explorer:
 
     def left_out(self) -> Json:
         """Images that the build could not read: those without a row, and rows that hold a grey stand-in."""
-        splits = ((self.database.provenance or {}).get("dataset") or {}).get("splits") or {}
+        splits = section(self.database.provenance, "dataset", "splits")
         skipped = [
-            {"split": split, "key": image["key"], "reason": image["reason"]}
-            for split, facts in splits.items()
-            for image in facts.get("skipped") or ()
+            {"split": split, **{name: image.get(name) for name in ("key", "reason")}}
+            for split in splits
+            for image in map(section, json_array(section(splits, split).get("skipped")))
         ]
-        blank = [self.facts(row) for facts in splits.values() for row in facts.get("blank") or ()]
+        rows = [row for split in splits for row in json_array(section(splits, split).get("blank"))]
+        blank = [self.facts(row) for row in rows if type(row) is int and 0 <= row < len(self.database)]
         return {"skipped": skipped, "rows": blank, "total": len(skipped) + len(blank)}
 
     # --- what there is --------------------------------------------------------------------------------
@@ -462,7 +465,7 @@ class Explorer:
     def _no_heat_reason(self) -> str | None:
         if not self.database.token_count:
             return "The file was stored without patches: there is nothing to draw a heat map from."
-        return no_map_reason(encoder_facts(self.database), self.database.token_count)
+        return no_map_reason(section(self.database.provenance, "encoder"), self.database.token_count)
 
     def _no_predictions_reason(self) -> str | None:
         if self.exported.model is None:
