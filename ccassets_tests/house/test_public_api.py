@@ -176,13 +176,13 @@ def raises_itself(function: Callable[..., object]) -> bool:
 
 
 def missing_sections(function: Callable[..., object]) -> list[str]:
-    """The sections that the docstring of a function or method lacks."""
-    signature, text = inspect.signature(function), function.__doc__ or ""
+    """The sections that the docstring of a function or method, its own or inherited, lacks."""
+    signature, text = inspect.signature(function), inspect.getdoc(function) or ""
     sections = ["Args:"] if set(signature.parameters) - {"self", "cls"} else []
     if str(signature.return_annotation) != "None":
         sections += ["Yields:" if "Iterator" in str(signature.return_annotation) else "Returns:"]
     sections += ["Raises:"] if raises_itself(function) else []
-    return [section for section in sections if f"\n{section}\n" not in f"\n{inspect.cleandoc(text)}\n"]
+    return [section for section in sections if f"\n{section}\n" not in f"\n{text}\n"]
 
 
 def test_public_functions_and_methods_explain_arguments_results_and_errors() -> None:

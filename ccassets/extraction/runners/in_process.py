@@ -32,13 +32,14 @@ class Runner(Protocol):
             The part of each shard, as soon as its file is written.
 
         Raises:
-            EncoderError: The encoder cannot be loaded, its features are not finite, or its workers died repeatedly.
+            EncoderError: The encoder cannot be loaded, its features are not finite, its workers died repeatedly, or
+                Ray or its cluster is missing.
             DatasetError: An image is no longer the one in the manifest.
-            StorageError: The disk refuses.
+            StorageError: The disk refuses, or the nodes of a cluster do not share the storage.
         """
 
 
-class InThisProcess:
+class InThisProcess(Runner):
     """The runner of one device.
 
     Args:
@@ -49,20 +50,5 @@ class InThisProcess:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, one after the other.
-
-        Args:
-            setup: Study, encoder card and store: what a worker needs to encode on its own.
-            shards: The rows to encode.
-            listener: Called after every batch with the rows encoded since the last call, and the time they took.
-
-        Yields:
-            The part of each shard, as soon as its file is written.
-
-        Raises:
-            EncoderError: The encoder cannot be loaded, or its features are not finite.
-            DatasetError: An image is no longer the one in the manifest.
-            StorageError: The disk refuses.
-        """
         encoder = self._load() if self._load else load_encoder(setup.study, cache=setup.store.cache)
         yield from encode_shards(setup, encoder, shards, listener)

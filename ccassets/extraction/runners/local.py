@@ -18,7 +18,7 @@ from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import CcassetsError, EncoderError
 from ccassets.extraction.image_shards import ImagePart, WorkerSetup, encode_shards
-from ccassets.extraction.runners.in_process import InThisProcess
+from ccassets.extraction.runners.in_process import InThisProcess, Runner
 from ccassets.files import remove_leftovers
 from ccassets.progress import BatchListener, available_cores
 
@@ -29,7 +29,7 @@ _MOST_DEATHS = 3
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class LocalWorkers:
+class LocalWorkers(Runner):
     """The runner of one machine; a single worker is this process itself.
 
     Args:
@@ -46,21 +46,6 @@ class LocalWorkers:
         self._load = load
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts, each worker one shard at a time.
-
-        Args:
-            setup: Study, encoder card and store: what a worker needs to encode on its own.
-            shards: The rows to encode.
-            listener: Called after every batch with the rows encoded since the last call, and the time they took.
-
-        Yields:
-            The part of each shard, as soon as its file is written.
-
-        Raises:
-            EncoderError: The encoder cannot be loaded, its features are not finite, or workers died repeatedly.
-            DatasetError: An image is no longer the one in the manifest.
-            StorageError: The disk refuses.
-        """
         devices = self._devices()
         if len(devices) == 1:
             runner = InThisProcess(self._load or (lambda: _load_encoder(setup, self._device)))

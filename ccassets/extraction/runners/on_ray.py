@@ -14,6 +14,7 @@ from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder, FloatArray, ImageFeatures
 from ccassets.errors import EncoderError, StorageError
 from ccassets.extraction.image_shards import MOST_DECODERS, ImagePart, WorkerSetup, encode_shards
+from ccassets.extraction.runners.in_process import Runner
 from ccassets.progress import BatchListener, StageTimes
 
 _SHARDS_PER_WORKER = 2
@@ -22,7 +23,7 @@ _RESTARTS = 3
 _SHARED_SECONDS = 60.0
 
 
-class RayWorkers:
+class RayWorkers(Runner):
     """The runner of an existing Ray cluster.
 
     Every node needs ccassets in the same version, and the same storage and images under the same paths.
@@ -37,22 +38,6 @@ class RayWorkers:
         self._device = device
 
     def run(self, setup: WorkerSetup, shards: Iterable[Shard], listener: BatchListener) -> Iterator[ImagePart]:
-        """Encode shards into parts on the actors of the cluster.
-
-        Args:
-            setup: Study, encoder card and store: what a worker needs to encode on its own.
-            shards: The rows to encode.
-            listener: Called after every batch with the rows encoded since the last call, and the time they took.
-
-        Yields:
-            The part of each shard, as soon as its file is written.
-
-        Raises:
-            EncoderError: Ray is not installed, no cluster was found, the encoder cannot be loaded, its features are not
-                finite, or an actor died more often than Ray restarts it.
-            DatasetError: An image is no longer the one in the manifest.
-            StorageError: The nodes do not share the storage, or the disk refuses.
-        """
         ray = _ray()
         connected = ray.is_initialized()
         if not connected:
