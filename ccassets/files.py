@@ -221,10 +221,11 @@ def reading_refused(error: BaseException, what: str) -> StorageError | None:
     return StorageError(f"{what} cannot be read: {os.strerror(number)}. {advice}", transient=kind == "transient")
 
 
-def system_refusal(error: OSError) -> StorageError | None:
-    """A sentence on a refusal of the system that no other code explained; None if the system did not refuse."""
-    kind = system_error_kind(error)
-    if kind is None:
+def own_error(error: Exception) -> CcassetsError | None:
+    """The error if it is ours, or a sentence on a refusal of the system that no other code explained; else None."""
+    if isinstance(error, CcassetsError):
+        return error
+    if not isinstance(error, OSError) or (kind := system_error_kind(error)) is None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     return StorageError(

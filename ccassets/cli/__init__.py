@@ -25,7 +25,7 @@ from ccassets.errors import (
     DatasetError,
     StudyError,
 )
-from ccassets.files import system_refusal
+from ccassets.files import own_error
 
 app = typer.Typer(
     help="Build, check and analyse feature databases of medical images and concepts.",
@@ -80,7 +80,7 @@ def main() -> None:
         unreadable = isinstance(error, _INPUT_ERRORS) and not error.transient
         _exit_with_error(str(error), 2 if unreadable else 1)
     except Exception as error:
-        if isinstance(error, OSError) and (refusal := system_refusal(error)):
+        if refusal := own_error(error):
             _exit_with_error(str(refusal), 1)
         message = f"Unexpected {type(error).__name__}: {error}\nThis is a defect; `ccassets --debug …` shows where."
         _exit_with_error(message, 1)

@@ -6,7 +6,7 @@ from datetime import date
 import dagster as dg
 
 from ccassets.errors import CcassetsError
-from ccassets.files import system_refusal
+from ccassets.files import own_error
 from ccassets.orchestration.dagster_internals import Job
 from ccassets.orchestration.jobs import JobRun, first_runs
 from ccassets.orchestration.names import asset_key, job_name
@@ -87,7 +87,7 @@ def _watch_sensor(study: Study, jobs: Sequence[Job]) -> dg.SensorDefinition:
                 requests = _remake_requests(study, lost, context.instance)
                 notices += [f"{name} is lost, {reason}: it is made again." for name, reason in lost.items()]
         except (CcassetsError, OSError) as error:
-            refusal = error if isinstance(error, CcassetsError) else system_refusal(error)
+            refusal = own_error(error)
             if refusal is None:
                 raise
             return dg.SkipReason(" ".join([*notices, str(refusal)]))

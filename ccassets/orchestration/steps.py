@@ -11,7 +11,7 @@ from typing import TypeVar
 import dagster as dg
 
 from ccassets.errors import BuildError, CcassetsError
-from ccassets.files import system_refusal
+from ccassets.files import own_error
 from ccassets.orchestration.names import BUILD, STARTED_BY
 from ccassets.progress import Listener, Progress
 
@@ -63,20 +63,12 @@ def make_each(names: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
         try:
             yield make(name)
         except (CcassetsError, OSError) as raised:
-            error = _own_error(raised)
-            if error.transient:
+            error = own_error(raised)
+            if error is None or error.transient:
                 raise
             errors[str(error)] = error
     if errors:
         raise BuildError("\n".join(errors)) if len(errors) > 1 else next(iter(errors.values()))
-
-
-def _own_error(raised: CcassetsError | OSError) -> CcassetsError:
-    """Our error, or the system's in our words; what is neither is raised again."""
-    error = raised if isinstance(raised, CcassetsError) else system_refusal(raised)
-    if error is None:
-        raise raised
-    return error
 
 
 def retry_wait(context: dg.OpExecutionContext | dg.AssetExecutionContext, raised: Exception) -> int | None:
@@ -84,24 +76,21 @@ def retry_wait(context: dg.OpExecutionContext | dg.AssetExecutionContext, raised
 
     It does after a transient error, unless `ccassets build` started the run: there somebody reads the message.
     """
-    error = system_refusal(raised) if isinstance(raised, OSError) else raised
-    waits = RETRY_SECONDS[context.retry_number :]
-    if not isinstance(error, CcassetsError) or not error.transient or context.run.tags.get(STARTED_BY) == BUILD:
+    error, waits = own_error(raised), RETRY_SECONDS[context.retry_number :]
+    if error is None or not error.transient or context.run.tags.get(STARTED_BY) == BUILD:
         return None
     return waits[0] if waits else None
 
 
 @contextmanager
 def errors_as_failures() -> Iterator[None]:
-    """Show the text of our own errors, and of the system's, as the step's failure, or try the step again.
-
-    After a transient error the step is retried, unless `ccassets build` started the run, where a user reads the
-    message.
-    """
+    """Show the text of our own errors, and of the system's, as the step's failure, or try the step again."""
     try:
         yield
     except (CcassetsError, OSError) as raised:
-        error = _own_error(raised)
+        error = own_error(raised)
+        if error is None:
+            raise
         failure = dg.Failure(description=str(error), allow_retries=False)
         context = dg.OpExecutionContext.get()
         wait = retry_wait(context, error)

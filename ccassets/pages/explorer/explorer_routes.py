@@ -21,7 +21,7 @@ from ccassets.analysis.vector_search import RowFilter
 from ccassets.datasets.image_decoding import decode_image
 from ccassets.errors import CcassetsError
 from ccassets.exports.study_of_rows import LABELS_FILE, label_overrides
-from ccassets.files import system_refusal
+from ccassets.files import own_error
 from ccassets.pages.explorer import selections
 from ccassets.pages.explorer.explorer_state import MOST_HITS, Explorer, SearchQuery
 
@@ -250,7 +250,7 @@ def _refusal(status: int) -> Any:
     def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             return _json({"error": error.detail}, error.status_code)
-        sentence = system_refusal(error) if isinstance(error, OSError) else error
+        sentence = own_error(error) if isinstance(error, OSError) else error
         return _json({"error": str(sentence or "The file cannot be read now.")}, status)
 
     return refuse
