@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-Array = npt.NDArray[Any]
+from ccassets.database.hdf5 import BLOCK_BYTES, Array, iter_blocks
 
 
 class TemplateLike(Protocol):
@@ -49,6 +49,17 @@ def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uin
             hasher.update(_bytes(tokens[row]))
         digests[row] = np.frombuffer(hasher.digest(), np.uint8)
     return digests
+
+
+def iter_feature_digests(
+    features: Array, tokens: Array | None, rows: slice | None = None, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """`feature_digests` of the rows of a file in blocks, in file order, each with the number of its first row."""
+    for first, block in iter_blocks(features if tokens is None else tokens, block_bytes, rows):
+        if tokens is None:
+            yield first, feature_digests(block, None)
+        else:
+            yield first, feature_digests(np.asarray(features[first : first + len(block)]), block)
 
 
 def hexadecimal(digests: npt.NDArray[np.uint8]) -> list[str]:

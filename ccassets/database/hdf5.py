@@ -25,7 +25,8 @@ Array = npt.NDArray[Any]
 READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, AttributeError)
 """What h5py and numpy raise for bytes they cannot make sense of."""
 
-_BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 64 << 20
+"""What is read of a large array at a time."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -243,7 +244,7 @@ def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     numbers = rows.reshape(-1)
     taken = np.empty((len(numbers), *values.shape[1:]), values.dtype)
     order = np.argsort(numbers, kind="stable")
-    step = _rows_per_block(values, _BLOCK_BYTES)
+    step = _rows_per_block(values, BLOCK_BYTES)
     for run in np.split(order, np.flatnonzero(np.diff(numbers[order]) > 1) + 1):
         for positions in (run[first : first + step] for first in range(0, len(run), step)):
             first, last = numbers[positions[0]], numbers[positions[-1]]
@@ -252,7 +253,7 @@ def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
 
 
 def iter_blocks(
-    values: Array, block_bytes: int = _BLOCK_BYTES, rows: slice | None = None
+    values: Array, block_bytes: int = BLOCK_BYTES, rows: slice | None = None
 ) -> Iterator[tuple[int, Array]]:
     """Blocks of rows of a large array in file order, each with its first row's number: flat memory, one pass.
 

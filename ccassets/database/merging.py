@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.feature_digests import feature_digests
-from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.feature_digests import iter_feature_digests
 from ccassets.database.layout import BULK, IMAGE_FEATURES, STORED_IMAGE_DTYPE
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, new_file
@@ -63,14 +62,11 @@ def assemble(
 
 def _count_damaged(database: Database, first: int, expected: npt.NDArray[np.uint8]) -> int:
     """How many of the rows from `first` on have another digest than the expected ones (n, 16)."""
-    features, tokens = database.image_features, database.image_token_features
-    damaged = 0
     rows = slice(first, first + len(expected))
-    for start, block in iter_blocks(features if tokens is None else tokens, rows=rows):
-        stop = start + len(block)
-        stored = feature_digests(np.asarray(features[start:stop]), None if tokens is None else block)
-        damaged += int((stored != expected[start - first : stop - first]).any(axis=1).sum())
-    return damaged
+    blocks = iter_feature_digests(database.image_features, database.image_token_features, rows)
+    return len(expected) - sum(
+        int((digests == expected[start - first :][: len(digests)]).all(axis=1).sum()) for start, digests in blocks
+    )
 
 
 def _by_source(source_of: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

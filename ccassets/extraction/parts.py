@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.attributes import section
-from ccassets.database.feature_digests import feature_digests, rows_digest
-from ccassets.database.hdf5 import READ_ERRORS, iter_blocks
+from ccassets.database.feature_digests import iter_feature_digests, rows_digest
+from ccassets.database.hdf5 import READ_ERRORS
 from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
@@ -194,16 +194,13 @@ def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: 
 
 def verify_rows(database: Database) -> bool:
     """Whether every stored row still has the digest that was taken when it was written."""
-    images, features = database.image_digest, database.feature_digest
-    if images is None or features is None or database.attributes.get("rows_digest") != rows_digest(images, features):
+    images, expected = database.image_digest, database.feature_digest
+    if images is None or expected is None or len(expected) != len(database):
         return False
-    tokens = database.image_token_features
-    for first, block in iter_blocks(tokens if tokens is not None else database.image_features):
-        rows = slice(first, first + len(block))
-        digests = feature_digests(np.asarray(database.image_features[rows]), block if tokens is not None else None)
-        if not np.array_equal(digests, features[rows]):
-            return False
-    return True
+    if database.attributes.get("rows_digest") != rows_digest(images, expected):
+        return False
+    blocks = iter_feature_digests(database.image_features, database.image_token_features)
+    return all(np.array_equal(digests, expected[first : first + len(digests)]) for first, digests in blocks)
 
 
 def seconds_per_row(index: RowIndex) -> float | None:

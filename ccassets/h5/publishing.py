@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.attributes import read_json_attribute
-from ccassets.database.feature_digests import database_digest, feature_digests, split_digest, template_digest
+from ccassets.database.feature_digests import database_digest, iter_feature_digests, split_digest, template_digest
 from ccassets.database.hdf5 import iter_blocks, safe_dataset
 from ccassets.database.layout import (
     BULK,
@@ -186,13 +186,8 @@ def _rows(database: Database) -> RowContent:
 
 
 def _feature_digests(database: Database) -> npt.NDArray[np.uint8]:
-    digests = np.empty((len(database), 16), np.uint8)
-    tokens = database.image_token_features
-    for first, block in iter_blocks(database.image_features if tokens is None else tokens, _BLOCK_BYTES):
-        rows = slice(first, first + len(block))
-        features = block if tokens is None else np.asarray(database.image_features[rows])
-        digests[rows] = feature_digests(features, None if tokens is None else block)
-    return digests
+    blocks = iter_feature_digests(database.image_features, database.image_token_features, block_bytes=_BLOCK_BYTES)
+    return np.concatenate([np.empty((0, 16), np.uint8), *(digests for _, digests in blocks)])
 
 
 def _templates(database: Database) -> dict[str, TemplateContent]:
