@@ -20,12 +20,14 @@ from ccassets.errors import DatabaseError, StorageError
 
 _WORKER = "ccassets.database.sandbox_worker"
 
+_Task = Literal["summarize", "validate", "read"]
+
 
 class SandboxError(Exception):
     """The child process ended without an answer; the text says how."""
 
 
-def run_in_sandbox(task: Literal["summarize", "validate", "read"], path: str | os.PathLike[str], **options: Any) -> Any:
+def run_in_sandbox(task: _Task, path: str | os.PathLike[str], **options: Any) -> Any:
     """The JSON answer of a child process about a file.
 
     Args:
@@ -66,10 +68,7 @@ def summarize_in_sandbox(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         DatabaseError: The file cannot be read, or reading it ends the child.
     """
-    try:
-        facts: dict[str, Any] = run_in_sandbox("summarize", path)
-    except SandboxError as error:
-        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
+    facts: dict[str, Any] = _read_in_sandbox("summarize", path)
     return facts
 
 
@@ -79,10 +78,7 @@ def require_readable(path: str | os.PathLike[str]) -> None:
     Raises:
         DatabaseError: The file cannot be opened, or reading it ends the child.
     """
-    try:
-        run_in_sandbox("validate", path, deep=True, study=None, only=None)
-    except SandboxError as error:
-        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
+    _read_in_sandbox("validate", path, deep=True, study=None, only=None)
 
 
 def require_readable_rows(path: str | os.PathLike[str]) -> None:
@@ -91,16 +87,21 @@ def require_readable_rows(path: str | os.PathLike[str]) -> None:
     Raises:
         DatabaseError: The file cannot be opened, or reading it ends the child.
     """
-    try:
-        run_in_sandbox("read", path)
-    except SandboxError as error:
-        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
+    _read_in_sandbox("read", path)
 
 
 def open_unknown_database(path: str | os.PathLike[str]) -> Database:
     """Open a file of unknown origin once `require_readable_rows` accepts it."""
     require_readable_rows(path)
     return open_database(path)
+
+
+def _read_in_sandbox(task: _Task, path: str | os.PathLike[str], **options: Any) -> Any:
+    """`run_in_sandbox` where a child without an answer is a file that cannot be read."""
+    try:
+        return run_in_sandbox(task, path, **options)
+    except SandboxError as error:
+        raise DatabaseError(f"{shown_url(path) if is_url(path) else path} cannot be read: {error}.") from error
 
 
 def _exit_text(code: int, stderr: str) -> str:
