@@ -11,7 +11,7 @@ import h5py
 
 HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 """The first bytes of a heap."""
-_HEADER = 16
+HEAP_HEADER = 16
 """Bytes of a heap's own header and of each object's."""
 
 
@@ -28,7 +28,7 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
         return None
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
         for start, stop in gaps(ranges, size):
-            for offset in _heap_offsets(data, start, stop):
+            for offset in heap_offsets(data, start, stop):
                 if is_endless(data, offset):
                     return offset
     return None
@@ -65,7 +65,8 @@ def gaps(ranges: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
         yield start, size
 
 
-def _heap_offsets(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
+def heap_offsets(data: mmap.mmap | bytes, start: int, stop: int) -> Iterator[int]:
+    """Where heaps begin in a range of bytes."""
     offset = data.find(HEAP_SIGNATURE, start, stop)
     while offset >= 0:
         yield offset
@@ -74,17 +75,18 @@ def _heap_offsets(data: mmap.mmap, start: int, stop: int) -> Iterator[int]:
 
 def is_endless(data: mmap.mmap | bytes, offset: int) -> bool:
     """Whether HDF5 would read the heap at an offset for ever."""
-    end = min(offset + _number(data, offset + 8), len(data))
+    end = min(offset + heap_size(data, offset), len(data))
     with memoryview(data) as view, view[offset : offset + (end - offset) // 8 * 8] as heap, heap.cast("Q") as words:
-        at = _HEADER // 8
-        while at + _HEADER // 8 <= len(words):
+        at = HEAP_HEADER // 8
+        while at + HEAP_HEADER // 8 <= len(words):
             # Index, references and nothing, then the size: of an object without its padding to whole words.
             is_free, size = words[at] & 0xFFFF == 0, words[at + 1]
             if is_free and (size == 0 or size % 8):
                 return True
-            at += size // 8 if is_free else _HEADER // 8 + (size + 7) // 8
+            at += size // 8 if is_free else HEAP_HEADER // 8 + (size + 7) // 8
     return False
 
 
-def _number(data: mmap.mmap | bytes, offset: int) -> int:
-    return int.from_bytes(data[offset : offset + 8], "little")
+def heap_size(data: mmap.mmap | bytes, offset: int) -> int:
+    """The bytes of the heap at an offset, as its header says them."""
+    return int.from_bytes(data[offset + 8 : offset + HEAP_HEADER], "little")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.hdf5_heap_guard import HEAP_SIGNATURE, is_endless
+from ccassets.database.hdf5_heap_guard import HEAP_HEADER, HEAP_SIGNATURE, heap_offsets, heap_size, is_endless
 from ccassets.database.positioned_file import PositionedFile
 from ccassets.errors import DatabaseError, StorageError
 
@@ -31,7 +31,6 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 _BLOCK = 64 << 10
 _SMALL = 16 << 10
-_HEAP_HEADER = 16
 _READ_AHEAD = 64
 """The most blocks that are read at a time where metadata is read in order, as texts are."""
 _CACHE_BYTES = 64 << 20
@@ -191,12 +190,12 @@ class RemoteFile(PositionedFile):
 
         The first block is always included; later ones are left out from the first heap that continues beyond them.
         """
-        data = self._read_range((start, min(size + _HEAP_HEADER, self.size - start)))
-        for offset in _signatures(data):
+        data = self._read_range((start, min(size + HEAP_HEADER, self.size - start)))
+        for offset in heap_offsets(data, 0, len(data)):
             if offset >= size:
                 break
-            end = offset + int.from_bytes(data[offset + 8 : offset + _HEAP_HEADER], "little")
-            if offset + _HEAP_HEADER > len(data) or end > len(data):
+            end = offset + heap_size(data, offset)
+            if offset + HEAP_HEADER > len(data) or end > len(data):
                 if offset >= _BLOCK:
                     size = offset // _BLOCK * _BLOCK
                     break
@@ -214,13 +213,13 @@ class RemoteFile(PositionedFile):
             )
         self._stored = [(int(start), _decompressed(text)) for start, text in references["ranges"]]
         for start, data in self._stored:
-            for offset in _signatures(data):
-                size = int.from_bytes(data[offset + 8 : offset + _HEAP_HEADER], "little")
+            for offset in heap_offsets(data, 0, len(data)):
+                size = heap_size(data, offset)
                 self._require_end(data[offset : offset + size], start + offset)
 
     def _require_end(self, heap: bytes, offset: int) -> None:
         """Refuse texts that HDF5 would read for ever, before it sees them."""
-        if len(heap) < _HEAP_HEADER or is_endless(heap, 0):
+        if len(heap) < HEAP_HEADER or is_endless(heap, 0):
             raise DatabaseError(
                 f"{self.name} cannot be read: its texts at byte {offset} are damaged, and HDF5 would read for ever."
             )
@@ -322,14 +321,6 @@ def _references(url: str) -> dict[str, Any] | None:
     except (FileNotFoundError, PermissionError, KeyError, TypeError, ValueError):
         return None
     return metadata if isinstance(metadata, dict) and {"size", "ranges"} <= set(metadata) else None
-
-
-def _signatures(data: bytes) -> Iterator[int]:
-    """Where heaps of texts begin."""
-    offset = data.find(HEAP_SIGNATURE)
-    while offset >= 0:
-        yield offset
-        offset = data.find(HEAP_SIGNATURE, offset + 1)
 
 
 def _decompressed(text: str) -> bytes:
