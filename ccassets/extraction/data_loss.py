@@ -14,7 +14,7 @@ from ccassets.database.reader import Database, open_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.errors import DatabaseError, StorageError
 from ccassets.extraction.parts import UNUSABLE, as_keys, held_rows
-from ccassets.files import reading_refused
+from ccassets.files import reading_errors
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -36,17 +36,15 @@ def require_no_loss(study: Study, store: Store, path: Path, identity: str, manif
     if not path.is_file():
         return
     try:
-        database = open_database(path)
-    except UNUSABLE as error:
-        if unreadable := reading_refused(error, str(path)):
-            raise unreadable from error
+        with reading_errors(path):
+            database = open_database(path)
+    except UNUSABLE:
         return  # Nothing can be taken from such a file.
     with database:
         try:
-            refusal = _refusal(study, store, database, identity, manifests)
+            with reading_errors(path):
+                refusal = _refusal(study, store, database, identity, manifests)
         except UNUSABLE as error:
-            if unreadable := reading_refused(error, str(path)):
-                raise unreadable from error
             refusal = None if study.storage.keep_parts else _refusal_of_damaged(study, path, error)
     if refusal:
         raise StorageError(refusal)

@@ -24,7 +24,7 @@ from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
 from ccassets.extraction.part_index import MOST_OPENED, Digests, PartRows, read_part_index, write_part_index
-from ccassets.files import fingerprint, reading_refused, storage_errors
+from ccassets.files import fingerprint, reading_errors, storage_errors
 from ccassets.study.storage import Store
 
 UNUSABLE = (DatabaseError, *READ_ERRORS)
@@ -223,11 +223,12 @@ def _read_rows(
 ) -> PartRows:
     nothing = PartRows(path, "", 0, np.empty((0, 32), np.uint8), np.empty((0, 16), np.uint8), damaged=True)
     try:
-        seen = fingerprint(path)
+        with reading_errors(path):
+            seen = fingerprint(path)
         entry = indexed.get(path.name)
         if entry is not None and entry.fingerprint == seen == verified.verified_fingerprint(path):
             return entry
-        with open_database(path) as database:
+        with reading_errors(path), open_database(path) as database:
             provenance = database.provenance or {}
             images, features = database.image_digest, database.feature_digest
             if section(provenance, "encoder").get("identity") != identity or images is None or features is None:
@@ -246,19 +247,15 @@ def _read_rows(
                 adopted=provenance.get("origin") == "adopted",
                 unverified=has_unverified_order(provenance),
             )
-    except UNUSABLE as error:
-        if refusal := reading_refused(error, str(path)):
-            raise refusal from error
+    except UNUSABLE:
         return nothing
 
 
 def _identity_of(path: Path) -> Any:
     try:
-        with open_database(path) as database:
+        with reading_errors(path), open_database(path) as database:
             return section(database.provenance, "encoder").get("identity")
-    except UNUSABLE as error:
-        if refusal := reading_refused(error, str(path)):
-            raise refusal from error
+    except UNUSABLE:
         return None
 
 

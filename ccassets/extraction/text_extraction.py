@@ -23,7 +23,7 @@ from ccassets.errors import EncoderError, StudyError
 from ccassets.extraction.parts import UNUSABLE
 from ccassets.extraction.provenance import part_provenance
 from ccassets.extraction.sources import identify_encoder, recorded_card
-from ccassets.files import exclusive, reading_refused, remove_leftovers
+from ccassets.files import exclusive, reading_errors, remove_leftovers
 from ccassets.study.schema import PromptTemplate, Study
 from ccassets.study.storage import Store
 
@@ -178,7 +178,7 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
     if not path.is_file():
         return None
     try:
-        with open_database(path) as part:
+        with reading_errors(path), open_database(path) as part:
             provenance = part.provenance or {}
             stored = next(iter(part.templates.values()))
             content = TemplateContent(
@@ -194,9 +194,7 @@ def stored_template(template: PromptTemplate, card: EncoderCard, store: Store) -
                 and tuple(content.texts) == template.prompts
                 and stored.attributes.get("digest") == template_digest(content)
             )
-    except (StopIteration, *UNUSABLE) as error:
-        if refusal := reading_refused(error, str(path)):
-            raise refusal from error
+    except (StopIteration, *UNUSABLE):
         return None
     unverified = bool(unverified_templates(provenance, [template.template_id]))
     return StoredTemplate(content, str(provenance.get("origin")), unverified) if right else None
