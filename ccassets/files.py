@@ -382,7 +382,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file; until it is whole, `path` holds what was there before."""
+    """Write a text file; until it is whole, `path` holds what was there before. Raises `StorageError`."""
     remove_leftovers(path.parent)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -30,9 +30,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as `csv_text`; raises `StorageError` when the file cannot be written."""
-    path = Path(path)
-    with storage_errors(path):
-        write_text(path, csv_text(columns, rows))
+    write_text(Path(path), csv_text(columns, rows))
 
 
 def plain_cell(value: Any) -> Any:

@@ -22,8 +22,9 @@ from ccassets.cli.options import (
     StudyOption,
     complete_study,
 )
-from ccassets.cli.terminal import counted, print_json, print_line, print_text, progress_bar, write_output
+from ccassets.cli.terminal import counted, print_json, print_line, print_text, progress_bar
 from ccassets.errors import DatabaseError
+from ccassets.files import write_text
 
 if TYPE_CHECKING:
     from ccassets.analysis import Hit
@@ -153,7 +154,7 @@ def apply(
     if output is None:
         print_text(text.removesuffix("\n"))
     else:
-        write_output(output, text)
+        write_text(output, text)
 
 
 def table(

@@ -1,4 +1,4 @@
-"""Output of the commands: progress bars and findings in the terminal, JSON, text files."""
+"""Output of the commands: texts, JSON, findings and progress bars in the terminal."""
 
 from __future__ import annotations
 
@@ -41,16 +41,6 @@ def print_line(text: object) -> None:
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout."""
     print_text(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def write_output(path: Path, text: str) -> None:
-    """Write a text file whole; raise `StorageError` when the disk refuses it."""
-    from ccassets.files import storage_error, write_text
-
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 def print_findings(file: Path, findings: Sequence[Finding]) -> None:

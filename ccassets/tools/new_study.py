@@ -23,7 +23,7 @@ from ccassets.datasets.table import TableDataset
 from ccassets.datasets.table_files import read_columns
 from ccassets.encoders.presets import load_presets, preset_of
 from ccassets.errors import DatasetError, StudyError
-from ccassets.files import storage_error, write_text
+from ccassets.files import write_text
 from ccassets.progress import silent
 from ccassets.study.loading import STUDY_FILE, load_study, require_new_name
 from ccassets.study.schema import FolderConfig, HuggingfaceConfig, MedmnistConfig, TableColumns, TableConfig
@@ -342,10 +342,7 @@ def _write(
         encoder=encoder,
         preset=preset_of(encoder["weights"]),
     )
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise storage_error(error, path) from error
+    write_text(path, text)
     load_study(path)
     return NewStudy(path, summary, lines)
 
