@@ -34,7 +34,7 @@ DIGEST_CACHE = "encoder-file-digests.json"
 
 _BLOCK_BYTES = 1 << 20
 _NOTICE_SECONDS = 1.0
-_TEMPORARY_SUFFIX = ".partial"
+_TEMPORARY_NAMES = f".*.{'[0-9a-f]' * 8}.partial"
 _LOCK = ".lock"
 _NUMBER_IN_TEXT = re.compile(r"errno = (\d+)|\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 """The number of a system error in the texts of HDF5, Rust and Arrow, where a library raises a type of its own."""
@@ -318,7 +318,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         make_folder(path.parent)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+        temporary = _temporary_sibling(path)
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             lock_file(fd, temporary, shared=True)
@@ -339,15 +339,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary sibling folder to fill, which is renamed to `path` at the end, or removed if that fails.
 
-    A lock inside is held meanwhile, and those of dead processes beside it are removed. `path` is missing or empty. The
-    block syncs what it writes.
+    A lock inside is held meanwhile, and those of dead processes beside it are removed. The block syncs what it writes.
+    Raises `StorageError` where `path` exists and is not empty.
     """
+    require_new_folder(path)
     make_folder(path.parent)
-    for folder in path.parent.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
+    for folder in path.parent.glob(_TEMPORARY_NAMES):
         lock = folder / _LOCK
         if not folder.is_symlink() and lock.is_file() and not is_locked(lock):
             shutil.rmtree(folder, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    temporary = _temporary_sibling(path)
     try:
         with exclusive(temporary):
             yield temporary
@@ -358,9 +359,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_new_folder(path: Path) -> None:
+    """Raise `StorageError` when there is something at a path that is not an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StorageError(f"{path} exists and is not empty; name a new folder.")
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
     """Our temporary files in a folder whose writer is gone, each locked while it is yielded; not other programs'."""
-    for leftover in folder.glob(f".*.{'[0-9a-f]' * 8}{_TEMPORARY_SUFFIX}"):
+    for leftover in folder.glob(_TEMPORARY_NAMES):
         if leftover.is_symlink() or not leftover.is_file():
             continue  # A folder is a bundle's; a pipe would be waited for.
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ccassets.database.reader import Database
 from ccassets.database.sandbox import require_readable_rows
-from ccassets.errors import AnalysisError, StorageError
+from ccassets.errors import AnalysisError
 from ccassets.exports.arrays import write_anndata, write_numpy
 from ccassets.exports.exported_rows import ExportedRows
 from ccassets.exports.tables import write_csv, write_huggingface, write_parquet
@@ -87,8 +87,6 @@ def export_checked(
     )
     with storage_errors(path):
         if is_folder:
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise StorageError(f"{path} exists and is not empty; name a new folder for the export.")
             with replacing_folder(path) as folder:
                 writer(folder)
         else:

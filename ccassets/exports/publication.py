@@ -19,7 +19,7 @@ from ccassets.database.row_order import unverified_rows
 from ccassets.database.sandbox import require_readable_rows
 from ccassets.database.validation import validate_database
 from ccassets.encoders.presets import preset_of
-from ccassets.errors import AnalysisError, StorageError
+from ccassets.errors import AnalysisError
 from ccassets.exports.exported_rows import ExportedRows
 from ccassets.exports.tables import data_files_yaml, record_batch, write_split_files
 from ccassets.files import digest_files, replacing_folder, storage_errors, write_text
@@ -57,14 +57,11 @@ def publish(database: Database, folder: str | os.PathLike[str], progress: Progre
     license = _license(database)
     findings = validate_database(database.path)
     rows = ExportedRows(database)
-    with storage_errors(folder):
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise StorageError(f"{folder} exists and is not empty; name a new folder.")
-        with replacing_folder(folder) as partial:
-            files = write_split_files(rows, partial / "data", progress)
-            croissant = _croissant(database, rows, license, partial, files)
-            write_text(partial / "croissant.json", json.dumps(croissant, indent=2, ensure_ascii=False) + "\n")
-            write_text(partial / "README.md", _card(rows, license, files, findings))
+    with storage_errors(folder), replacing_folder(folder) as partial:
+        files = write_split_files(rows, partial / "data", progress)
+        croissant = _croissant(database, rows, license, partial, files)
+        write_text(partial / "croissant.json", json.dumps(croissant, indent=2, ensure_ascii=False) + "\n")
+        write_text(partial / "README.md", _card(rows, license, files, findings))
 
 
 def _license(database: Database) -> str:

@@ -27,8 +27,9 @@ from ccassets.files import (
     digest_files,
     make_folder,
     replacing_folder,
+    require_new_folder,
     require_space,
-    storage_error,
+    storage_errors,
     sync,
     write_text,
 )
@@ -81,32 +82,28 @@ def write_bundle(study: Study, folder: Path, *, hf_token: str | None = None, pro
         StorageError: The folder is not empty, or the disk is too small or refuses the files.
     """
     folder = folder.expanduser().absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise StorageError(f"{folder} exists and is not empty; name a new folder for the bundle.")
+    require_new_folder(folder)
     weights = encoder_files(study, hf_token=hf_token)
     card = inspect_encoder(study, hf_token=hf_token)
     dataset = fetch_dataset(_with_download(study), Store.of(study))
     sources = _sources(study, dataset, weights)
     require_space(folder.parent, sum(path.stat().st_size for path in sources.values()), f"The bundle of {study.name}")
-    try:
-        with replacing_folder(folder) as partial:
-            files = _copy(sources, partial, progress)
-            if isinstance(source_dataset(dataset), FolderDataset):
-                for split in study.splits:  # An empty split is a folder too.
-                    make_folder(partial / "data" / dataset.name / split)
-            path = partial / study.name / STUDY_FILE
-            changes = {"dataset": _dataset_paths(study, dataset), "encoder": _encoder_paths(study, weights)}
-            write_text(path, study_text(study, changes, header=_HEADER))
-            files[f"{study.name}/defs.yaml"] = _record(path)
-            _require_same_rows(study, dataset, load_study(path))
-            content = {
-                "study": f"{study.name}/defs.yaml",
-                "encoder": {"identity": card.identity, **card.recorded},
-                "files": files,
-            }
-            write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise storage_error(error, folder) from error
+    with storage_errors(folder), replacing_folder(folder) as partial:
+        files = _copy(sources, partial, progress)
+        if isinstance(source_dataset(dataset), FolderDataset):
+            for split in study.splits:  # An empty split is a folder too.
+                make_folder(partial / "data" / dataset.name / split)
+        path = partial / study.name / STUDY_FILE
+        changes = {"dataset": _dataset_paths(study, dataset), "encoder": _encoder_paths(study, weights)}
+        write_text(path, study_text(study, changes, header=_HEADER))
+        files[f"{study.name}/defs.yaml"] = _record(path)
+        _require_same_rows(study, dataset, load_study(path))
+        content = {
+            "study": f"{study.name}/defs.yaml",
+            "encoder": {"identity": card.identity, **card.recorded},
+            "files": files,
+        }
+        write_text(partial / RECORD, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return Bundle(folder / study.name / STUDY_FILE, len(files), sum(file["bytes"] for file in files.values()))
 
 
