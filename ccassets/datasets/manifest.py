@@ -23,7 +23,7 @@ from ccassets.datasets.image_decoding import DECODER, blank_image, image_digest
 from ccassets.errors import DatasetError
 from ccassets.files import reading_refused, remove_leftovers, replacing
 from ccassets.findings import Finding
-from ccassets.progress import Progress, silent
+from ccassets.progress import Progress, available_cores, silent
 
 OnBadImage = Literal["error", "skip", "blank"]
 
@@ -257,7 +257,7 @@ def read_manifest(
             (`skip`), or keep their rows with a mid-grey stand-in (`blank`).
         previous: An earlier manifest of the split; images under the same key and fingerprint are not decoded again.
         progress: Called with the number of rows done and of all rows.
-        workers: Threads that decode; by default one for each core, at most 16.
+        workers: Threads that decode; by default one for each available core, at most 16.
 
     Returns:
         The manifest of the split, in the data set's order.
@@ -482,7 +482,7 @@ def _digests(
             return None, str(error)
 
     done = len(chosen) - len(unread)
-    workers = workers or min(16, os.cpu_count() or 1)
+    workers = workers or min(16, available_cores())
     with ThreadPoolExecutor(workers, "read") as pool:
         for i, (digest, reason) in _in_order(pool, read, unread, ahead=4 * workers):
             if digest is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from ccassets.files import read_package_yaml
 
 READ_ON = "2026-11-28"
 """The day on which the sources of all presets were read."""
@@ -72,8 +71,7 @@ def load_presets() -> Mapping[str, Preset]:
     Returns:
         The presets, in the order in which they are shown.
     """
-    text = Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
+    loaded: dict[str, Any] = read_package_yaml(__package__, "presets.yaml")
     return {name: Preset(**facts) for name, facts in loaded.items()}
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ccassets.database.layout import LOGIT_PARAMETERS
 from ccassets.datasets import open_dataset
@@ -18,7 +16,7 @@ from ccassets.encoders import load_encoder
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import StudyError
 from ccassets.extraction.provenance import created, libraries
-from ccassets.files import write_text
+from ccassets.files import read_package_yaml, write_text
 from ccassets.progress import Progress, silent
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -86,7 +84,7 @@ def load_published() -> dict[str, Any]:
     Returns:
         Parameters, logit parameters, prompts with their first values, and one image.
     """
-    published: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    published: dict[str, Any] = read_package_yaml(__package__, "published.yaml")
     return published
 
 

@@ -34,7 +34,7 @@ from ccassets.errors import CcassetsError, DatasetError, EncoderError, StorageEr
 from ccassets.extraction.plan import expected_row_bytes, plan_study, row_bytes
 from ccassets.extraction.sources import tokenize_prompts, unseen_share
 from ccassets.files import DIGEST_CACHE, lock_file
-from ccassets.progress import silent
+from ccassets.progress import available_cores, silent
 from ccassets.study.loading import load_studies
 from ccassets.study.schema import ConceptClipConfig, OpenClipConfig, Study, TransformersConfig
 from ccassets.study.storage import Store, has_records, home, storage_root
@@ -136,7 +136,7 @@ def _device(study: Study | None) -> Iterator[Diagnosis]:
         yield Diagnosis("device", "ok", message)
     if torch.cuda.is_available():
         return
-    cpu = f"no GPU that torch can use; a CPU with {os.cpu_count()} cores"
+    cpu = f"no GPU that torch can use; a CPU with {available_cores()} cores"
     if study is None or study.encoder.kind in {"phantom", "python"}:
         yield Diagnosis("device", "ok", cpu)
     elif torch.version.cuda:
