@@ -22,7 +22,7 @@ from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.conditions import attended
 from ccassets.orchestration.dagster_internals import ExecutionResult, execute_job
 from ccassets.orchestration.jobs import JobRun, asset_names, first_runs, join_splits
-from ccassets.orchestration.names import BUILD, CODE_LOCATION, FRESH, STARTED_BY, asset_key, job_name
+from ccassets.orchestration.names import BUILD, CODE_LOCATION, FRESH, STARTED_BY, asset_key, asset_name, job_name
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import EncoderResource, StoreResource
 from ccassets.orchestration.run_locks import hold_run_lock, watch_for_dead_runs
@@ -124,7 +124,7 @@ class Build:
                 dg.evaluate_automation_conditions, self._conditions, self.instance, dg.AssetSelection.all()
             ).result()
         keys = self._repository.asset_graph.materializable_asset_keys
-        return {_name(key, split) for key in keys for split in result.get_requested_partitions(key)}
+        return {asset_name(key, split) for key in keys for split in result.get_requested_partitions(key)}
 
     def _failed_checks(self) -> set[str]:
         """Assets that failed one of our blocking checks: they are made again, since the cause may be gone."""
@@ -134,7 +134,7 @@ class Build:
             node.key: node.partitions_def.get_partition_keys() if node.partitions_def else [None] for node in nodes
         }
         failed = failed_blocking_checks(self.instance, assets, graph.asset_check_keys, also_unlisted=False)
-        return {_name(check.key.asset_key, check.partition) for check in failed if graph.has(check.key)}
+        return {asset_name(check.key.asset_key, check.partition) for check in failed if graph.has(check.key)}
 
     def _is_built(self, snapshot: StatusSnapshot, name: str) -> bool:
         asset, _, split = name.partition(":")
@@ -157,7 +157,7 @@ class Build:
         self._attempted.update(names)
         result = self._execute(run)
         events = result.get_asset_materialization_events()
-        made = {_name(event.asset_key, event.partition) for event in events if event.asset_key}
+        made = {asset_name(event.asset_key, event.partition) for event in events if event.asset_key}
         unfinished = [name for name in names if name not in made]
         self._result.materialized += [name for name in names if name in made]
         if result.success:
@@ -188,11 +188,6 @@ class Build:
                 run_id=run_id,
                 tags=tags,
             )
-
-
-def _name(key: dg.AssetKey, split: str | None) -> str:
-    name = "/".join(key.path[1:])
-    return f"{name}:{split}" if split else name
 
 
 def _is_of_splits(name: str, splits: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ import dagster as dg
 import yaml
 
 from ccassets.errors import StorageError
+from ccassets.files import read_package_yaml
 from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import SHIPPED_DAGSTER_YAML, dagster_instance
 from ccassets.orchestration.names import encoder_pool
@@ -25,7 +26,7 @@ _WITHOUT = {
 
 def diagnose_home() -> Diagnosis:
     """Whether Dagster can use the home, and whether its settings keep one encoder on the device at a time."""
-    shipped = yaml.safe_load(SHIPPED_DAGSTER_YAML.read_text(encoding="utf-8"))
+    shipped = read_package_yaml(__package__, SHIPPED_DAGSTER_YAML.name)
     missing = {}
     try:
         with dagster_instance() as instance:

@@ -44,6 +44,12 @@ def asset_key(study: Study, *parts: str) -> dg.AssetKey:
     return dg.AssetKey([study.name, *"/".join(parts).split("/")])
 
 
+def asset_name(key: dg.AssetKey, split: str | None = None) -> str:
+    """Name an asset, or one split of it, outside Dagster: without the study, and with its split as `asset:split`."""
+    name = "/".join(key.path[1:])
+    return f"{name}:{split}" if split else name
+
+
 def encoder_pool() -> str:
     """Return the name of the pool for the encoders of this machine's code location."""
     return os.environ.get(POOL_VARIABLE) or ENCODER_POOL

@@ -12,7 +12,7 @@ from ccassets.extraction.sources import changed_splits, current_identity, record
 from ccassets.orchestration.dagster_internals import AssetRecords, StaleStatus
 from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.missing_files import missing_files
-from ccassets.orchestration.names import asset_key
+from ccassets.orchestration.names import asset_key, asset_name
 from ccassets.orchestration.partitions import is_partitioned
 from ccassets.orchestration.resources import EncoderResource
 from ccassets.study.schema import Study
@@ -80,11 +80,10 @@ def study_status(snapshot: StatusSnapshot, study: Study, store: Store) -> dict[S
     lost = lost_assets(snapshot, study, store)
     status: dict[State, list[str]] = {"built": [], "stale": [], "failed": [], "lost": [], "missing": []}
     for node in sorted(snapshot.repository.asset_graph.asset_nodes, key=lambda node: node.key.to_user_string()):
-        prefix, *path = node.key.path
-        if prefix != study.name:
+        if node.key.path[0] != study.name:
             continue
         for split in node.partitions_def.get_partition_keys() if node.partitions_def else [None]:
-            name = f"{'/'.join(path)}:{split}" if split else "/".join(path)
+            name = asset_name(node.key, split)
             state = snapshot.state(node.key, split)
             status["lost" if state == "built" and name in lost else state].append(name)
     return status
@@ -95,7 +94,7 @@ def lost_assets(snapshot: StatusSnapshot, study: Study, store: Store) -> dict[st
     lost = {}
     for name, reason in missing_files(study, store).items():
         asset, _, split = name.partition(":")
-        if snapshot.is_fresh(asset_key(study, *asset.split("/")), split or None):
+        if snapshot.is_fresh(asset_key(study, asset), split or None):
             lost[name] = reason
     return lost
 

@@ -32,7 +32,7 @@ def concept_scores(study: Study) -> dg.AssetsDefinition:
             write_concept_scores(database, path, log_progress(context, "score concepts"))
             rows, concepts = len(database), len(database.concepts)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(digest_files([path])),
+            data_version=dg.DataVersion(digest_files(path)),
             metadata={"dagster/row_count": rows, "concepts": concepts, "file": dg.MetadataValue.path(path)},
         )
 

@@ -29,7 +29,7 @@ def projection(study: Study) -> dg.AssetsDefinition:
         made = write_projection(study_store, progress=log_progress(context, "project images"))
         path = study_store.analysis / RESULT_FILES["projection"]
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(digest_files([path])),
+            data_version=dg.DataVersion(digest_files(path)),
             metadata={
                 "dagster/row_count": len(made.points),
                 "method": made.method,
