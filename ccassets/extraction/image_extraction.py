@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.feature_digests import split_digest
+from ccassets.database.reader import as_list
 from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import Encoder
 from ccassets.errors import DatasetError, StorageError, StudyError
@@ -123,7 +124,7 @@ def extract_images(
         EncoderError: Features are not finite, or the encoder is not the recorded one.
     """
     store = store or Store.of(study)
-    splits = [splits] if isinstance(splits, str) else study.splits if splits is None else splits
+    splits = as_list(study.splits if splits is None else splits)
     if not store.encoder_card.exists():
         identify_encoder(study, store=store)
     for split in splits:
@@ -314,7 +315,7 @@ def _fingerprint_or_none(path: Path) -> str | None:
 def _plans(manifests: Sequence[Manifest], index: RowIndex, rows_per_shard: int) -> list[ImagePlan]:
     """A plan for every split; an image of several splits is in the plan of the first."""
     plans = [plan_images(manifest, index, rows_per_shard) for manifest in manifests]
-    rows = [np.concatenate([np.empty(0, np.int64), *plan.shards]) for plan in plans]
+    rows = [plan.missing for plan in plans]
     images = np.concatenate([manifest.image_digest[missing] for manifest, missing in zip(manifests, rows, strict=True)])
     _, first = np.unique(as_keys(images), return_index=True)
     if len(first) == len(images):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ccassets.database.layout import STORED_IMAGE_DTYPE
+from ccassets.database.reader import as_list
 from ccassets.datasets.manifest import Manifest
 from ccassets.encoders.encoder_contract import EncoderCard
-from ccassets.encoders.presets import load_presets, preset_of
+from ccassets.encoders.presets import Preset, load_presets, preset_of
 from ccassets.errors import EncoderError
 from ccassets.extraction.parts import RowIndex, as_keys, held_rows, seconds_per_row
 from ccassets.extraction.sources import recorded_card, recorded_manifest
@@ -41,6 +42,11 @@ class ImagePlan:
         """Number of rows to encode."""
         return sum(len(shard) for shard in self.shards)
 
+    @property
+    def missing(self) -> npt.NDArray[np.int64]:
+        """(m,) int64, the rows to encode, of all shards."""
+        return np.concatenate([np.empty(0, np.int64), *self.shards])
+
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -66,7 +72,7 @@ class StudyPlan:
         return sum(plan.to_encode for plan in self.images)
 
 
-def row_bytes(card: EncoderCard) -> int:
+def row_bytes(card: EncoderCard | Preset) -> int:
     """The bytes of one row's image features and token features as they are stored."""
     return STORED_IMAGE_DTYPE.itemsize * card.dim * (1 + card.token_count)
 
@@ -77,7 +83,7 @@ def expected_row_bytes(study: Study) -> int | None:
     preset = load_presets()["conceptclip"] if published else preset_of(getattr(study.encoder, "weights", ""))
     if preset is None or getattr(study.encoder, "architecture", None) is not None:
         return None
-    return STORED_IMAGE_DTYPE.itemsize * preset.dim * (1 + (preset.token_count if study.encoder.tokens else 0))
+    return row_bytes(replace(preset, token_count=preset.token_count if study.encoder.tokens else 0))
 
 
 def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store: Store | None = None) -> StudyPlan:
@@ -96,7 +102,7 @@ def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store
         EncoderError: Nothing is published of the model.
     """
     store = store or Store.of(study)
-    splits = [splits] if isinstance(splits, str) else splits or study.splits
+    splits = as_list(splits or study.splits)
     bytes_per_row = expected_row_bytes(study)
     if bytes_per_row is None:
         raise EncoderError(f"The size of a row of {study.name} is not known until its encoder is identified.")
@@ -155,7 +161,7 @@ def plan_study(
         EncoderError: The encoder was not identified yet, or the study now asks for another one.
     """
     store = store or Store.of(study)
-    splits = [splits] if isinstance(splits, str) else splits or study.splits
+    splits = as_list(splits or study.splits)
     card = recorded_card(study, store)
     held = held_rows(store, card.identity, known_only=fresh)
     index = nothing_held() if fresh else held

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from typing_extensions import Unpack
 
+from ccassets.database.reader import as_list
 from ccassets.extraction import assemble_database
 from ccassets.orchestration.builder import Build, BuildResult
 from ccassets.orchestration.instance import dagster_instance
@@ -80,9 +81,8 @@ def run_build(study: Study | str | os.PathLike[str], **options: Unpack[BuildOpti
         BuildError: A step failed, with its sentence; everything finished until then is kept.
     """
     study = study if isinstance(study, Study) else load_study(study)
-    splits = options.get("splits")
-    splits = [splits] if isinstance(splits, str) else splits
-    study.require_splits(splits or ())
+    splits = as_list(options.get("splits") or ())
+    study.require_splits(splits)
     allow_loss = options.get("allow_loss", False)
     token = progress_listener.set(options.get("listener"))
     try:

@@ -74,7 +74,7 @@ class Build:
         self._result = BuildResult(None)
         self._attempted: set[str] = set()
 
-    def run(self, splits: Sequence[str] | None) -> BuildResult:
+    def run(self, splits: Sequence[str]) -> BuildResult:
         """Build the study, or with `splits` no more than their features and all texts."""
         require_own_folder(self.study, self.store)
         names = [name for name in asset_names(self.study) if not splits or _is_of_splits(name, splits)]

@@ -185,7 +185,7 @@ def _adopted_split(
     plan: ImagePlan, manifest: Manifest, shards: Sequence[AdoptedShard], orders: Mapping[str, Mapping[str, Any]]
 ) -> AdoptedSplit:
     taken = sum(len(shard) for shard in shards if shard.shard.split == manifest.split)
-    missing = np.concatenate([np.empty(0, np.int64), *plan.shards])
+    missing = plan.missing
     return AdoptedSplit(
         split=plan.split,
         rows=plan.rows,

@@ -20,6 +20,7 @@ from ccassets.database.validation.stored_rows import StoredRows
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.datasets.manifest import Manifest, Shard
 from ccassets.encoders.encoder_contract import EncoderCard
+from ccassets.extraction.adoption.row_matching import Ints
 from ccassets.extraction.image_shards import write_image_part
 from ccassets.extraction.parts import RowIndex, VerifiedFiles
 from ccassets.extraction.plan import divide, plan_images
@@ -28,8 +29,6 @@ from ccassets.extraction.text_extraction import stored_template, template_part
 from ccassets.progress import Progress
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-
-Ints = npt.NDArray[np.int64]
 
 _BLOCK_BYTES = 8 << 20
 
@@ -96,8 +95,7 @@ def shards_to_take(
     size = study.extraction.rows_per_shard
     shards = []
     for manifest in manifests:
-        missing = plan_images(manifest, index, size).shards
-        rows = np.concatenate([np.empty(0, np.int64), *missing])
+        rows = plan_images(manifest, index, size).missing
         images = numbers[manifest.split][rows]
         is_in_file = row_of_image[images] >= 0
         rows, images = rows[is_in_file], images[is_in_file]
