@@ -66,6 +66,11 @@ def unavailable_analyses(study: Study) -> dict[str, str]:
     return reasons
 
 
+def analysis_folder(database: Database) -> Path:
+    """The folder that the analyses of a study write to, beside its database."""
+    return database.path.parent / "analysis"
+
+
 def held_out_splits(database: Database) -> list[str]:
     """List those of `val` and `test` that have rows."""
     return [name for name in (VAL, TEST) if name in database.splits and len(database.select(name))]

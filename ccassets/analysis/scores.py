@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ccassets.analysis.float16_kernel import PRECISE_VECTORS, kernel_cosines, suits_kernel
 from ccassets.database.hdf5 import iter_blocks
-from ccassets.database.reader import Database, RowIndex, Template, as_list
+from ccassets.database.reader import Database, Kind, RowIndex, Template, as_list, template_ids
 from ccassets.errors import DatabaseError
 
 FloatArray = npt.NDArray[np.float32]
@@ -25,7 +25,6 @@ Positions = Sequence[npt.NDArray[np.integer[Any]]]
 
 Rule = Literal["span", "authors"]
 """Which tokens of a prompt belong to its word: `span_positions` or `authors_positions`."""
-Kind = Literal["label", "concept"]
 
 _CHUNK = 1 << 22
 """Numbers converted at a time: few enough to stay in the processor's cache, enough for its threads to pay off."""
@@ -248,16 +247,6 @@ def require_tokens(database: Database) -> Values:
     if database.image_token_features is None:
         raise DatabaseError(f"{database.path.name} was stored without token features: patches have no scores in it.")
     return database.image_token_features
-
-
-def template_ids(database: Database, kind: Kind, templates: str | Sequence[str] | None) -> list[str]:
-    """The ids of these templates, by default of all of a kind; raises `DatabaseError` for an unknown one."""
-    names = [name for name in database.templates if name.startswith(f"{kind}_prompts_t")]
-    chosen = names if templates is None else as_list(templates)
-    unknown = [name for name in chosen if name not in database.templates]
-    if unknown or not chosen:
-        raise DatabaseError(f"{database.path.name} has no templates {unknown or kind}; it has {[*database.templates]}.")
-    return chosen
 
 
 def _pooled_template(database: Database, name: str, words: Sequence[str], rule: Rule) -> npt.NDArray[np.float64]:

@@ -32,10 +32,9 @@ from ccassets.analysis.scores import (
     patch_cosines,
     require_tokens,
     row_range,
-    template_ids,
 )
 from ccassets.database.hdf5 import iter_blocks
-from ccassets.database.reader import Database, as_list, open_database
+from ccassets.database.reader import Database, as_list, open_database, template_ids
 from ccassets.errors import AnalysisError, DatabaseError
 from ccassets.progress import Progress, silent
 from ccassets.study.storage import Store

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import h5py
 import numpy as np
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 RowIndex = slice | Sequence[int] | npt.NDArray[np.integer[Any]] | int | None
 """Rows as numpy takes them; None for all."""
+
+Kind = Literal["label", "concept"]
+"""What the words of a numbered template are."""
 
 
 def open_database(path: str | os.PathLike[str]) -> Database:
@@ -494,13 +497,9 @@ class Database:
         return self.splits[split]
 
     def _ensemble(
-        self, texts: Sequence[Sequence[str]], kind: str, attribute: str, templates: str | Sequence[str] | None
+        self, texts: Sequence[Sequence[str]], kind: Kind, attribute: str, templates: str | Sequence[str] | None
     ) -> npt.NDArray[np.float32]:
-        numbered = [name for name in self.templates if name.startswith(f"{kind}_prompts_t")]
-        chosen = numbered if templates is None else as_list(templates)
-        unknown = [name for name in chosen if name not in self.templates]
-        if unknown or not chosen:
-            raise DatabaseError(f"{self.path.name} has no templates {unknown or kind}; it has {list(self.templates)}")
+        chosen = template_ids(self, kind, templates)
         row_of = {word: row for row, word in enumerate(self._words(attribute))}
         features = np.stack([self._template_rows(name, len(row_of)) for name in chosen])
         means = np.empty((len(texts), features.shape[2]))
@@ -514,6 +513,16 @@ class Database:
         if len(features) != words:
             raise DatabaseError(f"{self.path.name}: {name} holds {len(features)} prompts for {words} words")
         return cast(Array, features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def template_ids(database: Database, kind: Kind, templates: str | Sequence[str] | None) -> list[str]:
+    """The ids of these templates, by default of all of a kind; raises `DatabaseError` for an unknown one."""
+    numbered = [name for name in database.templates if name.startswith(f"{kind}_prompts_t")]
+    chosen = numbered if templates is None else as_list(templates)
+    unknown = [name for name in chosen if name not in database.templates]
+    if unknown or not chosen:
+        raise DatabaseError(f"{database.path.name} has no templates {unknown or kind}; it has {[*database.templates]}.")
+    return chosen
 
 
 class Template:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ccassets.analysis.bottleneck import MODEL
 from ccassets.analysis.concept_models import ConceptModel, apply_model, encoder_identity, load_model
+from ccassets.analysis.results import analysis_folder
 from ccassets.analysis.samples import database_concepts, row_classes
 from ccassets.analysis.scores import normalise, row_range
 from ccassets.database.feature_digests import hexadecimal
@@ -84,7 +86,7 @@ class ExportedRows:
     @cached_property
     def model(self) -> ConceptModel | None:
         """The classifier that the study's analysis left beside the database; None without one of its encoder."""
-        path = self.database.path.parent / "analysis" / "model.json"
+        path = analysis_folder(self.database) / MODEL
         model = load_model(path) if path.is_file() and not self.database.is_remote else None
         # Of a build with another encoder: the next one fits it anew.
         return model if model and model.encoder_identity == encoder_identity(self.database) else None

@@ -21,7 +21,7 @@ from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.image_source import image_reader
 from ccassets.analysis.label_error_detection import LabelError, label_errors
 from ccassets.analysis.projection import project_features, read_projection
-from ccassets.analysis.results import RESULT_FILES, held_out_splits, read_result
+from ccassets.analysis.results import RESULT_FILES, analysis_folder, held_out_splits, read_result
 from ccassets.analysis.row_history import SIMILAR, explain_rows
 from ccassets.analysis.samples import class_names, database_concepts, is_labelled, row_classes
 from ccassets.analysis.scores import FloatArray, cosines, image_cosines, normalise, patch_cosines, require_tokens
@@ -350,7 +350,7 @@ class Explorer:
         model = self.exported.model
         if model is None:
             raise AnalysisError(str(self._no_predictions_reason()))
-        log = HoldoutLog(self.database.path.parent / "analysis" / HOLDOUT_LOG)
+        log = HoldoutLog(analysis_folder(self.database) / HOLDOUT_LOG)
         for split in held_out_splits(self.database):
             rows = len(self.database.select(split))
             log.record("explorer: predictions", model=classifier_digest(model.classifier), split=split, rows=rows)
@@ -421,7 +421,7 @@ class Explorer:
     def _label_errors(self) -> Sequence[LabelError]:
         if self.study is not None:
             try:
-                path = self.database.path.parent / "analysis" / RESULT_FILES["label_errors"]
+                path = analysis_folder(self.database) / RESULT_FILES["label_errors"]
                 return [LabelError(**error) for error in read_result(path, self.database).get("errors", ())]
             except AnalysisError:
                 pass  # The study has no list of this state of the database.
@@ -499,7 +499,7 @@ class Explorer:
 
         def read() -> npt.NDArray[np.float32]:
             try:
-                path = self.database.path.parent / "analysis" / RESULT_FILES["projection"]
+                path = analysis_folder(self.database) / RESULT_FILES["projection"]
                 return read_projection(path, self.database).points
             except AnalysisError:
                 return project_features(self.database, "pca")
