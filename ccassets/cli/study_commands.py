@@ -1,4 +1,4 @@
-"""The commands that prepare and examine a study: new-study, doctor, bundle, precision-drift."""
+"""The commands that prepare and examine a study: new-study, encoders, doctor, bundle, precision-drift, certify."""
 
 from __future__ import annotations
 

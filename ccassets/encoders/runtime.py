@@ -1,4 +1,4 @@
-"""The runtime of encoders: cores, device, arithmetic of torch, library versions, copies between host and device."""
+"""The runtime of encoders: device, arithmetic of torch, library versions, copies between host and device."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tools for the people who run studies: doctor, new studies, offline bundles, precision drift. No Dagster."""
+"""Tools for people who run studies: doctor, new studies, offline bundles, precision drift, certificates. No Dagster."""
