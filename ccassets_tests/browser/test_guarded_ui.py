@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ import pytest
 from ccassets.orchestration.instance import dagster_instance
 from ccassets_tests.browser.pages import chromium
 from ccassets_tests.browser.person import Person
+from ccassets_tests.http_server import answering
 from ccassets_tests.orchestration.test_ui_server import ASSET, materialize_by_hand, mutations
 from ccassets_tests.orchestration.ui_process import UiProcess, running_ui
 
@@ -92,10 +92,9 @@ def other_server(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """The folder and the port of another web server on this machine."""
     folder = tmp_path / "pages"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    with answering(server):
         yield folder, server.server_port
-        server.shutdown()
 
 
 def test_an_asset_is_materialized_by_its_button_and_the_log_arrives_by_websocket(browser: Any, ui: UiProcess) -> None:

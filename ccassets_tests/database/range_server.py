@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from ccassets_tests.http_server import answering
+
 
 @dataclass
 class RangeServer:
@@ -97,13 +99,8 @@ def serve(folder: Path) -> Iterator[RangeServer]:
             """A client that goes away is no news."""
 
     httpd = Server(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
+    with answering(httpd) as server.url:
+        try:
+            yield server
+        finally:
+            server.released.set()

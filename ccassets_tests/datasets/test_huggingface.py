@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ccassets.datasets import read_manifest
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
 from ccassets_tests.datasets.made_datasets import dataset_of, noise, save_folder, save_parquet
-from ccassets_tests.encoders.test_weights import COMMIT, Hub
+from ccassets_tests.encoders.hub import COMMIT, Hub, hub_of
 
 CLASSES = Features({"image": ImageFeature(), "label": ClassLabel(names=["white", "red"])})
 LABELS = {"train": [0, 1, 1], "test": [1]}
@@ -108,11 +107,8 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    server = Hub(save_parquet(tmp_path / "repository", LABELS, CLASSES))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub_of(save_parquet(tmp_path / "repository", LABELS, CLASSES)) as hub:
+        yield hub
 
 
 def test_a_data_set_of_the_hub_is_taken_at_its_commit_and_then_found_offline(tmp_path: Path, hub: Hub) -> None:

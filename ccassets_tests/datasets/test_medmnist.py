@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import threading
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from ccassets.errors import DatasetError
 from ccassets.progress import silent
 from ccassets_tests.datasets.made_datasets import MEDMNIST_COUNTS, MedMnistSite
+from ccassets_tests.http_server import answering
 
 
 @pytest.fixture
@@ -195,12 +195,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     monkeypatch.setenv("no_proxy", "*")
     folder = tmp_path / "www"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as http:
-        thread = threading.Thread(target=http.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_address[1]}", folder
-        http.shutdown()
-        thread.join()
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))) as address:
+        yield address, folder
 
 
 def test_an_archive_is_downloaded_verified_and_kept(site: MedMnistSite, server: tuple[str, Path], monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +22,7 @@ from ccassets.orchestration.names import ENCODER_POOL, job_name
 from ccassets.orchestration.steps import errors_as_failures
 from ccassets.study.schema import Study
 from ccassets_tests.datasets.made_datasets import BLOOD_WORDS, MedMnistSite
+from ccassets_tests.http_server import answering
 from ccassets_tests.made_studies import edit_study
 
 
@@ -54,13 +54,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr("ccassets.orchestration.steps.RETRY_SECONDS", (0, 0, 0))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url", f"http://127.0.0.1:{server.server_address[1]}/blood")
+    with answering(ThreadingHTTPServer(("127.0.0.1", 0), Answer)) as address:
+        monkeypatch.setitem(medmnist.INFO["bloodmnist"], "url", f"{address}/blood")
         yield hub
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +21,7 @@ from ccassets.orchestration.instance import dagster_instance
 from ccassets.orchestration.ui_server import CODE_LOCATION, TOKEN_VARIABLE
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.cli.command_line import run
 from ccassets_tests.made_studies import with_slow_encoder
 from ccassets_tests.orchestration.test_exposure import tcp_sockets
 from ccassets_tests.orchestration.ui_process import UiProcess, running, running_ui, wait_until
@@ -153,15 +152,14 @@ def code_server_sockets(ui: UiProcess) -> list[Path]:
     return [Path(word) for option, word in pairwise(commands) if option == "--socket"]
 
 
-def test_a_taken_port_is_a_sentence(home: Path) -> None:
+def test_a_taken_port_is_a_sentence() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        command = [sys.executable, "-m", "ccassets.cli", "ui", "--port", str(taken.getsockname()[1])]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 1
-    assert "cannot be used (Address already in use); choose another with --port." in ended.stderr
-    assert "Traceback" not in ended.stderr
+        ended = run("ui", "--port", taken.getsockname()[1])
+    assert ended.code == 1
+    assert "cannot be used (Address already in use); choose another with --port." in ended.err
+    assert "Traceback" not in ended.err
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from ccassets.study.schema import Study
 from ccassets.study.storage import Store, storage_root
 from ccassets.tools import doctor
 from ccassets.tools.doctor import Diagnosis
-from ccassets_tests.encoders.test_weights import TOKEN, Hub
+from ccassets_tests.encoders.hub import TOKEN, Hub, hub_of
 from ccassets_tests.made_studies import edit_study, write_study
 from ccassets_tests.tools.doctor_lines import doctor_lines
 
@@ -225,11 +224,8 @@ def test_prompts_that_the_model_reads_as_one_are_warned_of(study: Study, vocabul
 
 @pytest.fixture
 def hub(weights: Path) -> Iterator[Hub]:
-    server = Hub(weights)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub_of(weights) as hub:
+        yield hub
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ccassets_tests.encoders.conftest import (
     clip,  # noqa: F401
     config,  # noqa: F401
 )
-from ccassets_tests.encoders.test_weights import COMMIT, TOKEN, Hub
+from ccassets_tests.encoders.hub import COMMIT, TOKEN, Hub, hub_of
 from ccassets_tests.made_studies import edit_study, write_study
 from ccassets_tests.tools.doctor_lines import doctor_lines
 
@@ -69,11 +68,8 @@ def keys(study: Study) -> dict[str, Sequence[str]]:
 
 @pytest.fixture
 def hub(weights: Path) -> Iterator[Hub]:
-    server = Hub(weights)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub_of(weights) as hub:
+        yield hub
 
 
 def test_a_bundle_is_built_elsewhere_with_every_connection_blocked(
