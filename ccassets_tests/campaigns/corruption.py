@@ -10,17 +10,14 @@ and a traceback. One line per mutation; exit 1 when one is wrong.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import h5py
@@ -34,12 +31,12 @@ from ccassets.extraction.parts import VerifiedFiles
 from ccassets.findings import has_errors
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
+from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.mutations import PAGE, Rng
 from ccassets_tests.campaigns.tally import tally
 from ccassets_tests.extraction.made_parts import arrays, attributes, build, differences
 from ccassets_tests.made_studies import edit_study, picture, save_golden_weights, save_images, write_study
 
-_PATIENCE = 120.0
 _BULK = ("image_features", "image_token_features")
 
 
@@ -154,24 +151,10 @@ class Campaign:
 
     def _in_a_fork(self, store: Store, damage: Damage) -> tuple[str, str]:
         """What `_build_on` says; a crash or no answer is wrong."""
-        context = multiprocessing.get_context("fork")
-        reading, writing = context.Pipe(duplex=False)
-        process = context.Process(target=self._answer, args=(store, damage, writing))
-        process.start()
-        writing.close()
-        try:
-            answer: tuple[str, str] = reading.recv() if reading.poll(_PATIENCE) else ("WRONG", "no answer")
-        except EOFError:
-            answer = "WRONG", "the process died"
-        process.kill()
-        process.join()
-        return answer
-
-    def _answer(self, store: Store, damage: Damage, pipe: Connection) -> None:
-        try:
-            pipe.send(self._build_on(store, damage))
-        except Exception:
-            pipe.send(("WRONG", traceback.format_exc()))
+        code, answer = Fork(lambda: dict(zip(("end", "text"), self._build_on(store, damage), strict=True))).end()
+        if code:
+            return "WRONG", answer.get("traceback") or answer.get("sentence") or f"exit {code}"
+        return answer["end"], answer["text"]
 
     def _build_on(self, store: Store, damage: Damage) -> tuple[str, str]:
         errors = ""
