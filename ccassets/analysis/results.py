@@ -221,9 +221,10 @@ def read_result(path: Path, database: Database) -> Mapping[str, Any]:
     """Read the result of an analysis; raises `AnalysisError` when there is none, or one of another database."""
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AnalysisError(f"{path.name} does not exist yet: materialize {path.stem} first.") from error
-    if content["database"] != summarize(database)["digest"]:
+        digest = content["database"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise AnalysisError(f"{path.name} does not exist yet, or is damaged: materialize {path.stem} first.") from error
+    if digest != summarize(database)["digest"]:
         raise AnalysisError(f"{path.name} is of another state of the database: materialize {path.stem} again.")
     return content
 

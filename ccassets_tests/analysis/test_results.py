@@ -103,6 +103,14 @@ def test_a_result_of_another_database_or_none_is_refused(tmp_path: Path) -> None
             read_result(tmp_path / "zero_shot.json", database)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+def test_a_damaged_result_is_refused(tmp_path: Path, text: str) -> None:
+    with open_database(write_cells(tmp_path / "a.h5", cells(48).samples)) as database:
+        (tmp_path / "zero_shot.json").write_text(text)
+        with pytest.raises(AnalysisError, match="or is damaged: materialize zero_shot"):
+            read_result(tmp_path / "zero_shot.json", database)
+
+
 # --- zero-shot and bottleneck ------------------------------------------------------------------------
 
 
