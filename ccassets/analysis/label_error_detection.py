@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def judge_labels(store: Store) -> AnalysisResult:
     """
     with open_database(store.database) as database:
         result = write_result(store.analysis / RESULT_FILES["label_errors"], database, lambda: _judgement(database))
-    write_label_errors(listed_errors(result), result.path.with_suffix(".csv"))
+    write_label_errors(listed_errors(result.content), result.path.with_suffix(".csv"))
     return result
 
 
@@ -260,9 +260,9 @@ def _judgement(database: Database) -> dict[str, Any]:
     return {"rows": len(samples), "unjudged": unjudged_classes(samples), "errors": errors}
 
 
-def listed_errors(result: AnalysisResult) -> list[LabelError]:
-    """Read the label errors of a result of `judge_labels`."""
-    return [LabelError(**error) for error in result.content.get("errors", ())]
+def listed_errors(content: Mapping[str, Any]) -> list[LabelError]:
+    """The label errors in the content of a result of `judge_labels`."""
+    return [LabelError(**error) for error in content.get("errors", ())]
 
 
 def write_label_errors(errors: Sequence[LabelError], path: str | os.PathLike[str]) -> None:

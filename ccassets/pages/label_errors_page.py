@@ -30,7 +30,7 @@ def write_label_errors_page(study: Study, store: Store, result: AnalysisResult) 
     Returns:
         The page; where an image cannot be read, it says why.
     """
-    errors = listed_errors(result)
+    errors = listed_errors(result.content)
     with open_database(store.database) as database:
         sources, reason = _sources(study, database, errors[:MOST_SHOWN])
     page = render(

@@ -19,7 +19,7 @@ from ccassets.analysis.bottleneck import HOLDOUT_LOG
 from ccassets.analysis.classifiers import LinearClassifier, classifier_digest
 from ccassets.analysis.holdout_log import HoldoutLog
 from ccassets.analysis.image_source import image_reader
-from ccassets.analysis.label_error_detection import LabelError, label_errors
+from ccassets.analysis.label_error_detection import LabelError, label_errors, listed_errors
 from ccassets.analysis.projection import project_features, read_projection
 from ccassets.analysis.results import RESULT_FILES, analysis_folder, held_out_splits, read_result
 from ccassets.analysis.row_history import SIMILAR, explain_rows
@@ -422,7 +422,7 @@ class Explorer:
         if self.study is not None:
             try:
                 path = analysis_folder(self.database) / RESULT_FILES["label_errors"]
-                return [LabelError(**error) for error in read_result(path, self.database).get("errors", ())]
+                return listed_errors(read_result(path, self.database))
             except AnalysisError:
                 pass  # The study has no list of this state of the database.
         if len(self.database) > _MOST_COMPARED:
