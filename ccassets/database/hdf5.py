@@ -150,8 +150,7 @@ def map_dataset(dataset: h5py.Dataset) -> Array | None:
     offset = dataset.id.get_offset()
     if dataset.chunks is not None or offset is None:
         return None
-    # By the file that is open, not by its path: another one may have been published there since.
-    opened = os.fdopen(os.dup(file_descriptor(dataset.file)), "rb")
+    opened = os.fdopen(_open_again(dataset.file), "rb")
     try:
         values = np.memmap(opened, dataset.dtype, "r", offset, dataset.shape)
     except BaseException:
@@ -162,6 +161,22 @@ def map_dataset(dataset: h5py.Dataset) -> Array | None:
     location = f"{dataset.file.filename}: {dataset.name}"
     _MAPPED_FILES[mapping] = _MappedFile(opened.fileno(), offset - _address(values), location)
     return values
+
+
+def _open_again(file: h5py.File) -> int:
+    """A descriptor of the file that is open, which need not be the one under its path any more.
+
+    Where it still is, it is opened anew: a duplicate of HDF5's descriptor would hold its lock beyond its end.
+    """
+    handle = file_descriptor(file)
+    try:
+        descriptor = os.open(file.filename, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(handle)
+    if os.path.samestat(os.fstat(descriptor), os.fstat(handle)):
+        return descriptor
+    os.close(descriptor)
+    return os.dup(handle)
 
 
 @dataclass(frozen=True)

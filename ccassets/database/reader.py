@@ -116,7 +116,7 @@ class Database:
         return summary_html(self)
 
     def close(self) -> None:
-        """Close the file; arrays that were mapped from it stay valid."""
+        """Close the file and free its lock; arrays that were mapped from it stay valid."""
         self._file.close()
 
     @property

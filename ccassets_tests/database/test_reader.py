@@ -74,6 +74,14 @@ def test_mapped_arrays_stay_usable_when_the_file_is_closed(path: Path) -> None:
     assert np.array_equal(features, expected)
 
 
+def test_a_closed_file_can_be_written_to_while_its_mapped_arrays_are_in_use(path: Path) -> None:
+    with open_database(path) as database:
+        features = database.image_features
+
+    with h5py.File(path, "r+") as file:
+        assert np.array_equal(file["image_features"][...], features)
+
+
 @pytest.mark.parametrize(
     "view",
     [

@@ -33,8 +33,7 @@ def rot(path: Path, change: Callable[[h5py.File], object] | None = None) -> None
     record = VerifiedFiles(path.parent)
     assert record.has(path)
     was_read = record.was_read(path)
-    # A disk that rots asks no lock.
-    with h5py.File(path, "r+", locking=False) as file:
+    with h5py.File(path, "r+") as file:
         (change or flip_the_last_row)(file)
     VerifiedFiles(path.parent).add(path, read=was_read)
 
