@@ -250,7 +250,7 @@ def test_a_label_corrected(study: Study, workspace: Path) -> None:
 
 
 def test_a_label_overridden_by_the_study(study: Study) -> None:
-    (study.folder / "labels.csv").write_text("key,label\ntrain/blood/000.png,white\n")
+    (study.folder / "labels.csv").write_text("key,label\ntrain/white/002.png,blood\n")
     edited = edit_study(study, lambda a: a["dataset"].update(labels_override="labels.csv"))
     assert stale("cells") == {f"images:{split}": NEW_CODE.format("images") for split in ROWS}
     for split in ROWS:
