@@ -370,7 +370,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Our temporary files in a folder whose writer is gone, each locked while it is yielded; not other programs'."""
+    """Our temporary files in a folder whose writer has ended; each is locked while it is yielded."""
     for leftover in folder.glob(_TEMPORARY_NAMES):
         if leftover.is_symlink() or not leftover.is_file():
             continue  # A folder is a bundle's; a pipe would be waited for.

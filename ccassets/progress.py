@@ -29,7 +29,7 @@ class StageTimes:
     Attributes:
         seconds: The whole. What is neither encoding nor writing is waiting for images: `decoding`.
         encoding: While an encoder computed.
-        writing: While the part before had to reach the disk first.
+        writing: While the previous part was still being written to the disk.
     """
 
     seconds: float = 0.0
@@ -52,7 +52,7 @@ class StageTimes:
         self.writing += other.writing
 
     def share(self, seconds: float) -> float:
-        """Divide a time by the whole.
+        """Compute the share of a time in the time of all stages.
 
         Args:
             seconds: A part of `seconds`.

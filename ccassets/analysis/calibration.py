@@ -203,7 +203,7 @@ def fit_platt(labels: Array, log_odds: Array) -> npt.NDArray[np.float64]:
         log_odds: (n, C).
 
     Returns:
-        (C, 2), slope and intercept; 1 and 0 for a label that no row has, or every row.
+        (C, 2), slope and intercept; 1 and 0 for a label that no row or every row has.
 
     Raises:
         AnalysisError: Log-odds are not finite.

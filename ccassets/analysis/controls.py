@@ -262,7 +262,7 @@ def measure_performance(
     """Measure the accuracy of scores, mean over seeds; in a multi-label set the AUC (DeLong et al. 1988).
 
     Args:
-        seeds: Scores (n, C), one array a seed.
+        seeds: Scores (n, C), one array for each seed.
         labels: (n,) class numbers, or (n, C) of 0 and 1 in a multi-label set.
         groups: (n,) the patient or slide of every row.
 
@@ -349,7 +349,7 @@ def accuracy_by_level(
         fit: Fits a classifier on samples.
 
     Returns:
-        One accuracy a level, the lowest first; [] where no concept has a level.
+        One accuracy for each level, the lowest first; [] where no concept has a level.
 
     Raises:
         AnalysisError: `split` has no rows, or a class has none to fit on.

@@ -63,7 +63,7 @@ def elastic_net_path(
         tolerance: The relative duality gap to reach.
 
     Yields:
-        One fit a strength; its `gap` exceeds `tolerance` where the steps did not suffice.
+        One fit for each strength; its `gap` exceeds `tolerance` where the steps did not suffice.
     """
     loss = _SoftmaxLoss(features, labels)
     point = loss.at(np.zeros((len(loss.counts), features.shape[1])), np.log(loss.counts / len(labels)))

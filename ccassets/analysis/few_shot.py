@@ -23,7 +23,7 @@ class FewShot:
 
     Attributes:
         shots: Images of every class; of a class with fewer, all.
-        accuracy: One value a seed, each with other images.
+        accuracy: One value for each seed, each with other images.
         rows: Images of the held-out split.
     """
 
@@ -66,7 +66,7 @@ def few_shot_curve(
         train: The split that images are drawn from.
 
     Returns:
-        One point a number of images.
+        One point for each number of images.
 
     Raises:
         AnalysisError: A split has no rows, a class has none in `train`, or a row can have several classes.

@@ -30,8 +30,8 @@ _REST = 2048.0
 def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: FloatArray | None = None) -> FloatArray:
     """Compare float16 rows with a few unit vectors on all cores.
 
-    Products are summed in float32; the error is at most `largest_error`. Each of up to `PRECISE_VECTORS` vectors is
-    multiplied as the sum of two float16 vectors; if there are more, each is rounded to one.
+    Products are summed in float32; the error is at most `largest_error`. Up to `PRECISE_VECTORS` vectors are each split
+    into a sum of two float16 vectors. If there are more, each is rounded to a single float16 vector.
 
     Args:
         rows: (n, D) of any length, C-contiguous.

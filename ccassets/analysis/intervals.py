@@ -113,7 +113,7 @@ def _unchanged(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Proportions:
-    """K values between 0 and 1, one a class, that a metric is the mean of.
+    """K values between 0 and 1, one for each class; the metric is their mean.
 
     Attributes:
         values: (K,).

@@ -128,7 +128,7 @@ def concept_groups(concepts: Sequence[Concept]) -> list[str]:
         concepts: The concepts.
 
     Returns:
-        One name a concept; a concept without a group is a group of its own.
+        One name for each concept; a concept without a group is a group of its own.
     """
     return [concept.group or concept.word for concept in concepts]
 
@@ -260,7 +260,7 @@ def concept_auroc(samples: Samples, annotations: ConceptAnnotations) -> list[Con
         annotations: (N, K) for the rows and columns of `samples`; rows with nan do not count for a concept.
 
     Returns:
-        One measure a concept.
+        One measure for each concept.
     """
     measures = []
     for column, concept in enumerate(samples.columns):

@@ -43,7 +43,7 @@ class Evaluation:
         accuracy: Share of rows whose highest score is the label's; multi-label: mean over labels of the share of
             right answers at the label's threshold.
         auc: Mean over classes of the one-against-rest AUROC.
-        auc_by_class: The same of every class; nan for one that no row has, or every row.
+        auc_by_class: The same of every class; nan for one that no row or every row has.
         recall: By class; multi-label: of each label at its threshold.
         average_precision: Mean over classes of the one-against-rest average precision.
         sensitivity: Mean over classes of the sensitivity where `SPECIFICITY` of the rest are left out.
@@ -144,7 +144,7 @@ def choose_thresholds(labels: Array, scores: Array) -> FloatArray:
         scores: (n, C) float.
 
     Returns:
-        (C,), half-way between two scores; nan for a label that no row has, or every row, or whose scores are all alike.
+        (C,), half-way between two scores; nan for a label that no row or every row has, or whose scores are all equal.
 
     Raises:
         AnalysisError: Scores are not finite.
@@ -173,7 +173,7 @@ def _best_threshold(positive: npt.NDArray[np.bool_], scores: Array) -> float:
 def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
     """Compute MedMNIST's AUC: the unweighted mean over classes of the area under the one-against-rest ROC curve.
 
-    The authors' macro AUROC is the same number. A class that no row has, or every row, is left out of the mean.
+    The authors' macro AUROC is the same number. A class that no row or every row has is left out of the mean.
     """
     require_labels(labels, scores)
     positive = _one_against_rest(labels, scores)
@@ -184,7 +184,7 @@ def auc(labels: Array, scores: Array, groups: Groups = None) -> Estimate:
 
 
 def auc_by_class(labels: Array, scores: Array, groups: Groups = None) -> list[Estimate]:
-    """Compute the one-against-rest AUROC of every class; nan for a class that no row has, or every row."""
+    """Compute the one-against-rest AUROC of every class; nan for a class that no row or every row has."""
     require_labels(labels, scores)
     positive = _one_against_rest(labels, scores)
     compared = np.asarray(positive.any(axis=0) & ~positive.all(axis=0))
@@ -209,7 +209,7 @@ def average_precision(labels: Array, scores: Array, groups: Groups = None) -> Es
 def sensitivity(labels: Array, scores: Array, groups: Groups = None, specificity: float = SPECIFICITY) -> Estimate:
     """Compute the mean over classes of their sensitivity at a specificity, read from the one-against-rest ROC curve.
 
-    A class that no row has, or every row, is left out of the mean.
+    A class that no row or every row has is left out of the mean.
     """
     require_labels(labels, scores)
     positive = _one_against_rest(labels, scores)

@@ -60,7 +60,7 @@ def write_paper_tables(
     Few-shot classifiers are fitted now, and every access to a held-out split is recorded in the study's log.
 
     Args:
-        study: The study, its analyses made.
+        study: The study; its analyses must have been built.
         store: Its store.
         folder: Where the files are written.
         progress: Counts the classifiers of the few-shot curves, by method.
@@ -102,7 +102,7 @@ def write_table(path: Path, rows: Rows) -> list[Path]:
 
 
 def results_table(contents: Mapping[str, Mapping[str, Any]], database: Database, test_accesses: int) -> Rows:
-    """One row a method and held-out split: metrics with their 95 % intervals, and what they rest on.
+    """One row for each method and held-out split: metrics with their 95 % intervals, sizes and choices.
 
     Args:
         contents: The results `zero_shot` and `concept_bottleneck`, as their files hold them.

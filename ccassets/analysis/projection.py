@@ -93,7 +93,7 @@ def default_method(rows: int) -> Method:
 
 
 def write_projection(store: Store, *, progress: Progress = silent) -> Projection:
-    """Project the database of a study and write `projection.parquet`, a row an image, with the facts of `Projection`.
+    """Project the database of a study and write `projection.parquet`: one row for each image.
 
     Args:
         store: The store of the study.

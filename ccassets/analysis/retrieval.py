@@ -41,7 +41,7 @@ def measure_retrieval(scores: FloatArray, annotations: ConceptAnnotations, conce
         concepts: The K concepts.
 
     Returns:
-        One measure a concept.
+        One measure for each concept.
     """
     from sklearn.metrics import average_precision_score
 

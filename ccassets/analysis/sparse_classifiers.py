@@ -31,7 +31,8 @@ _PATH_STEPS = 150
 
 
 def sparse_path(samples: Samples, *, train: str = "train", most: float = max(NEC_LEVELS)) -> list[LinearClassifier]:
-    """Fit logistic regressions from no concept to `most` effective concepts a class, by an elastic net of mixing 0.99.
+    """Fit logistic regressions from no concept to `most` effective concepts for each class, by an elastic net of mixing
+    0.99.
 
     The penalty falls by a tenth of an octave a step from where the first weight appears, as in VLG-CBM
     (arXiv 2408.01432). `chosen` of each point has its relative duality gap and says whether it is within tolerance.
@@ -96,8 +97,8 @@ class SparsePoint:
     """Accuracy at a number of effective concepts.
 
     Attributes:
-        level: Effective concepts allowed a class.
-        nec: Effective concepts used a class.
+        level: The allowed number of effective concepts for each class.
+        nec: The number of effective concepts for each class.
         accuracy: Accuracy on the held-out split.
     """
 
@@ -111,7 +112,7 @@ class SparseAccuracy:
     """Accuracy against the number of effective concepts (NEC).
 
     Attributes:
-        points: One point a level; levels above the number of concepts cannot be reached and are left out.
+        points: One point for each level; levels above the number of concepts cannot be reached and are left out.
     """
 
     points: tuple[SparsePoint, ...]
@@ -130,7 +131,7 @@ class SparseAccuracy:
 def accuracy_against_nec(
     path: Sequence[LinearClassifier], samples: Samples, split: str, log: HoldoutLog
 ) -> SparseAccuracy:
-    """Measure accuracy on a held-out split at 5, 10, …, 30 effective concepts a class.
+    """Measure accuracy on a held-out split at 5, 10, …, 30 effective concepts for each class.
 
     Args:
         path: A sparse path (`sparse_path`).

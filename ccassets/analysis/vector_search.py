@@ -182,7 +182,7 @@ def search(
         concepts: Concepts of the file, each the mean over its templates and synonyms.
         rows: Numbers of rows; they are not among the hits.
         minus: Texts whose vectors are subtracted.
-        encoder: The encoder that made the file, which texts need.
+        encoder: The encoder that made the file; needed to encode texts.
         patches: Compare texts and concepts with every patch, by the mean of their own token features.
         k: Number of hits.
         where: Rows that may be hits.
@@ -220,7 +220,8 @@ def nearest_images(
 ) -> list[Hit]:
     """Find the k images with the highest cosine to a vector.
 
-    A fast pass proposes candidates, float64 orders them: the hits depend neither on the processor nor on its threads.
+    A fast pass proposes candidates, which are then ordered in float64, so that the hits depend neither on the processor
+    nor on its threads.
 
     Args:
         database: The database.
@@ -326,7 +327,7 @@ def text_vectors(
 
 
 def image_vectors(database: Database, encoder: Encoder, images: Sequence[Image.Image]) -> FloatArray:
-    """Encode images as unit vectors (len(images), D) by the encoder of the file; `AnalysisError` for another one."""
+    """Encode images as unit vectors (len(images), D); raise `AnalysisError` if the encoder is not that of the file."""
     _require_encoder_of(database, encoder)
     return normalise(encoder.encode_images(list(images)).features)
 

@@ -95,7 +95,7 @@ def safe_dataset(group: h5py.Group, name: str) -> h5py.Dataset | None:
     if dataset is None:
         return None
     if not isinstance(dataset, h5py.Dataset):
-        raise DatabaseError(f"{member_path(group, name)} is not a data set")
+        raise DatabaseError(f"{member_path(group, name)}: expected a data set, found a group")
     if dataset.is_virtual or dataset.external:
         raise DatabaseError(
             f"{member_path(group, name)} keeps its data in other files; the bytes must lie in the file itself"
@@ -107,7 +107,7 @@ def safe_group(group: h5py.Group, name: str) -> h5py.Group | None:
     """A group of the file itself; None when there is no such name. Links are refused as for data sets."""
     member = safe_member(group, name)
     if member is not None and not isinstance(member, h5py.Group):
-        raise DatabaseError(f"{member_path(group, name)} is not a group")
+        raise DatabaseError(f"{member_path(group, name)}: expected a group, found a data set")
     return member
 
 

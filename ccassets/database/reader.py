@@ -441,7 +441,11 @@ class Database:
         """
         dataset = self._dataset(name)
         if dataset is None or dataset.chunks is not None:
-            raise DatabaseError(f"{self.path}: /{name} is not a contiguous data set")
+            kind = "none" if dataset is None else "a chunked one"
+            raise DatabaseError(
+                f"{self.path}: /{name}: expected a contiguous data set, found {kind}. Finished databases have it: "
+                "build the study, adopt the file, or call `ccassets.h5.finalize`."
+            )
         return int(dataset.id.get_offset() or 0), int(np.prod(dataset.shape[1:])) * dataset.dtype.itemsize
 
     def _dataset(self, name: str) -> h5py.Dataset | None:
@@ -475,7 +479,7 @@ class Database:
     def _texts(self, name: str) -> npt.NDArray[np.object_]:
         dataset = self._required_dataset(name)
         if dataset.ndim != 1:
-            raise DatabaseError(f"{self.path}: /{name}: expected one text a row, found shape {dataset.shape}")
+            raise DatabaseError(f"{self.path}: /{name}: expected one text for each row, found shape {dataset.shape}")
         with read_errors_at(f"{self.path}: /{name}"):
             return read_texts(dataset)
 

@@ -26,8 +26,8 @@ class TokenGeometry:
     Args:
         rule: `squash`: the whole picture, whatever its shape; `crop`: its shorter side becomes `shortest_edge` pixels,
             and the middle square of `crop` pixels is taken; `pad`: the middle of a square of its longer side.
-        shortest_edge: For `crop`, in pixels.
-        crop: For `crop`, in pixels.
+        shortest_edge: The length of the shorter side before the crop, in pixels.
+        crop: The side of the square that is taken, in pixels.
     """
 
     rule: Literal["squash", "crop", "pad"]

@@ -1,4 +1,4 @@
-"""DICOM files: frames as 8-bit RGB, keys, patients. No value of a header leaves this module in a text."""
+"""DICOM files: frames as 8-bit RGB, keys, patients. No text that this module gives contains a value of a header."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _group_key() -> bytes:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What listing needs of a file: its frames, and PatientID and PatientName, '' where there are none."""
+    """The facts of a file that a listing needs: its frames, PatientID and PatientName ('' where there are none)."""
 
     frames: int = 1
     patient: tuple[str, str] = ("", "")
@@ -274,7 +274,7 @@ def decode_frame(path: Path, frame: int, config: DicomConfig) -> Image.Image:
 
 @lru_cache(maxsize=8)
 def _read_header(path: Path, state: str) -> Header:
-    """What the pixels depend on in the header of a file; cached by `state` for the other frames of the file."""
+    """The parts of a file's header that its pixels depend on; cached by `state` for the other frames of the file."""
     from pydicom.errors import InvalidDicomError
 
     dcmread = _library().dcmread

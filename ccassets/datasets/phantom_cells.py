@@ -35,7 +35,7 @@ CONCEPTS: tuple[str, ...] = tuple(_TABLE["concepts"])
 
 @dataclass(frozen=True)
 class CellType:
-    """How often a class shows which morphology, and how it looks beyond the concepts; the table explains the fields."""
+    """The frequencies of a class's morphologies, and its look beyond the concepts; the table explains the fields."""
 
     nuclei: Mapping[str, float]
     granules: Mapping[str, float]
@@ -163,7 +163,7 @@ class _Canvas:
         self.stain = rng.normal(1.0, 0.05, 3).astype(np.float32) * np.float32(rng.uniform(0.85, 1.2))
 
     def add(self, amount: Array, colour: Array) -> None:
-        """Lay down a body: `amount` (H, W) is 1 where it alone would show as its full colour."""
+        """Add a body: `amount` (H, W) is 1 where the body alone would show its full colour."""
         self.density += amount[:, :, None] * (colour * self.stain)
 
     def cover(self, distance: Array, softness: float = 1.0) -> Array:
@@ -179,7 +179,7 @@ class _Canvas:
         return 1.5 * _resized(lattice, self.size)
 
     def dots(self, dots: npt.NDArray[np.float64]) -> Array:
-        """Discs (n, 3) of x, y, radius, their union as coverage."""
+        """Draw the union of discs, (n, 3) of x, y and radius, as coverage."""
         scale = self.unit * SUPERSAMPLING
         picture = Image.new("L", (self.size * SUPERSAMPLING,) * 2)
         pen = ImageDraw.Draw(picture)

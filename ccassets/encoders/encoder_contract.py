@@ -114,7 +114,9 @@ class EncoderCard:
         identity = fields.pop("identity")
         card = cls(**fields)
         if card.identity != identity:
-            raise ValueError(f"the fields of the card have the identity {card.identity}, expected {identity}")
+            raise ValueError(
+                f"expected a card with the identity {identity}, found fields with the identity {card.identity}"
+            )
         return card
 
 

@@ -35,7 +35,7 @@ def find_model(
     patterns: Sequence[str],
     pickled_patterns: Sequence[str] = (),
 ) -> ModelFolder:
-    """The folder of that name as the study sees it, else the hub's files matching `patterns` at a revision.
+    """The local folder of that name, relative to the study, else the hub's files matching `patterns` at a revision.
 
     Files matching `pickled_patterns` are fetched only where the hub has no safetensors. Raises `EncoderError` saying
     what to do.
@@ -50,7 +50,7 @@ def find_model(
 
 
 def find_folder(reference: str, study: Study) -> ModelFolder | None:
-    """The folder of that name as the study sees it; None when the name is a hub id. Raises `EncoderError`."""
+    """The local folder of that name, relative to the study; None when the name is a hub id. Raises `EncoderError`."""
     folder = study.resolve(reference)
     if folder.is_dir():
         return ModelFolder(folder, folder.name)

@@ -97,7 +97,7 @@ def key_lines(keys: Iterable[str]) -> bytes:
     """Write keys one a line; raises `AnalysisError` where a key has a line break."""
     lines = [f"{key}\n" for key in keys]
     if any("\r" in line or line.count("\n") > 1 for line in lines):
-        raise AnalysisError("A key has a line break: a list of one key a line cannot hold it.")
+        raise AnalysisError("A key has a line break: a list with a key on each line cannot hold it.")
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 

@@ -101,7 +101,7 @@ def data_files_yaml(files: Iterable[str]) -> str:
 
 
 def write_concept_scores(database: Database, path: Path, progress: Progress = silent) -> None:
-    """Write the concept scores of a database that a build wrote and checked: a Parquet file of one row an image.
+    """Write the concept scores of a database that a build wrote and checked: a Parquet file of one row for each image.
 
     Args:
         database: The database.
@@ -131,7 +131,7 @@ def write_concept_scores(database: Database, path: Path, progress: Progress = si
 
 
 def record_batch(columns: Columns, concepts: Mapping[str, str | None]) -> pa.RecordBatch:
-    """Columns as Arrow arrays: rows of numbers as lists of fixed size, concept scores as a column a concept.
+    """Columns as Arrow arrays: rows of numbers as lists of fixed size, concept scores as a column for each concept.
 
     The code of a concept is metadata of its column.
 

@@ -76,7 +76,7 @@ def assemble_database(
     hashed when it first enters a database; rows of a damaged part are taken from another file, or the assembly stops.
 
     Args:
-        study: The study, all its images and templates encoded.
+        study: The study; all its images and templates must be encoded.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         output: The file to write, by default the study's database.
         fresh: Take nothing from the old file, and write also what is up to date.
@@ -353,7 +353,10 @@ def _drop_parts(study: Study, store: Store, card: EncoderCard, index: RowIndex, 
     findings = validate_database(store.database, study=study, deep=True)
     if has_errors(findings):
         errors = "; ".join(finding.message for finding in findings if finding.severity == "error")
-        raise DatabaseError(f"{store.database.name} is not valid, its image parts are kept: {errors}")
+        raise DatabaseError(
+            f"{store.database.name} is not valid, so its image parts are kept: {errors}. `ccassets validate "
+            f"{store.database} --deep` says what to do about each."
+        )
     with exclusive(store.encoder_parts(card.identity)):  # Another study may be copying from them.
         for part in spare:
             part.unlink(missing_ok=True)

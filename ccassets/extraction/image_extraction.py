@@ -225,7 +225,7 @@ def extract_shards(
     job that was started twice does nothing twice. Builds wait for the jobs, and the jobs for a build.
 
     Args:
-        study: The study, its images and encoder read already.
+        study: The study; its images and encoder must have been read.
         number: The number of this job, from 1.
         count: The number of jobs.
         runner: As in `extract_images`.

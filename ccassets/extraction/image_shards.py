@@ -1,4 +1,4 @@
-"""Encoding of shards: images are decoded ahead, encoded in whole batches, and written as one part a shard."""
+"""Encoding of shards: images are decoded ahead, encoded in whole batches, and written as one part for each shard."""
 
 from __future__ import annotations
 

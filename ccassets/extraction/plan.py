@@ -90,7 +90,7 @@ def size_study(study: Study, splits: str | Sequence[str] | None = None, *, store
     """Plan a study whose weights are not on this machine: everything is encoded, and sizes are the published ones.
 
     Args:
-        study: The study, its images read already.
+        study: The study; its images must have been read.
         splits: A split, or several; by default all of the study.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
 
@@ -148,7 +148,7 @@ def plan_study(
     Only recorded manifests and the encoder card are read; nothing is decoded or encoded.
 
     Args:
-        study: The study, its images and encoder read already.
+        study: The study; its images and encoder must have been read.
         splits: A split, or several; by default all of the study.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.
         fresh: Plan as if no part held anything.

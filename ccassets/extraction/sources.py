@@ -149,7 +149,10 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
         )
     manifest = Manifest.load(path)
     if manifest.split != split:
-        raise DatasetError(f"{path} is the manifest of split {manifest.split!r}. Remove it and read the images again.")
+        raise DatasetError(
+            f"{path}: expected the manifest of split {split!r}, found that of {manifest.split!r}. Remove the file and "
+            "read the images again."
+        )
     if manifest.limit != study.extraction.limit:
         raise DatasetError(
             f"The images of split {split!r} of {study.name} were read with the limit {manifest.limit}, and the study "

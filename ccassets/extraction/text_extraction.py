@@ -105,7 +105,7 @@ def extract_template(
     """Encode one template, unless a part of the same encoder and prompts holds it.
 
     Args:
-        study: The study, its encoder identified already.
+        study: The study; its encoder must have been identified.
         template_id: A template of the study's vocabulary.
         encoder: Gives the encoder, by default the study's own; called only when there is something to encode.
         store: Where the study's files lie, by default below `CCASSETS_STORAGE`.

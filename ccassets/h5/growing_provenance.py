@@ -56,6 +56,6 @@ def record_labels(file: h5py.File, splits: Iterable[str], labelled: bool) -> dic
         if entry.setdefault("labels", state) != state:
             raise ArgumentError(
                 f"labels: those of {split!r} are {entry['labels']} so far, and {state} in this batch; a stored 0 "
-                "would mean two things. Nothing was written."
+                "would be ambiguous. Nothing was written."
             )
     return provenance

@@ -189,14 +189,14 @@ class Collate:
         if (label is not None) != self.labelled:
             raise ArgumentError(
                 f"The first item of this data set has {'a' if self.labelled else 'no'} label, and a later one has "
-                f"{'none' if self.labelled else 'one'}; a stored 0 would mean two things."
+                f"{'none' if self.labelled else 'one'}; a stored 0 would be ambiguous."
             )
         if label is None:
             return torch.zeros(1, dtype=torch.int64)
         tensor = torch.as_tensor(label).reshape(-1)
         if tensor.numel() != 1:
             raise ArgumentError(
-                f"Expected one label an image, found {tensor.numel()}. Multi-label data sets are built from a "
+                f"Expected one label for each image, found {tensor.numel()}. Multi-label data sets are built from a "
                 "study, which stores their label matrix."
             )
         return tensor.long()
@@ -213,7 +213,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _image(image: Any) -> torch.Tensor:
-    """An image of either usual range as floats in 0…1."""
+    """An image as floats in 0…1, from floats in 0…1 or whole numbers in 0…255."""
     import numpy as np
     import torch
     from PIL import Image

@@ -180,8 +180,8 @@ def _require_no_other_templates(file: h5py.File, templates: Mapping[str, Any]) -
     ]
     if others:
         raise ArgumentError(
-            f"{file.filename} holds templates that these lists do not give: {others}. They would answer beside the "
-            "new ones; remove all with `clear_all_templates(path, confirm=True)` first."
+            f"{file.filename} holds templates that these lists do not give: {others}. Readers would "
+            "return them beside the new ones; remove all with `clear_all_templates(path, confirm=True)` first."
         )
 
 
@@ -370,7 +370,7 @@ def _remove_splits(file: h5py.File, loaders: Mapping[str, Any]) -> None:
 
 
 def _with_loader_errors(items: Iterator[Any], split: str, file: h5py.File) -> Iterator[Any]:
-    """The same batches; an error of the data set is raised with the split and its stored rows."""
+    """Yield the same batches; an error of the data set is raised with the split and its stored rows."""
     while True:
         try:
             item = next(items)

@@ -56,7 +56,7 @@ def finalize(path: PathLike, output_path: PathLike | None = None) -> Path:
     The file is validated, read once for its digests and once to be copied, in small blocks, into a new file that is
     renamed over it. Files of the original scripts can be published too, with the origin `adopted`. A finished file
     cannot grow any more: `init_file` refuses it. Keys are the rows' numbers in their splits, since loaders name no
-    files, and there are no image digests; a study's own build has both.
+    files. There are no image digests. A study's own build has both.
 
     Args:
         path: The growing file.

@@ -352,8 +352,8 @@ def validate_h5(path: PathLike = DEFAULT_PATH, max_templates: int = 2) -> list[F
         max_templates: The number of templates to show.
 
     Returns:
-        The findings of `ccassets.validate_database`, empty for a flawless file; None, as in the original, when there
-        is not a file.
+        The findings of `ccassets.validate_database`, empty for a flawless file. None if the file does not exist, as in
+        the original.
 
     Raises:
         DatabaseError: The file cannot be read.

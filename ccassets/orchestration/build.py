@@ -26,7 +26,7 @@ class BuildOptions(TypedDict, total=False):
 
     Attributes:
         splits: Stop after the features of this split, or of these; by default the whole study is built.
-        fresh: Encode again even what parts already hold.
+        fresh: Encode all rows and prompts again, including those that parts hold.
         allow_loss: Replace the database although no part and no other database holds some of its rows.
         output: Write the database here as well.
         listener: Called with (what, done, total, remark) while steps work.

@@ -176,7 +176,7 @@ def stale_candidates(context: dg.AutomationContext[dg.AssetKey]) -> dg.Automatio
 
 
 class _LoadedJob(InMemoryJob):
-    """A job whose steps know their repository."""
+    """A job whose steps have access to the definitions of its repository."""
 
     def __init__(self, job: dg.JobDefinition, repository: dg.RepositoryDefinition) -> None:
         super().__init__(job)

@@ -62,7 +62,7 @@ def asset_names(study: Study) -> list[str]:
 
 
 def first_runs(names: Iterable[str]) -> list[JobRun]:
-    """The runs that make assets; of several stages those of the first, which the others may be made of."""
+    """The runs that make assets: those of the first stage that has any, since later stages may need it."""
     for stage in _STAGES:
         runs: dict[tuple[str, str | None], list[str]] = {}
         for name in names:
@@ -75,7 +75,7 @@ def first_runs(names: Iterable[str]) -> list[JobRun]:
 
 
 def join_splits(study: Study, runs: Iterable[JobRun]) -> list[JobRun]:
-    """The same runs; those of a job for neighbouring splits as one, which loads the model once."""
+    """Join the runs of a job for neighbouring splits, so that one run loads the model once; keep all others."""
     joined: list[JobRun] = []
     for run in runs:
         last = joined[-1] if joined else run

@@ -43,7 +43,8 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
     The hub token is read from `HF_TOKEN` where it is used, so that it is in no configuration and no log.
 
     Attributes:
-        device: `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one, and for images all that are visible.
+        device: `cuda`, `cuda:1`, `cpu`, …; by default a GPU if there is one. Images are by default encoded on all
+            visible GPUs.
         runner: `local` (a worker for every device), `local:N`, or `ray:N` (N workers on an existing Ray cluster) encode
             images; by default what `CCASSETS_RUNNER` says, else `local`.
     """
@@ -82,6 +83,6 @@ class EncoderResource(dg.ConfigurableResource["EncoderResource"]):
             store: Where digests of weight files are kept.
 
         Returns:
-            The runner; one in this process uses the encoder of `load`.
+            The runner. A runner in this process uses the encoder that `load` gives.
         """
         return choose_runner(self.runner, device=self.device, load=lambda: self.load(study, card, store))

@@ -112,7 +112,7 @@ def _runs_of_checks(instance: dg.DagsterInstance, run_ids: Iterable[str]) -> set
 
 
 def _other_events(instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[Hashable, float]]:
-    """The check evaluations and the attempts of a run, each by what it is of, with its time."""
+    """The check evaluations and the attempts of a run: the check or asset of each, and its time."""
     for entry in instance.all_logs(run_id, of_type=_OTHER_KINDS):
         event = entry.dagster_event
         assert event is not None  # Of these kinds.

@@ -28,7 +28,7 @@ _STATES: dict[StaleStatus, State] = {
 
 
 class StatusSnapshot:
-    """What Dagster's records say of the assets of a repository; of what happens later another snapshot is taken."""
+    """Dagster's records of the assets of a repository at one moment; later events need a new snapshot."""
 
     def __init__(self, instance: dg.DagsterInstance, repository: dg.RepositoryDefinition) -> None:
         self.repository = repository

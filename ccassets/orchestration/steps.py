@@ -54,7 +54,7 @@ def log_progress(context: dg.AssetExecutionContext, what: str, note: Callable[[]
 
 
 def make_each(names: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
-    """Make several things in one step: one that fails keeps no other from being made, and fails the step at its end.
+    """Make several things in one step. If one fails, the others are still made, and the step fails at its end.
 
     A transient error ends the step at once: it is tried again.
     """
@@ -74,7 +74,7 @@ def make_each(names: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
 def retry_wait(context: dg.OpExecutionContext | dg.AssetExecutionContext, raised: Exception) -> int | None:
     """After how many seconds a step that failed with this error tries again; None where it does not.
 
-    It does after a transient error, unless `ccassets build` started the run: there somebody reads the message.
+    It tries again after a transient error, unless `ccassets build` started the run, where a user reads the message.
     """
     error, waits = own_error(raised), RETRY_SECONDS[context.retry_number :]
     if error is None or not error.transient or context.run.tags.get(STARTED_BY) == BUILD:

@@ -36,7 +36,7 @@ Body = Callable[..., Result | Iterator[Result] | SplitStep]
 
 
 class ExtractionRun(dg.Config):
-    """The options of one run: `fresh` keeps nothing of what parts or the old database hold."""
+    """The options of one run: `fresh` computes everything again, whatever parts and the old database hold."""
 
     fresh: bool = False
 
@@ -100,8 +100,8 @@ def study_asset(
         specs: The assets that the step makes, where they are several; each can be materialized without the others.
         partitions: The splits, where they are partitions of the asset.
         pool: The pool whose slots limit how many of its steps run at once.
-        checks: The checks of its files. Dagster skips them when the step fails: of what it made until then it records
-            them itself.
+        checks: The checks of its files. Dagster skips them when the step fails; the step then records the checks of
+            what it had made.
         facts: What `asset_spec` takes, of the one asset.
 
     Returns:
@@ -151,7 +151,7 @@ def study_asset(
 def _make_splits(
     context: dg.AssetExecutionContext, study: Study, read: Collection[dg.AssetKey], step: SplitStep
 ) -> Iterator[Materialization]:
-    """Make each split of a run of several as a run of its own would."""
+    """Make the splits of a run one by one, each as a run of that split alone would."""
 
     def make(split: str) -> dg.AssetMaterialization:
         require_passed_checks(context, study, read, [split])
@@ -193,7 +193,7 @@ def analysis_result(
 
 
 def label_scale(study: Study) -> tuple[str, ...]:
-    """What a code version says of labels that are grades; nothing else, so that other versions stay."""
+    """The part of a code version that marks labels as grades; empty for other labels, so that their versions stay."""
     return ("ordinal",) if study.vocabulary.labels.ordinal else ()
 
 

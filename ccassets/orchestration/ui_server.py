@@ -51,8 +51,8 @@ def serve_ui(
         port: The TCP port.
         address: The IPv4 address to listen on; on any but that of loopback, every browser is asked for a token.
         allowed_hosts: More `Host` headers that are answered: those of a proxy or a tunnel.
-        with_token: Ask every browser for a token: that of `CCASSETS_UI_TOKEN`, which is asked for in any case where it
-            is set, else a new one.
+        with_token: Ask every browser for a new token. If `CCASSETS_UI_TOKEN` is set, its token is asked for in any
+            case.
         workspace: A workspace.yaml of code servers that run elsewhere, beside a daemon; neither is started then.
 
     Raises:
@@ -79,7 +79,7 @@ def serve_ui(
 
 
 def _choose_token(with_token: bool) -> tuple[str | None, str]:
-    """The token, if one is asked for, and what the address that is printed says of it."""
+    """The token, or None if none is asked for, and the query of the printed address."""
     # Taken out of the environment: no other process gets to know it.
     token = os.environ.pop(TOKEN_VARIABLE, None)
     if token is not None:

@@ -25,10 +25,11 @@ class HubRepository:
         name: The hub id, such as `owner/name`.
         revision: A branch, tag or commit.
         kind: `model` or `dataset`.
-        error: The type of what is raised where the hub refuses.
-        absent_error: The type of what is raised where neither the cache nor the hub gives it now.
+        error: The type of the error if the hub refuses.
+        absent_error: The type of the error if the files are not in the cache and the hub cannot give them now.
         token: A token for gated and private repositories.
-        advice: Says, after a blank, what would do without a token; given the hub id and whether it is gated.
+        advice: Given the hub id and whether it is gated, returns a blank and a sentence on how to go on without a
+            token.
     """
 
     name: str

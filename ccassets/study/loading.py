@@ -56,7 +56,7 @@ def load_study(name_or_path: str | os.PathLike[str]) -> Study:
 
 
 def study_files() -> dict[str, Path]:
-    """Every study file by the study's name, one's own first; they replace shipped ones of their names."""
+    """Every study file by the study's name, the user's first; they replace shipped studies of the same name."""
     own = own_studies_folder()
     shipped = _files_below(SHIPPED_STUDIES)
     files = _files_below(own) if own else {}

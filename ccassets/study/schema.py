@@ -75,7 +75,7 @@ def _known_timezone(name: str) -> str:
 
 
 class _Section(BaseModel):
-    """A section of a study; what `_later` names is left out of its JSON at its default, so that digests of it stay."""
+    """A section of a study; its JSON leaves out the keys in `_later` at their defaults, so that older digests stay."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     _later: ClassVar[frozenset[str]] = frozenset()

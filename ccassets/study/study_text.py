@@ -16,7 +16,7 @@ def study_text(study: Study, changes: Mapping[str, Mapping[str, Any] | str], *, 
 
     Args:
         study: The study; what it leaves at defaults is left out.
-        changes: By section, the other values; None leaves a key out. A text replaces what is not a section.
+        changes: By section, the other values; None leaves a key out. For a key that is no section, its new text.
         header: The comment that the file starts with, a line.
 
     Returns:

@@ -181,7 +181,10 @@ def write_huggingface_study(name: str, reference: str, studies: Path, *, encoder
     table = next(iter(tables.values()))
     images = image_columns(table)
     if not images:
-        raise DatasetError(f"{reference} has no column of images; its columns are {table.column_names}.")
+        raise DatasetError(
+            f"{reference}: expected a column of images, found {table.column_names}. Cast one of them to the feature "
+            "Image of `datasets`, or save the images as files and use --folder or --table."
+        )
     label = _column_of("label", table.column_names)
     revision = "main" if exists else source.folder.name
     config = config.model_copy(

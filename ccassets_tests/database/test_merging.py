@@ -193,7 +193,7 @@ def test_chunked_and_float32_sources_are_refused(tmp_path: Path) -> None:
     source = write_source(tmp_path / "a.h5", 4, 0)
     features, tokens = read(source)
     for form, says in (
-        ({"data": tokens, "chunks": (1, TOKENS, DIM)}, "/image_token_features is not a contiguous data set"),
+        ({"data": tokens, "chunks": (1, TOKENS, DIM)}, "/image_token_features: expected a contiguous data set"),
         ({"data": tokens.astype("<f4")}, "dtypes .*float32.*; expected .* in float16"),
     ):
         with h5py.File(source, "r+") as file:

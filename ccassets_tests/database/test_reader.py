@@ -524,12 +524,12 @@ def test_strings_and_objects_where_numbers_belong_are_refused(path: Path) -> Non
 
 def test_a_group_where_a_data_set_belongs_is_refused_and_the_other_way_round(path: Path) -> None:
     replaced(path, "labels", lambda group, name: group.create_group(name))
-    with pytest.raises(DatabaseError, match="/labels is not a data set"):
+    with pytest.raises(DatabaseError, match="/labels: expected a data set, found a group"):
         everything(path)
 
     replaced(path, "labels", lambda group, name: group.create_dataset(name, data=np.zeros(20, np.int64)))
     replaced(path, "templates/free_text", lambda group, name: group.create_dataset(name, data=1))
-    with pytest.raises(DatabaseError, match="/templates/free_text is not a group"):
+    with pytest.raises(DatabaseError, match="/templates/free_text: expected a group, found a data set"):
         everything(path)
 
 

@@ -292,7 +292,7 @@ def test_missing_labels_are_zero_and_recorded(path: Path) -> None:
         append_batch(file, **rows(4), split_names=None)
         assert file["labels"][:].tolist() == [0] * 8
         assert file["split"][0] == b"unspecified"
-        with pytest.raises(CcassetsError, match="a stored 0 would mean two things"):
+        with pytest.raises(CcassetsError, match="a stored 0 would be ambiguous"):
             append_batch(file, **rows(8), labels=[1, 1, 1, 1])
     with open_database(path) as database:
         assert database.provenance is not None

@@ -368,7 +368,7 @@ def test_a_data_set_without_labels_gets_zeros_and_the_file_says_so(path: Path, i
 
 @pytest.mark.parametrize("labels", [[0, None, 1], [None, 0, 1]])
 def test_labels_for_some_images_only_are_refused(labels: list[int | None]) -> None:
-    with pytest.raises(CcassetsError, match="a stored 0 would mean two things"):
+    with pytest.raises(CcassetsError, match="a stored 0 would be ambiguous"):
         list(build_dataloader(GreyImages(3, 0, labels), batch_size=1))
 
 

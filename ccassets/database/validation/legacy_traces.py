@@ -65,7 +65,7 @@ def check_traces(contents: Contents, findings: FindingCollector) -> None:
 
 
 def torn_rows(contents: Contents) -> npt.NDArray[np.int64]:
-    """Rows that lack their split, and rows that some of the row data sets do not reach; increasing."""
+    """Rows without a split, and rows beyond the end of a row data set that is too short; increasing."""
     lengths = [len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets]
     beyond = np.arange(min(lengths, default=0), max(lengths, default=0))
     unnamed = np.empty(0, np.int64) if contents.split is None else contents.split.rows_of("")

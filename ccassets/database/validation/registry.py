@@ -43,7 +43,7 @@ def checks_of(group: str) -> frozenset[str]:
 
 
 def checks_page() -> str:
-    """`docs/checks.md`: one table a group, one row a check."""
+    """`docs/checks.md`: one table for each group, one row for each check."""
     lines = [
         "# Checks",
         "",

@@ -239,7 +239,7 @@ def cleaned_text(text: str) -> str:
 
 
 def _spans_inside(spans: Array, mask: Array | None) -> Bools:
-    """Which half-open ranges lie inside the mask; (0, 0), no word or one cut off, lies inside any."""
+    """Which half-open ranges lie inside the mask; (0, 0) always does: it stands for no word, or a word cut off."""
     start, stop = spans[:, 0].astype(np.int64), spans[:, 1].astype(np.int64)
     none: Bools = (start == 0) & (stop == 0)
     ordered: Bools = none | ((start >= 0) & (start < stop))

@@ -119,7 +119,7 @@ def adopt(
 
     Args:
         file: A file of the original scripts, or a database.
-        study: The study, its images and encoder available.
+        study: The study; its images and encoder must be available.
         repair: Keep the rows and templates that are provably right, and leave the others to the next build; without it
             a single error refuses the file.
         sample: Encode the sample. Without it, or where the encoder cannot be loaded, rows and templates that nothing

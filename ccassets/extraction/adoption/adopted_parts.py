@@ -117,7 +117,7 @@ def write_images(
     orders: Mapping[str, Mapping[str, Any]],
     progress: Progress,
 ) -> None:
-    """Write one part a shard, holding one in memory at a time; `orders` are the records of every split's order."""
+    """Write one part for each shard, one in memory at a time; `orders` are the records of every split's order."""
     verified = VerifiedFiles(folder)
     done, total = 0, sum(map(len, shards))
     for shard in shards:

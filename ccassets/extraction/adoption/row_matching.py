@@ -45,7 +45,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """`row` (G,) is the row of the file that provably shows each image, -1 where none does; and what speaks against."""
+    """The matched rows: `row` (G,) is the row of the file that provably shows each image, -1 where none does."""
 
     row: Ints
     matched_by: str
@@ -57,9 +57,9 @@ def match_rows(
     """Find the image of each of a file's rows; rows that do not fit are reported and not matched.
 
     A row with an image digest shows the image of that digest. Rows of the original scripts, which have none, stand in
-    the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. Of
-    a stopped extraction the rows of the last split are the first ones of it. Copies that a resume left count as one.
-    Where the rows of all attempts do not fit the images, those of the last one do if it is complete.
+    the data set's order: row i of a split shows image i, where the split is complete and no label says otherwise. If an
+    extraction was stopped, the rows of the last split are its first ones. Copies that a resume left count as one. If
+    the rows of all attempts do not fit the images, the last attempt alone is used, provided that it is complete.
     """
     contents = results.contents
     nothing = np.full(len(images.digests), -1, np.int64)
@@ -129,7 +129,7 @@ def _by_digest(
 
 
 def _whole_rows(contents: Contents) -> int:
-    """Rows that every row data set reaches."""
+    """The number of rows that every row data set has."""
     return min(len(contents.datasets[name]) for name in ROW_DATASETS if name in contents.datasets)
 
 
@@ -210,7 +210,7 @@ def _file_rows(contents: Contents) -> int:
 
 
 def _runs_by_split(contents: Contents) -> dict[str, list[SplitRun]]:
-    """Runs of rows of every split, in file order, as far as every row data set reaches."""
+    """Runs of rows of every split, in file order, up to the end of the shortest row data set."""
     whole = _whole_rows(contents)
     by_split: dict[str, list[SplitRun]] = {}
     for run in contents.runs():
@@ -255,7 +255,7 @@ def _find_positions(
     labels: Ints | None,
     stopped: bool,
 ) -> tuple[_Positions, list[_Mismatch], bool]:
-    """The positions of a split's rows, the reasons against them, and whether they are right nevertheless."""
+    """The positions of a split's rows, the mismatches found, and whether the rows can be used all the same."""
     positions = _positions(runs, copies)
     mismatches = _mismatches(split, positions, source_rows, labels, stopped)
     if mismatches and runs:

@@ -25,7 +25,7 @@ class Runner(Protocol):
 
         Args:
             setup: Study, encoder card and store: what a worker needs to encode on its own.
-            shards: The rows to encode.
+            shards: The shards to encode.
             listener: Called after every batch with the rows encoded since the last call, and the time they took.
 
         Yields:

@@ -1,4 +1,4 @@
-"""The asset `concept_atlas`: the page that shows what concepts find, and what is built on them."""
+"""The asset `concept_atlas`: the page that shows the images of each concept, and the analyses based on concepts."""
 
 import dagster as dg
 

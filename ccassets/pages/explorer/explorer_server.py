@@ -23,7 +23,7 @@ def serve_explorer(database: Database, study: Study | None, *, port: int, announ
         database: The database.
         study: The study that it was built from; None for a file alone.
         port: The TCP port; 0 takes a free one.
-        announce: Called with the address before it is answered; what connects until then waits.
+        announce: Called with the address before requests are answered; connections made earlier wait.
 
     Raises:
         UiServerError: The port cannot be used.

@@ -98,7 +98,7 @@ class Explorer:
     # --- the database ---------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make what pages show first before they ask for it; what fails is said to the page that asks."""
+        """Compute what pages show first before they ask; a failure is reported when a page asks."""
         if not self.database.is_remote:  # That would read all features over the network.
             with suppress(Exception):
                 self._plane()
