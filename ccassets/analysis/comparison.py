@@ -183,7 +183,7 @@ class Comparison:
         """Make the tables `results` and `differences` in the form of the tables of a paper.
 
         Returns:
-            By table: its rows, each a value by column.
+            The tables by name; a row is a mapping of columns to values.
         """
         content = self.as_dict()
         encoders = {database.name: database.encoder_name for database in self.databases}

@@ -42,8 +42,8 @@ class Difference:
 
     Attributes:
         estimate: The difference with its interval.
-        mcnemar: P-value of the exact McNemar test; None where groups are known, which it cannot respect, or where one
-            side is a mean over seeds.
+        mcnemar: P-value of the exact McNemar test. None if groups are known, because the test assumes independent
+            images, or if one side is a mean over seeds.
     """
 
     estimate: Estimate
@@ -270,7 +270,7 @@ def measure_performance(
         The value with its interval, and what each row adds to it, (n,), as `metric_difference` takes it.
 
     Raises:
-        AnalysisError: No label is on some rows and not on others.
+        AnalysisError: Every label is on all rows or on none, so there is nothing to compare.
     """
     if labels.ndim == 1:
         correct = np.mean([scores.argmax(axis=1) == labels for scores in seeds], axis=0)

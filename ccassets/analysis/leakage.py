@@ -28,7 +28,7 @@ class Leakage:
 
     Attributes:
         information: I(class; scores | concepts) in bits, as far as a linear classifier can use it, with its interval.
-            A value near 0 is none; a negative one is noise of the estimate.
+            A value near 0 means no leak; a negative value is noise of the estimate.
         given_annotations: Log loss in bits given the annotations and scores that know no more than these.
         given_both: Log loss in bits given the annotations and the scores.
         concepts: Number of annotated concepts.

@@ -127,7 +127,7 @@ def require_nameless_keys(root: Path, name: str, keys: Iterable[str], splits: Co
     if carrying:
         raise DatasetError(
             f"{len(carrying)} of {len(paths)} DICOM files carry the PatientName or PatientID of their header in their "
-            f"path, and paths are stored as keys; the first is {carrying[0]} (… stands in the place of it). Rename the "
+            f"path, and paths are stored as keys; the first is {carrying[0]} (shown with … in its place). Rename the "
             "files and folders, for example to numbers, and let `dicom: {group: patient}` tell patients apart."
         )
 

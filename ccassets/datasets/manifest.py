@@ -114,7 +114,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over what a database holds of it: split, keys, labels, groups, image digests, blanks.
+        """SHA-256 (hex) over the content that a database takes over: split, keys, labels, groups, image digests,
+        blanks.
 
         Every part is preceded by its length. File times, limit and provenance are not in it.
         """

@@ -13,8 +13,8 @@ def compiled(image_tower: ImageTower, batch_size: int) -> ImageTower:
     """`image_tower`, compiled for batches of `batch_size` images; any other batch is computed without compiling.
 
     So the result of a batch depends on its shape alone, and not on earlier shapes in the process, for which torch might
-    compile differently. Nothing is left uncompiled silently: raises `EncoderError` where torch cannot compile the
-    whole, at the first such batch.
+    compile differently. If torch cannot compile the whole tower, the first batch raises `EncoderError`; no part
+    silently stays uncompiled.
     """
     try:
         # Kernels are still chosen by timing where that changes no number.

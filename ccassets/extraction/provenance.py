@@ -51,7 +51,7 @@ def certificate_provenance(certificate: Path, identity: str) -> dict[str, Any]:
 
 
 def created(seconds: float) -> Mapping[str, Any]:
-    """The time of creation, as a UTC time and in nanoseconds, and how long it took."""
+    """The time of creation (UTC, and in nanoseconds) and the duration."""
     now = time.time_ns()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now // 10**9))
     return {"at": stamp, "unix_ns": now, "seconds": round(seconds, 3)}

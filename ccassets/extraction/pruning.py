@@ -80,11 +80,12 @@ def prune(study: Study, *, store: Store | None = None, dry_run: bool = False, no
         `now`, the recent ones too.
 
     Raises:
-        StudyError: A study cannot be read, so that its needs are unknown. Nothing is removed then.
-        EncoderError: The same for an encoder card that is missing, damaged, or older than the study's encoder section.
-        DatasetError: The same for a manifest that is missing or damaged.
-        DatabaseError: The same for a database.
-        StorageError: The same for a folder; or a run is under way.
+        StudyError: A study cannot be read. With this and the following errors, needs are unknown and nothing is
+            removed.
+        EncoderError: An encoder card is missing, damaged, or older than the study's encoder section.
+        DatasetError: A manifest is missing or damaged.
+        DatabaseError: A database is missing or damaged.
+        StorageError: A folder is missing or cannot be read, or a run is in progress.
     """
     store = store or Store.of(study)
     studies = [study, *(load_study(path) for path in study_files().values())]

@@ -38,7 +38,7 @@ _STAGES = (
 
 @dataclass(frozen=True)
 class JobRun:
-    """A run of a job of a study for some of its assets: of a split, of several neighbouring ones, or of the whole."""
+    """A run of one job of a study. It makes assets of one split, of neighbouring splits, or of the whole study."""
 
     job: str
     splits: Sequence[str]

@@ -93,7 +93,7 @@ def _choose_token(with_token: bool) -> tuple[str | None, str]:
 
 @contextmanager
 def _services(studies: Path | None) -> Iterator[tuple[Path, list[SupervisedProcess]]]:
-    """The code server of the shipped studies and those in a folder, the daemon, and the workspace.yaml of both."""
+    """Start the code server and the daemon for the shipped studies and those in a folder; give their workspace.yaml."""
     # A folder that nobody else may enter: who reaches the code server's socket can make it run anything.
     with tempfile.TemporaryDirectory(prefix="ccassets-ui-") as name:
         folder = Path(name)

@@ -272,7 +272,7 @@ def _rows_with_duplicates(digests: Array, rows: RowNumbers) -> RowNumbers:
 
 
 def _rows_in_several_splits(codes: RowNumbers, splits: RowNumbers, rows: RowNumbers) -> list[list[int]]:
-    """Of every code in more than one split, the first row in each."""
+    """For every code that occurs in more than one split: its first row in each of them."""
     width = int(splits.max(initial=0)) + 1
     pairs, first = np.unique(codes * width + splits, return_index=True)
     _, number, counts = np.unique(pairs // width, return_inverse=True, return_counts=True)

@@ -64,7 +64,7 @@ def write_atlas(study: Study, store: Store, progress: Progress = silent) -> Atla
         progress: Counts concepts.
 
     Raises:
-        AnalysisError: A result belongs to the study and was not made for this database.
+        AnalysisError: A result that the study should have is missing, or was made for another database.
         DatasetError: An image is not the one that was encoded.
     """
     unavailable = unavailable_analyses(study)

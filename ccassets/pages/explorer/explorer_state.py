@@ -162,7 +162,7 @@ class Explorer:
     # --- search ---------------------------------------------------------------------------------------
 
     def search(self, query: SearchQuery, where: RowFilter, offset: int, count: int) -> Json:
-        """The rows nearest to a query, from a rank on; without a query the rows in the order of the file.
+        """The rows nearest to a query, starting at a rank; without a query, the rows in the order of the file.
 
         Returns:
             `rows`, `total` (those that the filter leaves) and `compared`, fewer where a search for a patch reads a
