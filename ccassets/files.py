@@ -370,7 +370,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Our temporary files in a folder whose writer has ended; each is locked while it is yielded."""
+    """Yield our temporary files of a folder whose writers have ended, each locked until the next one is asked for."""
     for leftover in folder.glob(_TEMPORARY_NAMES):
         if leftover.is_symlink() or not leftover.is_file():
             continue  # A folder is a bundle's; a pipe would be waited for.

@@ -27,7 +27,7 @@ class StageTimes:
     """The times of the stages of encoding, in seconds, of all workers together.
 
     Attributes:
-        seconds: The whole. What is neither encoding nor writing is waiting for images: `decoding`.
+        seconds: The whole. Time spent neither encoding nor writing is waiting for images: `decoding`.
         encoding: While an encoder computed.
         writing: While the previous part was still being written to the disk.
     """

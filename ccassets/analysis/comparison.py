@@ -135,7 +135,7 @@ class Comparison:
         images: The number of images that were measured.
         databases: The databases.
         measurements: What each method reaches on each database.
-        differences: The difference of each two databases, by method.
+        differences: The differences between pairs of databases, by method.
         unavailable: Why a method is not measured on a database: method, name and a sentence.
         test_accesses: How often the log holds an access to `test`.
     """

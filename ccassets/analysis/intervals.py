@@ -187,7 +187,7 @@ def area(
 
 
 def precision_area(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> Proportions:
-    """Compute average precisions: the mean over positive rows of the share of positive ones among the rows at or above.
+    """Compute average precisions: the mean, over positive rows, of the precision at the score of each.
 
     Its effective number of rows is at most that of the positive ones (Boyd, Eng and Page 2013). The influence of a row
     is the derivative by its weight: what it adds as a positive row, and what it changes of the shares at the positive
@@ -400,7 +400,7 @@ def mean_value(values: npt.NDArray[Any], groups: Groups = None, variance: float 
     Args:
         values: (n,) the numbers.
         groups: (n,) the patient or slide of every row.
-        variance: Of the mean, besides that of the rows.
+        variance: Variance of the mean from other sources than the choice of rows.
     """
     units = Units.of(groups, len(values))
     value = float(np.mean(values)) if len(values) else np.nan
@@ -428,8 +428,8 @@ def bootstrap(
     """Compute a metric that is not a mean of shares or areas, with limits from the variance of a Poisson bootstrap.
 
     Each resample weighs every row, or all rows of a group alike, with a number drawn from a Poisson distribution of
-    mean 1: the bootstrap that the authors use, without copying rows. The variance gives the rows that the metric is
-    worth, and these its limits, as for a share.
+    mean 1: the bootstrap that the authors use, without copying rows. The variance gives the effective number of
+    rows, and this number the limits, as for a share.
 
     Args:
         statistic: The metric, as a function of weights.

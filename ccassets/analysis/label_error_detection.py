@@ -148,7 +148,7 @@ def _with_classes(samples: Samples, labels: npt.NDArray[np.intp]) -> Samples:
 
 
 def confident_joint(labels: Labels, probabilities: FloatArray) -> npt.NDArray[np.int64]:
-    """Count rows (C, C) by their label and by the class that they confidently are.
+    """Count rows (C, C) by their label and by the class that is predicted with confidence.
 
     A row counts as a class if its probability reaches the class's threshold, which is the mean self-confidence of the
     rows with that label; if several classes qualify, as the most probable one (Northcutt et al. 2021, arXiv 1911.00068,

@@ -411,7 +411,7 @@ class Database:
 
     @cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:
-        """The numbers of all rows, not to be written to: selections are parts of it."""
+        """The numbers of all rows; read-only, since selections are views of it."""
         dataset = self._dataset(IMAGE_FEATURES)
         if dataset is not None and not dataset.shape:
             raise DatabaseError(f"{self.path}: /{IMAGE_FEATURES}: expected rows, found a single value")

@@ -35,7 +35,7 @@ class TokenGeometry:
     crop: int = 1
 
     def rectangle(self, width: int, height: int) -> Rectangle:
-        """The rectangle of a picture of that size that the tokens cover."""
+        """Compute which rectangle of a picture the tokens cover."""
         if self.rule == "squash":
             return (0, 0, width, height)
         side = max(width, height) if self.rule == "pad" else min(width, height) * self.crop / self.shortest_edge

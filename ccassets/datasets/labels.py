@@ -87,7 +87,7 @@ def require_words_for_labels(study: Study, classes: Sequence[str], labels: npt.N
         labels: The label numbers of images.
 
     Raises:
-        DatasetError: There are fewer label words; without any, labels need none.
+        DatasetError: A label number has no word, although the study has label words.
     """
     words = study.vocabulary.labels.words
     highest = int(labels.max(initial=-1))

@@ -184,7 +184,7 @@ def _concept_head(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _fill_buffers(model: ConceptClip) -> None:
-    """Give the buffers that no checkpoint holds their values: a model built on the meta device has none."""
+    """Fill the buffers that are in no checkpoint; those of a model built on the meta device are empty."""
     patches, positions = model.architecture.token_count, model.architecture.text.max_position_embeddings
     model.vision.embeddings.position_ids = torch.arange(patches).expand((1, -1))
     model.text.embeddings.position_ids = torch.arange(positions).expand((1, -1))

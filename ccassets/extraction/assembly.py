@@ -310,7 +310,7 @@ def _write(
     *,
     fresh: bool,
 ) -> None:
-    """Write the database, and record which parts were read; `DamagedSourceError` names one that holds other bytes."""
+    """Write the database, and record which parts were read; `DamagedSourceError` names a damaged one."""
     sources, source_of, row_in = _copy_sources(index, entries, None if fresh else path)
     used = [sources[number] for number in np.unique(source_of).tolist()]
     records = {folder: VerifiedFiles(folder) for folder in {source.parent for source in used if is_part(source)}}

@@ -245,7 +245,7 @@ def _inspect_norms(values: Array, sound: npt.NDArray[np.bool_], first: int, faul
 
 
 def _norms(vectors: Array) -> npt.NDArray[np.floating[Any]]:
-    """The norms of vectors (n, D), by the kernel while all are right: numpy converts float16 one number at a time.
+    """The norms of vectors (n, D); by the kernel if all are right, since numpy converts float16 one number at a time.
 
     Wrong ones are computed by numpy, so that no finding depends on the kernel of a processor.
     """
