@@ -295,7 +295,7 @@ def _sizes(parts: Proportions, units: Units) -> tuple[FloatArray, FloatArray, Fl
 
 
 def _size(counts: list[FloatArray]) -> FloatArray:
-    """The rows of a share; for an area, the effective rows by its variance near 1 (Hanley and McNeil 1982)."""
+    """The number of rows of a share; of an area, the effective number near 1 (Hanley and McNeil 1982)."""
     if len(counts) == 1:
         return counts[0]
     first, second = counts
