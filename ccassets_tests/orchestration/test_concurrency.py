@@ -105,11 +105,15 @@ for job, split in [
 @pytest.mark.slow
 def test_a_build_by_command_and_one_by_dagster_do_the_work_once(study: Study, tmp_path: Path) -> None:
     commands = [["-m", "ccassets.cli", "build", str(study.folder)], ["-c", UI, str(study.folder)]]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, *command], env=os.environ, **pipes) for command in commands]
-    said = [process.communicate() for process in processes]
+    # Into files: one that waits for its pipe to be read would keep the other one waiting for its lock.
+    logs = [tmp_path / "command.log", tmp_path / "dagster.log"]
+    processes = []
+    for command, log in zip(commands, logs, strict=True):
+        with log.open("wb") as said:
+            started = subprocess.Popen([sys.executable, *command], env=os.environ, stdout=said, stderr=said)
+            processes.append(started)
 
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
     assert rows_held(study) == 18
     path = Store.of(study).database
     assert ccassets.validate_database(path, study=study, deep=True) == []
