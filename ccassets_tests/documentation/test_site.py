@@ -9,7 +9,7 @@ from configparser import ConfigParser
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import yaml
@@ -42,7 +42,7 @@ def pages() -> dict[str, str]:
 
 def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """Every model in a type, inside unions and tuples too."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from models_of(inner)
