@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import json
 import logging
@@ -282,6 +283,26 @@ def reading_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Find files of a folder by a pattern of names; a folder that cannot be listed is not taken for an empty one.
+
+    Args:
+        folder: The folder; it need not exist.
+        pattern: The pattern of `fnmatch`, such as `*.h5`.
+
+    Returns:
+        Their paths, in the order of their names.
+
+    Raises:
+        StorageError: The system refuses to list the folder.
+    """
+    with reading_errors(folder):
+        try:
+            return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
 _LOCK_ADVICE = (
     "Its file system does not lock files: have it mounted with locks (Lustre: `-o flock`; NFS: version 4), or use "
     "another disk."
@@ -371,7 +392,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 def leftovers(folder: Path) -> Iterator[Path]:
     """Yield our temporary files of a folder whose writers have ended, each locked until the next one is asked for."""
-    for leftover in folder.glob(_TEMPORARY_NAMES):
+    for leftover in files_in(folder, _TEMPORARY_NAMES):
         if leftover.is_symlink() or not leftover.is_file():
             continue  # A folder is a bundle's; a pipe would be waited for.
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from ccassets.errors import StorageError
-from ccassets.files import digest_files, exclusive, fingerprint, remove_leftovers, replacing, require_space, write_text
+from ccassets.files import (
+    digest_files,
+    exclusive,
+    files_in,
+    fingerprint,
+    remove_leftovers,
+    replacing,
+    require_space,
+    write_text,
+)
+from ccassets_tests.campaigns.forks import Fork
 from ccassets_tests.campaigns.refusals import AVAILABLE
 
 
@@ -82,6 +93,21 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Pat
 
     assert while_it_lives == sorted([*others, half])
     assert names(tmp_path) == sorted(others)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    for name in ("b.h5", "a.h5", "c.txt"):
+        (tmp_path / name).touch()
+
+    def without_a_free_descriptor() -> dict[str, list[str]]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return {"found": [str(path) for path in files_in(tmp_path, "*.h5")]}
+
+    assert [path.name for path in files_in(tmp_path, "*.h5")] == ["a.h5", "b.h5"]
+    assert files_in(tmp_path / "nowhere", "*.h5") == []
+    code, answer = Fork(without_a_free_descriptor).end()
+    assert code == 1, answer
+    assert answer["sentence"].startswith(f"{tmp_path} cannot be read: Too many open files.")
 
 
 def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ccassets.database.attributes import json_array, section
 from ccassets.database.feature_digests import hexadecimal
 from ccassets.database.reader import Database, open_database
 from ccassets.errors import AnalysisError, DatabaseError
+from ccassets.files import files_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,4 +178,4 @@ def _parts(database: Database) -> dict[Path, str]:
     folder = database.path.parents[1] / "features" / identity / "rows"
     known = map(section, json_array(section(database.provenance).get("parts")))
     origins = {str(part.get("name")): str(part.get("origin")) for part in known}
-    return {path: origins[path.name] for path in sorted(folder.glob("*.h5")) if path.name in origins}
+    return {path: origins[path.name] for path in files_in(folder, "*.h5") if path.name in origins}

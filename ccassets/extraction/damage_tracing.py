@@ -10,7 +10,7 @@ from ccassets.database.validation import CHECKS, validate_database
 from ccassets.errors import StorageError
 from ccassets.extraction.parts import UNUSABLE, VerifiedFiles, is_part, verify_rows
 from ccassets.extraction.sources import recorded_identity
-from ccassets.files import reading_errors
+from ccassets.files import files_in, reading_errors
 from ccassets.findings import Finding
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
@@ -83,7 +83,7 @@ def _damaged_parts(store: Store, advice: str) -> list[Finding]:
 
 
 def _unequal_parts(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.glob("*.h5")):
+    for path in files_in(folder, "*.h5"):
         try:
             with reading_errors(path), open_database(path) as part:
                 if not verify_rows(part):

@@ -24,7 +24,7 @@ from ccassets.database.reader import Database, open_database
 from ccassets.database.row_order import has_unverified_order
 from ccassets.errors import DatabaseError
 from ccassets.extraction.part_index import MOST_OPENED, Digests, PartRows, read_part_index, write_part_index
-from ccassets.files import fingerprint, reading_errors, storage_errors
+from ccassets.files import files_in, fingerprint, reading_errors, storage_errors
 from ccassets.study.storage import Store
 
 UNUSABLE = (DatabaseError, *READ_ERRORS)
@@ -164,15 +164,15 @@ def held_rows(store: Store, identity: str, *, known_only: bool = False) -> RowIn
     folder = store.image_parts(identity)
     verified = VerifiedFiles(folder)
     indexed = read_part_index(folder, identity)
-    parts = [_read_rows(path, identity, verified, known_only, indexed) for path in folder.glob("*.h5")]
+    parts = [_read_rows(path, identity, verified, known_only, indexed) for path in files_in(folder, "*.h5")]
     intact = [part for part in parts if not part.damaged]
     if sum(indexed.get(part.path.name) is not part for part in intact) > MOST_OPENED:
         write_part_index(folder, identity, intact)
     newest_first = sorted(parts, key=lambda part: (-part.written, part.path.name))
+    with reading_errors(store.root):
+        files = sorted(store.root.glob("*/*.h5"))
     databases = [
-        _read_rows(path, identity, record_of(path), known_only)
-        for path in sorted(store.root.glob("*/*.h5"))
-        if _identity_of(path) == identity
+        _read_rows(path, identity, record_of(path), known_only) for path in files if _identity_of(path) == identity
     ]
     return _index([*newest_first, *databases])
 
@@ -233,6 +233,8 @@ def _read_rows(
             images, features = database.image_digest, database.feature_digest
             if section(provenance, "encoder").get("identity") != identity or images is None or features is None:
                 return nothing
+            if database.attributes.get("rows_digest") != rows_digest(images, features):
+                return nothing  # Known or not: which row is whose image is read anew, and costs nothing to check.
             if not verified.has(path):
                 if known_only or not verify_rows(database):
                     return nothing

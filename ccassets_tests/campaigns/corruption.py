@@ -167,9 +167,9 @@ class Campaign:
         except CcassetsError as error:
             damage.path.unlink()
             build(self.study, store=store)
-            left = differences(store.database, self.reference.database)
+            left = left_different(store.database, self.reference.database)
             return ("WRONG", f"different after the repair: {left}") if left else ("refused", sentence(error))
-        left = differences(store.database, self.reference.database)
+        left = left_different(store.database, self.reference.database)
         if not left:
             return ("found", errors) if errors else ("right", "")
         errors = deep_errors(store.database)
@@ -181,6 +181,14 @@ class Campaign:
 def write_copy(study: Study, folder: Path) -> Study:
     """The study as the copy of its folder has it."""
     return study.model_copy(update={"folder": folder, "name": folder.name})
+
+
+def left_different(path: Path, original: Path) -> list[str]:
+    """What differs in a file; a damaged one may not even list its data sets."""
+    try:
+        return differences(path, original)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        return [f"it cannot be read: {error}"]
 
 
 def deep_errors(path: Path) -> str:

@@ -23,7 +23,7 @@ from ccassets.findings import Finding
 from ccassets.orchestration.build import run_build
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
-from ccassets_tests.extraction.made_parts import build, deep_errors, errors, parts, read_sources
+from ccassets_tests.extraction.made_parts import arrays, build, deep_errors, errors, parts, read_sources
 from ccassets_tests.made_studies import edit_study, write_study
 from ccassets_tests.orchestration.study_runs import run_job
 
@@ -67,6 +67,25 @@ def test_a_part_that_rots_before_it_enters_a_database_is_encoded_again(encoded: 
     assert not Store.of(encoded).database.exists()
     assert plan_study(encoded).to_encode == rows
     assert deep_errors(build(encoded), encoded) == []
+
+
+def exchange_two_images(file: h5py.File) -> None:
+    digests = file["image_digest"][...]
+    digests[[0, -1]] = digests[[-1, 0]]
+    file["image_digest"][...] = digests
+
+
+def test_a_known_part_whose_rows_change_images_gives_none_of_them(study: Study) -> None:
+    path = build(study).path
+    before = arrays(path)
+    path.unlink()
+    known = parts(study)[0]
+    rot(known, exchange_two_images)
+    rows = len(open_database(known))
+    again = build(study)
+    assert again.encoded == rows
+    assert np.array_equal(arrays(again.path)["feature_digest"], before["feature_digest"])
+    assert deep_errors(again, study) == []
 
 
 def test_rows_of_a_rotten_part_are_taken_from_another_database(
