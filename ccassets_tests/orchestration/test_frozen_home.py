@@ -15,6 +15,9 @@ import yaml
 import ccassets
 from ccassets.analysis.results import RESULT_FILES
 from ccassets.cli import main
+from ccassets.datasets import open_dataset
+from ccassets.datasets.image_decoding import image_digest
+from ccassets.datasets.manifest import Manifest
 from ccassets.extraction import identify_encoder
 from ccassets.files import fingerprint
 from ccassets.orchestration.component import definitions_of
@@ -77,9 +80,23 @@ def test_the_analyses_are_stale_on_purpose_and_nothing_else_is_stale_failed_or_m
     }
 
 
+def draws_what_is_there(study: Study) -> bool:
+    """Whether the phantoms of a study, drawn now, are the images of its manifests to the bit."""
+    store = Store.of(study)
+    dataset = open_dataset(study, store)
+    manifests = [Manifest.load(store.manifest(split)) for split in study.splits]
+    return all(
+        image_digest(dataset.read(manifest.split, row)) == digest.tobytes()
+        for manifest in manifests
+        for row, digest in zip(manifest.rows.tolist(), manifest.image_digest, strict=True)
+    )
+
+
 def test_a_build_makes_the_analyses_again_and_then_nothing(
     frozen: Study, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not draws_what_is_there(frozen):
+        pytest.skip("this release of Pillow or NumPy draws other phantoms, which a build encodes anew")
     shutil.copytree(unpacked / "home", tmp_path / "home")
     trust_files(tmp_path / "home")
     monkeypatch.setenv("CCASSETS_HOME", str(tmp_path / "home"))
