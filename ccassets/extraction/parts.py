@@ -192,12 +192,18 @@ def with_newer(index: RowIndex, parts: Iterable[Path], identity: str, verified: 
     )
 
 
+def has_rows_digest(database: Database) -> bool:
+    """Whether image digests and feature digests are those that the file was written with; reads no feature."""
+    images, features = database.image_digest, database.feature_digest
+    if images is None or features is None:
+        return False
+    return bool(database.attributes.get("rows_digest") == rows_digest(images, features))
+
+
 def verify_rows(database: Database) -> bool:
     """Whether every stored row still has the digest that was taken when it was written."""
-    images, expected = database.image_digest, database.feature_digest
-    if images is None or expected is None or len(expected) != len(database):
-        return False
-    if database.attributes.get("rows_digest") != rows_digest(images, expected):
+    expected = database.feature_digest
+    if expected is None or len(expected) != len(database) or not has_rows_digest(database):
         return False
     blocks = iter_feature_digests(database.image_features, database.image_token_features)
     return all(np.array_equal(digests, expected[first : first + len(digests)]) for first, digests in blocks)
@@ -233,7 +239,7 @@ def _read_rows(
             images, features = database.image_digest, database.feature_digest
             if section(provenance, "encoder").get("identity") != identity or images is None or features is None:
                 return nothing
-            if database.attributes.get("rows_digest") != rows_digest(images, features):
+            if not has_rows_digest(database):
                 return nothing  # Known or not: which row is whose image is read anew, and costs nothing to check.
             if not verified.has(path):
                 if known_only or not verify_rows(database):

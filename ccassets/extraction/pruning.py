@@ -12,12 +12,11 @@ from pathlib import Path
 
 from ccassets.database.attributes import section
 from ccassets.database.encoder_identity import compute_identity
-from ccassets.database.feature_digests import rows_digest
 from ccassets.database.reader import Database, open_database
 from ccassets.datasets.manifest import Manifest
 from ccassets.errors import DatabaseError, DatasetError, EncoderError, StorageError
 from ccassets.extraction.part_index import Digests
-from ccassets.extraction.parts import UNUSABLE
+from ccassets.extraction.parts import UNUSABLE, has_rows_digest
 from ccassets.extraction.sources import load_encoder_record, request_digest
 from ccassets.extraction.text_extraction import template_part_name
 from ccassets.files import exclusive, is_locked, leftovers, storage_errors
@@ -188,10 +187,7 @@ def _add_database(needs: Mapping[str, _Needs], path: Path, card_identity: str | 
 def _trusted_identity(database: Database) -> str | None:
     """The encoder identity of a database whose provenance and row digests agree with their own digests, else None."""
     encoder = section(database.provenance, "encoder")
-    images, features = database.image_digest, database.feature_digest
-    if images is None or features is None:
-        return None
-    if database.attributes.get("rows_digest") != rows_digest(images, features):
+    if not has_rows_digest(database):
         return None
     identity = encoder.get("identity")
     return identity if isinstance(identity, str) and identity == compute_identity(encoder) else None
