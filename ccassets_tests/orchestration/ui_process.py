@@ -39,6 +39,8 @@ class UiProcess:
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Whoever started the tests may ignore it, as `nohup` does; what they start would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self.port, self.query = self._read_address()
 
