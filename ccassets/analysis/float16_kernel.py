@@ -12,7 +12,7 @@ import numkong
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.hdf5 import read_mapped
+from ccassets.database.hdf5 import loaded
 from ccassets.progress import available_cores
 
 FloatArray = npt.NDArray[np.float32]
@@ -21,8 +21,9 @@ PRECISE_VECTORS = 4
 """Up to here a vector counts with 22 bits a number; more vectors are rounded to float16, or the cost would double."""
 MOST_VECTORS = 16
 """From here on converting a block of rows once and multiplying it as float32 is quicker."""
-_PIECE_BYTES = 2 << 20
-"""Rows that a thread reads at a time: they stay in the cache until they are multiplied and their lengths are taken."""
+_LEAST_PIECE, _LARGEST_PIECE = 2 << 20, 16 << 20
+"""Bytes of rows that a thread takes at a time: enough to pay off, few enough that no thread waits for the last."""
+_PIECES_OF_A_THREAD = 4
 _REST = 2048.0
 """What float16 rounds away of a vector is kept as a second float16 vector, this many times as large."""
 
@@ -52,24 +53,29 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
         lengths = np.full(len(rows), np.nan, np.float32)
 
     def fill(piece: slice) -> None:
-        part = read_mapped(rows[piece])
-        products = np.asarray(numkong.dots_packed(part, packed))
+        with loaded(rows[piece]) as part:
+            products = np.asarray(numkong.dots_packed(part, packed))
+            if np.isnan(lengths[piece]).any():
+                lengths[piece] = np.sqrt(np.asarray(numkong.dot(part, part)))
         result[piece] = products[:, : len(vectors)]
         if len(parts) > 1:
             result[piece] += products[:, len(vectors) :] * np.float32(1 / _REST)
-        if np.isnan(lengths[piece]).any():
-            lengths[piece] = np.sqrt(np.asarray(numkong.dot(part, part)))
         with np.errstate(divide="ignore", invalid="ignore"):
             result[piece] /= lengths[piece, None]
 
-    step = max(1, _PIECE_BYTES // (2 * rows.shape[1]))
-    pieces = [slice(first, first + step) for first in range(0, len(rows), step)]
+    pieces = _pieces(rows)
     if len(pieces) == 1:
         fill(pieces[0])
     else:
         with ThreadPoolExecutor(available_cores()) as threads:
             list(threads.map(fill, pieces))
     return result
+
+
+def _pieces(rows: npt.NDArray[np.float16]) -> list[slice]:
+    size = min(max(rows.nbytes // (_PIECES_OF_A_THREAD * available_cores()), _LEAST_PIECE), _LARGEST_PIECE)
+    step = max(1, size // (2 * rows.shape[1]))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
 
 
 def largest_error(vectors: FloatArray) -> float:

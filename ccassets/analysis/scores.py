@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.float16_kernel import PRECISE_VECTORS, kernel_cosines, suits_kernel
-from ccassets.database.hdf5 import iter_blocks
+from ccassets.database.hdf5 import iter_blocks, loaded
 from ccassets.database.reader import Database, Kind, RowIndex, Template, as_list, template_ids
 from ccassets.errors import DatabaseError
 
@@ -224,10 +224,10 @@ def cosines(features: Values, vectors: FloatArray) -> FloatArray:
     result = np.empty((len(features), len(vectors)), np.float32)
     chunk = np.empty((min(max(1, _CHUNK // dim), len(features)), dim), np.float32)
     for first in range(0, len(features), max(1, len(chunk))):
-        part = features[first : first + len(chunk)]
-        converted = chunk[: len(part)]
-        np.copyto(converted, part, casting="same_kind")
-        products = result[first : first + len(part)]
+        with loaded(features[first : first + len(chunk)]) as part:
+            converted = chunk[: len(part)]
+            np.copyto(converted, part, casting="same_kind")
+        products = result[first : first + len(converted)]
         np.matmul(converted, columns, out=products)
         products /= np.sqrt(np.einsum("nd,nd->n", converted, converted))[:, None]
     return result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ READ_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, Arithm
 
 BLOCK_BYTES = 64 << 20
 """What is read of a large array at a time."""
+_MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+_MADV_POPULATE_READ = 22
+"""The advice of Linux 5.14 to map pages ahead; the number is that of asm-generic/mman-common.h."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -191,17 +196,18 @@ class _MappedFile:
 _MAPPED_FILES: WeakKeyDictionary[mmap.mmap, _MappedFile] = WeakKeyDictionary()
 
 
-def read_mapped(values: Array) -> Array:
-    """Read values into memory where they are mapped from a data set (`map_dataset`).
+@contextmanager
+def loaded(values: Array) -> Iterator[Array]:
+    """Hold values in memory while they are used, where they are mapped from a data set (`map_dataset`).
 
-    For values that are used once. The system copies a block faster than it maps its pages, and pages that are mapped
-    count as memory of the process.
+    For values that are used once. The system maps all their pages in one step and takes them back at the end: page by
+    page is slower, pages that stay count as memory of the process, and one that cannot be read would end the process.
 
     Args:
         values: Values of any kind.
 
-    Returns:
-        A copy; the values themselves where they are not mapped, or not C-contiguous.
+    Yields:
+        The values themselves; a copy of mapped ones where the system cannot map pages ahead (Linux before 5.14).
 
     Raises:
         DatabaseError: The file is cut off.
@@ -212,11 +218,32 @@ def read_mapped(values: Array) -> Array:
         base = base.base
     file = _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
     if file is None or not values.flags.c_contiguous:
-        return values
+        yield values
+        return
+    start = _address(values)
+    end = start + values.nbytes
+    whole = os.fstat(file.descriptor).st_size >= end + file.shift
+    if whole and _advise(start - start % mmap.PAGESIZE, end, _MADV_POPULATE_READ):
+        try:
+            yield values
+        finally:
+            # Pages at both ends may hold rows that another thread uses.
+            _advise(start + -start % mmap.PAGESIZE, end - end % mmap.PAGESIZE, mmap.MADV_DONTNEED)
+        return
     copy = np.empty(values.shape, values.dtype)
     with read_errors_at(file.location):
-        read_into(copy, file.descriptor, _address(values) + file.shift)
-    return copy
+        read_into(copy, file.descriptor, start + file.shift)
+    yield copy
+
+
+def _advise(start: int, end: int, advice: int) -> bool:
+    """Whether the system takes an advice about its pages from one address to another, the first of them aligned.
+
+    `mmap.madvise` keeps the lock of the interpreter, so that no other thread would run while a disk is read.
+    """
+    if _MADVISE is None:
+        return False
+    return start >= end or not _MADVISE(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def read_into(values: Array, descriptor: int, position: int) -> None:

@@ -23,13 +23,13 @@ _NUMBERS = {
         "write": 1, "pwrite64": 18, "writev": 20, "pwritev": 296, "copy_file_range": 326, "sendfile": 40,
         "fallocate": 285, "fsync": 74, "fdatasync": 75, "rename": 82, "renameat": 264, "renameat2": 316,
         "openat": 257, "mkdir": 83, "mkdirat": 258, "unlink": 87, "unlinkat": 263, "flock": 73,
-        "pread64": 17, "preadv": 295, "preadv2": 327,
+        "pread64": 17, "preadv": 295, "preadv2": 327, "madvise": 28,
     },
     "aarch64": {
         "write": 64, "pwrite64": 68, "writev": 66, "pwritev": 70, "copy_file_range": 285, "sendfile": 71,
         "fallocate": 47, "fsync": 82, "fdatasync": 83, "renameat": 38, "renameat2": 276,
         "openat": 56, "mkdirat": 34, "unlinkat": 35, "flock": 32, "pread64": 67, "preadv": 69,
-        "preadv2": 286,
+        "preadv2": 286, "madvise": 233,
     },
 }  # fmt: skip
 
@@ -136,9 +136,12 @@ def _no_larger_files() -> None:
 
 READ_FAULTS = (
     Fault("EIO while HDF5 reads", _refuse(errno.EIO, ("pread64",))),
-    Fault("EIO while rows are read", _refuse(errno.EIO, ("preadv", "preadv2"))),
+    Fault("EIO while rows are read", _refuse(errno.EIO, ("preadv", "preadv2", "madvise"))),
 )
 """A disk that fails in the middle of an open file; modules can still be imported."""
+
+NO_ADVICE = Fault("no advice about pages", _refuse(errno.EINVAL, ("madvise",)))
+"""A system that knows none."""
 
 FAULTS = (
     Fault("ENOSPC while writing", _refuse(errno.ENOSPC, _WRITES)),

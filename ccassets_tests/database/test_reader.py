@@ -15,12 +15,12 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database.hdf5 import read_mapped
+from ccassets.database.hdf5 import loaded
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
 from ccassets_tests.campaigns.forks import Fork
-from ccassets_tests.campaigns.refusals import AVAILABLE, READ_FAULTS
+from ccassets_tests.campaigns.refusals import AVAILABLE, NO_ADVICE, READ_FAULTS
 from ccassets_tests.database.made_files import DIM, SPLITS, TOKENS, unit_rows, write_database, write_template_part
 from ccassets_tests.made_studies import DATA
 
@@ -101,24 +101,24 @@ def test_any_part_of_a_mapped_array_is_read_from_the_file_it_was_mapped_from(
         expected = view(database.file["image_token_features"][...])
     write_database(tmp_path / "other.h5", {"train": 20}).replace(path)
 
-    read = read_mapped(part)
-
-    assert np.array_equal(read.view(np.uint8), expected.view(np.uint8))
-    assert (read.shape, read.dtype) == (expected.shape, expected.dtype)
-    assert not np.may_share_memory(read, part)
+    with loaded(part) as read:
+        assert np.array_equal(read.view(np.uint8), expected.view(np.uint8))
+        assert (read.shape, read.dtype) == (expected.shape, expected.dtype)
+    assert np.array_equal(part.view(np.uint8), expected.view(np.uint8))
 
 
 def test_what_is_not_mapped_or_not_in_one_piece_is_not_read_again(database: Database) -> None:
     tokens = database.image_token_features
     for values in (np.ones((2, 3), np.float16), tokens[[0, 2]], tokens[:, 0], np.memmap(database.path, np.uint8, "r")):
-        assert read_mapped(values) is values
+        with loaded(values) as held:
+            assert held is values
 
 
 def test_a_mapped_array_that_is_gone_leaves_no_open_file(path: Path) -> None:
     before = set(Path("/dev/fd").iterdir())
     for _ in range(3):
-        with open_database(path) as database:
-            read_mapped(database.image_features[:2])
+        with open_database(path) as database, loaded(database.image_features[:2]):
+            pass
         del database
     gc.collect()
     assert set(Path("/dev/fd").iterdir()) == before
@@ -129,8 +129,11 @@ def test_a_file_that_is_cut_off_while_it_is_open_is_named(tmp_path: Path) -> Non
     with open_database(path) as database:
         features = database.image_features
         os.truncate(path, database.byte_range("image_features")[0] + 1000)
-        with pytest.raises(DatabaseError, match=r"a\.h5: /image_features cannot be read \(the file ends at byte \d+"):
-            read_mapped(features)
+        with (
+            pytest.raises(DatabaseError, match=r"a\.h5: /image_features cannot be read \(the file ends at byte \d+"),
+            loaded(features),
+        ):
+            pass
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="the kernel cannot be asked to refuse")
@@ -141,11 +144,24 @@ def test_a_disk_that_fails_under_a_mapped_array_is_an_error(path: Path) -> None:
         with open_database(path) as database:
             features = database.image_features
             fault.start()
-            return {"rows": len(read_mapped(features))}
+            with loaded(features) as rows:
+                return {"rows": len(rows)}
 
     code, answer = Fork(read).end()
     assert code == 1, answer
     assert answer["sentence"].startswith(f"{path}: /image_features cannot be read: Input/output error.")
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="the kernel cannot be asked to refuse")
+def test_a_system_that_cannot_map_pages_ahead_gives_a_copy(path: Path) -> None:
+    def read() -> dict[str, object]:
+        with open_database(path) as database:
+            features = database.image_features
+            NO_ADVICE.start()
+            with loaded(features[3:9]) as rows:
+                return {"equal": np.array_equal(rows, features[3:9]), "copied": not np.may_share_memory(rows, features)}
+
+    assert Fork(read).end() == (0, {"equal": True, "copied": True})
 
 
 def test_templates_give_their_arrays_and_attributes(database: Database) -> None:
