@@ -204,7 +204,7 @@ def out_of_fold_probabilities(samples: Samples, *, seed: int = 0) -> FloatArray:
         seed: Of the folds.
 
     Raises:
-        AnalysisError: A class has too few rows, or there are no two groups.
+        AnalysisError: A class has too few rows, or there is only one group.
     """
     count = FOLDS if samples.groups is None else min(FOLDS, len(set(samples.groups.tolist())))
     if count < 2:
@@ -261,8 +261,13 @@ def _judgement(database: Database) -> dict[str, Any]:
 
 
 def listed_errors(content: Mapping[str, Any]) -> list[LabelError]:
-    """The label errors in the content of a result of `judge_labels`."""
-    return [LabelError(**error) for error in content.get("errors", ())]
+    """The label errors in a result of `judge_labels`; `AnalysisError` where it was written with other fields."""
+    try:
+        return [LabelError(**error) for error in content.get("errors", ())]
+    except TypeError as error:
+        raise AnalysisError(
+            f"{RESULT_FILES['label_errors']} has other fields than expected ({error}): materialize label_errors again."
+        ) from error
 
 
 def write_label_errors(errors: Sequence[LabelError], path: str | os.PathLike[str]) -> None:

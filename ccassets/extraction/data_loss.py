@@ -15,6 +15,7 @@ from ccassets.datasets.manifest import Manifest
 from ccassets.errors import DatabaseError, StorageError
 from ccassets.extraction.parts import UNUSABLE, as_keys, held_rows
 from ccassets.files import reading_errors
+from ccassets.study.loading import command_argument
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -61,7 +62,7 @@ def _refusal(
     if not len(database) and database.templates and "parts" not in provenance:
         return (
             f"{database.path} would be replaced. It holds templates that no build wrote, and no rows. Move it away and "
-            f"build again; or run `ccassets build {study.name} --allow-loss`."
+            f"build again; or run `ccassets build {command_argument(study)} --allow-loss`."
         )
     encoder = section(provenance, "encoder")
     lost = _lost_rows(database, encoder.get("identity"), store, identity, manifests)
@@ -109,13 +110,13 @@ def _refusal_of_rows(study: Study, database: Database, encoder: Mapping[str, Any
 def _refusal_of_damaged(study: Study, path: Path, error: Exception) -> str:
     return (
         f"{path} would be replaced. It is damaged, and may hold the only copy of its rows: {error}. The file was left "
-        f"as it is. Move it away, take what is sound in it by `ccassets adopt FILE {study.name} --repair`, and build "
-        f"again. {_way_on(study)}"
+        "as it is. Move it away, take what is sound in it by "
+        f"`ccassets adopt FILE {command_argument(study)} --repair`, and build again. {_way_on(study)}"
     )
 
 
 def _way_on(study: Study) -> str:
     return (
-        f"To lose these rows, run `ccassets build {study.name} --allow-loss`, or materialize "
+        f"To lose these rows, run `ccassets build {command_argument(study)} --allow-loss`, or materialize "
         f"`{study.name}/feature_database` in the UI with `allow_loss: true` in its config."
     )

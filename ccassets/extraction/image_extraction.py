@@ -23,6 +23,7 @@ from ccassets.extraction.shard_locks import ShardLocks
 from ccassets.extraction.sources import identify_encoder, read_images, recorded_card, recorded_manifest
 from ccassets.files import exclusive, fingerprint, remove_leftovers, require_space, shared
 from ccassets.progress import BatchListener, Progress, StageTimes, silent
+from ccassets.study.loading import command_argument
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -248,7 +249,7 @@ def extract_shards(
     if not all(path.exists() for path in (store.encoder_card, *map(store.manifest, study.splits))):
         raise DatasetError(
             f"Images and encoder of {study.name} have not been read yet, and no job should do that for the others: "
-            f"run `ccassets build {study.name} --plan` once before. It encodes nothing."
+            f"run `ccassets build {command_argument(study)} --plan` once before. It encodes nothing."
         )
     card = recorded_card(study, store)
     manifests = [recorded_manifest(study, split, store) for split in study.splits]

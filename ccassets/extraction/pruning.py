@@ -19,8 +19,8 @@ from ccassets.extraction.part_index import Digests
 from ccassets.extraction.parts import UNUSABLE, has_rows_digest
 from ccassets.extraction.sources import load_encoder_record, request_digest
 from ccassets.extraction.text_extraction import template_part_name
-from ccassets.files import exclusive, is_locked, leftovers, storage_errors
-from ccassets.study.loading import load_study, study_files
+from ccassets.files import exclusive, files_in, is_locked, leftovers, storage_errors
+from ccassets.study.loading import command_argument, load_study, study_files
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -109,7 +109,7 @@ def prune(study: Study, *, store: Store | None = None, dry_run: bool = False, no
 
 def _require_no_run(store: Store) -> None:
     """Refuse to prune beside a run: the card and the manifests that it has not written yet say what it needs."""
-    for path in sorted(store.runs.glob("*.lock")):
+    for path in files_in(store.runs, "*.lock"):
         if is_locked(path):
             raise StorageError(f"Run {path.stem} is in progress in {store.root}. Prune when it has ended.")
 
@@ -120,8 +120,9 @@ def _needs(store: Store, study: Study, studies: Sequence[Study]) -> Mapping[str,
     folders = _folders(store.root)
     if store.folder not in folders:
         raise StorageError(
-            f"{store.folder} is missing, so the needs of {study.name} are unknown. Run `ccassets build {study.name} "
-            "--plan` first, or prune with another study of this storage if this one is over."
+            f"{store.folder} is missing, so the needs of {study.name} are unknown. Run "
+            f"`ccassets build {command_argument(study)} --plan` first, or prune with another study of this storage if "
+            "this one is over."
         )
     for folder in folders:
         named = [known for known in studies if known.name == folder.name]

@@ -31,7 +31,7 @@ from ccassets.errors import DatasetError, EncoderError, StudyError
 from ccassets.files import drop_unchecked_digests, reading_refused, write_text
 from ccassets.findings import Finding
 from ccassets.progress import Progress, silent
-from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE
+from ccassets.study.loading import SHIPPED_STUDIES, STUDY_FILE, command_argument
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 
@@ -145,7 +145,7 @@ def recorded_manifest(study: Study, split: str, store: Store) -> Manifest:
     if not path.exists():
         raise DatasetError(
             f"The images of split {split!r} of {study.name} have not been read yet. "
-            f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {study.name}`."
+            f"Materialize `{study.name}/images` for {split!r} first, or run `ccassets build {command_argument(study)}`."
         )
     manifest = Manifest.load(path)
     if manifest.split != split:
@@ -258,12 +258,12 @@ def recorded_card(study: Study, store: Store) -> EncoderCard:
     if record is None:
         raise EncoderError(
             f"The encoder of {study.name} has not been identified yet. "
-            f"Materialize `{study.name}/encoder` first, or run `ccassets build {study.name}`."
+            f"Materialize `{study.name}/encoder` first, or run `ccassets build {command_argument(study)}`."
         )
     if record.request != request_digest(study):
         raise EncoderError(
             f"The encoder section of {study.name} changed since its encoder was identified. "
-            f"Materialize `{study.name}/encoder` again, or run `ccassets build {study.name}`."
+            f"Materialize `{study.name}/encoder` again, or run `ccassets build {command_argument(study)}`."
         )
     return record.card
 

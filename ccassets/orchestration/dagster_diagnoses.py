@@ -13,6 +13,7 @@ from ccassets.orchestration.component import definitions_of
 from ccassets.orchestration.instance import SHIPPED_DAGSTER_YAML, dagster_instance
 from ccassets.orchestration.names import encoder_pool
 from ccassets.orchestration.status import StatusSnapshot, study_status
+from ccassets.study.loading import command_argument
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store, home
 from ccassets.tools.doctor import Diagnosis
@@ -59,10 +60,11 @@ def diagnose_records(study: Study) -> Iterator[Diagnosis]:
     except StorageError:
         return  # `diagnose_home` reports it.
     if status["failed"]:
-        advice = f"`ccassets build {study.name}` tries again; the run's log in `ccassets ui` says why it failed."
+        again = f"`ccassets build {command_argument(study)}` tries again"
+        advice = f"{again}; the run's log in `ccassets ui` says why it failed."
         yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(status['failed'])}", advice)
     if status["lost"]:
-        advice = f"`ccassets build {study.name}` makes them again."
+        advice = f"`ccassets build {command_argument(study)}` makes them again."
         yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(status['lost'])}", advice)
     counts = ", ".join(f"{len(names)} {state}" for state, names in status.items() if names)
     yield Diagnosis("assets", "ok", counts)

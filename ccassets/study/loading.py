@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,19 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
         "Give one of these names or a path to a defs.yaml; your own studies are found under CCASSETS_STUDIES, or in "
         "./studies where that is not set."
     )
+
+
+def command_argument(study: Study) -> str:
+    """How commands are told this study: by its name, or by its folder where the name is unknown or of another."""
+    try:
+        known = study_files()
+    except StudyError:
+        known = {}
+    if study.name in known and known[study.name].parent.resolve() == study.folder.resolve():
+        return study.name
+    here = Path.cwd()
+    folder = str(study.folder.relative_to(here) if study.folder.is_relative_to(here) else study.folder)
+    return shlex.quote(f"./{folder}" if folder in known else folder)
 
 
 def _read_config(path: Path) -> StudyConfig:

@@ -15,6 +15,7 @@ from ccassets.analysis.label_error_detection import (
     doubtful_labels,
     find_label_errors,
     label_errors,
+    listed_errors,
     out_of_fold_probabilities,
     save_label_error_images,
     unjudged_classes,
@@ -209,6 +210,13 @@ def test_the_list_is_written_as_csv(phantoms: Samples, tmp_path: Path):
     assert rows[0]["rank"] == "1"
     assert rows[0]["key"] == f"train/{int(rows[0]['id']):05d}"
     assert float(rows[0]["confidence"]) == errors[0].confidence
+
+
+def test_a_list_of_other_fields_says_what_to_do(phantoms: Samples):
+    error = vars(find_label_errors(flipped(phantoms, 0.05)[0])[0])
+    for other in ({**error, "doubt": 1}, {"id": 1}):
+        with pytest.raises(AnalysisError, match=r"has other fields than expected .*materialize label_errors again"):
+            listed_errors({"errors": [error, other]})
 
 
 def test_images_are_saved_under_rank_and_classes(phantoms: Samples, tmp_path: Path):

@@ -18,7 +18,7 @@ import ccassets
 from ccassets.errors import StorageError, StudyError
 from ccassets.extraction.data_loss import require_no_loss
 from ccassets.extraction.sources import recorded_card, recorded_manifest
-from ccassets.study.loading import SHIPPED_STUDIES, load_study
+from ccassets.study.loading import SHIPPED_STUDIES, command_argument, load_study
 from ccassets.study.schema import Study
 from ccassets.study.storage import Store
 from ccassets_tests.database import original_scripts
@@ -81,7 +81,7 @@ def test_rows_that_only_the_database_holds_are_not_dropped_unasked(
         build(changed)
 
     assert re.search(message, str(caught.value))
-    assert "ccassets build cells --allow-loss" in str(caught.value)
+    assert f"ccassets build {command_argument(changed)} --allow-loss" in str(caught.value)
     assert database.read_bytes() == before
     rows = build(changed, allow_loss=True).assembly.rows
     assert rows == len(ccassets.open_database(database)) == (18 if lost == 18 else 18 - lost)

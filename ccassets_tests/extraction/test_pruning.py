@@ -263,7 +263,7 @@ def test_a_damaged_card_removes_no_part(finished: Study, image_folder: Path, is_
     for damage in DAMAGES:
         damage(store.encoder_card)
         for dry_run in (True, False):
-            with pytest.raises(EncoderError, match=r"encoder\.json .*(damaged|missing).*ccassets build cells --plan"):
+            with pytest.raises(EncoderError, match=r"encoder\.json .*(damaged|missing).*build \S*cells --plan"):
                 prune(pruned, dry_run=dry_run, now=True)
         assert files(store.root) == before
         store.encoder_card.unlink(missing_ok=True)
@@ -287,7 +287,7 @@ def test_a_missing_manifest_removes_no_part(
     before = files(store.root)
     for name in names:
         store.manifest(name).unlink()
-    with pytest.raises(DatasetError, match=r"manifest/\w*(\.parquet)? is missing.*ccassets build cells --plan"):
+    with pytest.raises(DatasetError, match=r"manifest/\w*(\.parquet)? is missing.*ccassets build \S*cells --plan"):
         prune(pruned, now=True)
     assert files(store.root) == before
 
@@ -310,7 +310,7 @@ def test_a_study_without_card_manifests_and_database_removes_no_part(
         elif path.name not in kept:
             path.unlink()
     before = files(store.root)
-    with pytest.raises(EncoderError, match=r"encoder\.json is missing.*ccassets build cells --plan"):
+    with pytest.raises(EncoderError, match=r"encoder\.json is missing.*ccassets build \S*cells --plan"):
         prune(pruned, now=True)
     assert files(store.root) == before
 
@@ -354,7 +354,7 @@ def test_a_folder_behind_a_link_to_nothing_stops_pruning(finished: Study, image_
 
 
 def test_a_study_that_was_never_built_here_stops_pruning(finished: Study, image_folder: Path) -> None:
-    with pytest.raises(StorageError, match=r"others is missing.*ccassets build others --plan"):
+    with pytest.raises(StorageError, match=r"others is missing.*ccassets build \S*others --plan"):
         prune(variant(finished, image_folder, "others"), now=True)
 
 

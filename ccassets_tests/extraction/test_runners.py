@@ -349,7 +349,7 @@ def test_a_damaged_part_is_encoded_again_by_the_job_it_belongs_to(study: Study) 
 
 
 def test_a_job_reads_no_sources_and_says_who_does(study: Study) -> None:
-    with pytest.raises(DatasetError, match=r"run `ccassets build cells --plan` once before"):
+    with pytest.raises(DatasetError, match=r"run `ccassets build \S*cells --plan` once before"):
         extract_shards(study, 1, 2)
 
 

@@ -199,7 +199,7 @@ def test_a_failed_run_is_mailed_with_its_sentence(study: Study, monkeypatch: pyt
     assert mail["Subject"] == "cells__extract_text failed"
     sentence = mail.get_content().strip()
     assert "The encoder of cells has not been identified yet." in sentence
-    assert sentence.endswith("or run `ccassets build cells`.")
+    assert sentence.endswith("/cells`.")
 
 
 def test_their_component_has_the_values_of_environment_variables(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from ccassets.errors import StudyError
-from ccassets.study.loading import load_study, study_files
+from ccassets.study.loading import command_argument, load_study, study_files
 from ccassets.study.prompt_hash import texts_hash
 from ccassets.study.schema import FolderConfig
 from ccassets.study.storage import Store
@@ -381,6 +382,34 @@ def test_studies_beside_one_are_found_where_no_folder_is_named(tmp_path: Path, m
     monkeypatch.setenv("CCASSETS_STUDIES", "named")
     assert "others" in study_files()
     assert "cells" not in study_files()
+
+
+def test_a_message_calls_a_study_by_what_a_command_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path / "my project" / "cells", SMALLEST))
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.delenv("CCASSETS_STUDIES", raising=False)
+    for folder, expected in (
+        (tmp_path, "'my project/cells'"),
+        (study.folder.parent, "cells"),
+        (study.folder, "."),
+        (elsewhere, str(study.folder)),
+    ):
+        monkeypatch.chdir(folder)
+        assert shlex.split(command_argument(study)) == shlex.split(shlex.quote(expected.strip("'")))
+        assert load_study(*shlex.split(command_argument(study))) == study
+
+    monkeypatch.setenv("CCASSETS_STUDIES", str(study.folder.parent))
+    assert command_argument(study) == "cells"
+
+
+def test_a_message_does_not_mean_another_study_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = load_study(write(tmp_path / "demo", SMALLEST))
+    monkeypatch.delenv("CCASSETS_STUDIES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert command_argument(mine) == "./demo"
+    assert load_study("./demo") == mine != load_study("demo")
 
 
 def test_a_folder_of_studies_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

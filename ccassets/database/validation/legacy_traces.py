@@ -35,7 +35,7 @@ _MOST_RESTARTS = 256
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """A split begun again: `again` shows the images of `first`, row by row, with equal features where `equal`."""
+    """A split that was begun again: rows `again` show the images of rows `first`; `equal`: whose features are equal."""
 
     split: str
     first: range

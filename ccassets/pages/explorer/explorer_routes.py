@@ -189,7 +189,7 @@ def _number(request: Request, name: str, default: int | None, most: int | None) 
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request; it is refused once it is larger than what is taken."""
+    """The body of a request; it is refused once it is larger than `MOST_UPLOADED`."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
