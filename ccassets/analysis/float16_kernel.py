@@ -23,7 +23,7 @@ MOST_VECTORS = 16
 """From here on converting a block of rows once and multiplying it as float32 is quicker."""
 _LEAST_PIECE, _LARGEST_PIECE = 2 << 20, 16 << 20
 """Bytes of rows that a thread takes at a time: enough to pay off, few enough that no thread waits for the last."""
-_PIECES_OF_A_THREAD = 4
+_PIECES_OF_A_THREAD = 2
 _REST = 2048.0
 """What float16 rounds away of a vector is kept as a second float16 vector, this many times as large."""
 
@@ -52,16 +52,19 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
     if lengths is None:
         lengths = np.full(len(rows), np.nan, np.float32)
 
+    complete = not np.isnan(lengths).any()
+
     def fill(piece: slice) -> None:
         with loaded(rows[piece]) as part:
             products = np.asarray(numkong.dots_packed(part, packed))
-            if np.isnan(lengths[piece]).any():
+            if not complete and np.isnan(lengths[piece]).any():
                 lengths[piece] = np.sqrt(np.asarray(numkong.dot(part, part)))
-        result[piece] = products[:, : len(vectors)]
+        cosines = result[piece]
+        cosines[...] = products[:, : len(vectors)]
         if len(parts) > 1:
-            result[piece] += products[:, len(vectors) :] * np.float32(1 / _REST)
+            cosines += products[:, len(vectors) :] * np.float32(1 / _REST)
         with np.errstate(divide="ignore", invalid="ignore"):
-            result[piece] /= lengths[piece, None]
+            cosines /= lengths[piece, None]
 
     pieces = _pieces(rows)
     if len(pieces) == 1:
