@@ -184,7 +184,7 @@ class AnalysisResult:
     Attributes:
         path: The file.
         content: JSON types; `database` is the digest of the database that was analysed.
-        digest: Changes when the result does, and not with the database alone.
+        digest: Of the result alone: another database with the same result has the same digest.
     """
 
     path: Path

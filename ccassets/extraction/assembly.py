@@ -328,8 +328,8 @@ def _copy_sources(
 ) -> tuple[Sequence[Path], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The files to copy rows from, and for every row its file and its row there.
 
-    An old database at `path` that holds just these rows is the only source: in a file of equal layout the bytes are
-    equally aligned, so that the file system can share them.
+    If the old database at `path` holds exactly these rows, it is the only source. Its layout is the same, so the bytes
+    are aligned as in the new file, and the file system can share them.
     """
     if path is not None and path in index.sources:
         number = list(index.sources).index(path)
