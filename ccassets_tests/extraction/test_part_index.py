@@ -160,15 +160,15 @@ def test_an_image_is_found_by_its_whole_digest_first_come_first_held() -> None:
     rng = np.random.default_rng(0)
     held = rng.integers(0, 3, (200, 32), np.uint8)
     held[:, :28] = rng.integers(0, 2, (200, 1), np.uint8)  # Two beginnings, and some digests twice.
-    wanted = np.concatenate([held[rng.permutation(200)], rng.integers(0, 3, (50, 32), np.uint8)])
-    wanted[200:225, :28] = 1
+    queries = np.concatenate([held[rng.permutation(200)], rng.integers(0, 3, (50, 32), np.uint8)])
+    queries[200:225, :28] = 1
     nothing = np.empty(0, np.int64)
     index = RowIndex([], held, held[:, :16], nothing, nothing, nothing.astype(bool), nothing.astype(bool))
 
-    found = index.find(wanted)
+    entries = index.find(queries)
 
     first = {digest.tobytes(): entry for entry, digest in reversed(list(enumerate(held)))}
-    assert found.tolist() == [first.get(digest.tobytes(), -1) for digest in wanted]
+    assert entries.tolist() == [first.get(digest.tobytes(), -1) for digest in queries]
     assert len(first) < 200
-    assert index.find(wanted[:0]).tolist() == []
-    assert replace(index, image_digest=held[:0]).find(wanted).tolist() == [-1] * 250
+    assert index.find(queries[:0]).tolist() == []
+    assert replace(index, image_digest=held[:0]).find(queries).tolist() == [-1] * 250

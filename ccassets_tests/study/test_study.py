@@ -386,13 +386,13 @@ def test_studies_beside_one_are_found_where_no_folder_is_named(tmp_path: Path, m
 
 def test_a_message_calls_a_study_by_what_a_command_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = load_study(write(tmp_path / "my project" / "cells", SMALLEST))
-    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (other_folder := tmp_path / "elsewhere").mkdir()
     monkeypatch.delenv("CCASSETS_STUDIES", raising=False)
     for folder, expected in (
         (tmp_path, "'my project/cells'"),
         (study.folder.parent, "cells"),
         (study.folder, "."),
-        (elsewhere, str(study.folder)),
+        (other_folder, str(study.folder)),
     ):
         monkeypatch.chdir(folder)
         assert shlex.split(command_argument(study)) == shlex.split(shlex.quote(expected.strip("'")))
