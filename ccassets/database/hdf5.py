@@ -171,16 +171,17 @@ def map_dataset(dataset: h5py.Dataset) -> Array | None:
 def _open_again(file: h5py.File) -> int:
     """A descriptor of the file that is open, which need not be the one under its path any more.
 
-    Where it still is, it is opened anew: a duplicate of HDF5's descriptor would hold its lock beyond its end.
+    It is opened anew where that is possible: a duplicate of HDF5's descriptor would hold its lock beyond its end.
     """
     handle = file_descriptor(file)
-    try:
-        descriptor = os.open(file.filename, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(handle)
-    if os.path.samestat(os.fstat(descriptor), os.fstat(handle)):
-        return descriptor
-    os.close(descriptor)
+    for path in (f"/proc/self/fd/{handle}", file.filename):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            continue
+        if os.path.samestat(os.fstat(descriptor), os.fstat(handle)):
+            return descriptor
+        os.close(descriptor)
     return os.dup(handle)
 
 
@@ -213,17 +214,14 @@ def loaded(values: Array) -> Iterator[Array]:
         DatabaseError: The file is cut off.
         StorageError: The system refuses to read the file.
     """
-    base: Any = values
-    while isinstance(base, np.ndarray):
-        base = base.base
-    file = _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
+    file = _file_of(values)
     if file is None or not values.flags.c_contiguous:
         yield values
         return
     start = _address(values)
     end = start + values.nbytes
-    whole = os.fstat(file.descriptor).st_size >= end + file.shift
-    if whole and _advise(start - start % mmap.PAGESIZE, end, _MADV_POPULATE_READ):
+    _require_whole(values)
+    if _advise(start - start % mmap.PAGESIZE, end, _MADV_POPULATE_READ):
         try:
             yield values
         finally:
@@ -234,6 +232,25 @@ def loaded(values: Array) -> Iterator[Array]:
     with read_errors_at(file.location):
         read_into(copy, file.descriptor, start + file.shift)
     yield copy
+
+
+def _file_of(values: Array) -> _MappedFile | None:
+    """The file that values are mapped from; None for others."""
+    base: Any = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
+
+
+def _require_whole(values: Array) -> None:
+    """Raise `DatabaseError` where the mapped file was cut off before these values: reading them ends the process."""
+    file = _file_of(values)
+    if file is None or not values.flags.c_contiguous or not values.size:
+        return
+    with read_errors_at(file.location):
+        size = os.fstat(file.descriptor).st_size
+        if size < _address(values) + values.nbytes + file.shift:
+            raise OSError(f"the file ends at byte {size}, before these rows do")
 
 
 def _advise(start: int, end: int, advice: int) -> bool:
@@ -279,6 +296,7 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
 def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     """A copy of `values[rows]`: rows counted from 0, in any order and with repeats, each read once."""
     if isinstance(values, np.ndarray):
+        _require_whole(values)
         return np.asarray(values)[rows]  # Indexing by an array copies.
     if isinstance(values, RemoteRows):
         return values.take_rows(rows)
@@ -305,7 +323,9 @@ def iter_blocks(
     start, stop, _ = (rows or slice(None)).indices(len(values))
     mapping = getattr(values, "_mmap", None)
     for first in range(start, stop, step):
-        yield first, np.asarray(values[first : min(first + step, stop)])
+        block = np.asarray(values[first : min(first + step, stop)])
+        _require_whole(block)
+        yield first, block
         if mapping is not None:
             # Pages once read would count as this process's memory until the system wants them back.
             mapping.madvise(mmap.MADV_DONTNEED)

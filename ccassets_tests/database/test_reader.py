@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from ccassets.database.hdf5 import loaded
+from ccassets.database.hdf5 import iter_blocks, loaded, take_rows
 from ccassets.database.reader import Database, open_database
 from ccassets.database.writer import FileContent, TemplateContent, new_file
 from ccassets.errors import DatabaseError
@@ -25,6 +25,7 @@ from ccassets_tests.database.made_files import DIM, SPLITS, TOKENS, unit_rows, w
 from ccassets_tests.made_studies import DATA
 
 LEGACY = DATA / "legacy"
+ROW = np.array([3])
 
 
 @pytest.fixture
@@ -115,6 +116,7 @@ def test_what_is_not_mapped_or_not_in_one_piece_is_not_read_again(database: Data
 
 
 def test_a_mapped_array_that_is_gone_leaves_no_open_file(path: Path) -> None:
+    gc.collect()  # What earlier tests left.
     before = set(Path("/dev/fd").iterdir())
     for _ in range(3):
         with open_database(path) as database, loaded(database.image_features[:2]):
@@ -134,6 +136,31 @@ def test_a_file_that_is_cut_off_while_it_is_open_is_named(tmp_path: Path) -> Non
             loaded(features),
         ):
             pass
+
+
+@pytest.mark.parametrize("read", [lambda values: list(iter_blocks(values)), lambda values: take_rows(values, ROW)])
+def test_no_way_to_read_rows_of_a_file_that_was_cut_off_ends_the_process(
+    tmp_path: Path, read: Callable[[Any], Any]
+) -> None:
+    path = write_database(tmp_path / "a.h5", dim=1024)
+    with open_database(path) as database:
+        features = database.image_features
+        os.truncate(path, 4096)
+        with pytest.raises(DatabaseError, match=r"/image_features cannot be read \(the file ends at byte 4096"):
+            read(features)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(path.with_name("b.h5"))])
+def test_a_closed_database_is_not_locked_by_its_arrays(path: Path, change: Callable[[Path], Any]) -> None:
+    other = path.with_name("other name.h5")
+    other.hardlink_to(path)
+    with open_database(path) as database:
+        change(path)
+        features = database.image_features
+    assert len(features) == 20
+    with h5py.File(other, "r+"):
+        pass
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="the kernel cannot be asked to refuse")
