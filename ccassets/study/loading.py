@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
     text = os.fspath(name_or_path)
     if text in known:
         return known[text]
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - to `Path`, ./~ is ~
     if path.is_dir():
         path = path / STUDY_FILE
     if path.is_file():
@@ -136,15 +137,14 @@ def find_study(name_or_path: str | os.PathLike[str]) -> Path:
 
 def command_argument(study: Study) -> str:
     """How commands are told this study: by its name, or by its folder where the name is unknown or of another."""
-    try:
+    folder, known = str(study.folder), {}
+    with suppress(StudyError, OSError):  # There need not be a working directory any more.
         known = study_files()
-    except StudyError:
-        known = {}
+        if study.folder.is_relative_to(Path.cwd()):
+            folder = str(study.folder.relative_to(Path.cwd()))
     if study.name in known and known[study.name].parent.resolve() == study.folder.resolve():
         return study.name
-    here = Path.cwd()
-    folder = str(study.folder.relative_to(here) if study.folder.is_relative_to(here) else study.folder)
-    return shlex.quote(f"./{folder}" if folder in known else folder)
+    return shlex.quote(f"./{folder}" if folder in known or folder.startswith(("-", "~")) else folder)
 
 
 def _read_config(path: Path) -> StudyConfig:

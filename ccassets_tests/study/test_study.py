@@ -402,6 +402,27 @@ def test_a_message_calls_a_study_by_what_a_command_finds(tmp_path: Path, monkeyp
     assert command_argument(study) == "cells"
 
 
+@pytest.mark.parametrize("name", ["-x", "~", "it's", "demo"])
+def test_what_a_message_calls_a_study_is_an_argument_that_commands_take(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(write(tmp_path / name / "cells", SMALLEST))
+    [argument] = shlex.split(command_argument(study))
+    assert not argument.startswith("-")
+    assert load_study(argument) == study
+
+
+def test_a_message_names_a_study_also_where_the_working_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(write(tmp_path / "cells", SMALLEST))
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert command_argument(study) == str(study.folder)
+
+
 def test_a_message_does_not_mean_another_study_of_the_same_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
