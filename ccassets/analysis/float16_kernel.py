@@ -47,7 +47,7 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
         StorageError: The system refuses to read it.
     """
     parts = _float16_parts(vectors)
-    packed = numkong.dots_pack(np.concatenate(parts))
+    packed = numkong.dots_pack(np.ascontiguousarray(np.concatenate(parts)))
     result = np.empty((len(rows), len(vectors)), np.float32)
     if lengths is None:
         lengths = np.full(len(rows), np.nan, np.float32)
@@ -89,7 +89,7 @@ def largest_error(vectors: FloatArray) -> float:
     """
     high, *rest = _float16_parts(vectors)
     used = high + (rest[0] * np.float64(1 / _REST) if rest else np.float64(0))
-    return float(np.linalg.norm(vectors - used, axis=1).max() + (vectors.shape[1] + 16) * 2.0**-24)
+    return float(np.linalg.norm(vectors - used, axis=1).max(initial=0) + (vectors.shape[1] + 16) * 2.0**-24)
 
 
 def _float16_parts(vectors: FloatArray) -> list[npt.NDArray[np.float16]]:
@@ -101,7 +101,13 @@ def _float16_parts(vectors: FloatArray) -> list[npt.NDArray[np.float16]]:
 
 def suits_kernel(rows: npt.NDArray[Any]) -> bool:
     """Whether the kernel can read these rows, and is the faster way in this process."""
-    return rows.dtype == np.float16 and rows.dtype.isnative and rows.flags.c_contiguous and _kernel_is_fast()
+    return (
+        rows.dtype == np.float16
+        and rows.dtype.isnative
+        and rows.flags.c_contiguous
+        and rows.flags.aligned
+        and _kernel_is_fast()
+    )
 
 
 @functools.cache

@@ -76,11 +76,12 @@ class RowIndex:
         nearest = np.minimum(np.searchsorted(known, beginnings), len(known) - 1)
         held, keys, entries = as_keys(self.image_digest), as_keys(image_digest), first[nearest]
         equal = held[entries] == keys
-        for index in np.flatnonzero(~equal & (known[nearest] == beginnings)).tolist():
-            same = np.flatnonzero(held == keys[index])
-            equal[index] = len(same) > 0
-            entries[index] = same[0] if len(same) else -1
-        return np.where(equal, entries, -1)
+        entries[~equal] = -1
+        doubtful = np.flatnonzero(~equal & (known[nearest] == beginnings))
+        if len(doubtful):
+            entry_of = {digest: entry for entry, digest in reversed(list(enumerate(held.tolist())))}
+            entries[doubtful] = [entry_of.get(digest, -1) for digest in keys[doubtful].tolist()]
+        return entries
 
     def without_unverified(self) -> RowIndex:
         """The index without rows of unverified order."""

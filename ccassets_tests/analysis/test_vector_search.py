@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from ccassets.analysis import vector_search as s
+from ccassets.analysis.float16_kernel import MOST_VECTORS, kernel_cosines
 from ccassets.analysis.image_source import image_reader
-from ccassets.analysis.scores import local_features
+from ccassets.analysis.scores import cosines, local_features
 from ccassets.cli import main
 from ccassets.database import hdf5
 from ccassets.database.reader import Database, open_database
@@ -454,3 +455,14 @@ def test_duplicates_end_with_one_when_there_are_any(database: Database, run: Run
     code, out, err = run("duplicates", database.path, "--similarity", 0.999)
     assert (code, out) == (0, "")
     assert "0 pairs" in err
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 5, 16, 17])
+def test_vectors_may_lie_in_memory_in_any_order(count: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 64)).astype(np.float16)
+    columns = normalise(rng.standard_normal((count, 64))).T.copy()
+    expected = rows.astype(float) @ columns / np.linalg.norm(rows.astype(float), axis=1)[:, None]
+    if count <= MOST_VECTORS:
+        assert kernel_cosines(rows, columns.T) == pytest.approx(expected, abs=2e-4)
+    assert cosines(rows, columns.T) == pytest.approx(expected, abs=2e-4)
