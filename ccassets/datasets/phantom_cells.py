@@ -269,7 +269,7 @@ def _draw_white_cell(
 def _nucleus(
     cell: Morphology, kind: CellType, centre: npt.NDArray[np.float64], radius: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float64]:
-    """A nucleus as a union of discs (n, 3) of x, y, radius, of an area that fits the cell."""
+    """A nucleus whose area fits the cell: a union of discs, (n, 3), each x, y and radius."""
     turn = rng.uniform(0, 2 * np.pi)
     if cell.nucleus == "round":
         stretch = rng.uniform(0.02, 0.14)

@@ -123,7 +123,7 @@ def tower_dtype(dtype: str) -> torch.dtype:
 
 @contextmanager
 def fixed_arithmetic(dtype: str = "float32") -> Iterator[None]:
-    """No gradients and no algorithm chosen by timing; on CUDA no TensorFloat-32 but where `dtype` is `tf32`.
+    """No gradients, no algorithm chosen by timing, and on CUDA TensorFloat-32 only where `dtype` is `tf32`.
 
     The settings of the process are restored afterwards.
     """

@@ -199,9 +199,9 @@ def encode_and_store_image_features(
 ) -> dict[str, int]:
     """Encode and store the images of every split that are not stored yet.
 
-    Unlike the original: `split_counts` is stored with every batch, so a stopped run continues at its first missing
-    row, even in a file of the original scripts; its batches are those of an undisturbed run, and stored images are
-    not decoded again. `resume=False` removes the stored rows of these splits first instead of appending a second
+    Unlike the original: `split_counts` is stored with every batch. So a stopped run continues at its first missing
+    row, even in a file of the original scripts. It decodes no stored image again, and its batches are those of a run
+    that was not stopped. `resume=False` removes the stored rows of these splits first instead of appending a second
     copy. Refused before anything is encoded: loaders that shuffle or drop rows, splits with more rows than their
     loader has, a file begun with another model. The notebook's form without `artifacts` took the model from the
     notebook's own variables: pass `ModelArtifacts(model, processor, device)`.

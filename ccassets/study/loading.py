@@ -179,7 +179,7 @@ def _parse(path: Path) -> tuple[yaml.Node | None, Any]:
         if reason := unreadable_reason(path):
             raise StudyError(f"{path} is not a study: {reason}")
         if path.stat().st_size > _MOST_BYTES:
-            raise StudyError(f"{path} has more than {_MOST_BYTES} bytes: a study is a page of text, and this is none")
+            raise StudyError(f"{path} has more than {_MOST_BYTES} bytes, which is too large for a study")
         text = path.read_text(encoding="utf-8")
         try:
             return _compose(path, text, YAML_LOADER)
