@@ -214,13 +214,12 @@ def loaded(values: Array) -> Iterator[Array]:
         DatabaseError: The file is cut off.
         StorageError: The system refuses to read the file.
     """
-    file = _file_of(values)
-    if file is None or not values.flags.c_contiguous:
+    file = _whole_file(values)
+    if file is None:
         yield values
         return
     start = _address(values)
     end = start + values.nbytes
-    _require_whole(values)
     if _advise(start - start % mmap.PAGESIZE, end, _MADV_POPULATE_READ):
         try:
             yield values
@@ -234,23 +233,22 @@ def loaded(values: Array) -> Iterator[Array]:
     yield copy
 
 
-def _file_of(values: Array) -> _MappedFile | None:
-    """The file that values are mapped from; None for others."""
+def _whole_file(values: Array) -> _MappedFile | None:
+    """The file that values in one piece are mapped from; None for others, and for none at all.
+
+    `DatabaseError` where the file was cut off before these values: touching them would end the process.
+    """
     base: Any = values
     while isinstance(base, np.ndarray):
         base = base.base
-    return _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
-
-
-def _require_whole(values: Array) -> None:
-    """Raise `DatabaseError` where the mapped file was cut off before these values: reading them ends the process."""
-    file = _file_of(values)
+    file = _MAPPED_FILES.get(base) if isinstance(base, mmap.mmap) else None
     if file is None or not values.flags.c_contiguous or not values.size:
-        return
+        return None
     with read_errors_at(file.location):
         size = os.fstat(file.descriptor).st_size
         if size < _address(values) + values.nbytes + file.shift:
             raise OSError(f"the file ends at byte {size}, before these rows do")
+    return file
 
 
 def _advise(start: int, end: int, advice: int) -> bool:
@@ -296,7 +294,7 @@ def read_texts(dataset: h5py.Dataset) -> npt.NDArray[np.object_]:
 def take_rows(values: Array, rows: npt.NDArray[np.int64]) -> Array:
     """A copy of `values[rows]`: rows counted from 0, in any order and with repeats, each read once."""
     if isinstance(values, np.ndarray):
-        _require_whole(values)
+        _whole_file(values)
         return np.asarray(values)[rows]  # Indexing by an array copies.
     if isinstance(values, RemoteRows):
         return values.take_rows(rows)
@@ -324,7 +322,7 @@ def iter_blocks(
     mapping = getattr(values, "_mmap", None)
     for first in range(start, stop, step):
         block = np.asarray(values[first : min(first + step, stop)])
-        _require_whole(block)
+        _whole_file(block)
         yield first, block
         if mapping is not None:
             # Pages once read would count as this process's memory until the system wants them back.
