@@ -52,12 +52,10 @@ def kernel_cosines(rows: npt.NDArray[np.float16], vectors: FloatArray, lengths: 
     if lengths is None:
         lengths = np.full(len(rows), np.nan, np.float32)
 
-    complete = not np.isnan(lengths).any()
-
     def fill(piece: slice) -> None:
         with loaded(rows[piece]) as part:
             products = np.asarray(numkong.dots_packed(part, packed))
-            if not complete and np.isnan(lengths[piece]).any():
+            if np.isnan(lengths[piece]).any():
                 lengths[piece] = np.sqrt(np.asarray(numkong.dot(part, part)))
         cosines = result[piece]
         cosines[...] = products[:, : len(vectors)]
