@@ -59,12 +59,12 @@ def diagnose_records(study: Study) -> Iterator[Diagnosis]:
             status = study_status(snapshot, study, Store.of(study))
     except StorageError:
         return  # `diagnose_home` reports it.
+    command = f"`ccassets build {command_argument(study)}`"
     if status["failed"]:
-        again = f"`ccassets build {command_argument(study)}` tries again"
-        advice = f"{again}; the run's log in `ccassets ui` says why it failed."
+        advice = f"{command} tries again; the run's log in `ccassets ui` says why it failed."
         yield Diagnosis("assets", "warning", f"failed when they were last run: {', '.join(status['failed'])}", advice)
     if status["lost"]:
-        advice = f"`ccassets build {command_argument(study)}` makes them again."
+        advice = f"{command} makes them again."
         yield Diagnosis("assets", "warning", f"deleted or replaced by hand: {', '.join(status['lost'])}", advice)
     counts = ", ".join(f"{len(names)} {state}" for state, names in status.items() if names)
     yield Diagnosis("assets", "ok", counts)
