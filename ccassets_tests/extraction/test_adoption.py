@@ -614,6 +614,22 @@ def test_equal_pictures_are_taken_over_once(tmp_path: Path) -> None:
     assert encoded == 0
 
 
+def test_a_picture_of_two_splits_is_not_taken_over_if_the_order_of_one_is_wrong(tmp_path: Path) -> None:
+    study = small_study(tmp_path, equal_images={("val", 0): 1})
+    path = finished(tmp_path / "old.h5")
+    with h5py.File(path, "r+") as file:
+        for name in ("image_features", "image_token_features"):
+            file[name][12] = file[name][1]
+            file[name][2:12] = file[name][2:12][::-1]
+    assert refused(path, study) == {"row_order"}
+
+    adoption = adopt(path, study, repair=True)
+
+    assert taken(adoption) == {"train": 0, "val": 6, "test": 5}
+    assert missing(adoption)["val"] == [0]
+    assert_right(study, adoption)
+
+
 def test_a_data_set_without_labels_is_told_by_position(tmp_path: Path) -> None:
     study = small_study(tmp_path, labels=SMALL)
     with original_scripts.start(tmp_path / "old.h5") as file:

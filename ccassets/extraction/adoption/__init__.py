@@ -241,6 +241,8 @@ class _Proof:
                 orders[manifest.split] = order
                 numbers = self.images.numbers[manifest.split][rows]
                 row_of_image[numbers] = match.row[numbers]
+        for split in to_verify.keys() - orders.keys():  # Its images are not proven, even if another split has them.
+            row_of_image[self.images.numbers[split][to_verify[split]]] = -1
         return row_of_image, orders
 
     def _order(
@@ -411,7 +413,8 @@ def _take_images(
     with exclusive(folder):
         remove_leftovers(folder)
         index = held_rows(store, card.identity).without_unverified()
-        shards = shards_to_take(study, manifests, images.numbers, row_of_image, index)
+        proven = [manifest for manifest in manifests if manifest.split in orders]
+        shards = shards_to_take(study, proven, images.numbers, row_of_image, index)
         total = sum(map(len, shards))
         require_space(folder, total * row_bytes(card), f"Adopting {total} rows of {source.name}")
         write_images(folder, results.contents, shards, card, source, orders, progress)
