@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ccassets.database.hdf5 import BLOCK_BYTES, Array, iter_blocks
+from ccassets.database.hdf5 import BLOCK_BYTES, Array, bytes_of, iter_blocks
 
 
 class TemplateLike(Protocol):
@@ -137,4 +137,4 @@ def _update_texts(hasher: Any, name: str, texts: Iterable[str]) -> None:
 
 
 def _bytes(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).data
+    return bytes_of(np.ascontiguousarray(array))

@@ -263,12 +263,17 @@ def _advise(start: int, end: int, advice: int) -> bool:
 
 def read_into(values: Array, descriptor: int, position: int) -> None:
     """Fill C-contiguous values with the bytes of an open file from a position on; `OSError` where it ends too soon."""
-    data = values.reshape(-1).view(np.uint8).data
+    data = bytes_of(values)
     while len(data):
         done = os.preadv(descriptor, [data], position)
         if not done:
             raise OSError(f"the file ends at byte {position}, before these rows do")
         data, position = data[done:], position + done
+
+
+def bytes_of(values: Array) -> memoryview:
+    """The bytes of C-contiguous values; a buffer of some dtypes, such as a long double of named order, has none."""
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _address(values: Array) -> int:

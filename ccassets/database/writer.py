@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ccassets.database.attributes import plain_value, write_attribute
 from ccassets.database.feature_digests import TEMPLATE_ARRAYS, attribute_digest, rows_digest, template_digest
+from ccassets.database.hdf5 import bytes_of
 from ccassets.database.layout import (
     ALIGNMENT,
     IMAGE_FEATURES,
@@ -100,7 +101,7 @@ class RowBytes:
     def write(self, name: str, first: int, values: npt.NDArray[Any]) -> None:
         """Write `values` as the rows from `first` on."""
         offset, row_bytes = self._ranges[name]
-        data = np.ascontiguousarray(values, STORED_IMAGE_DTYPE).reshape(-1).view(np.uint8).data
+        data = bytes_of(np.ascontiguousarray(values, STORED_IMAGE_DTYPE))
         position = offset + first * row_bytes
         _reserve(self._fd, position, len(data))
         while len(data):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ccassets.analysis.samples import database_concepts
+from ccassets.database.hdf5 import bytes_of
 from ccassets.errors import AnalysisError
 from ccassets.exports.exported_rows import ExportedRows
 from ccassets.files import sync, write_text
@@ -76,7 +77,7 @@ def write_numpy(rows: ExportedRows, folder: Path, progress: Progress) -> None:
         texts: dict[str, list[str]] = {name: [] for name in rows.empty if name not in shapes}
         for columns in rows.blocks(progress):
             for name, file in files.items():
-                file.write(np.ascontiguousarray(columns[name]).data)
+                file.write(bytes_of(np.ascontiguousarray(columns[name])))
             for name, values in texts.items():
                 values.extend(columns[name].tolist())
     finally:

@@ -53,6 +53,17 @@ def test_the_digest_of_a_files_rows_pairs_images_with_features() -> None:
     assert rows_digest(images[::-1], features) != rows_digest(images, features)
 
 
+def test_templates_of_any_kind_of_numbers_have_a_digest_whatever_their_byte_order() -> None:
+    for dtype in map(np.dtype, (np.float16, np.float32, np.float64)):
+        templates = [
+            replace(TEMPLATE, text_features=TEMPLATE.text_features.astype(dtype.newbyteorder(order))) for order in "<>"
+        ]
+        assert len({template_digest(template) for template in templates}) == 1
+    longest = TEMPLATE.text_features.astype(np.longdouble)
+    assert len(template_digest(replace(TEMPLATE, text_features=longest))) == 32
+    assert feature_digests(longest.astype(longest.dtype.newbyteorder(">")), None).shape == (2, 16)
+
+
 # --- templates ---------------------------------------------------------------------------------------
 
 TEMPLATE = TemplateContent(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ccassets.database.feature_digests import row_hasher
 from ccassets.database.float16 import not_finite_rows
-from ccassets.database.hdf5 import READ_ERRORS, Array
+from ccassets.database.hdf5 import READ_ERRORS, Array, bytes_of
 from ccassets.database.layout import (
     IMAGE_FEATURES,
     IMAGE_TOKEN_FEATURES,
@@ -206,13 +206,14 @@ def _scan_block(source: StoredRows, rows: range, faults: _Faults, hashers: Mappi
         _inspect(block, rows.start, source.name, faults)
     if hashers:
         for row, values in zip(rows, block, strict=True):
-            hashers[row].update(values.data)
+            hashers[row].update(bytes_of(values))
 
 
 def _inspect(block: Array, first: int, name: str, faults: _Faults) -> None:
     values = block.astype(block.dtype.newbyteorder("="), copy=False)
     if values.dtype.itemsize > 8:  # A long double: nothing below has use for its precision.
-        values = values.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # What is too large is found as infinite below.
+            values = values.astype(np.float64)
     rows = len(values)
     sound = np.ones(rows, bool)
     broken = not_finite_rows(values)
