@@ -298,9 +298,10 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
     """
     with reading_errors(folder):
         try:
-            return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+            names = sorted(path.name for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
         except (FileNotFoundError, NotADirectoryError):
             return []
+    return [folder / name for name in names]
 
 
 _LOCK_ADVICE = (

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import h5py
+import numpy as np
 
 HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 """The first bytes of a heap."""
 HEAP_HEADER = 16
 """Bytes of a heap's own header and of each object's."""
+_OBJECT_HEADER = np.dtype([("index", "<u2"), ("unused", "V6"), ("size", "<u8")])
+"""Object 0 is free space, and its size includes this header; that of a text is without header and padding."""
+_FEW_HEAPS = 32
+"""So many are walked one by one; more are walked side by side, which needs many to pay off."""
 
 
 def find_endless_heap(file: h5py.File, fd: int) -> int | None:
@@ -28,9 +33,9 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
         return None
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
         for start, stop in gaps(ranges, size):
-            for offset in heap_offsets(data, start, stop):
-                if is_endless(data, offset):
-                    return offset
+            offset = first_endless(data, list(heap_offsets(data, start, stop)))
+            if offset is not None:
+                return offset
     return None
 
 
@@ -73,13 +78,32 @@ def heap_offsets(data: mmap.mmap | bytes, start: int, stop: int) -> Iterator[int
         offset = data.find(HEAP_SIGNATURE, offset + 1, stop)
 
 
-def is_endless(data: mmap.mmap | bytes, offset: int) -> bool:
-    """Whether HDF5 would read the heap at an offset for ever."""
-    end = min(offset + heap_size(data, offset), len(data))
-    with memoryview(data) as view, view[offset : offset + (end - offset) // 8 * 8] as heap, heap.cast("Q") as words:
-        at = HEAP_HEADER // 8
+def first_endless(data: mmap.mmap | bytes, offsets: list[int]) -> int | None:
+    """The offset of one of the heaps at some offsets that HDF5 would read for ever, or None."""
+    heaps = np.array(offsets, np.int64)
+    at = heaps + HEAP_HEADER
+    whole = [min(heap_size(data, offset), len(data) - offset) // 8 * 8 for offset in offsets]
+    stop = heaps + np.array(whole, np.int64)
+    if len(heaps) > _FEW_HEAPS:
+        headers = np.ndarray(len(data) - HEAP_HEADER + 1, _OBJECT_HEADER, data, strides=(1,))
+        while len(heaps) > _FEW_HEAPS:
+            inside = at + HEAP_HEADER <= stop
+            heaps, at, stop = heaps[inside], at[inside], stop[inside]
+            free, size = headers["index"][at] == 0, headers["size"][at]
+            stuck = free & ((size == 0) | (size % 8 != 0))
+            if stuck.any():
+                return int(heaps[stuck.argmax()])
+            size = np.minimum(size, len(data)).astype(np.int64)
+            at += np.where(free, size, HEAP_HEADER + (size + 7) // 8 * 8)
+    remaining = zip(heaps.tolist(), at.tolist(), stop.tolist(), strict=True)
+    return next((heap for heap, first, end in remaining if _is_endless(data, first, end)), None)
+
+
+def _is_endless(data: mmap.mmap | bytes, at: int, stop: int) -> bool:
+    """Whether the objects of a heap from one position to another do not end."""
+    with memoryview(data) as view, view[at : max(at, stop)] as objects, objects.cast("Q") as words:
+        at = 0
         while at + HEAP_HEADER // 8 <= len(words):
-            # Index, references and nothing, then the size: of an object without its padding to whole words.
             is_free, size = words[at] & 0xFFFF == 0, words[at + 1]
             if is_free and (size == 0 or size % 8):
                 return True

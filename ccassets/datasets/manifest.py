@@ -219,7 +219,7 @@ class Manifest:
                 groups=table["group"].to_pylist() if "group" in names else None,
                 label_matrix=_bytes_matrix(table["label_matrix"]) if "label_matrix" in names else None,
                 image_digest=_bytes_matrix(table["image_digest"]),
-                blank=_numbers(table["blank"].cast("uint8")).astype(np.bool_),
+                blank=_flags(table["blank"]),
                 fingerprints=table["fingerprint"].to_pylist(),
                 skipped=tuple((key, reason) for key, reason in facts["skipped"]),
                 limit=facts["limit"],
@@ -577,6 +577,15 @@ def _bytes_matrix(column: Any) -> npt.NDArray[np.uint8]:
 def _numbers(column: Any) -> npt.NDArray[Any]:
     """The numbers of a column; pyarrow's own conversion imports pandas first, which takes half a second."""
     return _values(column, np.dtype(str(column.type)))
+
+
+def _flags(column: Any) -> npt.NDArray[np.bool_]:
+    """The truth values of a column, a bit each; pyarrow's conversion imports all its functions first."""
+    chunks = [
+        np.unpackbits(np.frombuffer(chunk.buffers()[1], np.uint8), bitorder="little")[chunk.offset :][: len(chunk)]
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, np.uint8), *chunks]).astype(np.bool_)
 
 
 def _values(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import h5py
 import pytest
 
-from ccassets.database.hdf5_heap_guard import find_endless_heap
+from ccassets.database.hdf5_heap_guard import find_endless_heap, first_endless
 from ccassets.database.reader import open_database
 from ccassets.errors import DatabaseError
 from ccassets_tests.campaigns.examination import examine
@@ -55,3 +56,31 @@ def test_a_key_that_reads_like_a_heap_is_none(tmp_path: Path) -> None:
     assert b"GCOL\1\0\0\0\0\x10" in path.read_bytes()
     with open_database(path) as database:
         assert len(database) == 20
+
+
+def heap(texts: int, free_bytes: int) -> bytes:
+    """A heap of texts of many lengths and of free space at the end, as the format specification describes it."""
+    objects = [struct.pack("<HH4xQ", 1 + n, 1, n % 50) + bytes(-(-(n % 50) // 8) * 8) for n in range(texts)]
+    free = struct.pack("<HH4xQ", 0, 0, free_bytes) + bytes(48)
+    content = b"".join([*objects, free])
+    return b"GCOL\1\0\0\0" + struct.pack("<Q", 16 + len(content)) + content
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 200])
+@pytest.mark.parametrize("free_bytes", [0, 12, 2**64 - 1])
+def test_one_endless_heap_is_found_among_any_number(count: int, free_bytes: int) -> None:
+    good = [heap(texts=n % 70, free_bytes=64) for n in range(count)]
+    for bad in {0, count // 2, count - 1}:
+        heaps = [*good[:bad], heap(texts=5, free_bytes=free_bytes), *good[bad + 1 :]]
+        offsets = [3 + sum(map(len, heaps[:n])) for n in range(count)]
+        assert first_endless(b"abc" + b"".join(heaps), offsets) == offsets[bad]
+        assert first_endless(b"abc" + b"".join(heaps), [offset for offset in offsets if offset != offsets[bad]]) is None
+
+
+def test_a_heap_that_says_it_is_larger_than_the_file_ends_with_it() -> None:
+    heaps = [heap(texts=n, free_bytes=2**62) for n in range(60)]
+    offsets = [sum(map(len, heaps[:n])) for n in range(60)]
+    data = b"".join(heaps)
+    assert first_endless(data, offsets) is None
+    assert first_endless(data[:-1], offsets) is None
+    assert first_endless(data, []) is None
