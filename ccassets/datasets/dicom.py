@@ -68,14 +68,21 @@ _FRAME = re.compile(r"(.*[^/])#([1-9][0-9]*)", re.DOTALL)
 # --- keys --------------------------------------------------------------------------------------------
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(root: Path, key: str) -> bool:
     """Whether a file is a DICOM file: by its suffix, or by its prefix `DICM` if the suffix is not that of an image."""
-    suffix = path.suffix.lower()
+    suffix = suffix_of(key)
     if suffix in DICOM_SUFFIXES:
         return True
     # A name that ends like the key of a frame would be taken for one.
-    named_otherwise = suffix in SUFFIXES or _FRAME.fullmatch(path.name)
-    return not named_otherwise and path.is_file() and _has_mark(path, fingerprint(path))
+    if suffix in SUFFIXES or _FRAME.fullmatch(key):
+        return False
+    path = root / key
+    return path.is_file() and _has_mark(path, fingerprint(path))
+
+
+def suffix_of(key: str) -> str:
+    """The suffix of a file's name in lower case; a data set has too many of them to make a path of each."""
+    return key[key.rfind(".") :].lower()
 
 
 @lru_cache(maxsize=1 << 18)
@@ -97,7 +104,7 @@ def frame_keys(root: Path, key: str) -> list[str]:
     Raises:
         DatasetError: The package that reads DICOM files is not installed.
     """
-    if not is_dicom(root / key):  # As no frame of a file is, either.
+    if not is_dicom(root, key):  # As no frame of a file is, either.
         return [key]
     frames = _facts_of(root / key).frames
     return [key] if frames == 1 else [f"{key}#{number}" for number in range(1, frames + 1)]
@@ -116,7 +123,7 @@ def require_nameless_keys(root: Path, name: str, keys: Iterable[str], splits: Co
         DatasetError: A key carries the PatientName or PatientID of its own header; the message leaves it out.
     """
     files = dict.fromkeys(split_frame(root, key)[0] for key in keys)
-    paths = [path for path in files if is_dicom(root / path)]
+    paths = [path for path in files if is_dicom(root, path)]
     carrying = []
     for path in paths:
         patient = _facts_of(root / path).patient
@@ -149,8 +156,8 @@ def patient_groups(root: Path, keys: Sequence[str]) -> list[str]:
     secret = _group_key()
     groups = []
     for key in keys:
-        path = root / split_frame(root, key)[0]
-        number = _facts_of(path).patient[0] if is_dicom(path) else ""
+        name = split_frame(root, key)[0]
+        number = _facts_of(root / name).patient[0] if is_dicom(root, name) else ""
         if not number:
             raise DatasetError(f"{key} has no PatientID, and `dicom: {{group: patient}}` needs one for every image.")
         groups.append(hmac.new(secret, number.encode(), hashlib.sha256).hexdigest()[:16])

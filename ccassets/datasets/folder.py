@@ -111,7 +111,7 @@ class FolderDataset:
         strange: list[str] = []
         for split in self.config.splits:
             files = sorted(self._files(self._split_folder(split), split, frozenset()))
-            keys[split] = [key for key in files if is_image(self.root / key)]
+            keys[split] = [key for key in files if is_image(self.root, key)]
             strange += sorted(set(files) - set(keys[split]))
             require_nameless_keys(self.root, self.name, keys[split], self.config.splits)
         check_keys((key for of_split in (*keys.values(), strange) for key in of_split), where=str(self.root))

@@ -11,7 +11,7 @@ from typing import Final
 
 from PIL import Image
 
-from ccassets.datasets.dicom import DICOM_SUFFIXES, decode_frame, dicom_fingerprint, is_dicom, split_frame
+from ccassets.datasets.dicom import DICOM_SUFFIXES, decode_frame, dicom_fingerprint, is_dicom, split_frame, suffix_of
 from ccassets.datasets.image_decoding import SUFFIXES, decode_image
 from ccassets.errors import DatasetError
 from ccassets.files import fingerprint, reading_errors
@@ -24,9 +24,9 @@ MAX_TABLE_BYTES: Final = 2 << 30
 _NO_KEY = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def is_image(path: Path) -> bool:
+def is_image(root: Path, key: str) -> bool:
     """Whether a file is an image by its suffix, or a DICOM file, whatever it is called."""
-    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
+    return suffix_of(key) in IMAGE_SUFFIXES or is_dicom(root, key)
 
 
 def check_keys(keys: Iterable[str], *, where: str) -> None:
@@ -46,7 +46,7 @@ def fingerprints(root: Path, keys: Sequence[str], dicom: DicomConfig) -> list[st
     does not let a file be looked at.
     """
     paths = [split_frame(root, key)[0] for key in keys]
-    known = {path: _fingerprint_or_missing(root / path, dicom) for path in dict.fromkeys(paths)}
+    known = {path: _fingerprint_or_missing(root, path, dicom) for path in dict.fromkeys(paths)}
     if known and all(fingerprint == MISSING for fingerprint in known.values()):
         similar = similar_file(root, paths[0])
         raise DatasetError(
@@ -56,10 +56,11 @@ def fingerprints(root: Path, keys: Sequence[str], dicom: DicomConfig) -> list[st
     return [known[path] for path in paths]
 
 
-def _fingerprint_or_missing(path: Path, dicom: DicomConfig) -> str:
+def _fingerprint_or_missing(root: Path, key: str, dicom: DicomConfig) -> str:
+    path = root / key
     try:
         with reading_errors(path):
-            return dicom_fingerprint(path, dicom) if is_dicom(path) else fingerprint(path)
+            return dicom_fingerprint(path, dicom) if is_dicom(root, key) else fingerprint(path)
     except OSError:
         return MISSING
 
@@ -83,7 +84,7 @@ def read_image_file(root: Path, key: str, dicom: DicomConfig) -> Image.Image:
     path = root / name
     if not path.exists() and (similar := similar_file(root, name)):
         raise DatasetError(f"there is no such file, but {similar}")
-    return decode_frame(path, frame, dicom) if is_dicom(path) else decode_image(path)
+    return decode_frame(path, frame, dicom) if is_dicom(root, name) else decode_image(path)
 
 
 def similar_file(root: Path, key: str) -> str | None:
