@@ -44,9 +44,9 @@ def feature_digests(features: Array, tokens: Array | None) -> npt.NDArray[np.uin
     digests = np.empty((len(features), 16), np.uint8)
     for row in range(len(features)):
         hasher = row_hasher()
-        hasher.update(_bytes(features[row]))
+        hasher.update(bytes_of(features[row]))
         if tokens is not None:
-            hasher.update(_bytes(tokens[row]))
+            hasher.update(bytes_of(tokens[row]))
         digests[row] = np.frombuffer(hasher.digest(), np.uint8)
     return digests
 
@@ -69,8 +69,8 @@ def hexadecimal(digests: npt.NDArray[np.uint8]) -> list[str]:
 
 def rows_digest(image_digest: Array, feature_digest: Array) -> str:
     """XXH3-128 (hex) over a file's image digests and feature digests: which features belong to which image."""
-    hasher = xxhash.xxh3_128(_bytes(image_digest))
-    hasher.update(_bytes(feature_digest))
+    hasher = xxhash.xxh3_128(bytes_of(image_digest))
+    hasher.update(bytes_of(feature_digest))
     return hasher.hexdigest()
 
 
@@ -82,7 +82,7 @@ def template_digest(template: TemplateLike) -> str:
         if array is not None:
             little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
             hasher.update(f"{name}|{little_endian.dtype.str}|{little_endian.shape}|".encode())
-            hasher.update(_bytes(little_endian))
+            hasher.update(bytes_of(little_endian))
     _update_texts(hasher, "texts", template.texts)
     return hasher.hexdigest()
 
@@ -104,14 +104,14 @@ def split_digest(
     """SHA-256 (hex) over a split's feature digests in order, and its keys, labels, groups and label matrix."""
     hasher = hashlib.sha256()
     hasher.update(f"rows {len(feature_digest)}|".encode())
-    hasher.update(_bytes(feature_digest))
-    hasher.update(_bytes(labels.astype("<i8", copy=False)))
+    hasher.update(bytes_of(feature_digest))
+    hasher.update(bytes_of(labels.astype("<i8", copy=False)))
     _update_texts(hasher, "keys", keys)
     if groups is not None:
         _update_texts(hasher, "groups", groups)
     if label_matrix is not None:
         hasher.update(f"label_matrix {label_matrix.shape}|".encode())
-        hasher.update(_bytes(label_matrix))
+        hasher.update(bytes_of(label_matrix))
     return hasher.hexdigest()
 
 
@@ -134,7 +134,3 @@ def _update_texts(hasher: Any, name: str, texts: Iterable[str]) -> None:
     for text in texts:
         data = text.encode("utf-8", "surrogateescape")
         hasher.update(len(data).to_bytes(8, "little") + data)
-
-
-def _bytes(array: Array) -> memoryview:
-    return bytes_of(np.ascontiguousarray(array))

@@ -272,8 +272,11 @@ def read_into(values: Array, descriptor: int, position: int) -> None:
 
 
 def bytes_of(values: Array) -> memoryview:
-    """The bytes of C-contiguous values; a buffer of some dtypes, such as a long double of named order, has none."""
-    return values.reshape(-1).view(np.uint8).data
+    """The bytes of values in C order, also of dtypes that numpy gives no buffer of, such as a swapped long double.
+
+    A view of C-contiguous values, else a copy.
+    """
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _address(values: Array) -> int:

@@ -32,11 +32,8 @@ def find_endless_heap(file: h5py.File, fd: int) -> int | None:
     if ranges is None or not size:
         return None
     with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as data:
-        for start, stop in gaps(ranges, size):
-            offset = first_endless(data, list(heap_offsets(data, start, stop)))
-            if offset is not None:
-                return offset
-    return None
+        offsets = [offset for start, stop in gaps(ranges, size) for offset in heap_offsets(data, start, stop)]
+        return find_endless_among(data, offsets)
 
 
 def contiguous_ranges(file: h5py.File, axes: int = 0) -> list[tuple[int, int]] | None:
@@ -78,7 +75,7 @@ def heap_offsets(data: mmap.mmap | bytes, start: int, stop: int) -> Iterator[int
         offset = data.find(HEAP_SIGNATURE, offset + 1, stop)
 
 
-def first_endless(data: mmap.mmap | bytes, offsets: list[int]) -> int | None:
+def find_endless_among(data: mmap.mmap | bytes, offsets: list[int]) -> int | None:
     """The offset of one of the heaps at some offsets that HDF5 would read for ever, or None."""
     heaps = np.array(offsets, np.int64)
     at = heaps + HEAP_HEADER
@@ -104,6 +101,7 @@ def _is_endless(data: mmap.mmap | bytes, at: int, stop: int) -> bool:
     with memoryview(data) as view, view[at : max(at, stop)] as objects, objects.cast("Q") as words:
         at = 0
         while at + HEAP_HEADER // 8 <= len(words):
+            # The index is the lowest quarter of the first word, the size the second word.
             is_free, size = words[at] & 0xFFFF == 0, words[at + 1]
             if is_free and (size == 0 or size % 8):
                 return True

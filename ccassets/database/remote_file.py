@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import numpy.typing as npt
 
-from ccassets.database.hdf5_heap_guard import HEAP_HEADER, HEAP_SIGNATURE, first_endless, heap_offsets, heap_size
+from ccassets.database.hdf5_heap_guard import HEAP_HEADER, HEAP_SIGNATURE, find_endless_among, heap_offsets, heap_size
 from ccassets.database.positioned_file import PositionedFile
 from ccassets.errors import DatabaseError, StorageError
 
@@ -219,7 +219,7 @@ class RemoteFile(PositionedFile):
 
     def _require_end(self, heap: bytes, offset: int) -> None:
         """Refuse texts that HDF5 would read for ever, before it sees them."""
-        if len(heap) < HEAP_HEADER or first_endless(heap, [0]) is not None:
+        if len(heap) < HEAP_HEADER or find_endless_among(heap, [0]) is not None:
             raise DatabaseError(
                 f"{self.name} cannot be read: its texts at byte {offset} are damaged, and HDF5 would read for ever."
             )

@@ -101,7 +101,7 @@ class RowBytes:
     def write(self, name: str, first: int, values: npt.NDArray[Any]) -> None:
         """Write `values` as the rows from `first` on."""
         offset, row_bytes = self._ranges[name]
-        data = bytes_of(np.ascontiguousarray(values, STORED_IMAGE_DTYPE))
+        data = bytes_of(np.asarray(values, STORED_IMAGE_DTYPE))
         position = offset + first * row_bytes
         _reserve(self._fd, position, len(data))
         while len(data):

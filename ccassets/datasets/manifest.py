@@ -219,7 +219,7 @@ class Manifest:
                 groups=table["group"].to_pylist() if "group" in names else None,
                 label_matrix=_bytes_matrix(table["label_matrix"]) if "label_matrix" in names else None,
                 image_digest=_bytes_matrix(table["image_digest"]),
-                blank=_flags(table["blank"]),
+                blank=_numbers(table["blank"]),
                 fingerprints=table["fingerprint"].to_pylist(),
                 skipped=tuple((key, reason) for key, reason in facts["skipped"]),
                 limit=facts["limit"],
@@ -579,15 +579,13 @@ def _numbers(column: Any) -> npt.NDArray[Any]:
     return _values(column, np.dtype(str(column.type)))
 
 
-def _flags(column: Any) -> npt.NDArray[np.bool_]:
-    """The truth values of a column, a bit each; pyarrow's conversion imports all its functions first."""
-    chunks = [
-        np.unpackbits(np.frombuffer(chunk.buffers()[1], np.uint8), bitorder="little")[chunk.offset :][: len(chunk)]
-        for chunk in column.chunks
-    ]
-    return np.concatenate([np.empty(0, np.uint8), *chunks]).astype(np.bool_)
-
-
 def _values(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    chunks = [np.frombuffer(chunk.buffers()[1], dtype)[chunk.offset :][: len(chunk)] for chunk in column.chunks]
+    chunks = [_unpacked(chunk.buffers()[1], dtype)[chunk.offset :][: len(chunk)] for chunk in column.chunks]
     return np.concatenate([np.empty(0, dtype), *chunks])
+
+
+def _unpacked(buffer: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The values in a buffer of Arrow, which keeps truth values as bits, the lowest first."""
+    if dtype != np.bool_:
+        return np.frombuffer(buffer, dtype)
+    return np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little").astype(np.bool_)

@@ -77,7 +77,7 @@ def write_numpy(rows: ExportedRows, folder: Path, progress: Progress) -> None:
         texts: dict[str, list[str]] = {name: [] for name in rows.empty if name not in shapes}
         for columns in rows.blocks(progress):
             for name, file in files.items():
-                file.write(bytes_of(np.ascontiguousarray(columns[name])))
+                file.write(bytes_of(columns[name]))
             for name, values in texts.items():
                 values.extend(columns[name].tolist())
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from ccassets.database.hdf5_heap_guard import find_endless_heap, first_endless
+from ccassets.database.hdf5_heap_guard import find_endless_among, find_endless_heap
 from ccassets.database.reader import open_database
 from ccassets.errors import DatabaseError
 from ccassets_tests.campaigns.examination import examine
@@ -73,14 +73,17 @@ def test_one_endless_heap_is_found_among_any_number(count: int, free_bytes: int)
     for bad in {0, count // 2, count - 1}:
         heaps = [*good[:bad], heap(texts=5, free_bytes=free_bytes), *good[bad + 1 :]]
         offsets = [3 + sum(map(len, heaps[:n])) for n in range(count)]
-        assert first_endless(b"abc" + b"".join(heaps), offsets) == offsets[bad]
-        assert first_endless(b"abc" + b"".join(heaps), [offset for offset in offsets if offset != offsets[bad]]) is None
+        assert find_endless_among(b"abc" + b"".join(heaps), offsets) == offsets[bad]
+        assert (
+            find_endless_among(b"abc" + b"".join(heaps), [offset for offset in offsets if offset != offsets[bad]])
+            is None
+        )
 
 
 def test_a_heap_that_says_it_is_larger_than_the_file_ends_with_it() -> None:
     heaps = [heap(texts=n, free_bytes=2**62) for n in range(60)]
     offsets = [sum(map(len, heaps[:n])) for n in range(60)]
     data = b"".join(heaps)
-    assert first_endless(data, offsets) is None
-    assert first_endless(data[:-1], offsets) is None
-    assert first_endless(data, []) is None
+    assert find_endless_among(data, offsets) is None
+    assert find_endless_among(data[:-1], offsets) is None
+    assert find_endless_among(data, []) is None

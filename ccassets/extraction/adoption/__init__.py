@@ -413,6 +413,7 @@ def _take_images(
     with exclusive(folder):
         remove_leftovers(folder)
         index = held_rows(store, card.identity).without_unverified()
+        # A part that vanished since the proof would leave its split without one.
         proven = [manifest for manifest in manifests if manifest.split in orders]
         shards = shards_to_take(study, proven, images.numbers, row_of_image, index)
         total = sum(map(len, shards))
